@@ -1,0 +1,65 @@
+"""Every error of forecache: a sentence that says what was asked, what was found and what to do.
+
+ForecacheError
+├── PlanError (ValueError)          a method, schedule or grid that cannot become a plan
+│   └── PlanFileError               a file that is not a plan this version can read
+├── ModelError (ValueError)         a model or pipeline that has no usable sites
+│   ├── SiteError                   a site pattern that matches nothing
+│   └── PlanMismatchError           a plan made for another model
+├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
+│   ├── StepCountError              more or fewer model calls than the plan has steps
+│   └── AlreadyAppliedError         a second `apply` on a model that already has a session
+├── InputError (ValueError)         a label, folder or option that cannot be used
+└── MissingExtraError (ImportError) an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+
+class ForecacheError(Exception):
+    """The root of all errors that forecache raises on purpose."""
+
+
+class PlanError(ForecacheError, ValueError):
+    """A method, schedule or grid that cannot become a plan."""
+
+
+class PlanFileError(PlanError):
+    """A file that is not a plan this version can read."""
+
+
+class ModelError(ForecacheError, ValueError):
+    """A model or pipeline that has no usable sites."""
+
+
+class SiteError(ModelError):
+    """A site pattern that matches nothing."""
+
+
+class PlanMismatchError(ModelError):
+    """A plan made for another model."""
+
+
+class RunError(ForecacheError, RuntimeError):
+    """A sampling run that does not fit the plan or the session."""
+
+
+class StepCountError(RunError):
+    """More or fewer model calls than the plan has steps."""
+
+
+class AlreadyAppliedError(RunError):
+    """A second `apply` on a model that already has a session."""
+
+
+class InputError(ForecacheError, ValueError):
+    """A label, folder or option that cannot be used."""
+
+
+class MissingExtraError(ForecacheError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed: pip install 'forecache[{extra}]'"
+        )

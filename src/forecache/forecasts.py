@@ -1,0 +1,114 @@
+"""Forecasts: how a skipped feature is estimated from past ones. Arithmetic on step numbers; no tensors.
+
+Every known forecast is a linear multistep rule: the estimate at step c is a weighted sum of features of earlier
+steps, with weights that depend on the step numbers alone and add up to one. So a forecast is tested without a tensor.
+
+Which past features it sees is its ``history``:
+
+* ``computed``: the features that were computed, newest first.
+* ``emitted``: what the calls up to the newest computed one gave out, newest first, estimates of skipped calls
+  included (GOC's queue). The entries stay fixed while a gap lasts: every skipped call of a gap sees the queue as it
+  stood when the last feature was computed. At N = 2 that is the published queue to the letter; at larger
+  intervals the published queue would extrapolate from its own extrapolations, which diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol
+
+from forecache._errors import PlanError
+
+History = Literal["computed", "emitted"]
+
+
+class Forecast(Protocol):
+    """A linear multistep rule."""
+
+    @property
+    def history(self) -> History:
+        """Whether ``past`` holds computed or emitted features."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """How many past features it reads at the most."""
+        ...
+
+    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+        """One weight for each step in ``past`` (newest first, 1 to ``length`` of them); they sum to one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The last computed feature, unchanged: ghat(c) = g(c0) (FORA, arXiv 2407.01425)."""
+
+    history: History = "computed"
+    length: int = 1
+
+    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+        return (1.0,)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Plain reuse plus eta times the last change: ghat = g1 + eta * (g1 - g0) (GOC, arXiv 2503.05156, Eq. 5).
+
+    g1 is the newest feature, g0 the one before it in the history; with only one feature there, it is reused
+    (Eq. 4). The change is taken as it is, whatever the number of steps that it spans.
+
+    history: ``emitted`` (the paper's) takes the estimate given out just before g1 for g0, so that each estimate
+    pays back the error of the one before; the error's growth factor from gap to gap is eta, so eta > 1 amplifies.
+    ``computed`` takes the computed feature before g1.
+    """
+
+    eta: float
+    history: History = "emitted"
+    length: int = 2
+
+    def __post_init__(self) -> None:
+        if self.history not in ("computed", "emitted"):
+            raise PlanError(f"history must be 'computed' or 'emitted', not {self.history!r}.")
+
+    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+        return (1.0,) if len(past) < 2 else (1.0 + self.eta, -self.eta)
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Taylor expansion around the newest computed feature (TaylorSeer, arXiv 2503.06923).
+
+    ghat(c0 + k) = sum over i <= order of D_i(c0) k^i / i!, where the derivatives are backward differences taken
+    at the computed steps: D_i(c0) = (D_{i-1}(c0) - D_{i-1}(c1)) / (c0 - c1), c1 the computed step before c0.
+    With fewer computed features than order + 1 the order is lowered. Exact on straight lines at any spacing.
+    """
+
+    order: int
+    history: History = "computed"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.order, int) or self.order < 0:
+            raise PlanError(f"A Taylor forecast has a whole order of at least 0 (reuse); {self.order!r} was asked for.")
+
+    @property
+    def length(self) -> int:
+        return self.order + 1
+
+    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+        count = len(past)
+        # difference[j] = D_i at past[j], as weights over `past`; each pass of the loop raises i by one
+        difference = [[float(row == column) for column in range(count)] for row in range(count)]
+        total = [0.0] * count
+        factor = 1.0
+        for order in range(count):
+            if order > 0:
+                factor *= (step - past[0]) / order
+                difference = [
+                    [(a - b) / (past[row] - past[row + 1]) for a, b in zip(newer, older, strict=True)]
+                    for row, (newer, older) in enumerate(pairwise(difference))
+                ]
+            total = [sum_ + factor * weight for sum_, weight in zip(total, difference[0], strict=True)]
+        return tuple(total)

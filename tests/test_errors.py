@@ -1,0 +1,54 @@
+"""The error tree: as drawn in the docstring, as imported by users."""
+
+import inspect
+import re
+
+import pytest
+
+import forecache as fc
+from forecache import _errors
+
+CLASSES = {name: each for name, each in vars(_errors).items() if inspect.isclass(each) and issubclass(each, Exception)}
+
+
+def drawn():
+    """{name: (parent, built-in parent or None)} as the docstring draws it; four columns are one level."""
+    tree, path = {}, []
+    for line in inspect.getdoc(_errors).splitlines():
+        if found := re.match(r"^([ │├└─]*)(\w+Error)\b(?: \((\w+)\))?", line):
+            level = len(found[1]) // 4
+            path[level:] = [found[2]]
+            tree[found[2]] = (path[level - 1] if len(path) > 1 else None, found[3])
+    return tree
+
+
+def test_every_error_is_drawn_and_no_other():
+    assert set(drawn()) == set(CLASSES)
+    assert len(CLASSES) == 11
+
+
+def test_every_error_is_public():
+    assert set(CLASSES) <= set(fc.__all__)
+    assert all(getattr(fc, name) is each for name, each in CLASSES.items())
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "ForecacheError"])
+def test_every_error_stands_below_its_parents(name):
+    parent, builtin = drawn()[name]
+    bases = [base.__name__ for base in CLASSES[name].__bases__]
+    assert bases == ([parent, builtin] if builtin else [parent])
+
+
+def test_every_error_says_what_it_is():
+    assert all(each.__doc__ and each.__doc__.strip().endswith(".") for each in CLASSES.values())
+
+
+def test_a_missing_extra_names_the_package_and_how_to_install_it():
+    error = fc.MissingExtraError("typer", "cli", "The command line")
+    assert isinstance(error, ImportError)
+    assert "'typer', which is not installed: pip install 'forecache[cli]'" in str(error)
+
+
+def test_all_names_are_there():
+    assert all(hasattr(fc, name) for name in fc.__all__)
+    assert len(set(fc.__all__)) == len(fc.__all__)
