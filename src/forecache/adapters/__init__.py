@@ -1,0 +1,114 @@
+"""Adapters: what a model family looks like. A layout names a model's sites and says how each is computed.
+
+find(pipe).model                    the transformer of a pipeline, or the module itself
+layout(model)                       the sites of a known family, or of modules that match name patterns
+measure(model, sites, batch)        MACs and bytes of every site, from shapes alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from forecache._core import Grid, Site
+from forecache._errors import ModelError, PlanMismatchError, SiteError
+from forecache.adapters import diffusers_dit, modules
+from forecache.adapters.base import Block, Branch, Layout, Value, is_mounted, mounted, replaced
+from forecache.adapters.counting import Parts, count
+
+FAMILIES = (diffusers_dit,)
+
+__all__ = [
+    "Block",
+    "Branch",
+    "Layout",
+    "Parts",
+    "Value",
+    "describe",
+    "find",
+    "is_mounted",
+    "layout",
+    "layout_for",
+    "measure",
+    "mounted",
+    "replaced",
+]
+
+
+def find(target: Any) -> nn.Module:
+    """The transformer of a diffusers pipeline, or the module itself."""
+    if isinstance(target, nn.Module):
+        return target
+    model = getattr(target, "transformer", None)
+    if isinstance(model, nn.Module):
+        return model
+    raise ModelError(
+        f"{type(target).__name__} is neither a torch module nor a pipeline with a `transformer`: "
+        "pass the diffusion transformer itself."
+    )
+
+
+def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
+    """The sites of ``model``: those of its family, or the modules whose paths match ``patterns``.
+
+    Raises SiteError if a pattern matches nothing, or if there is neither a known family nor a pattern.
+    """
+    if patterns is not None:
+        return modules.matching(model, patterns)
+    for family in FAMILIES:
+        if family.fits(model):
+            return family.layout(model)
+    if modules.fits(model):
+        return modules.matching(model, modules.DIT_PATTERNS)
+    raise SiteError(
+        f"forecache knows no branches of {type(model).__name__}: name the modules to cache, "
+        'for example sites=["blocks.*.attn", "blocks.*.mlp"].'
+    )
+
+
+def describe(model: nn.Module, found: Layout) -> str:
+    """The model's class, and for module sites how many modules it has of their kinds."""
+    name = type(model).__name__
+    if any(family.fits(model) and family.layout(model).sites == found.sites for family in FAMILIES):
+        return name
+    return f"{name} ({modules.census(model, found.sites)})"
+
+
+def layout_for(model: nn.Module, grid: Grid) -> Layout:
+    """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
+    wanted = grid.sites
+    for family in FAMILIES:
+        if family.fits(model) and (found := family.layout(model)).sites == wanted:
+            return found
+    if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
+        return modules.named(model, wanted)
+    try:
+        present = layout(model).sites
+    except SiteError:
+        present = ()
+    raise PlanMismatchError(
+        f"The plan is made for {len(wanted)} sites ({wanted[0].name} to {wanted[-1].name}), but "
+        f"{type(model).__name__} has {_describe(present)}: make a plan for this model, on forecache.grid(model, "
+        f"num_steps). This one was made on {grid.model or 'an unnamed model'}."
+    )
+
+
+def _as_deep(model: nn.Module, grid: Grid) -> bool:
+    """Whether the model has as many modules of the sites' kinds as the model that the plan was made for."""
+    _, counted, census = grid.model.partition(" (")
+    if counted:
+        return census == modules.census(model, grid.sites) + ")"
+    return not modules.fits(model) or modules.matching(model, modules.DIT_PATTERNS).sites == grid.sites
+
+
+def _describe(sites: Sequence[Site]) -> str:
+    return f"{len(sites)} ({sites[0].name} to {sites[-1].name})" if sites else "no sites of these names"
+
+
+def measure(target: Any, grid: Grid, batch: int, inputs: Any = None) -> Parts:
+    """MACs of every site and of the rest of one model call, and the bytes of every feature, without computing it."""
+    model = find(target)
+    layout_for(model, grid)  # the error of a plan for another model belongs to the model that the user has
+    return count(model, lambda twin: layout_for(twin, grid), batch, inputs)

@@ -1,0 +1,130 @@
+"""What a layout is, and how forwards are put on a model and taken off again.
+
+B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from forecache._core import Site
+
+Forward = Callable[..., Any]
+Example = Callable[[int], Mapping[str, Tensor]]
+
+
+class Value(Protocol):
+    """Who decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
+
+    def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
+
+    compute: norm, modulation and module, up to but without the gate; (B, N, D) -> (B, N, D).
+    gate: the gate of the current step, broadcastable to (B, N, D).
+    """
+
+    kind: str
+    compute: Callable[[Tensor, Any], Tensor]
+    gate: Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward."""
+
+    module: nn.Module
+    condition: Callable[..., Any]
+    branches: tuple[Branch, ...]
+
+    def forward(self, first_site: int, value: Value) -> Forward:
+        """The block's forward with every branch asked from ``value``; ``first_site`` is the index of branch 0."""
+
+        @functools.wraps(self.module.forward)
+        def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            condition = self.condition(x_BND, *args, **kwargs)
+            for site, branch in enumerate(self.branches, first_site):
+                y_BND = value(site, branch.compute, x_BND, condition)
+                x_BND = branch.gate(condition) * y_BND + x_BND
+            return x_BND
+
+        return forward
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model seen as sites, in order of execution.
+
+    forwards: given ``value``, the (module, forward) pairs that route every site through it.
+    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them.
+    """
+
+    model: nn.Module
+    sites: tuple[Site, ...]
+    forwards: Callable[[Value], Iterable[tuple[nn.Module, Forward]]]
+    example: Example | None = None
+
+
+def from_blocks(model: nn.Module, blocks: Iterable[Block], example: Example) -> Layout:
+    """The layout of a stack of blocks; sites are named ``blocks.<depth>.<kind>`` in every family."""
+    placed = []
+    sites: list[Site] = []
+    for depth, block in enumerate(blocks):
+        placed.append((len(sites), block))
+        sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
+
+    def forwards(value: Value) -> list[tuple[nn.Module, Forward]]:
+        return [(block.module, block.forward(first_site, value)) for first_site, block in placed]
+
+    return Layout(model, tuple(sites), forwards, example)
+
+
+@contextmanager
+def mounted(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
+    """Give modules these forwards, and on exit, by whatever road, the ones they had.
+
+    A forward is set on the instance, as accelerate's hooks do it: no module, parameter, hook or class is touched.
+    """
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            stack.enter_context(replaced(module, "forward", forward))
+        yield
+
+
+@contextmanager
+def replaced(owner: object, name: str, function: Forward) -> Iterator[None]:
+    """``owner.name`` is ``function`` inside the block, set on the instance alone. Blocks may end in any order."""
+    own, mark = vars(owner), vars(function)
+    mark["_forecache"] = own.get(name)  # what it replaces
+    own[name] = function
+    try:
+        yield
+    finally:
+        before = mark["_forecache"]
+        if (above := _above(function, own.get(name))) is not None:
+            vars(above)["_forecache"] = before  # a later block goes on: it will restore what we would
+        elif before is None:
+            own.pop(name, None)
+        else:
+            own[name] = before
+
+
+def _above(function: Forward, top: Any) -> Any:
+    """The replacement of ours that was put over ``function``, looking down from ``top``; None if there is none."""
+    while top is not None and (below := getattr(top, "__dict__", {}).get("_forecache")) is not function:
+        top = below
+    return top
+
+
+def is_mounted(module: nn.Module) -> bool:
+    """Whether the module's forward is one of ours."""
+    return hasattr(vars(module).get("forward"), "_forecache")

@@ -1,0 +1,102 @@
+"""The features that are still alive, of every site in one lane, and the estimates read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecache._errors import RunError
+from forecache.liveness import Op, slots
+
+Kept = tuple[Tensor, int]
+"""A feature, and its version when it was kept."""
+
+
+@dataclass
+class Meter:
+    """Bytes held by histories, now and at the peak."""
+
+    held: int = 0
+    peak: int = 0
+
+
+class History:
+    """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
+
+    rows: the operations of every site, [site][step]. meter: shared by the lanes of a run.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Op]], meter: Meter) -> None:
+        self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in rows]
+        self._done = bytearray(len(rows))
+        self._ops: Sequence[Op] = ()
+        self._meter = meter
+
+    def begin(self, ops: Sequence[Op]) -> None:
+        """The next model call does ``ops``, one per site."""
+        self._ops = ops
+        self._done = bytearray(len(self._done))
+
+    def value(self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """What the site gives out in this call: ``compute(*args, **kwargs)`` or the estimate of its cell."""
+        if self._done[site]:
+            raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
+        self._done[site] = 1
+        op, kept = self._ops[site], self._slots[site]
+        output = (
+            combine([_read(kept[slot]) for slot, _ in op.reads], op.reads) if op.reads else compute(*args, **kwargs)
+        )
+        for slot in op.frees:
+            self._meter.held -= _read(kept[slot]).nbytes
+            kept[slot] = None
+        if op.store is not None:
+            kept[op.store] = output, _version(output)
+            self._meter.held += output.nbytes
+            self._meter.peak = max(self._meter.peak, self._meter.held)
+        return output
+
+    def missed(self) -> int | None:
+        """The first site that did not run in this call, if any."""
+        index = self._done.find(0)
+        return None if index < 0 else index
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        for kept in self._slots:
+            for slot, entry in enumerate(kept):
+                if entry is not None:
+                    self._meter.held -= entry[0].nbytes
+                    kept[slot] = None
+
+
+def _version(feature: Tensor) -> int:
+    """Goes up with every write into the tensor; inference tensors do not count them."""
+    return 0 if feature.is_inference() else feature._version
+
+
+def _read(entry: Kept | None) -> Tensor:
+    assert entry is not None, "a slot was read before it was filled"
+    feature, version = entry
+    if _version(feature) != version:
+        raise RunError(
+            "A kept feature was changed in place after its module gave it out, so it cannot be reused: choose sites "
+            "whose output the model does not write into, such as the modules inside."
+        )
+    return feature
+
+
+def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:
+    """The weighted sum of features, as a new tensor; a single one is handed out as it is."""
+    first, *rest = features
+    if not rest:
+        return first
+    if len(rest) == 1:  # weights sum to one: g1 + (w1 - 1) (g1 - g0), read once
+        return torch.lerp(rest[0], first, reads[0][1])
+    total = first * reads[0][1]
+    for feature, (_, weight) in zip(rest, reads[1:], strict=True):
+        total.add_(feature, alpha=weight)
+    return total

@@ -1,0 +1,186 @@
+"""Method -> plan: a method fills the grid, and what it filled in is data that runs without the method's code."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forecache import _planfile, liveness
+from forecache._core import Action, Cell, Gate, Grid, Schedule, Site, check_reads
+from forecache._errors import PlanError
+from forecache._version import __version__
+from forecache.adapters import measure
+from forecache.forecasts import Forecast, Reuse
+from forecache.gates import always
+
+LEGEND = "# computed   . reused   ~ forecast"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A technique as a sentence of parts: which cells are computed, how the others are estimated, and where.
+
+    name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action.
+    forecast: applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused.
+    """
+
+    name: str
+    schedule: Schedule
+    forecast: Forecast = field(default_factory=Reuse)
+    gate: Gate = always
+
+    def plan(self, grid: Grid) -> Plan:
+        """The plan of this method on a grid.
+
+        Raises PlanError if a site is skipped before it was ever computed, or if the gate opens nowhere.
+        """
+        opened: set[int] = set()
+        rows = {site: self._row(site, grid, opened) for site in grid.sites}
+        skipped = {step for row in rows.values() for step, cell in enumerate(row) if not cell.computed}
+        listed = getattr(self.gate, "steps", ())
+        if idle := [step for step in listed if step not in opened]:
+            raise PlanError(
+                f"{self.name} is asked to correct steps {idle}, but its schedule computes them (skipped: "
+                f"{sorted(skipped)}): list skipped steps, or choose another schedule."
+            )
+        if skipped and not opened:
+            raise PlanError(f"The gate of {self.name} is closed in every skipped cell, so its forecast does nothing.")
+        return Plan(grid, tuple(rows.values()), {"method": self.name, "forecache": __version__})
+
+    def _row(self, site: Site, grid: Grid, opened: set[int]) -> tuple[Cell, ...]:
+        row: list[Cell] = []
+        computed: list[int] = []  # newest first
+        for step in range(grid.num_steps):
+            action = self.schedule(step, site, grid)
+            if action is Action.COMPUTE:
+                row.append(Cell())
+                computed.insert(0, step)
+            elif action is not Action.SKIP:
+                raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
+            elif not computed:
+                raise PlanError(f"{self.name} skips {site.name} at step {step}, before it was ever computed.")
+            elif self.gate(step, site, grid):
+                opened.add(step)
+                row.append(self._estimate(step, row, computed))
+            else:
+                row.append(Cell(((computed[0], 1.0),)))
+        return tuple(row)
+
+    def _estimate(self, step: int, row: list[Cell], computed: list[int]) -> Cell:
+        seen = computed if self.forecast.history == "computed" else range(computed[0], -1, -1)
+        past = list(seen[: self.forecast.length])
+        reads: dict[int, float] = {}
+        for source, weight in zip(past, self.forecast.weights(step, past), strict=True):
+            # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
+            origin = row[source].reads[0][0] if row[source].sign == "." else source
+            reads[origin] = reads.get(origin, 0.0) + weight
+        return Cell(tuple((source, weight) for source, weight in reads.items() if weight != 0.0))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a plan costs. MACs are multiply-accumulates of matrix products, convolutions and attention.
+
+    macs: the whole run, guidance pair included. macs_uncached: the same run with everything computed.
+    cache_bytes: peak bytes of features kept for later steps. step_macs, step_cache_bytes: the same step by step.
+    """
+
+    macs: int
+    macs_uncached: int
+    cache_bytes: int
+    step_macs: tuple[int, ...] = field(repr=False)
+    step_cache_bytes: tuple[int, ...] = field(repr=False)
+
+    @property
+    def speedup(self) -> float:
+        """macs_uncached / macs: the speed-up to expect where time follows MACs."""
+        return self.macs_uncached / self.macs
+
+    def __str__(self) -> str:
+        unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
+        return (
+            f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
+            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
+
+    grid: steps and sites. rows: one tuple of cells per site, one cell per step. provenance: where it came from.
+    """
+
+    grid: Grid
+    rows: tuple[tuple[Cell, ...], ...]
+    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
+            raise PlanError(f"Provenance maps names to strings, so that a file can keep it; it is {self.provenance!r}.")
+        if len(self.rows) != len(self.grid.sites) or {len(row) for row in self.rows} != {self.grid.num_steps}:
+            raise PlanError("A plan needs one row per site with one cell per step.")
+        for row in set(self.rows):
+            for step, cell in enumerate(row):
+                if not cell.computed:
+                    check_reads(cell.reads, step)
+
+    @property
+    def num_steps(self) -> int:
+        """Model calls in the run."""
+        return self.grid.num_steps
+
+    @property
+    def computed_share(self) -> float:
+        """Share of the cells that are computed, 0 to 1; the papers' caching level is one minus this."""
+        cells = [cell for row in self.rows for cell in row]
+        return sum(cell.computed for cell in cells) / len(cells)
+
+    def picture(self) -> str:
+        """The distinct rows as lines of signs, the most frequent first."""
+        return "\n".join(line for line, _ in Counter(_line(row) for row in self.rows).most_common())
+
+    def show(self) -> str:
+        """The whole plan as text: one line a site, one sign a step."""
+        width = max(len(site.name) for site in self.grid.sites)
+        title = (
+            f"{self.provenance.get('method', 'plan')}: {self.num_steps} steps x {len(self.grid.sites)} sites, "
+            f"{self.computed_share:.1%} computed"
+        )
+        lines = [f"{site.name:<{width}}  {_line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)]
+        return "\n".join([title, *lines, LEGEND])
+
+    def cost(self, model: Any, batch_size: int = 1, *, guidance: bool = True, inputs: Any = None) -> Cost:
+        """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
+
+        model: a pipeline or a transformer. batch_size: images; with ``guidance`` each is a pair of samples in one
+        call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
+        which then set the batch.
+        """
+        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs)
+        steps = range(self.num_steps)
+        step_macs = tuple(
+            parts.fixed_macs
+            + sum(macs for macs, row in zip(parts.site_macs, self.rows, strict=True) if row[step].computed)
+            for step in steps
+        )
+        alive = liveness.alive([liveness.allocate(row) for row in self.rows], parts.site_bytes)
+        full = parts.fixed_macs + sum(parts.site_macs)
+        return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as versioned JSON, atomically; folders that are missing are made."""
+        _planfile.write(Path(path), self.grid, self.rows, self.provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file; raises PlanFileError with what is wrong and where."""
+        return cls(*_planfile.read(Path(path)))
+
+
+def _line(row: tuple[Cell, ...]) -> str:
+    return "".join(cell.sign for cell in row)

@@ -1,0 +1,116 @@
+"""What the tests share: small random models, and the loop that samples from them."""
+
+import copy
+import sys
+
+import pytest
+import reference
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers.utils import logging
+from facebook_dit import DiT
+from hypothesis import settings
+
+from forecache import cli
+
+logging.disable_progress_bar()
+torch.set_num_threads(1)
+settings.register_profile("forecache", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("forecache")
+
+CLASSES = 10
+"""Classes of the small models; the label CLASSES is "no label"."""
+
+
+def small_dit(num_layers=3, classes=CLASSES, seed=0):
+    """A random diffusers DiT, (B, 4, 8, 8) to (B, 8, 8, 8); its adaLN gates are not zero."""
+    torch.manual_seed(seed)
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=num_layers,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=classes,
+    ).eval()
+
+
+def small_facebook_dit(depth=3):
+    torch.manual_seed(1)
+    return DiT(depth=depth, num_classes=CLASSES).eval()
+
+
+def labels(count=2):
+    """``count`` classes and as many "no label": one guidance batch."""
+    return torch.cat([torch.arange(count), torch.full((count,), CLASSES)])
+
+
+def noise(count=2, seed=0):
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def generate(model, num_steps, seed=0, count=2):
+    """Samples of a diffusers DiT by the plain loop, through the model's own forward."""
+    y = labels(count)
+    dtype = model.dtype
+
+    def predict(x, t, step):
+        return model(x.to(dtype), timestep=t, class_labels=y).sample
+
+    return reference.ddim(predict, noise(count, seed).to(dtype), num_steps)
+
+
+def generate_images(pipe, num_steps, seed=0):
+    """Images of a pipeline, (2, 8, 8, 3) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return pipe([1, 2], num_inference_steps=num_steps, generator=generator, output_type="np").images
+
+
+@pytest.fixture(scope="session")
+def _dit():
+    return small_dit()
+
+
+@pytest.fixture
+def dit(_dit):
+    return copy.deepcopy(_dit)
+
+
+@pytest.fixture
+def facebook():
+    return small_facebook_dit()
+
+
+@pytest.fixture(scope="session")
+def pipe_folder(tmp_path_factory):
+    """A small random DiTPipeline as a folder. DiTPipeline's "no label" is 1000, whatever its model."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    transformer = small_dit(classes=1000, seed=2)
+    vae = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(pipe_folder):
+    pipe = DiTPipeline.from_pretrained(pipe_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def forecache(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["forecache", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run

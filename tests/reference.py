@@ -1,0 +1,206 @@
+"""Cached sampling of a DiT written out by hand, as the papers describe it. It knows nothing of the library.
+
+B batch, N tokens, D width. A *rule* decides what one branch emits at one step:
+``rule(memory, step, compute) -> feature``, where ``memory`` is a dict that belongs to this (block, branch) alone.
+"""
+
+from collections import deque
+
+import torch
+
+TRAIN_STEPS = 1000
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def timesteps(num_steps):
+    """Evenly spaced timesteps, the noisiest first."""
+    stride = TRAIN_STEPS // num_steps
+    return [index * stride + 1 for index in reversed(range(num_steps))]
+
+
+@torch.no_grad()
+def ddim(predict, noise, num_steps, guidance=1.5):
+    """DDIM with eta = 0, v-prediction on linear betas, guidance pair in one call.
+
+    predict(x_2B, t_2B, step) gives (2B, C or 2C, H, W) for the batch [cond; uncond]; channels after C are ignored.
+    """
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float64), 0)
+    times = timesteps(num_steps)
+    x = noise
+    for step, time in enumerate(times):
+        t = torch.full((2 * len(x),), time)
+        output = predict(torch.cat([x, x]), t, step)[:, : x.shape[1]]
+        cond, uncond = output.chunk(2)
+        v = uncond + guidance * (cond - uncond)
+        a = alpha_bar[time].item()
+        a_next = alpha_bar[times[step + 1]].item() if step + 1 < num_steps else 1.0
+        clean = a**0.5 * x - (1 - a) ** 0.5 * v
+        epsilon = a**0.5 * v + (1 - a) ** 0.5 * x
+        x = a_next**0.5 * clean + (1 - a_next) ** 0.5 * epsilon
+    return x
+
+
+def cached(forward, model, labels, rule):
+    """A ``predict`` for `ddim` in which every branch of every block is emitted by ``rule``."""
+    memories = {}
+
+    def predict(x, t, step):
+        def emit(key, compute):
+            return rule(memories.setdefault(key, {}), step, compute)
+
+        return forward(model, x, t, labels, emit)
+
+    return predict
+
+
+# ---- models, block by block -----------------------------------------------------------------------------------------
+
+
+def diffusers_dit(model, x, t, labels, emit):
+    """A diffusers DiT by hand, from latents (B, C, H, W) to latents; class_labels (B,), timestep (B,)."""
+    height, width = (side // model.config.patch_size for side in x.shape[-2:])
+    x_BND = model.pos_embed(x)
+    for depth, block in enumerate(model.transformer_blocks):
+        x_BND = _diffusers_block(block, depth, x_BND, (t, labels), emit)
+    conditioning = model.transformer_blocks[0].norm1.emb(t, labels, hidden_dtype=x_BND.dtype)
+    shift, scale = model.proj_out_1(torch.nn.functional.silu(conditioning)).chunk(2, dim=1)
+    x_BND = model.proj_out_2(model.norm_out(x_BND) * (1 + scale[:, None]) + shift[:, None])
+    return unpatchify(x_BND, height, width, model.config.patch_size)
+
+
+def _diffusers_block(block, depth, x_BND, condition, emit):
+    norm = block.norm1
+    c_BD = norm.emb(*condition, hidden_dtype=x_BND.dtype)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = norm.linear(norm.silu(c_BD)).chunk(6, dim=1)
+    attention = emit((depth, "attn"), lambda: block.attn1(modulate(norm.norm(x_BND), shift_a, scale_a)))
+    y_BND = x_BND + gate_a[:, None] * attention
+    mlp = emit((depth, "mlp"), lambda: block.ff(modulate(block.norm3(y_BND), shift_m, scale_m)))
+    return y_BND + gate_m[:, None] * mlp
+
+
+def facebook_dit(model, x, t, labels, emit):
+    """A DiT in the layout of facebookresearch/DiT by hand."""
+    side = x.shape[-1] // model.patch_size
+    c_BD = model.t_embedder(t) + model.y_embedder(labels, False)
+    x_BND = model.x_embedder(x) + model.pos_embed
+    for depth, block in enumerate(model.blocks):
+        x_BND = _facebook_block(block, depth, x_BND, c_BD, emit)
+    return unpatchify(model.final_layer(x_BND, c_BD), side, side, model.patch_size)
+
+
+def _facebook_block(block, depth, x_BND, c_BD, emit):
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c_BD).chunk(6, dim=1)
+    attention = emit((depth, "attn"), lambda: block.attn(modulate(block.norm1(x_BND), shift_a, scale_a)))
+    y_BND = x_BND + gate_a[:, None] * attention
+    mlp = emit((depth, "mlp"), lambda: block.mlp(modulate(block.norm2(y_BND), shift_m, scale_m)))
+    return y_BND + gate_m[:, None] * mlp
+
+
+def modulate(x_BND, shift_BD, scale_BD):
+    return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+def unpatchify(x_BNP, height, width, patch):
+    """Tokens (B, height * width, patch * patch * C) to images (B, C, height * patch, width * patch)."""
+    batch = x_BNP.shape[0]
+    x = x_BNP.reshape(batch, height, width, patch, patch, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height * patch, width * patch)
+
+
+# ---- rules: what a branch emits -------------------------------------------------------------------------------------
+
+
+def front(num_steps, interval):
+    """The computed steps of the GOC and EOC papers' phase."""
+    return {c for c in range(num_steps) if c % interval == 0}
+
+
+def end(num_steps, interval):
+    """The computed steps of FORA's released code."""
+    return {0} | {c for c in range(num_steps) if (num_steps - 1 - c) % interval == 0}
+
+
+def everything(memory, step, compute):
+    """No cache."""
+    return compute()
+
+
+def fora(computed):
+    """The last computed feature."""
+
+    def rule(memory, step, compute):
+        if step in computed:
+            memory["feature"] = compute()
+        return memory["feature"]
+
+    return rule
+
+
+def goc_emitted(computed, eta, corrected=None):
+    """The paper's queue, literally: the last two things emitted, whatever they were (for intervals of 2)."""
+
+    def rule(memory, step, compute):
+        queue = memory.setdefault("queue", deque(maxlen=2))
+        if step in computed:
+            feature = compute()
+        elif len(queue) == 2 and (corrected is None or step in corrected):
+            feature = queue[-1] + eta * (queue[-1] - queue[-2])
+        else:
+            feature = queue[-1]
+        queue.append(feature)
+        return feature
+
+    return rule
+
+
+def goc_emitted_frozen(computed, eta):
+    """The queue as it stood at the last computed call: (computed feature, what the call before it emitted)."""
+
+    def rule(memory, step, compute):
+        if step in computed:
+            memory["pair"] = (compute(), memory.get("emitted"))
+            feature = memory["pair"][0]
+        else:
+            newest, before = memory["pair"]
+            feature = newest if before is None else newest + eta * (newest - before)
+        memory["emitted"] = feature
+        return feature
+
+    return rule
+
+
+def goc_computed(computed, eta, corrected=None):
+    """A queue of the last two computed features."""
+
+    def rule(memory, step, compute):
+        queue = memory.setdefault("queue", deque(maxlen=2))
+        if step in computed:
+            queue.append(compute())
+            return queue[-1]
+        if len(queue) == 2 and (corrected is None or step in corrected):
+            return queue[-1] + eta * (queue[-1] - queue[-2])
+        return queue[-1]
+
+    return rule
+
+
+def taylorseer(computed, order):
+    """Derivatives by finite differences at the computed steps, kept as tensors; expansion in between."""
+
+    def rule(memory, step, compute):
+        if step in computed:
+            old = memory.get("derivatives", [])
+            new = [compute()]
+            for lower in range(min(order, len(old))):
+                new.append((new[lower] - old[lower]) / (step - memory["at"]))
+            memory["derivatives"], memory["at"] = new, step
+            return new[0]
+        distance, total, factor = step - memory["at"], 0.0, 1.0
+        for power, derivative in enumerate(memory["derivatives"]):
+            factor = factor * distance / power if power else 1.0
+            total = total + factor * derivative
+        return total
+
+    return rule

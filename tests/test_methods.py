@@ -1,0 +1,190 @@
+"""Methods by their names in the papers: the plans they make, and the error feedback of GOC on a straight line."""
+
+import pytest
+
+import forecache as fc
+from forecache import gates, schedules
+
+SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+
+
+def plan(method, num_steps=20):
+    return method.plan(fc.Grid(num_steps, SITES))
+
+
+def reads(method, num_steps):
+    """What each step of the first site reads, as {step: weight}; empty where it is computed."""
+    return [dict(cell.reads) for cell in plan(method, num_steps).rows[0]]
+
+
+def errors(method, num_steps):
+    """Estimate minus truth at the skipped steps, for the feature g(c) = c: a plan's cells, evaluated on numbers."""
+    emitted = []
+    for step, cell in enumerate(plan(method, num_steps).rows[0]):
+        emitted.append(sum(w * emitted[source] for source, w in cell.reads) if cell.reads else float(step))
+    return [value - step for step, value in enumerate(emitted) if reads(method, num_steps)[step]]
+
+
+@pytest.mark.parametrize(
+    ("method", "drawn"),
+    [
+        (fc.fora(2), "#.#.#.#."),
+        (fc.fora(3, anchor="end"), "##..#..#"),
+        (fc.explicit(skip=[1, 4]), "#.##.###"),
+        (fc.explicit(compute=[0, 4]), "#...#..."),
+        (fc.warmup(fc.fora(4), 3), "###.#..."),
+        (fc.goc(fc.fora(2), 0.8), "#.#~#~#~"),
+        (fc.goc(fc.fora(2), 0.8, steps=[5]), "#.#.#~#."),
+        (fc.goc(fc.fora(3), 0.8), "#..#~~#~"),
+        (fc.goc(fc.fora(3), 0.8, gate=gates.on_steps((4,)), history="computed"), "#..#~.#."),
+        (fc.goc(fc.fora(2), 0.0), "#.#.#.#."),  # eta 0 is plain reuse
+        (fc.taylorseer(fc.fora(3), 1), "#..#~~#~"),
+        (fc.taylorseer(fc.fora(3), 0), "#..#..#."),
+        (fc.taylorseer(fc.warmup(fc.fora(4), 2), 2), "##~~#~~~"),
+    ],
+)
+def test_a_method_draws_as(method, drawn):
+    assert plan(method, 8).picture() == drawn
+
+
+@pytest.mark.parametrize(
+    ("level", "skipped"),
+    [
+        (50, {1, 3, 5, 7, 9, 11, 13, 15, 17, 19}),
+        (25, {1, 3, 5, 7, 9}),
+        (75, set(range(20)) - {0, 4, 8, 12, 16}),
+    ],
+)
+def test_the_papers_levels_skip_these_steps_of_20(level, skipped):
+    made = plan(fc.fora_paper(level))
+    assert {step for step, sign in enumerate(made.picture()) if sign != "#"} == skipped
+    assert made.computed_share == pytest.approx(1 - level / 100)
+
+
+def test_the_goc_papers_steps():
+    assert fc.goc_paper_steps(50) == (3, 5, 7, 9, 11, 13, 15, 19)
+    assert fc.goc_paper_steps(25) == (3, 5, 7, 9)
+    assert plan(fc.goc(fc.fora_paper(50), 1.2, steps=fc.goc_paper_steps(50))).picture() == "#.#~#~#~#~#~#~#~#.#~"
+    assert plan(fc.goc(fc.fora_paper(25), 1.9, steps=fc.goc_paper_steps(25))).picture() == "#.#~#~#~#~##########"
+
+
+def test_fora_reads_the_last_computed_step():
+    assert reads(fc.fora(3), 8) == [{}, {0: 1}, {0: 1}, {}, {3: 1}, {3: 1}, {}, {6: 1}]
+
+
+# ---- GOC's queue ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 0.8, 1.0, 1.2])
+def test_the_emitted_queue_feeds_its_error_back_on_a_straight_line(eta):
+    """Each error e becomes eta * (1 - e) - 1: the change that is seen is 1 - e, and 1 is what it should cover."""
+    expected = [-1.0]
+    while len(expected) < 10:
+        expected.append(eta * (1 - expected[-1]) - 1)
+    assert errors(fc.goc(fc.fora(2), eta), 20) == pytest.approx(expected)
+
+
+def test_the_emitted_queue_at_eta_one_alternates():
+    assert errors(fc.goc(fc.fora(2), 1.0), 12) == pytest.approx([-1, 1, -1, 1, -1, 1])
+
+
+def test_the_emitted_queue_at_eta_above_one_grows():
+    found = errors(fc.goc(fc.fora(2), 1.2), 40)
+    assert found[:4] == pytest.approx([-1, 1.4, -1.48, 1.976])
+    assert abs(found[-1]) > abs(found[-3]) > 5 * abs(found[0])
+
+
+def test_the_computed_queue_at_eta_one_half_is_exact():
+    first, *rest = errors(fc.goc(fc.fora(2), 0.5, history="computed"), 20)
+    assert first == -1  # one feature only: reused
+    assert rest == pytest.approx([0] * 9, abs=1e-12)
+
+
+def test_the_emitted_queue_reads_the_estimate_before_the_last_computed_step():
+    assert reads(fc.goc(fc.fora(2), 0.5), 6)[5] == {4: 1.5, 3: -0.5}
+
+
+def test_the_computed_queue_reads_computed_steps_only():
+    assert reads(fc.goc(fc.fora(3), 0.5, history="computed"), 9)[7:] == [{6: 1.5, 3: -0.5}] * 2
+
+
+def test_the_emitted_queue_stands_still_within_a_gap():
+    assert reads(fc.goc(fc.fora(3), 0.5), 9)[7:] == [{6: 1.5, 5: -0.5}] * 2
+
+
+def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
+    """Step 2 emitted the feature of step 0, so step 4 reads step 0, and nothing is kept twice."""
+    assert reads(fc.goc(fc.fora(3), 0.5), 6)[4:] == [{3: 1.5, 0: -0.5}] * 2
+
+
+# ---- names and refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (fc.fora(2), "fora(interval=2)"),
+        (fc.fora(3, anchor="end"), "fora(interval=3, anchor='end')"),
+        (fc.explicit(skip={3, 1}), "explicit(skip=[1, 3])"),
+        (fc.goc(fc.fora(interval=2), 1.2), "goc(fora(interval=2), eta=1.2)"),
+        (fc.goc(fc.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
+        (fc.goc(fc.fora(2), 0.5, history="computed"), "goc(fora(interval=2), eta=0.5, history='computed')"),
+        (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), "taylorseer(warmup(fora(interval=4), 3), order=2)"),
+    ],
+)
+def test_a_plan_remembers_the_expression_that_made_it(method, name):
+    assert plan(method).provenance["method"] == name
+
+
+def test_any_schedule_is_a_base():
+    by_kind = fc.Method("by_kind", schedules.at(schedules.kind("mlp"), schedules.every(3), schedules.every(2)))
+    assert set(plan(fc.goc(by_kind, 1.0), 6).picture().split("\n")) == {"#.#~#~", "#..#~~"}
+
+
+@pytest.mark.parametrize("level", [0, 30, 100])
+def test_a_level_that_the_papers_do_not_have_is_refused(level):
+    with pytest.raises(fc.PlanError, match=f"levels are 25, 50 and 75; {level} was asked for"):
+        fc.fora_paper(level)
+
+
+def test_a_level_without_a_list_of_steps_is_refused():
+    with pytest.raises(fc.PlanError, match="lists steps for the levels 25 and 50; 75 was asked for"):
+        fc.goc_paper_steps(75)
+
+
+def test_the_papers_levels_are_for_20_steps():
+    with pytest.raises(fc.PlanError, match="pattern has 20 entries, the run 50 steps"):
+        plan(fc.fora_paper(50), 50)
+
+
+def test_steps_and_gate_together_are_refused():
+    with pytest.raises(fc.PlanError, match="steps to correct or a gate, one of the two"):
+        fc.goc(fc.fora(2), 1.0, steps=[3], gate=gates.always)
+
+
+@pytest.mark.parametrize("given", [{}, {"skip": [1], "compute": [0]}])
+def test_explicit_takes_one_of_two_lists(given):
+    with pytest.raises(fc.PlanError, match="steps to skip or the steps to compute, one of the two"):
+        fc.explicit(**given)
+
+
+@pytest.mark.parametrize("eta", [float("nan"), float("inf")])
+def test_an_eta_that_is_no_number_is_refused(eta):
+    with pytest.raises(fc.PlanError, match="must be finite and sum to one"):
+        plan(fc.goc(fc.fora(2), eta))
+
+
+def test_skipping_before_computing_is_refused():
+    with pytest.raises(fc.PlanError, match=r"skips blocks\.0\.attn at step 0, before it was ever computed"):
+        plan(fc.explicit(skip=[0, 1]))
+
+
+def test_a_schedule_that_does_not_return_an_action_is_refused():
+    with pytest.raises(fc.PlanError, match="gave True; a schedule returns an Action"):
+        plan(fc.Method("mine", lambda step, site, grid: True))
+
+
+@pytest.mark.parametrize("correct", [lambda base: fc.goc(base, 1.0), lambda base: fc.taylorseer(base, 1)])
+def test_a_correction_does_not_silently_replace_another(correct):
+    with pytest.raises(fc.PlanError, match="has a forecast already"):
+        correct(fc.goc(fc.fora(2), 1.0, steps=[3]))
