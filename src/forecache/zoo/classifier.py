@@ -1,0 +1,35 @@
+"""The classifier that judges digits: what is in the picture, and features for a Fréchet distance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DigitClassifier(nn.Module):
+    """Images (B, 1, 24, 24) in [-1, 1] -> logits (B, 10); `features` gives the layer before, (B, 128)."""
+
+    def __init__(self, width: int = 32, dimensions: int = 128) -> None:
+        super().__init__()
+
+        def stage(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
+
+        self.stages = nn.Sequential(stage(1, width), stage(width, 2 * width), stage(2 * width, 2 * width))
+        self.project = nn.Linear(2 * width * 9, dimensions)  # 24 -> 12 -> 6 -> 3 pixels
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(dimensions, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.relu(self.project(self.stages(images).flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(self.features(images)))

@@ -1,0 +1,60 @@
+"""digits: a class-conditional pixel-space DiT for MNIST, trained, with a classifier that judges its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from forecache._errors import MissingExtraError
+from forecache.evaluate import Moments
+from forecache.zoo.classifier import DigitClassifier
+
+FOLDER = Path(__file__).parent / "assets" / "digits"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The transformer (a diffusers DiTTransformer2DModel), its DDIM scheduler, and the judge."""
+
+    transformer: Any
+    scheduler: Any
+
+    @cached_property
+    def classifier(self) -> DigitClassifier:
+        """The MNIST classifier, float32 on the CPU."""
+        model = DigitClassifier()
+        model.load_state_dict(load_file(FOLDER / "classifier.safetensors"))
+        return model.eval()
+
+    @cached_property
+    def reference(self) -> Moments:
+        """Moments of the classifier's features on the 10,000 MNIST test images."""
+        tensors = load_file(FOLDER / "reference.safetensors")
+        return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The classifier's features (B, 128) of images (B, 1, 24, 24) in [0, 1]."""
+        return torch.cat([self.classifier.features(part * 2 - 1) for part in images.split(500)])
+
+    @torch.no_grad()
+    def recognised(self, images: Tensor) -> Tensor:
+        """The class (B,) that the classifier sees in each image (B, 1, 24, 24) in [0, 1]."""
+        return torch.cat([self.classifier(part * 2 - 1).argmax(1) for part in images.split(500)])
+
+
+def load_digits(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Digits:
+    """The bundled model. Needs the extra ``diffusers``; no network."""
+    try:
+        from diffusers import DDIMScheduler, DiTTransformer2DModel
+    except ImportError as error:
+        raise MissingExtraError("diffusers", "diffusers", "The digits model") from error
+    cast = {} if dtype is torch.float32 else {"torch_dtype": dtype}  # float32 is what from_pretrained gives by itself
+    transformer: Any = DiTTransformer2DModel.from_pretrained(FOLDER / "transformer", **cast)
+    return Digits(transformer.eval().to(device), DDIMScheduler.from_pretrained(FOLDER / "scheduler"))

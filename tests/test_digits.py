@@ -1,0 +1,97 @@
+"""The bundled model is what its card says, and the library's laws hold on it."""
+
+import json
+
+import pytest
+import reference
+import torch
+
+import forecache as fc
+from forecache.evaluate import psnr
+from forecache.sample import sample, to_images
+from forecache.sources import DigitsSource, Sampling
+from forecache.zoo import load_digits
+from forecache.zoo.digits import FOLDER
+
+LABELS = [index % 10 for index in range(30)]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def generate(digits):
+    def run(plan=None):
+        source = DigitsSource(digits)
+        if plan is None:
+            return source.generate(LABELS, Sampling(20, 1.5, 7))
+        with fc.apply(source.target, plan):
+            return source.generate(LABELS, Sampling(20, 1.5, 7))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uncached(generate):
+    return generate()
+
+
+def test_everything_that_ships_is_small():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12e6
+    assert {"README.md", "training.json", "classifier.json", "classifier.safetensors"} <= {p.name for p in files}
+
+
+def test_the_classifier_was_tested_at_99_percent():
+    assert json.loads((FOLDER / "classifier.json").read_text())["test_accuracy"] >= 0.99
+
+
+def test_samples_are_recognised(digits, uncached):
+    """The card's figure is over 95 %; 30 samples cannot be more exact than this."""
+    assert (digits.recognised(uncached) == torch.tensor(LABELS)).float().mean() >= 0.85
+
+
+def test_a_plan_that_computes_everything_is_bit_identical(digits, generate, uncached):
+    plan = fc.explicit(skip=[]).plan(fc.grid(digits.transformer, 20))
+    assert torch.equal(generate(plan), uncached)
+
+
+class ByHand:
+    """The digits transformer, its blocks run by hand with a cache of the reference's own."""
+
+    def __init__(self, model, rule):
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        self._labels = torch.tensor(LABELS + [10] * len(LABELS))
+        self._predict = reference.cached(reference.diffusers_dit, model, self._labels, rule)
+        self._step = 0
+
+    def __call__(self, x, timestep, class_labels, return_dict):
+        assert torch.equal(class_labels, self._labels)
+        self._step += 1
+        return (self._predict(x, timestep, self._step - 1),)
+
+
+@pytest.mark.parametrize("eta", [0.8, 1.2])
+def test_goc_agrees_with_the_independent_one(digits, generate, eta):
+    """Within 1e-4 on images after 20 steps of 12 blocks: rounding is amplified along the way, most so for eta > 1."""
+    steps = fc.goc_paper_steps(50)
+    plan = fc.goc(fc.fora_paper(50), eta, steps=steps).plan(fc.grid(digits.transformer, 20))
+    model = ByHand(digits.transformer, reference.goc_emitted(reference.front(20, 2), eta, corrected=set(steps)))
+    expected = to_images(sample(model, digits.scheduler, LABELS, num_steps=20, guidance=1.5, seed=7))
+    assert (generate(plan) - expected).abs().max() < 1e-4
+
+
+def test_goc_is_at_least_7_db_above_fora_at_its_best_eta(digits, generate, uncached):
+    grid = fc.grid(digits.transformer, 20)
+    base, steps = fc.fora_paper(50), fc.goc_paper_steps(50)
+    fora = psnr(generate(base.plan(grid)), uncached).mean()
+    best = max(psnr(generate(fc.goc(base, eta, steps=steps).plan(grid)), uncached).mean() for eta in (0.6, 0.8))
+    assert best - fora >= 7
+
+
+def test_the_loaded_model_samples_the_same_again(digits):
+    first = to_images(sample(digits.transformer, digits.scheduler, [4], num_steps=3, seed=2))
+    again = to_images(sample(load_digits().transformer, digits.scheduler, [4], num_steps=3, seed=2))
+    assert torch.equal(first, again)

@@ -1,0 +1,98 @@
+"""The scripts that made the bundled model and its judge, on a few random images."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from safetensors.torch import load_file
+
+from forecache.zoo import mnist, train_classifier, train_digits
+
+
+@pytest.fixture
+def data(tmp_path):
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for name, count in (("train", 256), ("test", 500)):
+        arrays[f"x_{name}"] = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"y_{name}"] = draw.integers(0, 10, count, dtype=np.uint8)
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    return tmp_path / "mnist.npz"
+
+
+def settings(**changed):
+    values = {"seed": 0, "lr": 1e-3, "images": 32, "batch": 8, "warmup": 2, "label_dropout": 0.1, "ema": 0.9}
+    return SimpleNamespace(**values | {"no_compile": True, "out": None, "data": None, "export": None} | changed)
+
+
+def test_the_crop_is_central_and_scaled(data):
+    train, _ = mnist.load(data)
+    with np.load(data) as file:
+        pixel = file["x_train"][5, 2 + 7, 2 + 9]
+    assert train.images.shape == (256, 1, 24, 24)
+    assert train.images[5, 0, 7, 9].item() == pytest.approx(pixel / 127.5 - 1)
+
+
+def test_a_resumed_training_goes_on_as_if_never_stopped(data, tmp_path):
+    train, _ = mnist.load(data)
+    through, first, second = (train_digits.Trainer(settings()) for _ in range(3))
+    losses = [through.train_step(train) for _ in range(4)]
+    for _ in range(2):
+        first.train_step(train)
+    first.save(tmp_path / "checkpoint.pt")
+    second.load(tmp_path / "checkpoint.pt")
+    again = [second.train_step(train) for _ in range(2)]
+    assert again == losses[2:]
+    for name, value in through.average.items():
+        assert torch.equal(second.average[name], value)
+
+
+def test_it_predicts_v(data):
+    """With zero gates and a zero final layer the prediction is 0, so the loss is the mean square of v."""
+    train, _ = mnist.load(data)
+    trainer = train_digits.Trainer(settings(batch=64, images=640))
+    loss = trainer.train_step(train)
+    assert loss.item() == pytest.approx(expected_v_square(train), rel=0.15)
+
+
+def expected_v_square(train):
+    """v = a * noise - s * x with a^2 + s^2 = 1, timesteps uniform: E[a^2] + E[s^2] E[x^2]."""
+    a_square = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).mean().item()
+    return a_square + (1 - a_square) * train.images.square().mean().item()
+
+
+def test_train_and_export_write_what_ships(data, tmp_path, monkeypatch):
+    words = ["--data", data, "--out", tmp_path / "run", "--images", 16, "--batch", 8, "--log", 1, "--no-compile"]
+    monkeypatch.setattr(sys, "argv", ["train_digits", *map(str, words)])
+    train_digits.main()
+    monkeypatch.setattr(
+        sys, "argv", ["train_digits", "--out", str(tmp_path / "run"), "--export", str(tmp_path / "zoo")]
+    )
+    train_digits.main()
+    folder = tmp_path / "zoo" / "transformer"
+    assert DiTTransformer2DModel.from_pretrained(folder).config.num_layers == 12
+    assert load_file(folder / "diffusion_pytorch_model.safetensors")["proj_out_2.weight"].dtype == torch.float16
+    record = json.loads((tmp_path / "zoo" / "training.json").read_text())
+    assert (record["steps"], record["images_seen"]) == (2, 16)
+
+
+def test_the_classifier_script_writes_what_ships(data, tmp_path, monkeypatch):
+    words = ["--data", data, "--export", tmp_path / "zoo", "--epochs", 1]
+    monkeypatch.setattr(sys, "argv", ["train_classifier", *map(str, words)])
+    train_classifier.main()
+    record = json.loads((tmp_path / "zoo" / "classifier.json").read_text())
+    assert 0 <= record["test_accuracy"] <= 1
+    assert (tmp_path / "zoo" / "reference.safetensors").exists()
+
+
+def test_shifts_move_by_at_most_two_pixels():
+    image = torch.full((50, 1, 24, 24), -1.0)
+    image[:, 0, 12, 12] = 1.0
+    moved = train_classifier.shifted(image, torch.Generator().manual_seed(0))
+    places = moved[:, 0].nonzero()[(moved[:, 0][tuple(moved[:, 0].nonzero().T)] == 1)][:, 1:]
+    assert len(places) == 50
+    assert (places - 12).abs().max() == 2
