@@ -1,0 +1,23 @@
+"""The command line: `forecache demo`, `forecache sample`."""
+
+from __future__ import annotations
+
+import sys
+
+from forecache._errors import ForecacheError, MissingExtraError
+
+
+def main() -> None:
+    """Run the command line; errors are a sentence on stderr and exit code 1, an interruption is exit code 130."""
+    try:
+        try:
+            from forecache.cli.commands import app
+        except ImportError as error:
+            raise MissingExtraError(error.name or "typer", "cli", "The command line") from error
+        app()
+    except ForecacheError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)

@@ -1,0 +1,201 @@
+"""The commands; what they do lives in the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import forecache as fc
+from forecache import bench, demo, report, runs, sources
+from forecache.cli.options import Anchor, BaseName, HistoryName, MethodName, Options
+from forecache.zoo import load_digits
+
+app = typer.Typer(
+    name="forecache",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Diffusion transformers that sample faster by forecasting features instead of computing them.",
+)
+console = Console()
+
+
+def _say(text: str) -> None:
+    """Plain text, wrapped by the terminal alone."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if show:
+        _say(f"forecache {fc.__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar with the time that is left, on a terminal only; it leaves no line behind."""
+    columns = TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not console.is_terminal
+    ) as progress:
+        yield progress, progress.add_task("", total=total)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and demo.json.")] = Path("out/demo"),
+    samples: Annotated[int, typer.Option(min=2, help="Digits to sample.")] = 64,
+    steps: Annotated[int, typer.Option(help="DDIM steps; the papers' lists are for 20.", min=20, max=20)] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
+) -> None:
+    """Sample the bundled, trained digits model with and without a cache: what it cost, what it did to the images.
+
+    Example: `forecache demo --samples 64 --out out/demo`
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = sources.DigitsSource(load_digits())
+    grid = fc.grid(source.target, steps)
+    chosen = demo.methods()
+    out.mkdir(parents=True, exist_ok=True)
+    with _progress((len(chosen) + 1) * repeats * steps) as (progress, task):
+        rows = demo.compare(
+            source,
+            grid,
+            chosen,
+            samples=samples,
+            guidance=guidance,
+            seed=seed,
+            repeats=repeats,
+            on_run=lambda name: progress.update(task, description=name),
+            on_step=lambda _: progress.advance(task),
+        )
+    settings = {"model": "digits", "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance, "seed": seed}
+    demo.save(rows, out / "demo.json", settings)
+    report.draw_grids(rows, out / "samples.png")
+    title = f"digits, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
+    report.draw_quality(rows, out / "quality.png", title)
+    console.print(_table(rows, title))
+    best, gain = demo.best_eta(rows)
+    _say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
+    _say(_legend(samples))
+    _say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
+
+
+def _table(rows: list[demo.Row], title: str) -> Table:
+    """Narrow enough for a terminal of 80 columns."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("plan", no_wrap=True)
+    table.add_column("schedule", no_wrap=True)
+    for name in ("GMACs/\nimage", "fewer\nMACs", "less\ntime", "PSNR\ndB", "Fré-\nchet", "class\n%", "cache\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    cached = [row for row in rows if row.plan is not None and row.cost is not None]
+    for row in rows:
+        cost, plan = row.cost, row.plan
+        macs = cost.macs if cost is not None else cached[0].cost.macs_uncached if cached[0].cost else 0
+        table.add_row(
+            row.name,
+            plan.picture() if plan is not None else "every step computed",
+            f"{macs / 1e9:.2f}",
+            f"{cost.speedup:.2f}x" if cost is not None else "",
+            f"{row.speedup:.2f}x" if cost is not None else "",
+            f"{row.psnr:.1f}" if cost is not None else "",
+            f"{row.frechet:.2f}",
+            f"{100 * row.accuracy:.1f}",
+            f"{row.cache_bytes / 2**20:.0f}",
+        )
+    return table
+
+
+def _legend(samples: int) -> str:
+    place = bench.environment()
+    return (
+        "GOC is listed with its eta, Taylor (TaylorSeer) with its order. # computed, . reused, ~ forecast.\n"
+        "Fewer MACs is what to expect, less time what was measured; PSNR is to the uncached samples.\n"
+        f"Fréchet distance: classifier features, to the MNIST test set; biased upwards at {samples} samples, so\n"
+        "compare it within the table only.\n"
+        f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}, diffusers {place['diffusers']}."
+    )
+
+
+@app.command("sample")
+def sample_command(
+    labels: Annotated[str, typer.Option(help="Classes, by number or name: 207,360 or 'white shark,umbrella'.")],
+    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    out: Annotated[Path, typer.Option(help="Folder for PNGs, plan.json and run.json.")] = Path("out/sample"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images a model call; does not change the noise.")] = 16,
+    plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
+    method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
+    base: Annotated[BaseName, typer.Option(help="The schedule that the method corrects.")] = BaseName.fora,
+    interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None,
+    anchor: Annotated[Anchor, typer.Option(help="fora: which end fixes the phase.")] = Anchor.start,
+    level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
+    skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Compute the first steps.")] = 0,
+    eta: Annotated[float, typer.Option(help="goc: share of the last change; over 1 errors can grow.")] = 0.8,
+    correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None,
+    history: Annotated[HistoryName, typer.Option(help="goc: the paper's queue, or computed.")] = HistoryName.emitted,
+    order: Annotated[int, typer.Option(min=0, help="taylorseer: order of the expansion.")] = 1,
+    compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+) -> None:
+    """Sample images from class labels, by a method or a plan file, and write how they were made.
+
+    Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare`
+
+    Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
+    --interval 2 --eta 1.2 --out out/`
+    """
+    options = Options(method, base, interval, anchor, level, skip, warmup, eta, correct, history, order)
+    if plan is not None and method is not MethodName.none:
+        raise fc.InputError("--plan and --method both say how to sample: give one of them.")
+    loaded = fc.Plan.load(plan) if plan is not None else None
+    if loaded is not None and steps not in (None, loaded.num_steps):
+        raise fc.PlanError(
+            f"{plan} is a plan for {loaded.num_steps} steps, --steps {steps} was asked for: leave --steps out, or make "
+            "a plan for that number."
+        )
+    num_steps = loaded.num_steps if loaded is not None else steps or 20
+    built = options.build()
+    source = sources.open_source(model, device, dtype)
+    settings = runs.Settings(runs.parse_labels(labels, source), num_steps, guidance, seed, batch)
+    chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
+    cost = runs.cost(source, chosen, settings) if chosen is not None else None
+    batches = -(-len(settings.labels) // batch)
+    with _progress(num_steps * batches * (1 + compare)) as (progress, task):
+        progress.update(task, description="sampling")
+        run = runs.generate(source, chosen, settings, lambda _: progress.advance(task))
+        progress.update(task, description="sampling without a cache")
+        uncached = runs.generate(source, None, settings, lambda _: progress.advance(task)) if compare else None
+    record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
+    if chosen is not None:
+        _say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
+    if uncached is not None:
+        values = [entry["psnr_db"] for entry in record["images"]]
+        worst = "equal images" if None in values else f"PSNR {min(values):.1f} to {max(values):.1f} dB"
+        _say(f"to no cache: {record['time_ratio']:.2f}x faster, {worst}")
+    _say(f"Wrote {len(record['images'])} images and run.json to {out} ({run.seconds:.1f} s).")

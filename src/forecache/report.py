@@ -1,0 +1,93 @@
+"""Pictures of results, with matplotlib: image grids side by side, quality against cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from forecache._errors import MissingExtraError
+from forecache.demo import Row
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "cli", "Drawing a picture") from error
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
+    """Images (B, C, H, W) in [0, 1] as one picture (rows * H, columns * W, C), row by row."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = np.zeros((rows * columns, channels, height, width), np.float32)
+    canvas[:count] = images.numpy()
+    return (
+        canvas.reshape(rows, columns, channels, height, width)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(rows * height, columns * width, channels)
+    )
+
+
+def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.0) -> None:
+    """The same samples under every plan, side by side; under each grid its difference to the first row, ``gain`` times.
+
+    Above each grid stands what the plan costs and how close it stays.
+    """
+    plt = _pyplot()
+    columns = min(len(rows), 3)
+    lines = math.ceil(len(rows) / columns)
+    size = (3.4 * columns, 7.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, row in zip(axes.flat, rows, strict=False):
+        images = row.images[:most]
+        difference = (images - rows[0].images[:most]).abs().mul(gain).clamp(max=1)
+        upper, lower = tile(images), tile(difference)
+        picture = np.concatenate([upper, np.ones_like(upper[:2]), lower])
+        axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+        if row.cost is None:
+            axis.set_title(f"{row.name}\nevery step computed\nthe reference", fontsize=9)
+        else:
+            cost = f"{row.cost.speedup:.2f}x fewer MACs, {row.speedup:.2f}x faster"
+            title = f"{row.name}\n{cost}\n{row.psnr:.1f} dB; below: difference x {gain:g}"
+            axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
+    """PSNR to the uncached samples against MACs: up and to the left is better."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    shown = [(100 / row.cost.speedup, row) for row in rows if row.cost is not None and math.isfinite(row.psnr)]
+    families = dict.fromkeys(row.name.split()[0] for _, row in shown)
+    for family, marker in zip(families, "osD^vP*X", strict=False):
+        members = [(x, row.psnr) for x, row in shown if row.name.split()[0] == family]
+        axis.scatter(*zip(*members, strict=True), marker=marker, s=48, label=family, zorder=3)
+    values = [row.psnr for _, row in shown]
+    gap = 0.045 * (max(values) - min(values) or 1.0)  # labels do not run into one another
+    below = -math.inf
+    for x, row in sorted(shown, key=lambda each: each[1].psnr):
+        below = max(row.psnr, below + gap)
+        axis.annotate(row.name, (x, row.psnr), (x + 1.0, below), fontsize=8, va="center")
+    axis.set_xlabel("MACs, % of the uncached run")
+    axis.set_ylabel("PSNR to the uncached samples, dB")
+    axis.margins(x=0.1, y=0.1)
+    axis.set_xlim(right=100)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,135 @@
+"""One sampling run from labels to files: PNGs and a run.json that says how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecache import bench
+from forecache._errors import InputError
+from forecache.evaluate import psnr
+from forecache.plan import Cost, Plan
+from forecache.sample import check_labels
+from forecache.session import Stats, apply
+from forecache.sources import OnStep, Sampling, Source, in_batches
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run samples. batch: images a call; it does not change the images."""
+
+    labels: tuple[int, ...]
+    num_steps: int
+    guidance: float
+    seed: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch < 1:
+            raise InputError(f"steps and batch are at least 1; {self.num_steps} and {self.batch} were asked for.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The images (B, C, H, W) in [0, 1] of one run, its seconds, and the session's count (None without a plan)."""
+
+    images: Tensor
+    seconds: float
+    stats: Stats | None
+
+
+def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnStep | None = None) -> Run:
+    """Sample by ``plan``, or with everything computed."""
+
+    def images() -> Tensor:
+        how = Sampling(settings.num_steps, settings.guidance, settings.seed)
+        return in_batches(source, settings.labels, how, settings.batch, on_step)
+
+    if plan is None:
+        return Run(*bench.timed(images), None)
+    with apply(source.target, plan) as session:
+        made, seconds = bench.timed(images)
+    return Run(made, seconds, session.stats)
+
+
+def cost(source: Source, plan: Plan, settings: Settings) -> Cost:
+    """What the plan costs for one batch of the run."""
+    batch = min(settings.batch, len(settings.labels))
+    return plan.cost(source.target, batch, guidance=settings.guidance > 1)
+
+
+def write(
+    out: Path,
+    run: Run,
+    settings: Settings,
+    *,
+    model: str,
+    plan: Plan | None = None,
+    cost: Cost | None = None,
+    uncached: Run | None = None,
+) -> dict[str, Any]:
+    """Write the images as PNGs, the plan as plan.json, and run.json; gives the contents of run.json.
+
+    uncached: the same run without a plan, for the PSNR of every image and the measured speed-up.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [f"{index:05d}.png" for index in range(len(run.images))]
+    for file, image in zip(files, run.images, strict=True):
+        save_png(image, out / file)
+    if plan is not None:
+        plan.save(out / "plan.json")
+    record: dict[str, Any] = {
+        "model": model,
+        "settings": asdict(settings),
+        "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
+        "cost_per_batch": _cost(cost) if cost else None,
+        "seconds": run.seconds,
+        "stats": asdict(run.stats) if run.stats else None,
+        "environment": bench.environment(),
+        "images": [{"file": file, "label": label} for file, label in zip(files, settings.labels, strict=True)],
+    }
+    if uncached is not None:
+        record["uncached_seconds"] = uncached.seconds
+        record["time_ratio"] = uncached.seconds / run.seconds
+        for entry, value in zip(record["images"], psnr(run.images, uncached.images).tolist(), strict=True):
+            entry["psnr_db"] = None if value == float("inf") else value  # equal images
+    _write_json(out / "run.json", record)
+    return record
+
+
+def _cost(cost: Cost) -> Mapping[str, Any]:
+    return {
+        "macs": cost.macs,
+        "macs_uncached": cost.macs_uncached,
+        "macs_ratio": cost.speedup,
+        "cache_bytes": cost.cache_bytes,
+    }
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """An image (C, H, W) in [0, 1], C 1 or 3, as an 8-bit PNG."""
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def parse_labels(text: str, source: Source) -> tuple[int, ...]:
+    """``207,360`` or class names, separated by commas."""
+    words: Sequence[str] = [word.strip() for word in text.split(",") if word.strip()]
+    labels = [int(word) if word.lstrip("-").isdigit() else source.label(word) for word in words]
+    check_labels(labels, source.classes)
+    return tuple(labels)

@@ -1,0 +1,162 @@
+"""The commands as a user runs them: what they write, what they print, how they fail and how they stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import forecache as fc
+from forecache.zoo import load_digits
+
+
+def pictures(folder):
+    return {path.name: Image.open(path).copy() for path in sorted(folder.glob("0*.png"))}
+
+
+def test_demo_prints_a_table_and_writes_pictures(forecache, tmp_path):
+    code, out, err = forecache("demo", "--samples", 12, "--repeats", 1, "--out", tmp_path)
+    assert code == 0
+    assert err == ""  # no progress bar where there is no terminal
+    assert "#.#~#~#~#~#~#~#~#.#~" in out
+    assert "Best eta of GOC" in out
+    record = json.loads((tmp_path / "demo.json").read_text())
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["FORA 50 %"]["macs_ratio"] == pytest.approx(1.96, abs=0.01)
+    assert rows["FORA 25 %"]["psnr_db"] > rows["FORA 50 %"]["psnr_db"]
+    assert rows["no cache"]["psnr_db"] is None
+    assert record["environment"]["torch"] == torch.__version__
+    for name in ("samples.png", "quality.png"):
+        assert min(Image.open(tmp_path / name).size) > 400
+
+
+def test_the_demo_stops_without_a_traceback(tmp_path):
+    command = [sys.executable, "-c", "from forecache.cli import main; main()"]
+    process = subprocess.Popen(
+        [*command, "demo", "--samples", "600", "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not tmp_path.exists():
+        time.sleep(0.1)
+    time.sleep(8)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_sample_digits_compares_and_repeats(forecache, tmp_path):
+    words = ["sample", "--labels", "3,one,4", "--method", "goc", "--steps", 8, "--seed", 5]
+    code, out, _ = forecache(*words, "--compare", "--out", tmp_path / "a")
+    assert code == 0
+    assert "goc(fora(interval=2), eta=0.8)" in out
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert [each["label"] for each in record["images"]] == [3, 1, 4]
+    assert all(each["psnr_db"] > 20 for each in record["images"])
+    assert record["stats"]["computed"] == record["stats"]["skipped"] == 4 * 24
+    assert record["stats"]["peak_cache_bytes"] == record["cost_per_batch"]["cache_bytes"]
+    again, _, _ = forecache(
+        "sample", "--labels", "3,1,4", "--seed", 5, "--plan", tmp_path / "a" / "plan.json", "--out", tmp_path / "b"
+    )
+    assert again == 0
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+    other, _, _ = forecache(*words[:-1], 6, "--out", tmp_path / "c")
+    assert other == 0
+    assert pictures(tmp_path / "a") != pictures(tmp_path / "c")
+
+
+def test_sample_runs_a_real_pipeline(forecache, tmp_path, pipe, pipe_folder):
+    """The folder's images are those of the pipeline under the same plan, called by hand."""
+    from forecache.sample import generators
+
+    words = ["--labels", "207,360", "--steps", 6, "--interval", 3, "--eta", 1.2, "--out", tmp_path]
+    code, out, _ = forecache("sample", "--model", pipe_folder, "--method", "goc", "--base", "fora", *words)
+    assert code == 0
+    assert "#.~" not in out
+    assert "#..#~~" in out
+    plan = fc.goc(fc.fora(3), 1.2).plan(fc.grid(pipe, 6))
+    with fc.apply(pipe, plan):
+        expected = pipe(
+            [207, 360], num_inference_steps=6, guidance_scale=1.5, generator=generators(0, [0, 1]), output_type="np"
+        ).images
+    for image, name in zip(expected, ("00000.png", "00001.png"), strict=True):
+        got = torch.tensor(list(Image.open(tmp_path / name).tobytes()))
+        assert (got - torch.tensor(image * 255).round().flatten()).abs().max() <= 1
+    assert fc.Plan.load(tmp_path / "plan.json") == plan
+
+
+FAILURES = {
+    "unknown label": (["--labels", "3,11"], "classes 0 to 9; 11 is not"),
+    "unknown class name": (["--labels", "cat"], "no class 'cat'"),
+    "no label": (["--labels", ","], "classes 0 to 9"),
+    "unknown model": (["--labels", "1", "--model", "nowhere"], "no model 'nowhere'"),
+    "plan and method": (["--labels", "1", "--plan", "p.json", "--method", "goc"], "one of them"),
+    "missing plan": (["--labels", "1", "--plan", "nowhere.json"], "no plan file at nowhere.json"),
+    "level and interval": (["--labels", "1", "--method", "fora", "--level", "50", "--interval", "2"], "one of them"),
+    "level of other steps": (["--labels", "1", "--method", "fora", "--level", "50", "--steps", "10"], "10 steps"),
+    "unknown level": (["--labels", "1", "--method", "fora", "--level", "33"], "25, 50 and 75"),
+    "computed step": (["--labels", "1", "--method", "goc", "--correct", "4"], "list skipped steps"),
+    "steps not numbers": (["--labels", "1", "--method", "goc", "--correct", "a,b"], "whole numbers"),
+    "correct without goc": (["--labels", "1", "--method", "fora", "--correct", "3"], "--method goc"),
+    "skip without base": (["--labels", "1", "--method", "fora", "--skip", "3"], "--base explicit"),
+    "base without skip": (["--labels", "1", "--method", "fora", "--base", "explicit"], "--skip 1,3,5"),
+    "unknown dtype": (["--labels", "1", "--dtype", "int3"], "dtype must be"),
+    "unusable device": (["--labels", "1", "--device", "nonsense"], "device 'nonsense'"),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), FAILURES.values(), ids=FAILURES)
+def test_bad_input_is_answered_with_a_sentence(forecache, tmp_path, words, sentence):
+    code, _, err = forecache("sample", *words, "--out", tmp_path / "out")
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_another_model_or_number_of_steps_is_refused(forecache, tmp_path, dit):
+    fc.fora(2).plan(fc.grid(dit, 5)).save(tmp_path / "other.json")
+    code, _, err = forecache("sample", "--labels", "1", "--plan", tmp_path / "other.json")
+    assert code == 1
+    assert "made for 6 sites" in err
+    fc.fora(2).plan(fc.grid(load_digits().transformer, 5)).save(tmp_path / "short.json")
+    code, _, err = forecache("sample", "--labels", "1", "--plan", tmp_path / "short.json", "--steps", 6)
+    assert code == 1
+    assert "a plan for 5 steps, --steps 6" in err
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(forecache, tmp_path):
+    code, _, err = forecache("sample", "--labels", "1", "--model", tmp_path)
+    assert code == 1
+    assert "cannot be loaded as a diffusers pipeline from the folder" in err
+
+
+@pytest.mark.parametrize("missing", ["typer", "diffusers"])
+def test_a_missing_extra_is_named(missing, tmp_path):
+    program = f"import sys; sys.modules[{missing!r}] = None; from forecache.cli import main; main()"
+    done = subprocess.run(  # noqa: PLW1510 - it fails on purpose
+        [sys.executable, "-c", program, "sample", "--labels", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    extra = {"typer": "cli", "diffusers": "diffusers"}[missing]
+    assert done.returncode == 1
+    assert f"pip install 'forecache[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["sample"]])
+def test_every_command_explains_itself(forecache, command):
+    code, out, _ = forecache(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert not command or "Example" in out
