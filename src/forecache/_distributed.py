@@ -1,0 +1,62 @@
+"""Several processes as one: started by ``torchrun`` or ``accelerate launch``, which say who is who in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. rank: the number of this one, 0 to size - 1; rank 0 writes and talks."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Every tensor becomes its sum over the processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Returns when every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def current() -> World:
+    """The processes that torch.distributed was started with; a single one where it was not."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+@contextmanager
+def started() -> Iterator[World]:
+    """The processes that the launcher started, joined for the block; a single one without a launcher.
+
+    gloo on CPUs, nccl on GPUs, where every process takes the GPU of its local rank.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield current()
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
