@@ -1,4 +1,4 @@
-"""Several processes as one: started by ``torchrun`` or ``accelerate launch``, which say who is who in the environment."""
+"""Several processes as one: started by ``torchrun`` or ``accelerate launch``, and named in the environment."""
 
 from __future__ import annotations
 
