@@ -43,7 +43,7 @@ def test_the_sites_of_a_diffusers_dit_are_its_branches_in_order(dit):
 
 
 def test_a_pipeline_has_the_sites_of_its_transformer(pipe):
-    assert fc.grid(pipe, 7) == fc.grid(pipe.transformer, 7)
+    assert fc.grid(pipe, 7).sites == fc.grid(pipe.transformer, 7).sites
 
 
 def test_a_subclass_has_the_sites_of_its_family():

@@ -15,10 +15,10 @@ FLOORS = [
     ["_core", "_errors", "_version", "_distributed"],
     ["schedules", "forecasts", "gates", "adapters", "statistics"],
     ["corrections", "tokens", "_routerfile"],
-    ["liveness", "_planfile", "plan"],
+    ["liveness", "_constants", "_planfile", "plan"],
     ["methods", "history"],
     ["session"],
-    ["bench", "calibrate", "search", "router"],
+    ["accumulators", "bench", "calibrate", "search", "router"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],
 ]

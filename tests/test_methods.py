@@ -138,7 +138,13 @@ def test_a_plan_remembers_the_expression_that_made_it(method, name):
 
 def test_any_schedule_is_a_base():
     by_kind = fc.Method("by_kind", schedules.at(schedules.kind("mlp"), schedules.every(3), schedules.every(2)))
-    assert set(plan(fc.goc(by_kind, 1.0), 6).picture().split("\n")) == {"#.#~#~", "#..#~~"}
+    assert set(plan(fc.goc(by_kind, 1.0, whole_blocks=False), 6).picture().split("\n")) == {"#.#~#~", "#..#~~"}
+
+
+def test_goc_corrects_whole_blocks():
+    """As published on Learning-to-Cache: only where all branches of a block are skipped, here steps 1 and 5."""
+    by_kind = fc.Method("by_kind", schedules.at(schedules.kind("mlp"), schedules.every(3), schedules.every(2)))
+    assert set(plan(fc.goc(by_kind, 1.0), 6).picture().split("\n")) == {"#.#.#~", "#..#.~"}
 
 
 @pytest.mark.parametrize("level", [0, 30, 100])

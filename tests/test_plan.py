@@ -23,7 +23,8 @@ def file(tmp_path):
 
 def mixed_plan():
     schedule = fc.schedules.at(fc.schedules.kind("mlp"), fc.schedules.every(3), fc.schedules.every(2))
-    return fc.goc(fc.Method("mixed", schedule), 1.0, gate=fc.gates.at_depth(1, 2)).plan(GRID)
+    method = fc.goc(fc.Method("mixed", schedule), 1.0, gate=fc.gates.at_depth(1, 2), whole_blocks=False)
+    return method.plan(GRID)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -32,12 +33,12 @@ def mixed_plan():
 def test_show_prints_one_line_a_site_and_one_sign_a_step():
     assert mixed_plan().show() == "\n".join(
         [
-            "goc(mixed, eta=1, gate=custom): 6 steps x 4 sites, 41.7% computed",
+            "goc(mixed, eta=1, gate=custom, whole_blocks=False): 6 steps x 4 sites, 41.7% computed",
             "blocks.0.attn  #.#.#.",
             "blocks.0.mlp   #..#..",
             "blocks.1.attn  #.#~#~",
             "blocks.1.mlp   #..#~~",
-            "# computed   . reused   ~ forecast",
+            "# computed   . reused   ~ forecast   + corrected",
         ]
     )
 

@@ -32,7 +32,7 @@ def test_batches_do_not_change_the_samples(dit):
     """Within float rounding: matrix products of other shapes may add up in another order."""
     scheduler = DDIMScheduler()
     whole = sample(dit, scheduler, [1, 2, 3], num_steps=4, seed=1)
-    parts = [sample(dit, scheduler, [label], num_steps=4, seed=1, first_index=i) for i, label in enumerate([1, 2, 3])]
+    parts = [sample(dit, scheduler, [label], num_steps=4, seed=1, indices=[i]) for i, label in enumerate([1, 2, 3])]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 

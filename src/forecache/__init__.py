@@ -6,10 +6,6 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from collections.abc import Sequence as _Sequence
-from typing import Any as _Any
-
-from forecache import adapters as _adapters
 from forecache import forecasts, gates, schedules
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Site
 from forecache._errors import (
@@ -23,25 +19,17 @@ from forecache._errors import (
     PlanMismatchError,
     RunError,
     SiteError,
+    StatisticsError,
+    StatisticsFileError,
     StepCountError,
 )
 from forecache._version import __version__
-from forecache.methods import explicit, fora, fora_paper, goc, goc_paper_steps, taylorseer, warmup
+from forecache.adapters import grid
+from forecache.calibrate import calibrate, calibration_bytes
+from forecache.methods import eoc, explicit, fora, fora_paper, goc, goc_paper_steps, taylorseer, warmup
 from forecache.plan import Cost, Method, Plan
 from forecache.session import Session, Stats, apply
-
-
-def grid(target: _Any, num_steps: int, *, sites: _Sequence[str] | None = None) -> Grid:
-    """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
-
-    target: a pipeline or a transformer. sites: paths of modules to cache, with ``*`` for one part of a path, such as
-    ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's family.
-    Raises SiteError if a pattern matches nothing or the family is not known.
-    """
-    model = _adapters.find(target)
-    layout = _adapters.layout(model, sites)
-    return Grid(num_steps, layout.sites, _adapters.describe(model, layout))
-
+from forecache.statistics import Statistics
 
 __all__ = [
     # the grid and what fills it
@@ -62,6 +50,7 @@ __all__ = [
     "explicit",
     "goc",
     "goc_paper_steps",
+    "eoc",
     "taylorseer",
     "warmup",
     # plans and runs
@@ -70,6 +59,10 @@ __all__ = [
     "apply",
     "Session",
     "Stats",
+    # calibration
+    "Statistics",
+    "calibrate",
+    "calibration_bytes",
     # errors
     "ForecacheError",
     "PlanError",
@@ -77,6 +70,8 @@ __all__ = [
     "ModelError",
     "SiteError",
     "PlanMismatchError",
+    "StatisticsError",
+    "StatisticsFileError",
     "RunError",
     "StepCountError",
     "AlreadyAppliedError",

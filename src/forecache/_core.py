@@ -23,22 +23,31 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a plan: computed, or estimated as a weighted sum of what earlier steps gave out.
+    """One cell of a plan: computed, or estimated as ``scale * (weighted sum of what earlier steps gave out) + shift``.
 
     reads: (step, weight) pairs; empty means that the feature is computed. The value read at a step is what that
-    step emitted: the computed feature, or the estimate if the step was skipped.
+    step emitted: the computed feature, or the estimate if the step was skipped. scale, shift: names of tensors among
+    the plan's constants, with the shape of a feature without its batch, (tokens, width), or (width,); None where there
+    is no such correction.
     """
 
     reads: tuple[tuple[int, float], ...] = ()
+    scale: str | None = None
+    shift: str | None = None
 
     @property
     def computed(self) -> bool:
         return not self.reads
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the tensors that it needs."""
+        return tuple(name for name in (self.scale, self.shift) if name is not None)
+
+    @property
     def sign(self) -> str:
-        """``#`` computed, ``.`` reused as it is, ``~`` forecast from several features."""
-        return "#" if self.computed else "." if len(self.reads) == 1 else "~"
+        """``#`` computed, ``.`` reused as it is, ``~`` forecast from several features, ``+`` corrected."""
+        return "#" if self.computed else "+" if self.constants else "." if len(self.reads) == 1 else "~"
 
 
 MAX_WEIGHT = 1e6
@@ -77,13 +86,16 @@ class Site:
 class Grid:
     """The cells of a sampling run: ``num_steps`` model calls x the sites of a model, in order of execution.
 
-    ``model`` describes the model that the sites were read from: its class, and for module sites how many modules it
-    has of their kinds, so that a plan is not taken for that of a deeper model.
+    model: describes the model that the sites were read from: its class, and for module sites how many modules it
+    has of their kinds, so that a plan is not taken for that of a deeper model. fingerprint: tells its weights from
+    others'. scheduler: the scheduler of the run and its settings. Each is empty where it is not known.
     """
 
     num_steps: int
     sites: tuple[Site, ...]
     model: str = ""
+    fingerprint: str = ""
+    scheduler: str = ""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,12 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+    def agree(self, values: list[Any]) -> list[Any]:
+        """Of every entry, the first that is not None on any process."""
+        gathered: list[list[Any]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(gathered, values)
+        return [next((each for each in column if each is not None), None) for column in zip(*gathered, strict=True)]
 
     def wait(self) -> None:
         """Returns when every process is here."""

@@ -6,6 +6,8 @@ ForecacheError
 ├── ModelError (ValueError)         a model or pipeline that has no usable sites
 │   ├── SiteError                   a site pattern that matches nothing
 │   └── PlanMismatchError           a plan made for another model
+├── StatisticsError (ValueError)    statistics of another model, scheduler or number of steps, or too coarse ones
+│   └── StatisticsFileError         a file that is not statistics this version can read
 ├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
 │   ├── StepCountError              more or fewer model calls than the plan has steps
 │   └── AlreadyAppliedError         a second `apply` on a model that already has a session
@@ -38,6 +40,14 @@ class SiteError(ModelError):
 
 class PlanMismatchError(ModelError):
     """A plan made for another model."""
+
+
+class StatisticsError(ForecacheError, ValueError):
+    """Statistics of another model, scheduler or number of steps, or too coarse ones."""
+
+
+class StatisticsFileError(StatisticsError):
+    """A file that is not statistics this version can read."""
 
 
 class RunError(ForecacheError, RuntimeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,42 @@ class Meter:
     peak: int = 0
 
 
+class Placed:
+    """A plan's constants where and as the features are: each is moved once a device and dtype, and fits or is
+    refused.
+    """
+
+    def __init__(self, constants: Mapping[str, Tensor]) -> None:
+        self._constants = constants
+        self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
+
+    def like(self, name: str, feature: Tensor) -> Tensor:
+        """The constant for features like this one, (B, N, D)."""
+        key = name, feature.device, feature.dtype, feature.shape[1:]
+        placed = self._placed.get(key)
+        if placed is None:
+            constant = self._constants[name]
+            if constant.shape not in (feature.shape[1:], feature.shape[-1:]):
+                raise RunError(
+                    f"The correction {name} is for features of shape {tuple(constant.shape)}, the model gives "
+                    f"{tuple(feature.shape[1:])}: calibrate at this size, or make the plan with per='channel'."
+                )
+            placed = self._placed[key] = constant.to(feature.device, feature.dtype)
+        return placed
+
+
 class History:
     """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
 
-    rows: the operations of every site, [site][step]. meter: shared by the lanes of a run.
+    rows: the operations of every site, [site][step]. meter: shared by the lanes of a run. placed: the plan's constants.
     """
 
-    def __init__(self, rows: Sequence[Sequence[Op]], meter: Meter) -> None:
+    def __init__(self, rows: Sequence[Sequence[Op]], meter: Meter, placed: Placed) -> None:
         self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in rows]
         self._done = bytearray(len(rows))
         self._ops: Sequence[Op] = ()
         self._meter = meter
+        self._placed = placed
 
     def begin(self, ops: Sequence[Op]) -> None:
         """The next model call does ``ops``, one per site."""
@@ -47,9 +72,7 @@ class History:
             raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
         self._done[site] = 1
         op, kept = self._ops[site], self._slots[site]
-        output = (
-            combine([_read(kept[slot]) for slot, _ in op.reads], op.reads) if op.reads else compute(*args, **kwargs)
-        )
+        output = self._estimate(op, kept) if op.reads else compute(*args, **kwargs)
         for slot in op.frees:
             self._meter.held -= _read(kept[slot]).nbytes
             kept[slot] = None
@@ -58,6 +81,14 @@ class History:
             self._meter.held += output.nbytes
             self._meter.peak = max(self._meter.peak, self._meter.held)
         return output
+
+    def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
+        total = combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)
+        scale = self._placed.like(op.scale, total) if op.scale is not None else None
+        shift = self._placed.like(op.shift, total) if op.shift is not None else None
+        if scale is not None and shift is not None:
+            return torch.addcmul(shift, total, scale)
+        return total * scale if scale is not None else total + shift if shift is not None else total
 
     def missed(self) -> int | None:
         """The first site that did not run in this call, if any."""

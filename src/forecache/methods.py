@@ -4,6 +4,7 @@ fora(interval=2)                                      every second step computed
 goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
+eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Literal
 from forecache import gates, schedules
 from forecache._core import Gate
 from forecache._errors import PlanError
-from forecache.forecasts import Gradient, History, Reuse, Taylor
+from forecache.corrections import Drift, Form
+from forecache.forecasts import Forecast, Gradient, History, Reuse, Taylor
 from forecache.plan import Method
+from forecache.statistics import Resolution, Statistics
 
 PAPER_STEPS = 20
 """The GOC and EOC papers sample DDIM-20; their lists of steps are for runs of this length."""
@@ -60,22 +63,30 @@ def goc(
     steps: Sequence[int] | None = None,
     gate: Gate | None = None,
     history: History = "emitted",
+    whole_blocks: bool = True,
 ) -> Method:
     """Reuse plus eta times the last change of the feature (GOC, arXiv 2503.05156) on the schedule of ``base``.
 
-    steps: the skipped steps to correct; plain reuse in the others. gate: the same as a function; by default all.
+    steps: the skipped steps to correct; plain reuse in the others. gate: the same as a function, such as
+    `gates.god(statistics)`, the paper's; by default all. whole_blocks: correct a block only where all of its branches
+    are skipped, as the paper does on L2C; a base that skips them together is the same either way.
     history: ``emitted`` is the paper's queue, ``computed`` the other reading (see `forecasts.Gradient`).
     The paper's eta are 1.2 on FORA 50 %, 1.9 (1.7 in its Table 3) on FORA 25 %, 1.0 on L2C 22 %. With the emitted
     queue an error grows by the factor eta from gap to gap, so try eta <= 1 first.
     """
     if steps is not None and gate is not None:
         raise PlanError("goc() takes the steps to correct or a gate, one of the two.")
-    described = f", steps={list(steps)}" if steps is not None else ", gate=custom" if gate is not None else ""
+    described = f", steps={list(steps)}" if steps is not None else f", gate={_name(gate)}" if gate is not None else ""
     described += f", history='{history}'" if history != "emitted" else ""
+    described += "" if whole_blocks else ", whole_blocks=False"
     chosen = gates.on_steps(tuple(steps)) if steps is not None else gate or gates.always
-    return _corrected(
-        base, Method(f"goc({base.name}, eta={eta:g}{described})", base.schedule, Gradient(eta, history), chosen)
-    )
+    if whole_blocks:
+        chosen = gates.whole_blocks(base.schedule, chosen)
+    return _forecast(base, f"goc({base.name}, eta={eta:g}{described})", Gradient(eta, history), chosen)
+
+
+def _name(gate: Gate) -> str:
+    return f"god({gate.gamma:g}, {gate.threshold:g})" if isinstance(gate, gates.god) else "custom"
 
 
 def goc_paper_steps(level: Literal[25, 50]) -> tuple[int, ...]:
@@ -95,16 +106,42 @@ def taylorseer(base: Method, order: int = 1) -> Method:
     order 0 is reuse, 1 a straight line, 2 adds the second difference. The order is lowered while a feature was
     computed fewer than order + 1 times; the paper computes the first steps: `warmup(base, 3)`.
     """
-    return _corrected(base, Method(f"taylorseer({base.name}, order={order})", base.schedule, Taylor(order)))
+    return _forecast(base, f"taylorseer({base.name}, order={order})", Taylor(order), gates.always)
 
 
-def _corrected(base: Method, correction: Method) -> Method:
-    """``correction``, unless the base has a forecast of its own, which it would replace without a word."""
+def _forecast(base: Method, name: str, forecast: Forecast, gate: Gate) -> Method:
+    """``base`` with a forecast, unless it has one of its own, which would be replaced without a word."""
     if not isinstance(base.forecast, Reuse):
-        raise PlanError(
-            f"{base.name} has a forecast already: {correction.name} takes a schedule with plain reuse as base."
-        )
-    return correction
+        raise PlanError(f"{base.name} has a forecast already: {name} takes a schedule with plain reuse as base.")
+    return replace(base, name=name, forecast=forecast, gate=gate)
+
+
+def eoc(
+    base: Method,
+    stats: Statistics,
+    theta: float | None = None,
+    *,
+    form: Form = "relative",
+    judge: Literal["prior", "all"] | Collection[int] = "prior",
+    per: Resolution = "token",
+) -> Method:
+    """What was reused, moved along the feature's mean drift (EOC, arXiv 2501.19243), on the schedule of ``base``.
+
+    stats: of this model, scheduler and number of steps, from `forecache.calibrate`. form: ``relative`` is the paper's,
+    cached * (1 + theta * E); ``additive`` is ours, cached + theta * (sum of E), and also works on a forecast.
+    theta: 0.01 (the paper's) for the relative form and 1 for the additive one by default. judge: which skipped steps
+    are corrected: ``prior`` where the averages say that it helps (ours; the paper's rule is not published), ``all``,
+    or the steps. per: priors with a mean per ``token`` (the paper's), or per ``channel``, smaller by the number of
+    tokens.
+    """
+    theta = (0.01 if form == "relative" else 1.0) if theta is None else theta
+    chosen = judge if isinstance(judge, str) else tuple(judge)
+    described = f", theta={theta:g}, form='{form}'"
+    described += f", judge={judge!r}" if isinstance(judge, str) else f", judge={list(judge)}"
+    described += f", per='{per}'" if per != "token" else ""
+    if base.correction is not None:
+        raise PlanError(f"{base.name} is corrected already: eoc() takes a base without another one.")
+    return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, per))
 
 
 def warmup(base: Method, steps: int) -> Method:

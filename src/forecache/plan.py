@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forecache import _planfile, liveness
+from torch import Tensor
+
+from forecache import _constants, _planfile, liveness
+from forecache._constants import Constants
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Site, check_reads
-from forecache._errors import PlanError
+from forecache._errors import PlanError, PlanFileError
 from forecache._version import __version__
 from forecache.adapters import measure
+from forecache.corrections import Correction
 from forecache.forecasts import Forecast, Reuse
-from forecache.gates import always
+from forecache.gates import Drawn, always
 
-LEGEND = "# computed   . reused   ~ forecast"
+LEGEND = "# computed   . reused   ~ forecast   + corrected"
 
 
 @dataclass(frozen=True)
@@ -26,38 +30,60 @@ class Method:
 
     name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action.
     forecast: applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused.
+    correction: what calibration adds to the estimates, if anything.
     """
 
     name: str
     schedule: Schedule
     forecast: Forecast = field(default_factory=Reuse)
     gate: Gate = always
+    correction: Correction | None = None
 
     def plan(self, grid: Grid) -> Plan:
         """The plan of this method on a grid.
 
-        Raises PlanError if a site is skipped before it was ever computed, or if the gate opens nowhere.
+        Raises PlanError if a site is skipped before it was ever computed, or if the gate opens nowhere;
+        StatisticsError if the correction was calibrated on another grid.
         """
         opened: set[int] = set()
-        rows = {site: self._row(site, grid, opened) for site in grid.sites}
+        constants: dict[str, Tensor] = {}
+        rows = {site: self._row(site, grid, opened, constants) for site in grid.sites}
         skipped = {step for row in rows.values() for step, cell in enumerate(row) if not cell.computed}
         listed = getattr(self.gate, "steps", ())
         if idle := [step for step in listed if step not in opened]:
             raise PlanError(
-                f"{self.name} is asked to correct steps {idle}, but its schedule computes them (skipped: "
-                f"{sorted(skipped)}): list skipped steps, or choose another schedule."
+                f"{self.name} is asked to correct steps {idle}, but its schedule computes them, or a part of every "
+                f"block there (skipped: {sorted(skipped)}): list skipped steps, or choose another schedule."
             )
         if skipped and not opened:
             raise PlanError(f"The gate of {self.name} is closed in every skipped cell, so its forecast does nothing.")
-        return Plan(grid, tuple(rows.values()), {"method": self.name, "forecache": __version__})
+        self._check_correction(rows.values(), skipped)
+        provenance = {"method": self.name, "forecache": __version__}
+        if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
+            provenance["gate"] = picture
+        return Plan(grid, tuple(rows.values()), provenance, Constants(constants))
 
-    def _row(self, site: Site, grid: Grid, opened: set[int]) -> tuple[Cell, ...]:
+    def _check_correction(self, rows: Iterable[tuple[Cell, ...]], skipped: set[int]) -> None:
+        """A correction that corrects nothing, or that lists steps which are not skipped, is a mistake."""
+        if self.correction is None or not skipped:
+            return
+        corrected = {step for row in rows for step, cell in enumerate(row) if cell.constants}
+        if idle := [step for step in self.correction.steps if step not in corrected]:
+            raise PlanError(f"{self.name} is asked to correct steps {idle}, but skips {sorted(skipped)}: list those.")
+        if not corrected:
+            raise PlanError(
+                f"{self.name} corrects nothing: by its judgment plain reuse is closer everywhere. Use judge='all', "
+                "another theta, or the base alone."
+            )
+
+    def _row(self, site: Site, grid: Grid, opened: set[int], constants: dict[str, Tensor]) -> tuple[Cell, ...]:
+        walk = self.correction.walk(site, grid) if self.correction is not None else None
         row: list[Cell] = []
         computed: list[int] = []  # newest first
         for step in range(grid.num_steps):
             action = self.schedule(step, site, grid)
             if action is Action.COMPUTE:
-                row.append(Cell())
+                cell = Cell()
                 computed.insert(0, step)
             elif action is not Action.SKIP:
                 raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
@@ -65,9 +91,12 @@ class Method:
                 raise PlanError(f"{self.name} skips {site.name} at step {step}, before it was ever computed.")
             elif self.gate(step, site, grid):
                 opened.add(step)
-                row.append(self._estimate(step, row, computed))
+                cell = self._estimate(step, row, computed)
             else:
-                row.append(Cell(((computed[0], 1.0),)))
+                cell = Cell(((computed[0], 1.0),))
+            row.append(cell if walk is None else walk.amend(step, cell))
+        if walk is not None:
+            constants.update(walk.constants)
         return tuple(row)
 
     def _estimate(self, step: int, row: list[Cell], computed: list[int]) -> Cell:
@@ -87,6 +116,7 @@ class Cost:
 
     macs: the whole run, guidance pair included. macs_uncached: the same run with everything computed.
     cache_bytes: peak bytes of features kept for later steps. step_macs, step_cache_bytes: the same step by step.
+    constant_bytes: bytes of the corrections' tensors, as the plan has them.
     """
 
     macs: int
@@ -94,6 +124,7 @@ class Cost:
     cache_bytes: int
     step_macs: tuple[int, ...] = field(repr=False)
     step_cache_bytes: tuple[int, ...] = field(repr=False)
+    constant_bytes: int = 0
 
     @property
     def speedup(self) -> float:
@@ -102,9 +133,10 @@ class Cost:
 
     def __str__(self) -> str:
         unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
+        constants = f", {self.constant_bytes / 2**20:.1f} MiB of corrections" if self.constant_bytes else ""
         return (
             f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
-            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak"
+            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak{constants}"
         )
 
 
@@ -113,11 +145,13 @@ class Plan:
     """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
 
     grid: steps and sites. rows: one tuple of cells per site, one cell per step. provenance: where it came from.
+    constants: the tensors that corrected cells name.
     """
 
     grid: Grid
     rows: tuple[tuple[Cell, ...], ...]
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+    constants: Constants = field(default_factory=Constants)
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
@@ -128,6 +162,12 @@ class Plan:
             for step, cell in enumerate(row):
                 if not cell.computed:
                     check_reads(cell.reads, step)
+                elif cell.constants:
+                    raise PlanError(f"Step {step} is computed, so it cannot have a scale or a shift.")
+        named = {name for row in self.rows for cell in row for name in cell.constants}
+        if named != set(self.constants):
+            odd = sorted(named ^ set(self.constants))
+            raise PlanError(f"The cells of a plan name its constants, no more and no less; {odd[:3]} do not match.")
 
     @property
     def num_steps(self) -> int:
@@ -152,7 +192,8 @@ class Plan:
             f"{self.computed_share:.1%} computed"
         )
         lines = [f"{site.name:<{width}}  {_line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)]
-        return "\n".join([title, *lines, LEGEND])
+        gate = [self.provenance["gate"]] if "gate" in self.provenance else []
+        return "\n".join([title, *lines, LEGEND, *gate])
 
     def cost(self, model: Any, batch_size: int = 1, *, guidance: bool = True, inputs: Any = None) -> Cost:
         """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
@@ -170,16 +211,29 @@ class Plan:
         )
         alive = liveness.alive([liveness.allocate(row) for row in self.rows], parts.site_bytes)
         full = parts.fixed_macs + sum(parts.site_macs)
-        return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive)
+        return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive, self.constants.nbytes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as versioned JSON, atomically; folders that are missing are made."""
-        _planfile.write(Path(path), self.grid, self.rows, self.provenance)
+        """Write the plan as versioned JSON, atomically; folders that are missing are made.
+
+        The tensors of corrections stand beside it, in ``<name>.constants.safetensors``: keep the two together.
+        """
+        path, beside = Path(path), None
+        if self.constants:
+            file = path.with_name(f"{path.stem}.constants.safetensors")
+            beside = _planfile.Beside(file.name, _constants.write(file, self.constants))
+        _planfile.write(path, _planfile.Contents(self.grid, self.rows, dict(self.provenance), beside))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file; raises PlanFileError with what is wrong and where."""
-        return cls(*_planfile.read(Path(path)))
+        path = Path(path)
+        grid, rows, provenance, beside = _planfile.read(path)
+        constants = _constants.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
+        try:
+            return cls(grid, rows, provenance, constants)
+        except PlanError as error:
+            raise PlanFileError(f"{path} is not a readable plan file: {error}") from error
 
 
 def _line(row: tuple[Cell, ...]) -> str:

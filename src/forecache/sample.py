@@ -43,15 +43,16 @@ def sample(
     num_steps: int,
     guidance: float = 1.5,
     seed: int = 0,
-    first_index: int = 0,
+    indices: Sequence[int] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) of a DiT, one per label, as the model gives them (pixels or latents).
 
     model: called as ``model(x, timestep=..., class_labels=...)``, with ``num_embeds_ada_norm`` classes and the label
     after the last one meaning "no class"; an output of twice the channels is (prediction, variance). guidance: with a
-    scale over 1 each step is one call on the batch [conditional; unconditional]. first_index: number of the first
-    sample, for sampling in parts. on_step: called with the number of the finished step.
+    scale over 1 each step is one call on the batch [conditional; unconditional]. indices: the numbers of the
+    samples, 0, 1, ... by default; noise depends on them and the seed alone. on_step: called with the number of the
+    finished step.
     """
     config = model.config
     check_labels(labels, config.num_embeds_ada_norm)
@@ -60,8 +61,8 @@ def sample(
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(num_steps, device=model.device)
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    indices = range(first_index, first_index + len(labels))
-    x_BCHW = noise(shape, seed, indices).to(model.device, model.dtype) * scheduler.init_noise_sigma
+    x_BCHW = noise(shape, seed, range(len(labels)) if indices is None else indices)
+    x_BCHW = x_BCHW.to(model.device, model.dtype) * scheduler.init_noise_sigma
     y_B = torch.tensor(list(labels), device=model.device)
     pair = guidance > 1
     if pair:

@@ -17,7 +17,7 @@ from torch import Tensor
 from forecache import liveness
 from forecache._errors import AlreadyAppliedError, RunError, StepCountError
 from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, replaced
-from forecache.history import History, Meter
+from forecache.history import History, Meter, Placed
 from forecache.plan import Plan
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
@@ -85,6 +85,7 @@ class Session:
         self._rows = [liveness.allocate(row) for row in plan.rows]
         self._steps = list(zip(*self._rows, strict=True))
         self._computed = [sum(not op.reads for op in ops) for ops in self._steps]
+        self._placed = Placed(plan.constants)
         self._timestep = _reader(layout.model.forward)
         self._local = threading.local()
         self._runs: list[_Run] = []
@@ -194,7 +195,7 @@ class Session:
             lane.history.clear()
             lane = None
         if lane is None:
-            lane = run.lanes[run.lane] = _Lane(History(self._rows, run.meter), first_timestep=timestep)
+            lane = run.lanes[run.lane] = _Lane(History(self._rows, run.meter, self._placed), first_timestep=timestep)
             lane.length_known = self._check_length(run, timestep)
             lane.inputs = inputs
             run.generations += run.lane == next(iter(run.lanes))

@@ -21,11 +21,19 @@ OnStep = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: scheduler steps, classifier-free guidance scale, seed of the noise."""
+    """How to sample: scheduler steps, classifier-free guidance scale, seed of the noise.
+
+    shared_noise: every sample starts from the noise of sample 0.
+    """
 
     num_steps: int
     guidance: float
     seed: int
+    shared_noise: bool = False
+
+    def indices(self, first: int, count: int) -> Sequence[int]:
+        """The numbers of the noises that ``count`` samples from ``first`` on start from."""
+        return [0] * count if self.shared_noise else range(first, first + count)
 
 
 class Source(Protocol):
@@ -60,7 +68,7 @@ class DigitsSource:
 
     @property
     def target(self) -> Any:
-        return self.digits.transformer
+        return self.digits
 
     @property
     def classes(self) -> int:
@@ -82,7 +90,7 @@ class DigitsSource:
             num_steps=how.num_steps,
             guidance=how.guidance,
             seed=how.seed,
-            first_index=first_index,
+            indices=how.indices(first_index, len(labels)),
             on_step=on_step,
         )
         return to_images(pixels)
@@ -122,13 +130,27 @@ class DiTSource:
                 list(labels),
                 guidance_scale=how.guidance,
                 num_inference_steps=how.num_steps,
-                generator=generators(how.seed, range(first_index, first_index + len(labels))),
+                generator=generators(how.seed, how.indices(first_index, len(labels))),
                 output_type="pt",
             ).images
         finally:
             if hook is not None:
                 hook.remove()
         return images.float().cpu()
+
+
+def of(target: Any) -> Source:
+    """How to sample from ``target``: a Source itself, the bundled digits, or a diffusers DiTPipeline."""
+    if callable(getattr(target, "generate", None)) and hasattr(target, "target"):
+        return target
+    if isinstance(target, Digits):
+        return DigitsSource(target)
+    if type(target).__name__ == "DiTPipeline":
+        return DiTSource(target)
+    raise InputError(
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, or an object with "
+        "`target`, the model, and `generate(labels, how, first_index, on_step)` as in forecache.sources.Source."
+    )
 
 
 def in_batches(

@@ -17,6 +17,7 @@ from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import diffusers_dit, modules
 from forecache.adapters.base import Block, Branch, Layout, Value, is_mounted, mounted, replaced
 from forecache.adapters.counting import Parts, count
+from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
 FAMILIES = (diffusers_dit,)
 
@@ -27,13 +28,18 @@ __all__ = [
     "Parts",
     "Value",
     "describe",
+    "describe_scheduler",
     "find",
+    "fingerprint",
+    "grid",
     "is_mounted",
+    "is_same",
     "layout",
     "layout_for",
     "measure",
     "mounted",
     "replaced",
+    "scheduler_differences",
 ]
 
 
@@ -66,6 +72,19 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
         f"forecache knows no branches of {type(model).__name__}: name the modules to cache, "
         'for example sites=["blocks.*.attn", "blocks.*.mlp"].'
     )
+
+
+def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> Grid:
+    """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
+
+    target: a pipeline or a transformer; a pipeline's scheduler is remembered. sites: paths of modules to cache, with
+    ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's
+    family. Raises SiteError if a pattern matches nothing or the family is not known.
+    """
+    model = find(target)
+    found = layout(model, sites)
+    scheduler = describe_scheduler(getattr(target, "scheduler", None))
+    return Grid(num_steps, found.sites, describe(model, found), fingerprint(model), scheduler)
 
 
 def describe(model: nn.Module, found: Layout) -> str:

@@ -1,0 +1,91 @@
+"""Running means of features, one accumulator per (step, site), whatever the number of samples.
+
+B batch, N tokens, D width, G gaps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from forecache._core import Grid
+from forecache._distributed import World
+from forecache.statistics import Origin, Statistics, inverse_table
+
+
+class Cell(NamedTuple):
+    """One (step, site): how many samples it has seen, their mean (N, D) float32, and the mean changes (G,)."""
+
+    samples: int
+    mean: Tensor
+    changes: Tensor
+
+
+class Accumulators:
+    """The accumulators. A cell is replaced whole, so that an interruption finds every one either before or after."""
+
+    def __init__(self, chosen: Grid, gaps: int, keep_on: str | torch.device | None) -> None:
+        self._sites, self._gaps, self._keep_on = chosen.sites, gaps, keep_on
+        self.cells: list[list[Cell | None]] = [[None] * len(chosen.sites) for _ in range(chosen.num_steps)]
+
+    def continue_from(self, kept: Statistics) -> None:
+        for step, row in enumerate(self.cells):
+            for site in range(len(row)):
+                count = int(kept.counts[step, site])
+                mean = kept.means[site][step].to(self._keep_on or "cpu")
+                row[site] = Cell(count, mean, kept.changes[step, site]) if count else None
+
+    def add(self, step: int, site: int, feature_BND: Tensor, recent: deque[Tensor]) -> None:
+        count = len(feature_BND)
+        mean = feature_BND.mean(0, dtype=torch.float32)
+        changes = _changes(feature_BND, recent, self._gaps)
+        if self._keep_on is not None:
+            mean, changes = mean.to(self._keep_on), changes.to(self._keep_on)
+        before = self.cells[step][site]
+        if before is not None:
+            share = count / (before.samples + count)
+            mean = torch.lerp(before.mean.to(mean.device), mean, share)
+            changes = torch.lerp(before.changes.to(changes.device), changes, share)
+            count += before.samples
+        self.cells[step][site] = Cell(count, mean, changes)
+
+    def shapes(self) -> list[torch.Size | None]:
+        """The shape of every site's mean; None where no step was seen yet."""
+        columns = zip(*self.cells, strict=True)
+        return [next((cell.mean.shape for cell in column if cell is not None), None) for column in columns]
+
+    def merged(self, origin: Origin, world: World) -> Statistics | None:
+        """The statistics of all processes; None while a site was not seen once. Every process has to call it."""
+        shapes = self.shapes()
+        counts = torch.tensor([[cell.samples if cell else 0 for cell in row] for row in self.cells])
+        if world.size > 1:
+            shapes = world.agree(shapes)
+        if None in shapes:
+            return None
+        total = counts.clone()
+        device = torch.device("cuda") if world.size > 1 and torch.cuda.is_available() else torch.device("cpu")
+        world.sum_([total])
+        steps, sites = counts.shape
+        means = [torch.zeros(steps, *shape) for shape in shapes if shape is not None]
+        changes = torch.zeros(steps, sites, self._gaps)
+        for step, row in enumerate(self.cells):
+            for site, cell in enumerate(row):
+                share = cell.samples / int(total[step, site]) if cell else 0.0
+                mean = cell.mean.to(device) * share if cell else means[site][step].to(device)
+                change = cell.changes.to(device) * share if cell else changes[step, site].to(device)
+                world.sum_([mean, change])
+                means[site][step], changes[step, site] = mean, change
+        return Statistics(self._sites, tuple(means), changes, inverse_table(means), total, origin)
+
+
+def _changes(feature_BND: Tensor, recent: deque[Tensor], gaps: int) -> Tensor:
+    """Mean over samples of |g(c) - g(c-k)|_1 / |g(c)|_1 for k = 1 ... gaps, zero before there is one; (G,) float32."""
+    flat = feature_BND.flatten(1).clone()  # the model may write into what it gave out, and half of it is not needed
+    norms = [torch.linalg.vector_norm(flat - old, 1, dim=1, dtype=torch.float32) for old in recent]
+    norms += [torch.zeros(len(flat), device=flat.device)] * (gaps - len(norms))
+    size = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
+    recent.appendleft(flat)
+    return (torch.stack(norms) / size.clamp_min(torch.finfo(torch.float32).tiny)).mean(1)

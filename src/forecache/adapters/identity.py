@@ -1,0 +1,68 @@
+"""Who a model and its scheduler are, so that what was calibrated on one is not used on another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+PROBES = 32
+TOLERANCE = 0.02
+"""Relative difference that rounding to bfloat16 or float16 can make, with room; other weights differ by more."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The structure as a digest, and single weights spread over it: ``"9f86d081884c7d65:0.0213,-0.11,..."``.
+
+    A model in another dtype or on another device is the same. On the meta device the weights are left out.
+    """
+    parameters = list(model.named_parameters())
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in parameters:
+        digest.update(f"{name}:{tuple(parameter.shape)};".encode())
+    chosen = [parameters[index * len(parameters) // PROBES][1] for index in range(min(PROBES, len(parameters)))]
+    probes = ",".join(f"{_probe(each):.4g}" for each in chosen if each.is_floating_point() and not each.is_meta)
+    return f"{digest.hexdigest()[:16]}:{probes}"
+
+
+def _probe(parameter: Tensor) -> float:
+    return parameter.detach().flatten()[parameter.numel() // 2].item() if parameter.numel() else 0.0
+
+
+def is_same(a: str, b: str) -> bool:
+    """Whether two fingerprints can be of one model; one that is empty, or without weights, is not held against it."""
+    if not a or not b:
+        return True
+    (structure_a, _, weights_a), (structure_b, _, weights_b) = a.partition(":"), b.partition(":")
+    if structure_a != structure_b:
+        return False
+    if not weights_a or not weights_b:
+        return True
+    pairs = zip(weights_a.split(","), weights_b.split(","), strict=False)
+    return all(math.isclose(float(x), float(y), rel_tol=TOLERANCE, abs_tol=1e-4) for x, y in pairs)
+
+
+def describe_scheduler(scheduler: Any) -> str:
+    """A diffusers scheduler's class and settings as JSON; empty where there is none."""
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        return ""
+    settings = {name: _plain(value) for name, value in config.items() if not name.startswith("_")}
+    return json.dumps({"class": type(scheduler).__name__, **settings}, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def scheduler_differences(a: str, b: str) -> list[str]:
+    """The settings in which two described schedulers differ, as ``name: x, not y``; none if one is not known."""
+    if not a or not b or a == b:
+        return []
+    left, right = json.loads(a), json.loads(b)
+    names = sorted(set(left) | set(right))
+    return [f"{name}: {left.get(name)}, not {right.get(name)}" for name in names if left.get(name) != right.get(name)]
