@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures
+.PHONY: demo test lint format figures statistics
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -25,6 +25,15 @@ format: $(READY)
 figures: $(READY)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/steps.py
+
+# the statistics that ship with digits, and the ones per token that benchmarks/quality.py uses (ten minutes)
+DIGITS := src/forecache/zoo/assets/digits
+statistics: $(READY)
+	for steps in 20 50; do \
+	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --out out/statistics-$$steps.safetensors && \
+	  cp out/statistics-$$steps.safetensors $(DIGITS)/statistics-$$steps.safetensors && \
+	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --compact --out $(DIGITS)/statistics-$$steps.safetensors \
+	  || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

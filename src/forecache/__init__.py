@@ -26,7 +26,18 @@ from forecache._errors import (
 from forecache._version import __version__
 from forecache.adapters import grid
 from forecache.calibrate import calibrate, calibration_bytes
-from forecache.methods import eoc, explicit, fora, fora_paper, goc, goc_paper_steps, taylorseer, warmup
+from forecache.methods import (
+    eoc,
+    explicit,
+    fora,
+    fora_paper,
+    goc,
+    goc_paper_steps,
+    smoothcache,
+    smoothcache_file,
+    taylorseer,
+    warmup,
+)
 from forecache.plan import Cost, Method, Plan
 from forecache.session import Session, Stats, apply
 from forecache.statistics import Statistics
@@ -51,6 +62,8 @@ __all__ = [
     "goc",
     "goc_paper_steps",
     "eoc",
+    "smoothcache",
+    "smoothcache_file",
     "taylorseer",
     "warmup",
     # plans and runs

@@ -16,9 +16,11 @@ from forecache import bench
 from forecache._core import Grid
 from forecache._errors import InputError
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.methods import fora_paper, goc, goc_paper_steps, taylorseer
+from forecache.gates import god
+from forecache.methods import eoc, fora_paper, goc, goc_paper_steps, taylorseer
 from forecache.plan import Cost, Method, Plan
 from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.statistics import Statistics
 
 ETAS = (0.6, 0.8, 1.0, 1.2)
 UNCACHED = "no cache"
@@ -77,6 +79,17 @@ def methods() -> dict[str, Method]:
     }
 
 
+def calibrated(stats: Statistics) -> dict[str, Method]:
+    """What calibration adds: GOC with its gate, and EOC on reuse and on Taylor."""
+    half = fora_paper(50)
+    return {
+        "GOC 50 %, gate": goc(half, 0.8, gate=god(stats, gamma=0.5, threshold=0.45)),
+        "EOC 50 %": eoc(half, stats, judge="all"),
+        "EOC 50 %, add.": eoc(half, stats, 0.3, form="additive"),
+        "Taylor 1 + EOC": eoc(taylorseer(half, 1), stats, form="additive"),
+    }
+
+
 def compare(
     source: DigitsSource,
     grid: Grid,
@@ -128,7 +141,7 @@ def compare(
 
 def best_eta(rows: Sequence[Row]) -> tuple[Row, float]:
     """The GOC row with the highest PSNR, and by how many dB it is above FORA at the same level."""
-    gocs = [row for row in rows if row.name.startswith("GOC 50")]
+    gocs = [row for row in rows if row.name in {f"GOC 50 %, {eta:.1f}" for eta in ETAS}]
     best = max(gocs, key=lambda row: row.psnr)
     return best, best.psnr - next(row.psnr for row in rows if row.name == "FORA 50 %")
 

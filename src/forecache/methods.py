@@ -5,17 +5,21 @@ goc(fora(interval=2), eta=0.8)                        reuse plus a share of the 
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
+smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from forecache import gates, schedules
-from forecache._core import Gate
-from forecache._errors import PlanError
+from forecache._core import Action, Gate, Grid, Schedule, Site
+from forecache._errors import PlanError, PlanFileError
 from forecache.corrections import Drift, Form
 from forecache.forecasts import Forecast, Gradient, History, Reuse, Taylor
 from forecache.plan import Method
@@ -123,7 +127,7 @@ def eoc(
     *,
     form: Form = "relative",
     judge: Literal["prior", "all"] | Collection[int] = "prior",
-    per: Resolution = "token",
+    per: Resolution | None = None,
 ) -> Method:
     """What was reused, moved along the feature's mean drift (EOC, arXiv 2501.19243), on the schedule of ``base``.
 
@@ -132,19 +136,90 @@ def eoc(
     theta: 0.01 (the paper's) for the relative form and 1 for the additive one by default. judge: which skipped steps
     are corrected: ``prior`` where the averages say that it helps (ours; the paper's rule is not published), ``all``,
     or the steps. per: priors with a mean per ``token`` (the paper's), or per ``channel``, smaller by the number of
-    tokens.
+    tokens; by default what the statistics hold.
     """
     theta = (0.01 if form == "relative" else 1.0) if theta is None else theta
     chosen = judge if isinstance(judge, str) else tuple(judge)
+    resolution = per or stats.resolution
     described = f", theta={theta:g}, form='{form}'"
     described += f", judge={judge!r}" if isinstance(judge, str) else f", judge={list(judge)}"
-    described += f", per='{per}'" if per != "token" else ""
+    described += f", per='{resolution}'"
     if base.correction is not None:
         raise PlanError(f"{base.name} is corrected already: eoc() takes a base without another one.")
-    return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, per))
+    return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, resolution))
 
 
 def warmup(base: Method, steps: int) -> Method:
     """``base`` with its first ``steps`` steps computed."""
     schedule = schedules.either(schedules.first(steps), base.schedule)
     return replace(base, name=f"warmup({base.name}, {steps})", schedule=schedule)
+
+
+def smoothcache(stats: Statistics, threshold: float) -> Method:
+    """Reuse while the feature's mean relative L1 change stays below ``threshold`` (SmoothCache, arXiv 2411.10510).
+
+    The change is averaged over the branches of one kind, so that all attentions share a schedule, and all MLPs. A step
+    is skipped if the change since the last computed one is below the threshold, and the gap is one that was measured
+    (``gaps`` of `forecache.calibrate`).
+    """
+    kinds = dict.fromkeys(site.kind for site in stats.sites)
+    schedule = _by_kind({kind: _computed(stats, kind, threshold) for kind in kinds})
+
+    def checked(step: int, site: Site, grid: Grid) -> Action:
+        stats.check(grid)
+        return schedule(step, site, grid)
+
+    return Method(f"smoothcache(threshold={threshold:g})", checked)
+
+
+def _computed(stats: Statistics, kind: str, threshold: float) -> list[bool]:
+    """For each step, whether the sites of a kind are computed."""
+    chosen = [index for index, site in enumerate(stats.sites) if site.kind == kind]
+    error = stats.changes[:, chosen].mean(1).tolist()  # [step][gap - 1]
+    computed, last = [True], 0
+    for step in range(1, stats.num_steps):
+        gap = step - last
+        computed.append(gap > len(error[step]) or error[step][gap - 1] >= threshold)
+        if computed[step]:
+            last = step
+    return computed
+
+
+def _by_kind(rows: Mapping[str, Sequence[bool]]) -> Schedule:
+    """A row of booleans (computed or not) per kind of branch; other kinds are always computed."""
+    schedule = schedules.every(1)
+    for kind, row in rows.items():
+        schedule = schedules.at(schedules.kind(kind), schedules.by_step(row), schedule)
+    return schedule
+
+
+SMOOTHCACHE_KINDS = {
+    "attn1": "attn",
+    "attn": "attn",
+    "attn2": "cross",
+    "cross_attn": "cross",
+    "ff": "mlp",
+    "mlp": "mlp",
+}
+"""What SmoothCache's schedule files call the kinds of branches."""
+
+
+def smoothcache_file(path: str | os.PathLike[str]) -> Method:
+    """A published SmoothCache schedule: JSON of ``{"attn1": [1, 0, ...], "ff": [1, 0, ...]}``, 1 where computed.
+
+    Branches of kinds that the file does not name are always computed. Raises PlanFileError for anything else.
+    """
+    path = Path(path)
+    try:
+        table = json.loads(path.read_bytes()) if path.stat().st_size < 2**20 else None
+    except OSError as error:
+        raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise PlanFileError(f"{path} is not JSON: {str(error).rstrip('.')}.") from error
+    rows = list(table.values()) if isinstance(table, dict) and all(name in SMOOTHCACHE_KINDS for name in table) else []
+    if not rows or not all(isinstance(row, list) and row and all(entry in (0, 1) for entry in row) for row in rows):
+        raise PlanFileError(
+            f"{path} is not a SmoothCache schedule: it must map {', '.join(SMOOTHCACHE_KINDS)} to lists of 0 and 1."
+        )
+    by_kind = {SMOOTHCACHE_KINDS[name]: [bool(entry) for entry in row] for name, row in dict(table or {}).items()}
+    return Method(f"smoothcache_file({path.name!r})", _by_kind(by_kind))

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from forecache._core import Grid
 from forecache._errors import MissingExtraError
 from forecache.demo import Row
+from forecache.gates import god
+from forecache.statistics import Statistics
 
 
 def _pyplot() -> Any:
@@ -91,3 +94,47 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
+    """How features change by depth and step, the share of inverse gradients, and where the gate is open."""
+    plt = _pyplot()
+    kinds = list(dict.fromkeys(site.kind for site in stats.sites))
+    heights = [3.0] * len(kinds) + [2.0]
+    size = (8.0, sum(heights))
+    figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, layout="constrained")
+    change = stats.changes[1:, :, 0].numpy()
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, float(np.quantile(change, 0.98))), "magma")
+    for axis, kind in zip(axes, kinds, strict=False):
+        columns = [index for index, site in enumerate(stats.sites) if site.kind == kind]
+        extent = (0.5, stats.num_steps - 0.5, len(columns) - 0.5, -0.5)
+        axis.imshow(change[:, columns].T, aspect="auto", cmap=colours.cmap, norm=colours.norm, extent=extent)
+        axis.set_ylabel(f"{kind}: depth")
+        axis.set_xlim(-0.5, stats.num_steps - 0.5)
+        axis.locator_params(integer=True)
+    what = "change of every feature from the step before"
+    title = f"{stats.origin.model}, {stats.num_steps} steps, {stats.count} samples: {what}"
+    axes[0].set_title(title, fontsize=10)
+    figure.colorbar(colours, ax=axes[: len(kinds)], label="relative L1", shrink=0.8)
+    _draw_gate(axes[-1], stats, gate)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_gate(axis: Any, stats: Statistics, gate: god) -> None:
+    """N, the mean change and B by step; steps at which the gate is open are shaded."""
+    grid = Grid(stats.num_steps, stats.sites)
+    steps = range(stats.num_steps)
+    scores = [gate.score(step, grid) for step in steps]
+    axis.plot(steps, stats.inverse_shares, "o-", label="N: inverse gradients", markersize=3)
+    axis.plot(steps, scores, "s-", label=f"B (gamma {gate.gamma:g})", markersize=3)
+    axis.plot(steps[1:], stats.changes[1:, :, 0].mean(1), ":", label="mean change", color="gray")
+    axis.axhline(gate.threshold, color="black", linewidth=0.8, linestyle="--", label=f"threshold {gate.threshold:g}")
+    for step in steps:
+        if scores[step] < gate.threshold:
+            axis.axvspan(step - 0.5, step + 0.5, color="tab:green", alpha=0.12, linewidth=0)
+    axis.set_xlim(-0.5, stats.num_steps - 0.5)
+    axis.set_ylim(0, max(1.0, *scores))
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel("step (0 is the noisiest); green: GOC's gate is open")
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")

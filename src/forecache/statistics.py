@@ -90,9 +90,13 @@ class Statistics:
         """Bytes of the means."""
         return sum(mean.nbytes for mean in self.means)
 
-    @cached_property
+    @property
     def inverse_shares(self) -> tuple[float, ...]:
         """N of every step (GOC, Eq. 7): the share of sites whose gradient is inverse there. 0 at steps 0 and 1."""
+        return self._shares
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
         return tuple(self.inverse.double().mean(1).tolist())
 
     def mean(self, step: int, site: Site, per: Resolution = "token") -> Tensor:
@@ -113,7 +117,7 @@ class Statistics:
 
     def check(self, grid: Grid) -> None:
         """Raises StatisticsError, with what differs, if they were measured on another model, scheduler or step
-        count.
+        count, or not once at every step.
         """
         reason = None
         if self.num_steps != grid.num_steps:
@@ -126,6 +130,11 @@ class Statistics:
             reason = f"another scheduler ({'; '.join(found[:4])})"
         if reason:
             raise StatisticsError(f"The statistics are of {reason}: calibrate for this run with forecache.calibrate.")
+        if self.count == 0:
+            raise StatisticsError(
+                "The statistics were interrupted before every step was seen once: calibrate again with the same path, "
+                "which continues them."
+            )
 
     def compact(self, dtype: torch.dtype = torch.float16) -> Statistics:
         """The same with one mean per channel: as many times smaller as a feature has tokens. Changes stay as they
@@ -198,20 +207,26 @@ def inverse_table(means: Sequence[Tensor]) -> Tensor:
 
 def _document(text: str) -> tuple[tuple[Site, ...], Origin]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except StatisticsFileError:
+        raise
     except (ValueError, RecursionError) as error:
         raise StatisticsFileError("it has no metadata of forecache") from error
     if not isinstance(document, Mapping) or document.get("format") != "forecache-statistics":
         raise StatisticsFileError("its format is not 'forecache-statistics'")
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise StatisticsFileError(f"its version is {document.get('version')!r}; this forecache reads version {VERSION}")
     if set(document) != {"format", "version", "sites", "origin"}:
         raise StatisticsFileError(f"its metadata has the keys {', '.join(sorted(map(str, document)))}")
     return _sites(document["sites"]), _origin(document["origin"])
 
 
+def _refuse_constant(name: str) -> float:
+    raise StatisticsFileError(f"{name} is not a number that statistics can use")
+
+
 def _sites(values: Any) -> tuple[Site, ...]:
-    wanted = {"name": str, "depth": int, "kind": str}
+    wanted = {"name": (str,), "depth": (int,), "kind": (str,)}
     if not isinstance(values, list) or not all(_has(each, wanted) for each in values) or not values:
         raise StatisticsFileError("sites must be a list of name, depth and kind")
     try:
@@ -221,18 +236,18 @@ def _sites(values: Any) -> tuple[Site, ...]:
 
 
 def _origin(value: Any) -> Origin:
-    kinds = {"str": str, "float": (float, int), "int": int, "bool": bool}
-    wanted: dict[str, Any] = {each.name: kinds.get(str(each.type), list) for each in fields(Origin)}
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "float": (float, int), "int": (int,), "bool": (bool,)}
+    wanted = {each.name: kinds.get(str(each.type), (list,)) for each in fields(Origin)}
     if not _has(value, wanted) or not all(type(each) in (int, str) for each in value["conditions"]):
         raise StatisticsFileError(f"origin must have {', '.join(wanted)}, each of its type")
     return Origin(**{**value, "conditions": tuple(value["conditions"])})
 
 
-def _has(value: Any, wanted: Mapping[str, Any]) -> bool:
+def _has(value: Any, wanted: Mapping[str, tuple[type, ...]]) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == set(wanted)
-        and all(isinstance(value[name], kind) for name, kind in wanted.items())
+        and all(type(value[name]) in kinds for name, kinds in wanted.items())  # True is no number here
     )
 
 
@@ -251,12 +266,14 @@ def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[T
         and inverse.shape == table
         and changes.shape[:2] == table
         and changes.ndim == 3
-        and all(mean.ndim == 3 and len(mean) == steps for mean in means)
+        and all(mean.ndim == 3 and len(mean) == steps and mean.numel() > 0 for mean in means)
         and (changes.dtype, inverse.dtype, counts.dtype) == (torch.float32, torch.bool, torch.int64)
         and all(mean.dtype in (torch.float32, torch.float16, torch.bfloat16) for mean in means)
     )
     if not right:
         raise StatisticsFileError("its tensors have shapes or dtypes that do not belong together")
-    if not all(bool(each.isfinite().all()) for each in (*means, changes)) or int(counts.min()) < 0:
+    if not all(bool(each.isfinite().all()) for each in (*means, changes)):
         raise StatisticsFileError("it has numbers that are not finite")
+    if int(counts.min()) < 0 or int(inverse.view(torch.uint8).max()) > 1:
+        raise StatisticsFileError("it has a negative count, or an answer that is neither true nor false")
     return means, changes, inverse, counts

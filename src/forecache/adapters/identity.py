@@ -42,8 +42,11 @@ def is_same(a: str, b: str) -> bool:
         return False
     if not weights_a or not weights_b:
         return True
-    pairs = zip(weights_a.split(","), weights_b.split(","), strict=False)
-    return all(math.isclose(float(x), float(y), rel_tol=TOLERANCE, abs_tol=1e-4) for x, y in pairs)
+    try:
+        pairs = [(float(x), float(y)) for x, y in zip(weights_a.split(","), weights_b.split(","), strict=True)]
+    except ValueError:  # of a file that was changed by hand
+        return False
+    return all(math.isclose(x, y, rel_tol=TOLERANCE, abs_tol=1e-4) for x, y in pairs)
 
 
 def describe_scheduler(scheduler: Any) -> str:
@@ -63,6 +66,15 @@ def scheduler_differences(a: str, b: str) -> list[str]:
     """The settings in which two described schedulers differ, as ``name: x, not y``; none if one is not known."""
     if not a or not b or a == b:
         return []
-    left, right = json.loads(a), json.loads(b)
+    left, right = _settings(a), _settings(b)
     names = sorted(set(left) | set(right))
     return [f"{name}: {left.get(name)}, not {right.get(name)}" for name in names if left.get(name) != right.get(name)]
+
+
+def _settings(described: str) -> Mapping[str, Any]:
+    """The class and settings; the text as it is where it was changed by hand."""
+    try:
+        settings = json.loads(described)
+    except (ValueError, RecursionError):
+        settings = None
+    return settings if isinstance(settings, Mapping) else {"class": described}

@@ -1,61 +1,19 @@
-"""The commands; what they do lives in the library."""
+"""`forecache demo` and `forecache sample`; what they do lives in the library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 import forecache as fc
 from forecache import bench, demo, report, runs, sources
-from forecache.cli.options import Anchor, BaseName, HistoryName, MethodName, Options
-from forecache.zoo import load_digits
-
-app = typer.Typer(
-    name="forecache",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="Diffusion transformers that sample faster by forecasting features instead of computing them.",
-)
-console = Console()
-
-
-def _say(text: str) -> None:
-    """Plain text, wrapped by the terminal alone."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-@app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
-    if show:
-        _say(f"forecache {fc.__version__}")
-        raise typer.Exit
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar with the time that is left, on a terminal only; it leaves no line behind."""
-    columns = TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not console.is_terminal
-    ) as progress:
-        yield progress, progress.add_task("", total=total)
+from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, MethodName, Options, PerName
+from forecache.cli.terminal import app, console, progress, say
+from forecache.zoo import load_digits, statistics_path
 
 
 @app.command("demo")
@@ -76,9 +34,9 @@ def demo_command(
         torch.set_num_threads(threads)
     source = sources.DigitsSource(load_digits())
     grid = fc.grid(source.target, steps)
-    chosen = demo.methods()
+    chosen = demo.methods() | demo.calibrated(fc.Statistics.load(statistics_path(steps)))
     out.mkdir(parents=True, exist_ok=True)
-    with _progress((len(chosen) + 1) * repeats * steps) as (progress, task):
+    with progress((len(chosen) + 1) * repeats * steps) as (bar, task):
         rows = demo.compare(
             source,
             grid,
@@ -87,8 +45,8 @@ def demo_command(
             guidance=guidance,
             seed=seed,
             repeats=repeats,
-            on_run=lambda name: progress.update(task, description=name),
-            on_step=lambda _: progress.advance(task),
+            on_run=lambda name: bar.update(task, description=name),
+            on_step=lambda _: bar.advance(task),
         )
     settings = {"model": "digits", "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance, "seed": seed}
     demo.save(rows, out / "demo.json", settings)
@@ -97,9 +55,9 @@ def demo_command(
     report.draw_quality(rows, out / "quality.png", title)
     console.print(_table(rows, title))
     best, gain = demo.best_eta(rows)
-    _say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
-    _say(_legend(samples))
-    _say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
+    say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
+    say(_legend(samples))
+    say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
 
 
 def _table(rows: list[demo.Row], title: str) -> Table:
@@ -115,7 +73,7 @@ def _table(rows: list[demo.Row], title: str) -> Table:
         macs = cost.macs if cost is not None else cached[0].cost.macs_uncached if cached[0].cost else 0
         table.add_row(
             row.name,
-            plan.picture() if plan is not None else "every step computed",
+            _line(plan) if plan is not None else "every step computed",
             f"{macs / 1e9:.2f}",
             f"{cost.speedup:.2f}x" if cost is not None else "",
             f"{row.speedup:.2f}x" if cost is not None else "",
@@ -127,10 +85,17 @@ def _table(rows: list[demo.Row], title: str) -> Table:
     return table
 
 
+def _line(plan: fc.Plan) -> str:
+    """The most frequent row, marked where it is not the only one."""
+    first, *rest = plan.picture().split("\n")
+    return f"{first} *" if rest else first
+
+
 def _legend(samples: int) -> str:
     place = bench.environment()
     return (
-        "GOC is listed with its eta, Taylor (TaylorSeer) with its order. # computed, . reused, ~ forecast.\n"
+        "GOC is listed with its eta, Taylor (TaylorSeer) with its order; gate and EOC use the bundled statistics.\n"
+        "# computed, . reused, ~ forecast, + corrected; * differs from site to site.\n"
         "Fewer MACs is what to expect, less time what was measured; PSNR is to the uncached samples.\n"
         f"Fréchet distance: classifier features, to the MNIST test set; biased upwards at {samples} samples, so\n"
         "compare it within the table only.\n"
@@ -159,6 +124,13 @@ def sample_command(
     correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None,
     history: Annotated[HistoryName, typer.Option(help="goc: the paper's queue, or computed.")] = HistoryName.emitted,
     order: Annotated[int, typer.Option(min=0, help="taylorseer: order of the expansion.")] = 1,
+    stats: Annotated[str | None, typer.Option(help="eoc, goc's gate: file of `calibrate`, or 'digits'.")] = None,
+    gamma: Annotated[float, typer.Option(min=0, max=1, help="goc with --stats: position against N.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="goc with --stats: corrected where B is below.")] = 0.6,
+    theta: Annotated[float | None, typer.Option(help="eoc: strength [0.01 relative, 1 additive].")] = None,
+    form: Annotated[FormName, typer.Option(help="eoc: the paper's, or ours.")] = FormName.relative,
+    judge: Annotated[str, typer.Option(help="eoc: prior, all, or steps as 3,5,7.")] = "prior",
+    per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
@@ -167,10 +139,15 @@ def sample_command(
 
     Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare`
 
+    Example: `forecache sample --model digits --labels 2,7 --method eoc --stats digits --form additive --compare`
+
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`
     """
-    options = Options(method, base, interval, anchor, level, skip, warmup, eta, correct, history, order)
+    options = Options(
+        method, base, interval, anchor, level, skip, warmup, eta, correct, history, order,
+        stats, gamma, threshold, theta, form, judge, per,
+    )  # fmt: skip
     if plan is not None and method is not MethodName.none:
         raise fc.InputError("--plan and --method both say how to sample: give one of them.")
     loaded = fc.Plan.load(plan) if plan is not None else None
@@ -180,22 +157,22 @@ def sample_command(
             "a plan for that number."
         )
     num_steps = loaded.num_steps if loaded is not None else steps or 20
-    built = options.build()
+    built = options.build(num_steps)
     source = sources.open_source(model, device, dtype)
     settings = runs.Settings(runs.parse_labels(labels, source), num_steps, guidance, seed, batch)
     chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
     cost = runs.cost(source, chosen, settings) if chosen is not None else None
     batches = -(-len(settings.labels) // batch)
-    with _progress(num_steps * batches * (1 + compare)) as (progress, task):
-        progress.update(task, description="sampling")
-        run = runs.generate(source, chosen, settings, lambda _: progress.advance(task))
-        progress.update(task, description="sampling without a cache")
-        uncached = runs.generate(source, None, settings, lambda _: progress.advance(task)) if compare else None
+    with progress(num_steps * batches * (1 + compare)) as (bar, task):
+        bar.update(task, description="sampling")
+        run = runs.generate(source, chosen, settings, lambda _: bar.advance(task))
+        bar.update(task, description="sampling without a cache")
+        uncached = runs.generate(source, None, settings, lambda _: bar.advance(task)) if compare else None
     record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
     if chosen is not None:
-        _say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
+        say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
     if uncached is not None:
         values = [entry["psnr_db"] for entry in record["images"]]
         worst = "equal images" if None in values else f"PSNR {min(values):.1f} to {max(values):.1f} dB"
-        _say(f"to no cache: {record['time_ratio']:.2f}x faster, {worst}")
-    _say(f"Wrote {len(record['images'])} images and run.json to {out} ({run.seconds:.1f} s).")
+        say(f"to no cache: {record['time_ratio']:.2f}x faster, {worst}")
+    say(f"Wrote {len(record['images'])} images and run.json to {out} ({run.seconds:.1f} s).")

@@ -9,13 +9,17 @@ from typing import Any
 
 from forecache import methods
 from forecache._errors import InputError
+from forecache.gates import god
 from forecache.plan import Method
+from forecache.statistics import Statistics
+from forecache.zoo import statistics_path
 
 
 class MethodName(StrEnum):
     none = "none"
     fora = "fora"
     goc = "goc"
+    eoc = "eoc"
     taylorseer = "taylorseer"
 
 
@@ -34,6 +38,16 @@ class HistoryName(StrEnum):
     computed = "computed"
 
 
+class FormName(StrEnum):
+    relative = "relative"
+    additive = "additive"
+
+
+class PerName(StrEnum):
+    token = "token"
+    channel = "channel"
+
+
 @dataclass(frozen=True)
 class Options:
     """The method options of the command line, as typed; None where nothing was given."""
@@ -49,8 +63,15 @@ class Options:
     correct: str | None
     history: HistoryName
     order: int
+    stats: str | None
+    gamma: float
+    threshold: float
+    theta: float | None
+    form: FormName
+    judge: str
+    per: PerName | None
 
-    def build(self) -> Method | None:
+    def build(self, num_steps: int) -> Method | None:
         """The method, or None for sampling without a cache."""
         if self.method is MethodName.none:
             return None
@@ -59,10 +80,27 @@ class Options:
             base = methods.warmup(base, self.warmup)
         if self.method is MethodName.goc:
             steps = _steps(self.correct) if self.correct is not None else None
-            return methods.goc(base, self.eta, steps=steps, history=self.history.value)
+            gate = god(self._statistics(num_steps), self.gamma, self.threshold) if self.stats is not None else None
+            return methods.goc(base, self.eta, steps=steps, gate=gate, history=self.history.value)
+        if self.method is MethodName.eoc:
+            stats, per = self._statistics(num_steps), self.per.value if self.per is not None else None
+            judge: Any = self.judge if self.judge in ("prior", "all") else _steps(self.judge)
+            return methods.eoc(base, stats, self.theta, form=self.form.value, judge=judge, per=per)
+        if self.theta is not None or self.per is not None:
+            raise InputError("--theta and --per belong to --method eoc.")
+        if self.stats is not None:
+            raise InputError("--stats is for --method eoc, and for the gate of --method goc.")
         if self.correct is not None:
             raise InputError("--correct lists the steps that GOC corrects: use it with --method goc.")
         return methods.taylorseer(base, self.order) if self.method is MethodName.taylorseer else base
+
+    def _statistics(self, num_steps: int) -> Statistics:
+        if self.stats is None:
+            raise InputError(
+                "--method eoc needs --stats, a file that `forecache calibrate` wrote; for the model digits, --stats "
+                "digits takes the bundled one."
+            )
+        return Statistics.load(statistics_path(num_steps) if self.stats == "digits" else self.stats)
 
     def _base(self) -> Method:
         if self.base is BaseName.explicit:

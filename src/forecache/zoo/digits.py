@@ -11,11 +11,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forecache._errors import MissingExtraError
+from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
 from forecache.zoo.classifier import DigitClassifier
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
+
+
+def statistics_path(num_steps: int) -> Path:
+    """The bundled statistics, for `forecache.Statistics.load`: per channel, of DDIM-20 or DDIM-50, guidance 1.5."""
+    path = FOLDER / f"statistics-{num_steps}.safetensors"
+    if not path.exists():
+        raise InputError(
+            f"digits comes with statistics for 20 and 50 steps, not for {num_steps}: make them with "
+            f"`forecache calibrate --model digits --steps {num_steps}`."
+        )
+    return path
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""Quality of many plans on the bundled digits model, with the spread over seeds: the tables of docs/.
+
+    python benchmarks/quality.py corrections                 every seed, then the table (about 35 minutes)
+    python benchmarks/quality.py corrections --seeds 0       one seed; several processes can share the work
+    python benchmarks/quality.py corrections --seeds         the table from what was measured
+
+DDIM-20, guidance 1.5, label i is i mod 10. Every row is written when it is done (out/quality/), and not measured again.
+Writes benchmarks/results/quality-<table>.json with command, hardware and versions, and the table between the markers in
+its page. Statistics: `make statistics`, measured with another seed than the ones here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from digits import ROOT, fill
+from torch import Tensor
+
+import forecache as fc
+from forecache import bench, zoo
+from forecache.evaluate import Moments, frechet_distance, psnr
+from forecache.sources import DigitsSource, Sampling, in_batches
+
+STEPS, GUIDANCE, BATCH = 20, 1.5, 50
+KEPT = ROOT / "out/quality"
+UNCACHED = "no cache"
+
+
+def per_token() -> fc.Statistics:
+    return fc.Statistics.load(ROOT / f"out/statistics-{STEPS}.safetensors")
+
+
+def corrections() -> dict[str, fc.Method]:
+    """FORA 50 % and 75 %, and every correction on both."""
+    stats = per_token()
+    gate = fc.gates.god(stats, gamma=0.5, threshold=0.45)
+    rows = {}
+    for level in (50, 75):
+        base = fc.fora_paper(level)
+        rows[f"FORA {level} %"] = base
+        for eta in (0.8, 1.2) if level == 50 else (0.8,):
+            rows[f"FORA {level} % + GC {eta}"] = fc.goc(base, eta)
+            rows[f"FORA {level} % + GOC {eta}"] = fc.goc(base, eta, gate=gate)
+        for judge in ("prior", "all"):
+            rows[f"FORA {level} % + EOC relative, {judge}"] = fc.eoc(base, stats, judge=judge)
+        for judge in ("prior", "all"):
+            rows[f"FORA {level} % + EOC additive 0.3, {judge}"] = fc.eoc(base, stats, 0.3, form="additive", judge=judge)
+        rows[f"FORA {level} % + EOC additive 1, all"] = fc.eoc(base, stats, 1.0, form="additive", judge="all")
+        taylor = fc.taylorseer(base, 1)
+        rows[f"Taylor 1, {level} %"] = taylor
+        rows[f"Taylor 1, {level} % + EOC additive 1"] = fc.eoc(taylor, stats, 1.0, form="additive")
+    channel = fc.eoc(fc.taylorseer(fc.fora_paper(50), 1), stats, 1.0, form="additive", per="channel")
+    rows["Taylor 1, 50 % + EOC additive 1, per channel"] = channel
+    return rows
+
+
+TABLES: Mapping[str, tuple[Callable[[], dict[str, fc.Method]], str]] = {
+    "corrections": (corrections, "docs/eoc.md"),
+}
+
+
+class Seed:
+    """The rows of one table at one seed, kept in a file."""
+
+    def __init__(self, table: str, seed: int, samples: int) -> None:
+        self.path = KEPT / f"{table}-{seed}-{samples}.json"
+        self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.labels = [index % 10 for index in range(samples)]
+        self.how = Sampling(STEPS, GUIDANCE, seed)
+        self.uncached = KEPT / f"uncached-{seed}-{samples}.pt"
+
+    def measure(self, source: DigitsSource, methods: Mapping[str, fc.Method]) -> None:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        reference = self._reference(source)
+        self._keep(UNCACHED, self._figures(source, reference, reference))
+        for name, method in methods.items():
+            if name in self.rows:
+                continue
+            plan = method.plan(fc.grid(source.target, STEPS))
+            with fc.apply(source.target, plan):
+                images = in_batches(source, self.labels, self.how, BATCH)
+            about = {
+                "method": method.name,
+                "picture": plan.picture(),
+                "macs_ratio": plan.cost(source.target).speedup,
+                "constant_bytes": plan.constants.nbytes,
+            }
+            self._keep(name, about | self._figures(source, images, reference))
+            print(f"seed {self.how.seed}, {name}: {self.rows[name]['psnr_db']:.2f} dB", flush=True)
+
+    def _reference(self, source: DigitsSource) -> Tensor:
+        if not self.uncached.exists():
+            torch.save(in_batches(source, self.labels, self.how, BATCH), self.uncached)
+        return torch.load(self.uncached, weights_only=True)
+
+    def _figures(self, source: DigitsSource, images: Tensor, reference: Tensor) -> dict[str, float]:
+        digits = source.digits
+        return {
+            "psnr_db": psnr(images, reference).mean().item(),
+            "frechet": frechet_distance(Moments.of(digits.features(images)), digits.reference),
+            "class_accuracy": (digits.recognised(images) == torch.tensor(self.labels)).float().mean().item(),
+        }
+
+    def _keep(self, name: str, row: dict[str, Any]) -> None:
+        self.rows[name] = row
+        self.path.write_text(json.dumps(self.rows, indent=1))
+
+
+def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
+    """Mean, and half the range over the seeds."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values) * scale:.{digits}f} ± {half * scale:.{digits}f}"
+
+
+def write_table(table: str, seeds: list[Seed], page: str, command: str) -> None:
+    names = [name for name in seeds[0].rows if all(name in seed.rows for seed in seeds)]
+    lines = ["| plan | fewer MACs | PSNR, dB | Fréchet | class, % |", "|---|---|---|---|---|"]
+    for name in names:
+        rows = [seed.rows[name] for seed in seeds]
+        macs = f"{rows[0]['macs_ratio']:.2f}x" if name != UNCACHED else ""
+        decibels = spread([row["psnr_db"] for row in rows], 2) if name != UNCACHED else ""
+        quality = spread([row["frechet"] for row in rows], 2)
+        accuracy = spread([row["class_accuracy"] for row in rows], 2, 100)
+        lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")
+    environment = bench.environment()
+    note = (
+        f"digits, DDIM-{STEPS}, guidance {GUIDANCE}, {len(seeds[0].labels)} samples a row and seed, mean and half the "
+        f"range over {len(seeds)} seeds. PSNR to the uncached samples; Fréchet distance of classifier features to the "
+        f"MNIST test set; share recognised as the class asked for. {environment['cpu']}, torch {environment['torch']}, "
+        f"diffusers {environment['diffusers']}."
+    )
+    document = {
+        "command": command,
+        "environment": environment,
+        "sampler": {"name": f"DDIM-{STEPS}", "guidance": GUIDANCE, "samples": len(seeds[0].labels), "batch": BATCH},
+        "seeds": {seed.how.seed: {name: seed.rows[name] for name in names} for seed in seeds},
+    }
+    (ROOT / f"benchmarks/results/quality-{table}.json").write_text(json.dumps(document, indent=1) + "\n")
+    fill(ROOT / page, f"table {table}", [*lines, "", note])
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="measure these; none only writes")
+    args = parser.parse_args()
+    make, page = TABLES[args.table]
+    if args.seeds:
+        source, methods = DigitsSource(zoo.load_digits()), make()
+        for seed in args.seeds:
+            Seed(args.table, seed, args.samples).measure(source, methods)
+    if args.seeds in ([], [0, 1, 2]):
+        seeds = [Seed(args.table, seed, args.samples) for seed in (0, 1, 2)]
+        write_table(args.table, seeds, page, f"python benchmarks/quality.py {args.table} --samples {args.samples}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`forecache calibrate` and `forecache show`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import forecache as fc
+from forecache import _distributed, report, runs, sources
+from forecache.cli.terminal import app, progress, say
+from forecache.gates import god
+
+
+class RowsName(StrEnum):
+    first = "first"
+    second = "second"
+    all = "all"
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps; statistics are for runs of this length.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 256,
+    labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    seed: Annotated[int, typer.Option(min=0, help="Use another one to measure quality.")] = 1000,
+    shared_noise: Annotated[bool, typer.Option("--shared-noise", help="One noise for all, as the EOC paper.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
+    gaps: Annotated[int, typer.Option(min=1, help="Measure changes over 1 to so many steps.")] = 3,
+    rows: Annotated[RowsName, typer.Option(help="Half of a guidance pair that is averaged.")] = RowsName.first,
+    compact: Annotated[bool, typer.Option("--compact", help="Keep one mean per channel, not per token.")] = False,
+    keep_on: Annotated[str | None, typer.Option(help="Where the means are kept: cpu saves GPU memory.")] = None,
+    out: Annotated[Path, typer.Option(help="The file; a partial one is continued.")] = Path("statistics.safetensors"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+) -> None:
+    """Measure what a model's features do on average, for GOC's gate, EOC and SmoothCache: one pass without a cache.
+
+    Ctrl-C keeps what was measured, and the same command continues. Several GPUs share the work:
+    `torchrun --nproc-per-node 8 -m forecache calibrate ...`, or `accelerate launch -m forecache calibrate ...`.
+
+    Example: `forecache calibrate --model digits --steps 20 --samples 256 --out statistics.safetensors`
+
+    Example: `forecache calibrate --model facebook/DiT-XL-2-256 --steps 20 --samples 1000 --keep-on cpu --out
+    dit.safetensors`
+    """
+    with _distributed.started() as world:
+        source = sources.open_source(model, device, dtype)
+        count = samples if labels is None else 0
+        conditions = [i % source.classes for i in range(count)] if labels is None else runs.parse_labels(labels, source)
+        grid = fc.grid(source.target, steps)
+        need = fc.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
+        if world.leads:
+            say(
+                f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Holds "
+                f"{need.means / 2**20:.1f} MiB of means and {need.recent / 2**20:.1f} MiB of features, however many."
+            )
+        with progress(None) as (bar, task):
+            try:
+                stats = fc.calibrate(
+                    source,
+                    conditions,
+                    num_steps=steps,
+                    guidance=guidance,
+                    seed=seed,
+                    batch=batch,
+                    gaps=gaps,
+                    rows=rows.value,
+                    shared_noise=shared_noise,
+                    keep_on=keep_on,
+                    path=out,
+                    on_start=lambda calls: bar.update(task, description="calibrating", total=calls),
+                    on_step=lambda _: bar.advance(task),
+                )
+            except KeyboardInterrupt:
+                if out.exists():
+                    say(f"{fc.Statistics.load(out).count} samples are kept in {out}: the same command continues.")
+                raise
+        if not world.leads:
+            return
+        if compact:
+            stats = stats.compact()
+            stats.save(out)
+        elif stats.resolution == "channel":
+            raise fc.StatisticsError(f"{out} holds compact statistics of this run: delete it to measure per token.")
+        _say_what(stats)
+        say(f"Wrote {out} ({out.stat().st_size / 2**20:.1f} MiB). See it: forecache show {out}")
+
+
+def _say_what(stats: fc.Statistics) -> None:
+    grid = fc.Grid(stats.num_steps, stats.sites)
+    say(f"{stats.count} samples, one mean per {stats.resolution}. N: share of sites with an inverse gradient.")
+    say(god(stats).show(grid))
+
+
+@app.command("show")
+def show_command(
+    file: Annotated[Path, typer.Argument(help="A statistics file (.safetensors) or a plan file (.json).")],
+    out: Annotated[Path | None, typer.Option(help="The picture; beside the file by default (statistics).")] = None,
+    gamma: Annotated[float, typer.Option(min=0, max=1, help="god: weight of the position against N.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="god: the gate is open where B is below.")] = 0.6,
+) -> None:
+    """Look at a file: a plan as text; statistics as a picture of how features change, with GOC's gate under it.
+
+    Example: `forecache show statistics.safetensors --gamma 0.5 --threshold 0.45`
+
+    Example: `forecache show plan.json`
+    """
+    if file.suffix == ".json":
+        say(fc.Plan.load(file).show())
+        return
+    stats = fc.Statistics.load(file)
+    gate = god(stats, gamma, threshold)
+    origin = stats.origin
+    say(
+        f"{origin.model}, {stats.num_steps} steps x {len(stats.sites)} sites, guidance {origin.guidance:g}, "
+        f"{stats.count} of {len(origin.conditions)} samples, one mean per {stats.resolution}"
+    )
+    say(gate.show(fc.Grid(stats.num_steps, stats.sites)))
+    picture = out or file.with_suffix(".png")
+    report.draw_statistics(stats, gate, picture)
+    say(f"Wrote {picture}.")
