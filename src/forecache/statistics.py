@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from forecache._core import Grid, Site
@@ -157,7 +157,7 @@ class Statistics:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         tables = {name: table.contiguous().cpu() for name, table in tables.items()}
-        save_file({**tensors, **tables}, temporary, {"forecache": json.dumps(document)})
+        temporary.write_bytes(save({**tensors, **tables}, {"forecache": json.dumps(document)}))
         os.replace(temporary, path)
 
     @classmethod

@@ -1,0 +1,66 @@
+"""What calibration costs: sampling K digits plainly, and calibrating on the same K, in turn in one process.
+
+    python benchmarks/calibration.py [--samples 64] [--rounds 7] [--threads 1]
+
+Writes benchmarks/results/calibration.json, the sentence between the markers in docs/calibration.md, and its picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+
+import torch
+from digits import ROOT, fill
+
+import forecache as fc
+from forecache import bench, report, zoo
+from forecache.sources import DigitsSource, Sampling, in_batches
+
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    source = DigitsSource(zoo.load_digits())
+    labels = [index % 10 for index in range(args.samples)]
+    how = Sampling(20, 1.5, 1000)
+    plain, calibrating = [], []
+    for turn in range(args.rounds + 1):
+        seconds = bench.timed(lambda: in_batches(source, labels, how, BATCH))[1]
+        slower = bench.timed(lambda: fc.calibrate(source, labels, num_steps=20, batch=BATCH).means[0])[1]
+        if turn > 0:
+            plain.append(seconds)
+            calibrating.append(slower)
+    ratios = [b / a for a, b in zip(plain, calibrating, strict=True)]
+    environment = bench.environment()
+    document = {
+        "command": "python benchmarks/calibration.py " + " ".join(sys.argv[1:]),
+        "environment": environment,
+        "samples": args.samples,
+        "plain_seconds": plain,
+        "calibrating_seconds": calibrating,
+        "ratio_median": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+    }
+    (ROOT / "benchmarks/results/calibration.json").write_text(json.dumps(document, indent=2) + "\n")
+    sentence = (
+        f"Measured: calibrating {args.samples} digits takes {statistics.median(ratios):.2f} times as long as sampling "
+        f"them (median of {args.rounds} pairs in one run, {min(ratios):.2f} to {max(ratios):.2f}; "
+        f"{environment['cpu']}, {args.threads} threads, torch {environment['torch']})."
+    )
+    fill(ROOT / "docs/calibration.md", "calibration", [sentence])
+    stats = fc.Statistics.load(zoo.statistics_path(20))
+    report.draw_statistics(stats, fc.gates.god(stats, 0.5, 0.45), ROOT / "docs/images/statistics.png")
+    print(sentence)
+
+
+if __name__ == "__main__":
+    main()
