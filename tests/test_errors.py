@@ -24,7 +24,7 @@ def drawn():
 
 def test_every_error_is_drawn_and_no_other():
     assert set(drawn()) == set(CLASSES)
-    assert len(CLASSES) == 11
+    assert len(CLASSES) == 12
 
 
 def test_every_error_is_public():

@@ -12,7 +12,7 @@ import forecache
 ROOT = Path(forecache.__file__).parent
 
 FLOORS = [
-    ["_core", "_errors", "_version", "_distributed"],
+    ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published"],
     ["schedules", "forecasts", "gates", "adapters", "statistics"],
     ["corrections", "tokens", "_routerfile"],
     ["liveness", "_planfile", "plan"],

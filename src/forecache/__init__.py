@@ -21,12 +21,14 @@ from forecache._errors import (
     PlanError,
     PlanFileError,
     PlanMismatchError,
+    RouterFileError,
     RunError,
     SiteError,
     StepCountError,
 )
+from forecache._routerfile import Router
 from forecache._version import __version__
-from forecache.methods import explicit, fora, fora_paper, goc, goc_paper_steps, taylorseer, warmup
+from forecache.methods import explicit, fora, fora_paper, goc, goc_paper_steps, l2c, taylorseer, warmup
 from forecache.plan import Cost, Method, Plan
 from forecache.session import Session, Stats, apply
 
@@ -62,6 +64,8 @@ __all__ = [
     "explicit",
     "goc",
     "goc_paper_steps",
+    "l2c",
+    "Router",
     "taylorseer",
     "warmup",
     # plans and runs
@@ -74,6 +78,7 @@ __all__ = [
     "ForecacheError",
     "PlanError",
     "PlanFileError",
+    "RouterFileError",
     "ModelError",
     "SiteError",
     "PlanMismatchError",

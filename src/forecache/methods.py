@@ -3,18 +3,22 @@
 fora(interval=2)                                      every second step computed, the others reused
 goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
+l2c("router.safetensors")                             reuse where a trained router allows it
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from forecache import gates, schedules
 from forecache._core import Gate
 from forecache._errors import PlanError
+from forecache._routerfile import Router
 from forecache.forecasts import Gradient, History, Reuse, Taylor
 from forecache.plan import Method
 
@@ -51,6 +55,18 @@ def explicit(*, skip: Collection[int] | None = None, compute: Collection[int] | 
     if skip is not None:
         return Method(f"explicit(skip={sorted(skip)})", schedules.except_on(skip))
     return Method(f"explicit(compute={sorted(compute or ())})", schedules.on(compute or ()))
+
+
+def l2c(router: Router | str | os.PathLike[str], threshold: float = 0.1) -> Method:
+    """Reuse where a trained router allows it (Learning-to-Cache, arXiv 2406.01733).
+
+    router: a `Router`, or the path of one: our safetensors, or a published ``.pt``. A cell is computed where its
+    probability is over ``threshold``; the paper takes 0.1 at 256x256. Planning raises PlanError for a run of other
+    steps or a model of other blocks than the router was trained for.
+    """
+    name = "router" if isinstance(router, Router) else repr(Path(router).name)
+    found = router if isinstance(router, Router) else Router.read(router)
+    return Method(f"l2c({name}, threshold={threshold:g})", found.schedule(threshold))
 
 
 def goc(
