@@ -17,7 +17,7 @@ FLOORS = [
     ["corrections", "tokens", "_routerfile"],
     ["liveness", "_planfile", "plan"],
     ["methods", "history"],
-    ["session"],
+    ["session", "_lesson"],
     ["bench", "calibrate", "search", "router"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],

@@ -30,6 +30,7 @@ from forecache._routerfile import Router
 from forecache._version import __version__
 from forecache.methods import explicit, fora, fora_paper, goc, goc_paper_steps, l2c, taylorseer, warmup
 from forecache.plan import Cost, Method, Plan
+from forecache.router import train_router
 from forecache.session import Session, Stats, apply
 
 
@@ -66,6 +67,7 @@ __all__ = [
     "goc_paper_steps",
     "l2c",
     "Router",
+    "train_router",
     "taylorseer",
     "warmup",
     # plans and runs

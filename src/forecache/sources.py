@@ -139,6 +139,20 @@ def in_batches(
     return torch.cat([source.generate(labels[first : first + batch], how, first, on_step) for first in starts])
 
 
+def as_source(target: Any) -> Source:
+    """The source of what is in hand: the bundled `Digits`, a diffusers DiTPipeline, or a `Source` as it is."""
+    if isinstance(target, Digits):
+        return DigitsSource(target)
+    if type(target).__name__ == "DiTPipeline":
+        return DiTSource(target)
+    if all(hasattr(target, name) for name in ("target", "classes", "generate")):
+        return target
+    raise InputError(
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, the digits model, "
+        "or an object with `target`, `classes` and `generate`, as forecache.sources.Source describes it."
+    )
+
+
 def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
     """The model of this name: ``digits``, a folder written by ``save_pretrained``, or a repository on the hub.
 

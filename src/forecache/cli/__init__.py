@@ -1,4 +1,4 @@
-"""The command line: `forecache demo`, `forecache sample`."""
+"""The command line: `forecache demo`, `sample`, `import-router`, `train-router`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def main() -> None:
     """Run the command line; errors are a sentence on stderr and exit code 1, an interruption is exit code 130."""
     try:
         try:
+            from forecache.cli import routers  # noqa: F401 - it adds its commands
             from forecache.cli.commands import app
         except ImportError as error:
             raise MissingExtraError(error.name or "typer", "cli", "The command line") from error

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forecache._errors import MissingExtraError
+from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
 from forecache.zoo.classifier import DigitClassifier
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
+ROUTERS = (22, 40)
+"""Caching levels of the routers that ship with the model, in percent."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Digits:
         """Moments of the classifier's features on the 10,000 MNIST test images."""
         tensors = load_file(FOLDER / "reference.safetensors")
         return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+
+    def router(self, level: Literal[22, 40]) -> Path:
+        """The file of a router trained for DDIM-20 at guidance 1.5 that skips about this percentage: `l2c(path)`."""
+        if level not in ROUTERS:
+            raise InputError(f"digits has routers for 22 and 40 % of the cells; {level} was asked for.")
+        return FOLDER / f"router-{level}.safetensors"
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
