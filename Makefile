@@ -21,10 +21,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# every figure in README, docs and the model card, measured again (about 20 minutes on two cores)
+# every figure in README, docs and the model card, measured again (about 25 minutes on two cores)
 figures: $(READY)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/routers.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

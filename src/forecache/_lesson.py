@@ -105,6 +105,9 @@ class Lesson:
         self.losses.append(loss.detach())
 
     def _keep(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
+        if site in self._kept:
+            name = self._layout.sites[site].name
+            raise RunError(f"{name} ran twice in one model call: it cannot be cached, choose other sites.")
         output = compute(*args, **kwargs)
         self._kept[site] = output, output._version
         return output

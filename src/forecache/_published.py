@@ -59,6 +59,8 @@ def _check_archive(content: bytes) -> None:
 
 def _load(content: bytes) -> Any:
     """The pickled tensors; argparse.Namespace is let in because the training's settings are one, and nothing else."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise ValueError(f"reading it without executing it needs torch 2.5; this is {torch.__version__}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
