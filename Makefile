@@ -21,10 +21,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# every figure in README, docs and the model card, measured again (about 20 minutes on two cores)
+# every figure in README, docs and the model card, measured again (about 25 minutes on two cores)
 figures: $(READY)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/routers.py
 
 # the statistics that ship with digits, and the ones per token that benchmarks/quality.py uses (ten minutes)
 DIGITS := src/forecache/zoo/assets/digits

@@ -12,12 +12,12 @@ import forecache
 ROOT = Path(forecache.__file__).parent
 
 FLOORS = [
-    ["_core", "_errors", "_version", "_distributed"],
+    ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published"],
     ["schedules", "forecasts", "gates", "adapters", "statistics"],
     ["corrections", "tokens", "_routerfile"],
     ["liveness", "_constants", "_planfile", "plan"],
     ["methods", "history"],
-    ["session"],
+    ["session", "_lesson"],
     ["accumulators", "bench", "calibrate", "search", "router"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],

@@ -17,12 +17,14 @@ from forecache._errors import (
     PlanError,
     PlanFileError,
     PlanMismatchError,
+    RouterFileError,
     RunError,
     SiteError,
     StatisticsError,
     StatisticsFileError,
     StepCountError,
 )
+from forecache._routerfile import Router
 from forecache._version import __version__
 from forecache.adapters import grid
 from forecache.calibrate import calibrate, calibration_bytes
@@ -33,12 +35,14 @@ from forecache.methods import (
     fora_paper,
     goc,
     goc_paper_steps,
+    l2c,
     smoothcache,
     smoothcache_file,
     taylorseer,
     warmup,
 )
 from forecache.plan import Cost, Method, Plan
+from forecache.router import train_router
 from forecache.session import Session, Stats, apply
 from forecache.statistics import Statistics
 
@@ -61,9 +65,10 @@ __all__ = [
     "explicit",
     "goc",
     "goc_paper_steps",
-    "eoc",
+    "l2c",
     "smoothcache",
     "smoothcache_file",
+    "eoc",
     "taylorseer",
     "warmup",
     # plans and runs
@@ -76,10 +81,14 @@ __all__ = [
     "Statistics",
     "calibrate",
     "calibration_bytes",
+    # routers
+    "Router",
+    "train_router",
     # errors
     "ForecacheError",
     "PlanError",
     "PlanFileError",
+    "RouterFileError",
     "ModelError",
     "SiteError",
     "PlanMismatchError",

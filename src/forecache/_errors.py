@@ -2,7 +2,8 @@
 
 ForecacheError
 ├── PlanError (ValueError)          a method, schedule or grid that cannot become a plan
-│   └── PlanFileError               a file that is not a plan this version can read
+│   ├── PlanFileError               a file that is not a plan this version can read
+│   └── RouterFileError             a file that is not a router this version can read
 ├── ModelError (ValueError)         a model or pipeline that has no usable sites
 │   ├── SiteError                   a site pattern that matches nothing
 │   └── PlanMismatchError           a plan made for another model
@@ -28,6 +29,10 @@ class PlanError(ForecacheError, ValueError):
 
 class PlanFileError(PlanError):
     """A file that is not a plan this version can read."""
+
+
+class RouterFileError(PlanError):
+    """A file that is not a router this version can read."""
 
 
 class ModelError(ForecacheError, ValueError):

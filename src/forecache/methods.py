@@ -3,6 +3,7 @@
 fora(interval=2)                                      every second step computed, the others reused
 goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
+l2c("router.safetensors")                             reuse where a trained router allows it
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
 smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
@@ -20,6 +21,7 @@ from typing import Literal
 from forecache import gates, schedules
 from forecache._core import Action, Gate, Grid, Schedule, Site
 from forecache._errors import PlanError, PlanFileError
+from forecache._routerfile import Router
 from forecache.corrections import Drift, Form
 from forecache.forecasts import Forecast, Gradient, History, Reuse, Taylor
 from forecache.plan import Method
@@ -58,6 +60,18 @@ def explicit(*, skip: Collection[int] | None = None, compute: Collection[int] | 
     if skip is not None:
         return Method(f"explicit(skip={sorted(skip)})", schedules.except_on(skip))
     return Method(f"explicit(compute={sorted(compute or ())})", schedules.on(compute or ()))
+
+
+def l2c(router: Router | str | os.PathLike[str], threshold: float = 0.1) -> Method:
+    """Reuse where a trained router allows it (Learning-to-Cache, arXiv 2406.01733).
+
+    router: a `Router`, or the path of one: our safetensors, or a published ``.pt``. A cell is computed where its
+    probability is over ``threshold``; the paper takes 0.1 at 256x256. Planning raises PlanError for a run of other
+    steps or a model of other blocks than the router was trained for.
+    """
+    name = "router" if isinstance(router, Router) else repr(Path(router).name)
+    found = router if isinstance(router, Router) else Router.read(router)
+    return Method(f"l2c({name}, threshold={threshold:g})", found.schedule(threshold))
 
 
 def goc(

@@ -139,26 +139,26 @@ class DiTSource:
         return images.float().cpu()
 
 
-def of(target: Any) -> Source:
-    """How to sample from ``target``: a Source itself, the bundled digits, or a diffusers DiTPipeline."""
-    if callable(getattr(target, "generate", None)) and hasattr(target, "target"):
-        return target
-    if isinstance(target, Digits):
-        return DigitsSource(target)
-    if type(target).__name__ == "DiTPipeline":
-        return DiTSource(target)
-    raise InputError(
-        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, or an object with "
-        "`target`, the model, and `generate(labels, how, first_index, on_step)` as in forecache.sources.Source."
-    )
-
-
 def in_batches(
     source: Source, labels: Sequence[int], how: Sampling, batch: int, on_step: OnStep | None = None
 ) -> Tensor:
     """The images of all labels, ``batch`` a generation; how they are cut into batches does not change their noise."""
     starts = range(0, len(labels), batch)
     return torch.cat([source.generate(labels[first : first + batch], how, first, on_step) for first in starts])
+
+
+def as_source(target: Any) -> Source:
+    """The source of what is in hand: the bundled `Digits`, a diffusers DiTPipeline, or a `Source` as it is."""
+    if isinstance(target, Digits):
+        return DigitsSource(target)
+    if type(target).__name__ == "DiTPipeline":
+        return DiTSource(target)
+    if all(hasattr(target, name) for name in ("target", "classes", "generate")):
+        return target
+    raise InputError(
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, the digits model, "
+        "or an object with `target`, `classes` and `generate`, as forecache.sources.Source describes it."
+    )
 
 
 def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:

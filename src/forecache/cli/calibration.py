@@ -59,7 +59,7 @@ def calibrate_command(
                 f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Holds "
                 f"{need.means / 2**20:.1f} MiB of means and {need.recent / 2**20:.1f} MiB of features, however many."
             )
-        with progress(None) as (bar, task):
+        with progress(None, shown=world.leads) as (bar, task):
             try:
                 stats = fc.calibrate(
                     source,

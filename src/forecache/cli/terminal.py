@@ -43,10 +43,11 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @contextmanager
-def progress(total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+def progress(total: int | None, *, shown: bool = True) -> Iterator[tuple[Progress, TaskID]]:
     """A bar with the time that is left, on a terminal only; it leaves no line behind."""
     columns = TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    shown = shown and console.is_terminal
     with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not console.is_terminal
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not shown
     ) as bar:
         yield bar, bar.add_task("", total=total)
