@@ -43,17 +43,16 @@ def corrections() -> dict[str, fc.Method]:
     for level in (50, 75):
         base = fc.fora_paper(level)
         rows[f"FORA {level} %"] = base
-        for eta in (0.8, 1.2) if level == 50 else (0.8,):
-            rows[f"FORA {level} % + GC {eta}"] = fc.goc(base, eta)
-            rows[f"FORA {level} % + GOC {eta}"] = fc.goc(base, eta, gate=gate)
+        rows[f"FORA {level} % + GC 0.8"] = fc.goc(base, 0.8)
+        rows[f"FORA {level} % + GOC 0.8"] = fc.goc(base, 0.8, gate=gate)
         for judge in ("prior", "all"):
             rows[f"FORA {level} % + EOC relative, {judge}"] = fc.eoc(base, stats, judge=judge)
         for judge in ("prior", "all"):
             rows[f"FORA {level} % + EOC additive 0.3, {judge}"] = fc.eoc(base, stats, 0.3, form="additive", judge=judge)
-        rows[f"FORA {level} % + EOC additive 1, all"] = fc.eoc(base, stats, 1.0, form="additive", judge="all")
         taylor = fc.taylorseer(base, 1)
         rows[f"Taylor 1, {level} %"] = taylor
         rows[f"Taylor 1, {level} % + EOC additive 1"] = fc.eoc(taylor, stats, 1.0, form="additive")
+    rows["FORA 50 % + EOC additive 1, all"] = fc.eoc(fc.fora_paper(50), stats, 1.0, form="additive", judge="all")
     channel = fc.eoc(fc.taylorseer(fc.fora_paper(50), 1), stats, 1.0, form="additive", per="channel")
     rows["Taylor 1, 50 % + EOC additive 1, per channel"] = channel
     return rows
