@@ -1,7 +1,8 @@
 """Cached sampling of a DiT written out by hand, as the papers describe it. It knows nothing of the library.
 
 B batch, N tokens, D width. A *rule* decides what one branch emits at one step:
-``rule(memory, step, compute) -> feature``, where ``memory`` is a dict that belongs to this (block, branch) alone.
+``rule(memory, step, compute) -> feature``, where ``memory`` is a dict that belongs to this (block, branch) alone, and
+``memory["branch"]`` says which one it is: (depth, "attn" or "mlp").
 """
 
 from collections import deque
@@ -48,7 +49,7 @@ def cached(forward, model, labels, rule):
 
     def predict(x, t, step):
         def emit(key, compute):
-            return rule(memories.setdefault(key, {}), step, compute)
+            return rule(memories.setdefault(key, {"branch": key}), step, compute)
 
         return forward(model, x, t, labels, emit)
 
@@ -202,5 +203,119 @@ def taylorseer(computed, order):
             factor = factor * distance / power if power else 1.0
             total = total + factor * derivative
         return total
+
+    return rule
+
+
+def by_branch(rules):
+    """A rule for each branch: {(depth, kind): rule}."""
+
+    def rule(memory, step, compute):
+        return rules[memory["branch"]](memory, step, compute)
+
+    return rule
+
+
+def goc_on_l2c(computed, eta):
+    """GOC where branches are skipped one by one, {(depth, kind): the steps it is computed at}.
+
+    A gradient is formed for a block only where both of its branches are skipped and have two entries in the queue.
+    """
+    both = {
+        depth: {c for c in range(TRAIN_STEPS) if c not in computed[depth, "attn"] and c not in computed[depth, "mlp"]}
+        for depth, _ in computed
+    }
+    return by_branch({key: goc_emitted(steps, eta, corrected=both[key[0]]) for key, steps in computed.items()})
+
+
+# ---- corrections: averages (T, N, D), or (T, D), by branch -----------------------------------------------------------
+
+
+def eoc(computed, averages, theta, form="relative", judge="all"):
+    """Reuse, with a cache that every correction overwrites; the averages go the same way beside it.
+
+    judge: "all", "prior" (only where the averages come closer to the truth), or the steps.
+    """
+
+    def rule(memory, step, compute):
+        average = averages[memory["branch"]]
+        if step in computed:
+            memory["cache"], memory["mean"], memory["at"] = compute(), average[step], step
+            return memory["cache"]
+        if form == "relative":
+            factor, drift = 1 + theta * (average[step] - average[step - 1]), 0.0
+        else:
+            trends = [average[c] - average[c - 1] for c in range(memory["at"] + 1, step + 1)]
+            factor, drift = 1.0, theta * sum(trends)
+        cache, mean = memory["cache"] * factor + drift, memory["mean"] * factor + drift
+        better = (average[step] - mean).abs().sum() < (average[step] - memory["mean"]).abs().sum()
+        if better if judge == "prior" else judge == "all" or step in judge:
+            memory["cache"], memory["mean"], memory["at"] = cache, mean, step
+        return memory["cache"]
+
+    return rule
+
+
+def eoc_on(forecast, computed, averages, theta, emitted=False):
+    """A forecast, plus theta times what the same forecast misses on the averages.
+
+    emitted: the forecast has a queue of what was emitted, which gets the corrected estimate.
+    """
+
+    def rule(memory, step, compute):
+        average = averages[memory["branch"]]
+        features, means = (memory.setdefault(name, {}) for name in ("features", "means"))
+        feature, mean = forecast(features, step, compute), forecast(means, step, lambda: average[step])
+        if step in computed:
+            return feature
+        missed = theta * (average[step] - mean)
+        for own, value in ((features, feature + missed), (means, mean + missed)):
+            if emitted:
+                own["queue"][-1] = value
+        return feature + missed
+
+    return rule
+
+
+def eoc_on_goc_frozen(computed, averages, theta, eta):
+    """GOC forms its gradient once a gap; each correction overwrites what the one before left."""
+
+    def rule(memory, step, compute):
+        average = averages[memory["branch"]]
+        if step in computed:
+            memory["start"] = (compute(), average[step]), memory.get("last")
+            memory["last"] = memory["start"][0]
+            return memory["last"][0]
+        new, old = memory["start"]
+        begins = step - 1 in computed
+        if begins and old is not None:
+            memory["last"] = tuple(a + eta * (a - b) for a, b in zip(new, old, strict=True))
+        if old is None:  # the first gap has nothing to form a gradient of: reuse along the trend
+            missed = theta * (average[step] - average[step - 1])
+        else:
+            missed = theta * (average[step] - memory["last"][1])
+        memory["last"] = tuple(each + missed for each in memory["last"])
+        return memory["last"][0]
+
+    return rule
+
+
+def goc_on(computed, eta, opened):
+    """GOC on any base, {(depth, kind): computed steps}: in a gap the queue stands as it was at the last computed call.
+
+    Plain reuse at steps that are not in ``opened``, and where only one of a block's branches is skipped.
+    """
+
+    def rule(memory, step, compute):
+        depth, kind = memory["branch"]
+        if step in computed[depth, kind]:
+            memory["pair"] = compute(), memory.get("emitted")
+            memory["emitted"] = memory["pair"][0]
+            return memory["emitted"]
+        newest, before = memory["pair"]
+        whole = step not in computed[depth, "attn"] and step not in computed[depth, "mlp"]
+        formed = whole and step in opened and before is not None
+        memory["emitted"] = newest + eta * (newest - before) if formed else newest
+        return memory["emitted"]
 
     return rule

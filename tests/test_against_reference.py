@@ -12,6 +12,37 @@ import forecache as fc
 T = 20
 GOC_50 = (3, 5, 7, 9, 11, 13, 15, 19)
 UNEVEN = (0, 1, 4, 5, 9, 11, 12, 16)
+LAYERS = [(depth, kind) for depth in range(3) for kind in ("attn", "mlp")]
+"""The branches of the small model."""
+
+# Learning-to-Cache computes all even steps; here the odd ones skip different branches of different blocks
+ODD = [
+    {1, 3, 5, 7, 9, 11, 13, 15},
+    {1, 3, 5, 9, 13, 17},
+    {3, 7, 9, 11},
+    {3, 5, 7, 9, 19},
+    {5, 7},
+    set(range(1, 20, 2)),
+]
+TABLE = {key: set(range(T)) - skipped for key, skipped in zip(LAYERS, ODD, strict=True)}
+
+
+def by_table(step, site, grid):
+    return fc.Action.COMPUTE if step in TABLE[site.depth, site.kind] else fc.Action.SKIP
+
+
+class Measured:
+    """What `god` asks of statistics: the share of inverse gradients at each step."""
+
+    inverse_shares = (0.0, 0.0, 0.5, 0.25, 1.0, 0.75, 0.0, 1.0, 0.5, 0.25, 0.0, 0.0, 0.0, 0.6, 0.9, 0.3, *[0.2] * 4)
+
+    def check(self, grid):
+        pass
+
+
+MEASURED = Measured()
+BELOW = {c for c in range(T) if 0.5 * c / 19 + 0.5 * MEASURED.inverse_shares[c] < 0.6}
+"""The steps at which `god` is open: of the odd ones 1, 3, 5, 9, 11, 15, 17 and not 7, 13, 19."""
 WARM = {0, 1, 2, 4, 8, 12, 16}  # every(4) with the first three steps computed
 
 CASES = {
@@ -60,6 +91,18 @@ CASES = {
         )
         for order in (1, 2)
     },
+    "goc on a base that skips branches one by one": (
+        fc.goc(fc.Method("l2c", by_table), 0.9),
+        reference.goc_on_l2c(TABLE, 0.9),
+    ),
+    "goc on such a base, every branch by itself": (
+        fc.goc(fc.Method("l2c", by_table), 0.9, whole_blocks=False),
+        reference.by_branch({key: reference.goc_emitted(steps, 0.9) for key, steps in TABLE.items()}),
+    ),
+    "goc with god": (
+        fc.goc(fc.fora(2), 0.9, gate=fc.gates.god(MEASURED, gamma=0.5, threshold=0.6)),
+        reference.goc_emitted(reference.front(T, 2), 0.9, corrected=BELOW),
+    ),
     "taylor 2, warmup": (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), reference.taylorseer(WARM, 2)),
 }
 

@@ -103,7 +103,10 @@ FAILURES = {
     "unknown level": (["--labels", "1", "--method", "fora", "--level", "33"], "25, 50 and 75"),
     "computed step": (["--labels", "1", "--method", "goc", "--correct", "4"], "list skipped steps"),
     "steps not numbers": (["--labels", "1", "--method", "goc", "--correct", "a,b"], "whole numbers"),
-    "correct without goc": (["--labels", "1", "--method", "fora", "--correct", "3"], "--method goc"),
+    "correct without goc": (
+        ["--labels", "1", "--method", "fora", "--correct", "3"],
+        "--correct belongs to --method goc",
+    ),
     "skip without base": (["--labels", "1", "--method", "fora", "--skip", "3"], "--base explicit"),
     "base without skip": (["--labels", "1", "--method", "fora", "--base", "explicit"], "--skip 1,3,5"),
     "unknown dtype": (["--labels", "1", "--dtype", "int3"], "dtype must be"),

@@ -20,7 +20,7 @@ from forecache import adapters, router
 from forecache._lesson import Lesson, frozen
 from forecache.evaluate import psnr
 from forecache.sources import DigitsSource, Sampling
-from forecache.zoo import load_digits
+from forecache.zoo import load_digits, router_path
 
 STEPS = 6
 SHORT = {"num_steps": STEPS, "iterations": 3, "batch": 2, "lr": 0.1, "lam": 1e-4}
@@ -502,7 +502,7 @@ def test_a_feature_that_is_written_into_is_noticed(facebook):
 @pytest.mark.parametrize(("level", "range_"), [(22, (0.2, 0.24)), (40, (0.38, 0.42))])
 def test_the_bundled_routers_fit_digits_and_are_near_their_level(level, range_):
     digits = load_digits()
-    path = digits.router(level)
+    path = router_path(level)
     made = fc.Router.load(path)
     assert path.stat().st_size < 8192
     assert range_[0] < made.level() < range_[1]
@@ -522,12 +522,12 @@ def test_the_bundled_router_is_better_than_skipping_whole_calls():
     uncached = sampled(fc.fora(1))
     calls = ([1, 3, 5, 7], [13, 15, 17, 19], [1, 5, 9, 13])
     whole = [psnr(sampled(fc.explicit(skip=skip)), uncached).mean() for skip in calls]
-    assert psnr(sampled(fc.l2c(source.digits.router(22))), uncached).mean() > max(whole) + 2
+    assert psnr(sampled(fc.l2c(router_path(22))), uncached).mean() > max(whole) + 2
 
 
 def test_a_level_without_a_bundled_router_is_refused():
     with pytest.raises(fc.InputError, match="routers for 22 and 40 % of the cells; 50 was asked for"):
-        load_digits().router(50)
+        router_path(50)
 
 
 def test_a_checkpoint_says_what_it_belongs_to(source, tmp_path):

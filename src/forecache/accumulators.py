@@ -25,32 +25,47 @@ class Cell(NamedTuple):
 
 
 class Accumulators:
-    """The accumulators. A cell is replaced whole, so that an interruption finds every one either before or after."""
+    """The accumulators. A cell is replaced whole, so that an interruption finds every one either before or after.
+
+    Their memory is taken at once, one spare cell a site included, into which the next value is written: small tensors
+    that live long, allocated between large ones that do not, would keep the large ones' memory from being used again.
+    """
 
     def __init__(self, chosen: Grid, gaps: int, keep_on: str | torch.device | None) -> None:
         self._sites, self._gaps, self._keep_on = chosen.sites, gaps, keep_on
         self.cells: list[list[Cell | None]] = [[None] * len(chosen.sites) for _ in range(chosen.num_steps)]
+        self._free: list[list[Cell]] = [[] for _ in chosen.sites]
 
     def continue_from(self, kept: Statistics) -> None:
         for step, row in enumerate(self.cells):
             for site in range(len(row)):
-                count = int(kept.counts[step, site])
-                mean = kept.means[site][step].to(self._keep_on or "cpu")
-                row[site] = Cell(count, mean, kept.changes[step, site]) if count else None
+                if count := int(kept.counts[step, site]):
+                    mean = kept.means[site][step]
+                    empty = self._take(site, mean.shape, torch.device(self._keep_on or "cpu"))
+                    row[site] = _filled(empty, count, mean, kept.changes[step, site])
 
-    def add(self, step: int, site: int, feature_BND: Tensor, recent: deque[Tensor]) -> None:
-        count = len(feature_BND)
+    def add(self, step: int, site: int, feature_BND: Tensor, recent: deque[Tensor], *, samples: int) -> None:
+        """The feature of so many samples; it has twice the rows where both halves of a guidance pair count."""
         mean = feature_BND.mean(0, dtype=torch.float32)
         changes = _changes(feature_BND, recent, self._gaps)
-        if self._keep_on is not None:
-            mean, changes = mean.to(self._keep_on), changes.to(self._keep_on)
         before = self.cells[step][site]
-        if before is not None:
-            share = count / (before.samples + count)
-            mean = torch.lerp(before.mean.to(mean.device), mean, share)
-            changes = torch.lerp(before.changes.to(changes.device), changes, share)
-            count += before.samples
-        self.cells[step][site] = Cell(count, mean, changes)
+        empty = self._take(site, mean.shape, torch.device(self._keep_on or mean.device))
+        if before is None:
+            self.cells[step][site] = _filled(empty, samples, mean, changes)
+            return
+        share = samples / (before.samples + samples)
+        torch.lerp(before.mean, mean.to(empty.mean.device), share, out=empty.mean)
+        torch.lerp(before.changes, changes.to(empty.mean.device), share, out=empty.changes)
+        self.cells[step][site] = Cell(before.samples + samples, empty.mean, empty.changes)
+        self._free[site].append(before)
+
+    def _take(self, site: int, shape: torch.Size, device: torch.device) -> Cell:
+        """A cell of the site that nothing uses."""
+        if not self._free[site] and all(row[site] is None for row in self.cells):
+            count = len(self.cells) + 1
+            means, changes = torch.zeros(count, *shape, device=device), torch.zeros(count, self._gaps, device=device)
+            self._free[site] = [Cell(0, mean, change) for mean, change in zip(means, changes, strict=True)]
+        return self._free[site].pop()
 
     def shapes(self) -> list[torch.Size | None]:
         """The shape of every site's mean; None where no step was seen yet."""
@@ -81,11 +96,16 @@ class Accumulators:
         return Statistics(self._sites, tuple(means), changes, inverse_table(means), total, origin)
 
 
+def _filled(empty: Cell, samples: int, mean: Tensor, changes: Tensor) -> Cell:
+    return Cell(samples, empty.mean.copy_(mean), empty.changes.copy_(changes))
+
+
 def _changes(feature_BND: Tensor, recent: deque[Tensor], gaps: int) -> Tensor:
     """Mean over samples of |g(c) - g(c-k)|_1 / |g(c)|_1 for k = 1 ... gaps, zero before there is one; (G,) float32."""
     flat = feature_BND.flatten(1).clone()  # the model may write into what it gave out, and half of it is not needed
-    norms = [torch.linalg.vector_norm(flat - old, 1, dim=1, dtype=torch.float32) for old in recent]
-    norms += [torch.zeros(len(flat), device=flat.device)] * (gaps - len(norms))
-    size = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))  # in bfloat16 the differences would be rounded
+    norms = [torch.linalg.vector_norm(wide - old, 1, dim=1) for old in recent]
+    norms += [torch.zeros_like(wide[:, 0])] * (gaps - len(norms))
+    size = torch.linalg.vector_norm(wide, 1, dim=1)
     recent.appendleft(flat)
-    return (torch.stack(norms) / size.clamp_min(torch.finfo(torch.float32).tiny)).mean(1)
+    return (torch.stack(norms) / size.clamp_min(torch.finfo(torch.float32).tiny)).mean(1).float()

@@ -34,7 +34,9 @@ CHECKPOINT_ROUNDS = 16
 
 
 class Need(NamedTuple):
-    """Bytes that calibration holds: ``means``, one accumulator per (step, site), and ``recent``, the last features."""
+    """Bytes that calibration holds: ``means``, one accumulator per (step, site) and a spare one per site, and
+    ``recent``, the last features.
+    """
 
     means: int
     recent: int
@@ -46,10 +48,10 @@ def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int
     means: float32, on the accumulators' device. recent: ``gaps`` features per site and sample of a batch, where the
     model is; twice as many with rows="all" and guidance.
     """
-    model = sources.of(target).target
+    model = sources.as_source(target).target
     feature = sum(measure(model, grid(model, num_steps), 1).site_bytes)
     itemsize = next(find(model).parameters()).dtype.itemsize
-    return Need(feature * 4 // itemsize * num_steps, feature * batch * gaps)
+    return Need(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
 
 
 def calibrate(
@@ -82,11 +84,13 @@ def calibrate(
 
     Nothing per sample is kept: see `calibration_bytes`. Raises StatisticsError if ``path`` holds other statistics.
     """
-    source = sources.of(target)
-    if not conditions or batch < 1 or gaps < 1:
+    source, labels = sources.as_source(target), tuple(int(each) for each in conditions)
+    if not labels or batch < 1 or gaps < 1:
         raise InputError("Calibration needs at least one condition, and a batch and gaps of at least 1.")
+    if rows not in ("first", "second", "all"):
+        raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
     chosen = grid(source.target, num_steps)
-    scheduler, labels = chosen.scheduler, tuple(conditions)
+    scheduler = chosen.scheduler
     about = (chosen.model, chosen.fingerprint, scheduler, float(guidance), seed, shared_noise, rows, batch)
     origin = Origin(*about, labels, __version__)
     run = _Run(source, chosen, origin, gaps, keep_on, Path(path) if path is not None else None)
@@ -156,7 +160,7 @@ class _Run:
         mine = batches[self._world.rank :: self._world.size]
         return [*mine, *[None] * (rounds - len(mine))]
 
-    def _sample(self, session: Session, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
+    def _sample(self, session: _Observed, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
         origin = self._origin
         self._batch = batch
         self._recent = [deque(maxlen=self._gaps) for _ in self._grid.sites]
@@ -164,6 +168,7 @@ class _Run:
         how = sources.Sampling(self._grid.num_steps, origin.guidance, origin.seed, origin.shared_noise)
         labels = [int(each) for each in origin.conditions[batch.first : batch.first + batch.count]]
         self._source.generate(labels, how, batch.first, on_step)
+        session.check_complete()
 
     def _see(self, step: int, site: int, feature: Tensor) -> None:
         """A feature that the model gave out: the rows that count are added, unless an interrupted run had them."""
@@ -173,6 +178,11 @@ class _Run:
                 f"{self._grid.sites[site].name} gives out {len(feature)} rows for {count} samples: calibration knows "
                 "models that are called with one row a sample, or with a guidance pair."
             )
+        if len(feature) == count and rows == "second":
+            raise InputError(
+                "rows='second' asks for the other half of a guidance pair, and the model is called with one row a "
+                "sample: use rows='first', or a guidance scale over 1."
+            )
         if len(feature) == 2 * count and rows != "all":
             feature = feature[:count] if rows == "first" else feature[count:]
         recent = self._recent[site]
@@ -180,7 +190,7 @@ class _Run:
         if had:
             recent.appendleft(feature.detach().flatten(1).clone())
         else:
-            self._accumulators.add(step, site, feature.detach(), recent)
+            self._accumulators.add(step, site, feature.detach(), recent, samples=count)
 
     def _is_due(self, number: int, saved: float) -> bool:
         if self._path is None:
@@ -221,6 +231,12 @@ class _Observed(Session):
     def __init__(self, layout: Layout, plan: Plan, see: Callable[[int, int, Tensor], None]) -> None:
         super().__init__(layout, plan)
         self._see = see
+
+    def check_complete(self) -> None:
+        """Raises StepCountError if the last generation made fewer calls than there are steps."""
+        for lane in self._run().lanes.values():
+            if self._is_short(lane):
+                raise self._too_short(lane)
 
     def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output = super()._value(site, compute, *args, **kwargs)

@@ -5,6 +5,7 @@ N tokens, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -75,6 +76,8 @@ class Drift:
         ):
             if value not in allowed:
                 raise PlanError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}.")
+        if not math.isfinite(self.theta):
+            raise PlanError(f"theta must be a finite number, not {self.theta!r}.")
         if isinstance(self.judge, str) and self.judge not in ("prior", "all"):
             raise PlanError(f"judge must be 'prior', 'all' or the steps to correct, not {self.judge!r}.")
 

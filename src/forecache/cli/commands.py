@@ -114,22 +114,26 @@ def sample_command(
     batch: Annotated[int, typer.Option(min=1, help="Images a model call; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
-    base: Annotated[BaseName, typer.Option(help="The schedule that the method corrects.")] = BaseName.fora,
+    base: Annotated[BaseName | None, typer.Option(help="What goc, eoc, taylorseer correct [fora].")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Compute the first steps.")] = None,
     interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None,
-    anchor: Annotated[Anchor, typer.Option(help="fora: which end fixes the phase.")] = Anchor.start,
+    anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None,
     level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
     skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Compute the first steps.")] = 0,
-    eta: Annotated[float, typer.Option(help="goc: share of the last change; over 1 errors can grow.")] = 0.8,
+    router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None,
+    router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None,
+    change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="smoothcache: a published JSON schedule.")] = None,
+    eta: Annotated[float | None, typer.Option(help="goc: share of the last change; over 1 errors grow [0.8].")] = None,
     correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None,
-    history: Annotated[HistoryName, typer.Option(help="goc: the paper's queue, or computed.")] = HistoryName.emitted,
-    order: Annotated[int, typer.Option(min=0, help="taylorseer: order of the expansion.")] = 1,
-    stats: Annotated[str | None, typer.Option(help="eoc, goc's gate: file of `calibrate`, or 'digits'.")] = None,
-    gamma: Annotated[float, typer.Option(min=0, max=1, help="goc with --stats: position against N.")] = 0.5,
-    threshold: Annotated[float, typer.Option(help="goc with --stats: corrected where B is below.")] = 0.6,
+    history: Annotated[HistoryName | None, typer.Option(help="goc: its queue [emitted, the paper's].")] = None,
+    stats: Annotated[str | None, typer.Option(help="goc's gate, eoc, smoothcache: a file, or 'digits'.")] = None,
+    gamma: Annotated[float | None, typer.Option(min=0, max=1, help="goc's gate: position against N [0.5].")] = None,
+    threshold: Annotated[float | None, typer.Option(help="goc's gate: corrected where B is below [0.6].")] = None,
+    order: Annotated[int | None, typer.Option(min=0, help="taylorseer: order of the expansion [1].")] = None,
     theta: Annotated[float | None, typer.Option(help="eoc: strength [0.01 relative, 1 additive].")] = None,
-    form: Annotated[FormName, typer.Option(help="eoc: the paper's, or ours.")] = FormName.relative,
-    judge: Annotated[str, typer.Option(help="eoc: prior, all, or steps as 3,5,7.")] = "prior",
+    form: Annotated[FormName | None, typer.Option(help="eoc: the paper's, or ours [relative].")] = None,
+    judge: Annotated[str | None, typer.Option(help="eoc: prior, all, or steps as 3,5,7 [prior].")] = None,
     per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -141,12 +145,14 @@ def sample_command(
 
     Example: `forecache sample --model digits --labels 2,7 --method eoc --stats digits --form additive --compare`
 
+    Example: `forecache sample --model digits --labels 2,7 --method goc --base l2c --router digits-22 --eta 1 --compare`
+
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`
     """
     options = Options(
-        method, base, interval, anchor, level, skip, warmup, eta, correct, history, order,
-        stats, gamma, threshold, theta, form, judge, per,
+        method, base, warmup, interval, anchor, level, skip, router, router_threshold, change, schedule,
+        eta, correct, history, stats, gamma, threshold, order, theta, form, judge, per,
     )  # fmt: skip
     if plan is not None and method is not MethodName.none:
         raise fc.InputError("--plan and --method both say how to sample: give one of them.")

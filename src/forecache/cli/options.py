@@ -5,27 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from forecache import methods
 from forecache._errors import InputError
+from forecache._routerfile import Router
 from forecache.gates import god
 from forecache.plan import Method
 from forecache.statistics import Statistics
-from forecache.zoo import statistics_path
-
-
-class MethodName(StrEnum):
-    none = "none"
-    fora = "fora"
-    goc = "goc"
-    eoc = "eoc"
-    taylorseer = "taylorseer"
+from forecache.zoo import router_path, statistics_path
 
 
 class BaseName(StrEnum):
     fora = "fora"
     explicit = "explicit"
+    l2c = "l2c"
+    smoothcache = "smoothcache"
+
+
+class MethodName(StrEnum):
+    none = "none"
+    fora = "fora"
+    explicit = "explicit"
+    l2c = "l2c"
+    smoothcache = "smoothcache"
+    goc = "goc"
+    eoc = "eoc"
+    taylorseer = "taylorseer"
 
 
 class Anchor(StrEnum):
@@ -48,75 +55,144 @@ class PerName(StrEnum):
     channel = "channel"
 
 
+OWNERS = {
+    "interval": ("fora",),
+    "anchor": ("fora",),
+    "level": ("fora",),
+    "skip": ("explicit",),
+    "router": ("l2c",),
+    "router_threshold": ("l2c",),
+    "change": ("smoothcache",),
+    "schedule": ("smoothcache",),
+    "eta": ("goc",),
+    "correct": ("goc",),
+    "history": ("goc",),
+    "gamma": ("goc",),
+    "threshold": ("goc",),
+    "order": ("taylorseer",),
+    "theta": ("eoc",),
+    "form": ("eoc",),
+    "judge": ("eoc",),
+    "per": ("eoc",),
+    "stats": ("goc", "eoc", "smoothcache"),
+}
+"""Which methods and bases an option belongs to; with any other it is refused, never ignored."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The method options of the command line, as typed; None where nothing was given."""
 
     method: MethodName
-    base: BaseName
+    base: BaseName | None
+    warmup: int | None
     interval: int | None
-    anchor: Anchor
+    anchor: Anchor | None
     level: int | None
     skip: str | None
-    warmup: int
-    eta: float
+    router: str | None
+    router_threshold: float | None
+    change: float | None
+    schedule: Path | None
+    eta: float | None
     correct: str | None
-    history: HistoryName
-    order: int
+    history: HistoryName | None
     stats: str | None
-    gamma: float
-    threshold: float
+    gamma: float | None
+    threshold: float | None
+    order: int | None
     theta: float | None
-    form: FormName
-    judge: str
+    form: FormName | None
+    judge: str | None
     per: PerName | None
 
     def build(self, num_steps: int) -> Method | None:
-        """The method, or None for sampling without a cache."""
+        """The method, or None for sampling without a cache; InputError if an option does not belong to it."""
+        base = self._base_name()
+        self._refuse_others({self.method.value, *([base.value] if self.method is not MethodName.none else [])})
         if self.method is MethodName.none:
             return None
-        base = self._base()
+        made = self._base(base, num_steps)
         if self.warmup:
-            base = methods.warmup(base, self.warmup)
+            made = methods.warmup(made, self.warmup)
         if self.method is MethodName.goc:
-            steps = _steps(self.correct) if self.correct is not None else None
-            gate = god(self._statistics(num_steps), self.gamma, self.threshold) if self.stats is not None else None
-            return methods.goc(base, self.eta, steps=steps, gate=gate, history=self.history.value)
+            return self._goc(made, num_steps)
         if self.method is MethodName.eoc:
-            stats, per = self._statistics(num_steps), self.per.value if self.per is not None else None
-            judge: Any = self.judge if self.judge in ("prior", "all") else _steps(self.judge)
-            return methods.eoc(base, stats, self.theta, form=self.form.value, judge=judge, per=per)
-        if self.theta is not None or self.per is not None:
-            raise InputError("--theta and --per belong to --method eoc.")
-        if self.stats is not None:
-            raise InputError("--stats is for --method eoc, and for the gate of --method goc.")
-        if self.correct is not None:
-            raise InputError("--correct lists the steps that GOC corrects: use it with --method goc.")
-        return methods.taylorseer(base, self.order) if self.method is MethodName.taylorseer else base
+            form = self.form or FormName.relative
+            per = self.per.value if self.per is not None else None
+            judge: Any = self.judge if self.judge in ("prior", "all") else _steps(self.judge) if self.judge else "prior"
+            return methods.eoc(made, self._statistics(num_steps), self.theta, form=form.value, judge=judge, per=per)
+        if self.method is MethodName.taylorseer:
+            return methods.taylorseer(made, 1 if self.order is None else self.order)
+        return made
+
+    def _base_name(self) -> BaseName:
+        """The base: the method itself where it is one, else --base, else FORA."""
+        itself = BaseName(self.method.value) if self.method.value in list(BaseName) else None
+        if itself is not None and self.base not in (None, itself):
+            raise InputError(
+                f"--method {self.method.value} is a base itself, and --base {self.base.value if self.base else ''} is "
+                "another: leave --base out, or give a correction as --method, such as goc."
+            )
+        return itself or self.base or BaseName.fora
+
+    def _refuse_others(self, used: set[str]) -> None:
+        for name, owners in OWNERS.items():
+            if getattr(self, name) is not None and not used.intersection(owners):
+                where = " or ".join(f"--{'base' if owner in list(BaseName) else 'method'} {owner}" for owner in owners)
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} belongs to {where}, and --method {self.method.value} does not use it.")
+
+    def _goc(self, base: Method, num_steps: int) -> Method:
+        gate = None
+        if self.gamma is not None or self.threshold is not None or (self.stats and self.base != "smoothcache"):
+            gamma = 0.5 if self.gamma is None else self.gamma
+            gate = god(self._statistics(num_steps), gamma, 0.6 if self.threshold is None else self.threshold)
+        return methods.goc(
+            base,
+            0.8 if self.eta is None else self.eta,
+            steps=_steps(self.correct) if self.correct is not None else None,
+            gate=gate,
+            history=(self.history or HistoryName.emitted).value,
+        )
 
     def _statistics(self, num_steps: int) -> Statistics:
         if self.stats is None:
             raise InputError(
-                "--method eoc needs --stats, a file that `forecache calibrate` wrote; for the model digits, --stats "
-                "digits takes the bundled one."
+                "--method eoc, --base smoothcache and GOC's gate need --stats: a file of `forecache calibrate`, or for "
+                "the model digits --stats digits, the bundled one."
             )
         return Statistics.load(statistics_path(num_steps) if self.stats == "digits" else self.stats)
 
-    def _base(self) -> Method:
-        if self.base is BaseName.explicit:
+    def _base(self, name: BaseName, num_steps: int) -> Method:
+        if name is BaseName.explicit:
             if self.skip is None:
                 raise InputError("--base explicit needs the steps to skip, for example --skip 1,3,5.")
-            if self.interval is not None or self.level is not None:
-                raise InputError("--interval and --level belong to --base fora; --base explicit takes --skip alone.")
             return methods.explicit(skip=_steps(self.skip))
-        if self.skip is not None:
-            raise InputError("--skip lists steps for --base explicit.")
+        if name is BaseName.l2c:
+            if self.router is None:
+                raise InputError("--base l2c needs --router, a router file; for digits, digits-22 or digits-40.")
+            threshold = 0.1 if self.router_threshold is None else self.router_threshold
+            return methods.l2c(_router(self.router), threshold)
+        if name is BaseName.smoothcache:
+            if (self.schedule is None) == (self.change is None):
+                raise InputError(
+                    "--base smoothcache takes --schedule, a published JSON file, or --change with --stats."
+                )
+            if self.schedule is not None:
+                return methods.smoothcache_file(self.schedule)
+            return methods.smoothcache(self._statistics(num_steps), self.change or 0.0)
         if self.level is not None:
             if self.interval is not None:
                 raise InputError("--level and --interval both say how much is skipped: give one of them.")
             level: Any = self.level
             return methods.fora_paper(level)
-        return methods.fora(self.interval or 2, anchor=self.anchor.value)
+        return methods.fora(self.interval or 2, anchor=(self.anchor or Anchor.start).value)
+
+
+def _router(name: str) -> Router:
+    bundled = name.removeprefix("digits-")
+    return Router.read(router_path(int(bundled)) if name != bundled and bundled.isdigit() else name)
 
 
 def _steps(text: str) -> Sequence[int]:

@@ -31,6 +31,13 @@ def statistics_path(num_steps: int) -> Path:
     return path
 
 
+def router_path(level: int) -> Path:
+    """A bundled router for DDIM-20 at guidance 1.5 that skips about 22 or 40 % of the cells: `forecache.l2c(path)`."""
+    if level not in ROUTERS:
+        raise InputError(f"digits has routers for 22 and 40 % of the cells; {level} was asked for.")
+    return FOLDER / f"router-{level}.safetensors"
+
+
 @dataclass(frozen=True)
 class Digits:
     """The transformer (a diffusers DiTTransformer2DModel), its DDIM scheduler, and the judge."""
@@ -50,12 +57,6 @@ class Digits:
         """Moments of the classifier's features on the 10,000 MNIST test images."""
         tensors = load_file(FOLDER / "reference.safetensors")
         return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
-
-    def router(self, level: int) -> Path:
-        """The file of a router for DDIM-20 at guidance 1.5 that skips about 22 or 40 % of the cells: `l2c(path)`."""
-        if level not in ROUTERS:
-            raise InputError(f"digits has routers for 22 and 40 % of the cells; {level} was asked for.")
-        return FOLDER / f"router-{level}.safetensors"
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -1,0 +1,467 @@
+"""Statistics: where a gradient points the wrong way, the gate that asks it, and the file that keeps them."""
+
+import json
+import random
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import forecache as fc
+from forecache import gates
+from forecache.statistics import Origin, Statistics, inverse_gradient, inverse_table
+
+SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+T, N, D = 6, 4, 3
+DDIM = json.dumps({"class": "DDIMScheduler", "steps_offset": 1})
+GRID = fc.Grid(T, SITES, "SmallDiT", "0123456789abcdef:0.5,-0.25", DDIM)
+
+
+def measured(grid=GRID, tokens=N, width=D, seed=0, inverse=None):
+    """Statistics that no model gives: random averages, on the grid that they are for."""
+    generator = torch.Generator().manual_seed(seed)
+    means = tuple(torch.randn(grid.num_steps, tokens, width, generator=generator) for _ in grid.sites)
+    about = (grid.model, grid.fingerprint, grid.scheduler, 1.5, 7, False, "first", 4, tuple(range(8)), fc.__version__)
+    cells = (grid.num_steps, len(grid.sites))
+    return Statistics(
+        grid.sites,
+        means,
+        torch.rand(*cells, 2, generator=generator),
+        inverse_table(means) if inverse is None else torch.tensor(inverse),
+        torch.full(cells, 8),
+        Origin(*about),
+    )
+
+
+def same(a, b):
+    """Whether two statistics agree in everything, bit for bit."""
+    tables = [(x.changes, x.inverse, x.counts, *x.means) for x in (a, b)]
+    pairs = list(zip(*tables, strict=True))
+    return (a.sites, a.origin) == (b.sites, b.origin) and all(
+        x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs
+    )
+
+
+# ---- the gradient ---------------------------------------------------------------------------------------------------
+
+
+def some_eta_helps(before, last, truth):
+    """A search in exact arithmetic. The distance is convex and piecewise linear in eta: it is least at a kink."""
+    r, d = ([Fraction(x) - Fraction(y) for x, y in zip(a, b, strict=True)] for a, b in ((truth, last), (last, before)))
+    kinks = [x / y for x, y in zip(r, d, strict=True) if y and x / y > 0]
+    distance = [sum(abs(x - eta * y) for x, y in zip(r, d, strict=True)) for eta in (0, *kinks)]
+    return min(distance) < distance[0]
+
+
+def threes(values):
+    """Averages of three steps, (before, last, truth) in each place."""
+    return st.lists(st.tuples(values, values, values), min_size=1, max_size=12)
+
+
+@given(threes(st.integers(-3, 3)) | threes(st.integers(-256, 256).map(lambda each: each / 64)))
+def test_a_gradient_is_inverse_where_a_search_finds_no_eta_that_helps(places):
+    """Small whole numbers meet every tie: truths that equal the last average, changes of 0, slopes of exactly 0."""
+    before, last, truth = zip(*places, strict=True)
+    found = inverse_gradient(*(torch.tensor(each, dtype=torch.float32) for each in (before, last, truth)))
+    assert found is not some_eta_helps(before, last, truth)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_gradient_is_inverse_where_a_fine_scan_of_eta_finds_nothing(share):
+    """On features of normal numbers, of which a share did not change at all at the last step."""
+    generator, seen = torch.Generator().manual_seed(5), set()
+    etas = torch.logspace(-5, 1, 400, dtype=torch.float64)
+    for _ in range(100):
+        before, last, truth = torch.randn(3, 4, 5, generator=generator)
+        pull = torch.rand(1, generator=generator) * 0.6 - 0.3  # so that both answers come up
+        truth = torch.where(torch.rand(4, 5, generator=generator) < share, last, truth + pull * (last - before))
+        r, d = truth.double() - last.double(), last.double() - before.double()
+        distances = (r - etas[:, None, None] * d).abs().sum((1, 2))
+        assert inverse_gradient(before, last, truth) is not bool((distances < r.abs().sum()).any())
+        seen.add(inverse_gradient(before, last, truth))
+    assert seen == ({True, False} if share < 0.9 else {True})
+
+
+def test_the_table_of_inverse_gradients_asks_each_step_about_the_two_before():
+    straight, zigzag = torch.arange(6.0), torch.tensor([0.0, 1, 0, 1, 0, 1])
+    turns = torch.tensor([0.0, 1, 2, 3, 2, 1])  # at step 4 alone the last change points away
+    table = inverse_table([each.reshape(6, 1, 1) for each in (straight, zigzag, turns)])
+    assert table.T.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0]]
+
+
+def test_the_table_of_random_averages_is_that_of_the_search():
+    """Of eight sites on random walks in whole numbers, so that some changes are 0."""
+    generator = torch.Generator().manual_seed(0)
+    means = list(torch.randint(-4, 5, (8, T, N, D), generator=generator).float().cumsum(1))
+    found, flat = inverse_table(means), [mean.flatten(1).tolist() for mean in means]
+    hand = [[c >= 2 and not some_eta_helps(*mean[c - 2 : c + 1]) for mean in flat] for c in range(T)]
+    assert found.tolist() == hand
+    assert 0 < found[2:].double().mean() < 1
+
+
+def test_the_inverse_share_of_a_step_is_that_of_its_sites():
+    inverse = [
+        [False] * 4,
+        [False] * 4,
+        [True, False, False, False],
+        [True, True, False, True],
+        [True] * 4,
+        [False] * 4,
+    ]
+    assert measured(inverse=inverse).inverse_shares == (0, 0, 0.25, 0.75, 1, 0)
+
+
+# ---- the gate that asks ---------------------------------------------------------------------------------------------
+
+SHARES = (0, 0, 0, 0.5, 0, 0.25, 0, 1, 0, 0)
+"""N of ten steps, in quarters: so many of the four sites are inverse."""
+TEN = replace(GRID, num_steps=10)
+
+
+def shared(grid=TEN):
+    return measured(grid, inverse=[[site < 4 * share for site in range(4)] for share in SHARES])
+
+
+def rows(gamma, threshold, **options):
+    method = fc.goc(fc.fora(2), 0.8, gate=gates.god(shared(), gamma, threshold), **options)
+    return set(method.plan(TEN).rows)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "threshold", "opened"),
+    [
+        # at 1 the position alone: 3/9, 5/9, 7/9, 9/9
+        (1.0, 0.7, {3, 5}),
+        (1.0, 5 / 9, {3}),
+        # at 0 the share alone: 1/2, 1/4, 1, 0; the bound itself is closed
+        (0.0, 0.5, {5, 9}),
+        (0.0, 0.51, {3, 5, 9}),
+        # half and half: (3/9 + 1/2)/2 = 0.417, (5/9 + 1/4)/2 = 0.403, (7/9 + 1)/2 = 0.889, (9/9 + 0)/2 = 0.5
+        (0.5, 0.6, {3, 5, 9}),
+        (0.5, 0.45, {3, 5}),
+        (0.5, 0.41, {5}),
+        # a quarter and three quarters: 0.458, 0.326, 0.944, 0.25
+        (0.25, 0.3, {9}),
+    ],
+)
+def test_god_opens_exactly_where_position_and_share_stay_below_the_threshold(gamma, threshold, opened):
+    """Step 1 has a single feature in its queue, so that an open gate changes nothing there."""
+    drawn = "".join("#" if c % 2 == 0 else "~" if c in opened else "." for c in range(10))
+    assert {"".join(cell.sign for cell in row) for row in rows(gamma, threshold)} == {drawn}
+    assert rows(gamma, threshold, whole_blocks=False) == rows(gamma, threshold)
+
+
+def test_god_is_a_list_of_steps_that_the_statistics_chose():
+    listed = fc.goc(fc.fora(2), 0.8, steps=(1, 3, 5, 9)).plan(TEN)
+    assert rows(0.5, 0.6) == set(listed.rows)
+
+
+def test_the_picture_of_god_is_in_the_plan_and_in_its_file(tmp_path):
+    plan = fc.goc(fc.fora(2), 0.8, gate=gates.god(shared(), 0.5, 0.6)).plan(TEN)
+    lines = plan.show().splitlines()
+    # B is 0, .056, .111, .417, .222, .403, .333, .889, .444, .5; a bar is an eighth high
+    assert lines[-4:] == [
+        "gate god(gamma=0.5, threshold=0.6): ~ where B is below the threshold",
+        "  N     ▁▁▁▅▁▃▁█▁▁",
+        "  B     ▁▁▁▄▂▄▃█▄▅",
+        "  open  ~~~~~~~.~~",
+    ]
+    assert "gate=god(0.5, 0.6)" in lines[0]
+    plan.save(tmp_path / "plan.json")
+    assert fc.Plan.load(tmp_path / "plan.json").show() == plan.show()
+
+
+@pytest.mark.parametrize("gamma", [-0.01, 1.01, float("nan")])
+def test_god_refuses_a_gamma_that_is_no_share(gamma):
+    with pytest.raises(fc.PlanError, match=r"gamma weighs the position against N, from 0 to 1; \S+ was asked for"):
+        gates.god(shared(), gamma)
+
+
+def test_god_that_opens_nowhere_is_refused():
+    with pytest.raises(fc.PlanError, match="closed in every skipped cell"):
+        rows(0.5, 0.0)
+
+
+OTHERS = {
+    "steps": (replace(TEN, num_steps=8), "are of 10 steps, and the plan is for 8"),
+    "sites": (
+        replace(TEN, sites=SITES[:2], model="Short"),
+        "a SmallDiT with 4 sites, and the plan is for Short with 2",
+    ),
+    "names of sites": (replace(TEN, sites=(*SITES[:3], fc.Site("blocks.1.ff", 1, "ff"))), "a SmallDiT with 4 sites"),
+    "structure": (replace(TEN, fingerprint="ffffffffffffffff:0.5,-0.25"), "a SmallDiT with other weights"),
+    "weights": (replace(TEN, fingerprint="0123456789abcdef:0.5,0.25"), "a SmallDiT with other weights"),
+    "scheduler": (
+        replace(TEN, scheduler=json.dumps({"class": "DDIMScheduler", "steps_offset": 0})),
+        r"another scheduler \(steps_offset: 1, not 0\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("method", ["god", "eoc"])
+def test_statistics_of_another_run_are_refused_with_what_differs(method, name):
+    grid, words = OTHERS[name]
+    made = fc.goc(fc.fora(2), 0.8, gate=gates.god(shared())) if method == "god" else fc.eoc(fc.fora(2), shared())
+    with pytest.raises(fc.StatisticsError, match=rf"{words}.*: calibrate for this run with forecache\.calibrate"):
+        made.plan(grid)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_god_asks_in_every_cell_so_that_no_wrapping_hides_it(name):
+    grid, _ = OTHERS[name]
+    with pytest.raises(fc.StatisticsError):
+        gates.god(shared())(3, SITES[0], grid)
+
+
+def test_what_a_grid_does_not_know_is_not_held_against_the_statistics():
+    shared().check(fc.Grid(10, SITES))
+    shared().check(replace(TEN, fingerprint="0123456789abcdef:"))  # the model on the meta device
+
+
+def test_statistics_that_lack_a_step_are_refused():
+    """They were interrupted in the first batch: the averages of the steps that never came are zeros."""
+    stats = measured()
+    stats.counts[4:] = 0
+    with pytest.raises(fc.StatisticsError, match=r"interrupted before every step was seen.*calibrate"):
+        stats.check(GRID)
+
+
+# ---- what they hold -------------------------------------------------------------------------------------------------
+
+
+def test_means_are_given_per_token_and_per_channel():
+    stats = measured()
+    given = stats.means[2][3]
+    assert torch.equal(stats.mean(3, SITES[2]), given)
+    by_hand = torch.tensor([sum(given[:, d].tolist()) / N for d in range(D)])
+    torch.testing.assert_close(stats.mean(3, SITES[2], "channel"), by_hand, rtol=1e-6, atol=1e-7)
+
+
+def test_compact_statistics_keep_half_precision_means_per_channel():
+    stats = measured()
+    small = stats.compact()
+    assert (stats.resolution, small.resolution) == ("token", "channel")
+    assert stats.nbytes == 4 * T * N * D * 4
+    assert small.nbytes == 4 * T * D * 2
+    assert stats.compact(torch.float32).nbytes == 4 * T * D * 4
+    exact = stats.mean(3, SITES[1], "channel")
+    torch.testing.assert_close(small.mean(3, SITES[1], "channel"), exact, rtol=2**-10, atol=1e-7)
+    assert same(small, replace(stats, means=small.means)), "nothing but the means changes"
+
+
+@pytest.mark.parametrize("ask", [lambda small: small.mean(0, SITES[0]), lambda small: small.mean(0, SITES[0], "token")])
+def test_compact_statistics_have_no_mean_per_token(ask):
+    with pytest.raises(fc.StatisticsError, match=r"one mean per channel, and a mean per token was asked for: use per="):
+        ask(measured().compact())
+
+
+def test_the_count_is_that_of_the_cell_with_the_fewest_samples():
+    stats = measured()
+    assert (stats.count, stats.is_partial) == (8, False)
+    stats.counts[5, 2] = 4
+    assert (stats.count, stats.is_partial) == (4, True)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "stats.safetensors"
+    measured().save(path)
+    return path
+
+
+@pytest.mark.parametrize("change", [lambda s: s, lambda s: s.compact(), lambda s: s.compact(torch.bfloat16)])
+def test_statistics_are_the_same_after_saving_and_loading(tmp_path, change):
+    stats = change(measured())
+    stats.save(tmp_path / "new folder" / "stats.safetensors")
+    again = Statistics.load(str(tmp_path / "new folder" / "stats.safetensors"))
+    assert same(again, stats)
+    assert again.inverse_shares == stats.inverse_shares
+
+
+def test_any_text_and_number_of_their_origin_is_kept(tmp_path):
+    odd = Origin("DiT (2 x 'ü')", "", "", 4.0, 2**62, True, "all", 1, ("a cat", 3, "ein Hund 🐕", ""), "0.0")
+    stats = replace(measured(), origin=odd)
+    stats.save(tmp_path / "stats")
+    assert Statistics.load(tmp_path / "stats").origin == odd
+
+
+def test_saving_leaves_no_other_file_and_replaces_the_old_one(file):
+    other = measured(seed=1)
+    other.save(file)
+    assert same(Statistics.load(file), other)
+    assert [each.name for each in file.parent.iterdir()] == ["stats.safetensors"]
+
+
+def taken_apart(path):
+    with safe_open(path, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["forecache"])  # noqa: SIM118
+
+
+def tensors(change):
+    """The file after ``change(tensors)``."""
+
+    def make(path):
+        kept, document = taken_apart(path)
+        change(kept)
+        save_file(kept, path, {"forecache": json.dumps(document)})
+
+    return make
+
+
+def text(words):
+    """The file with these words for its document."""
+    return lambda path: save_file(taken_apart(path)[0], path, {"forecache": words})
+
+
+def document(change):
+    """The file after ``change(document)``."""
+
+    def make(path):
+        kept, read = taken_apart(path)
+        change(read)
+        save_file(kept, path, {"forecache": json.dumps(read)})
+
+    return make
+
+
+def cut(share):
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def put(name, value):
+    """One number of one tensor is replaced."""
+    return tensors(lambda t: t[name].view(-1).__setitem__(5, value))
+
+
+DAMAGED = {
+    "empty": (lambda path: path.write_bytes(b""), "header too small"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(500)), "header too large"),
+    "a plan": (lambda path: fc.fora(2).plan(GRID).save(path), "header too large"),
+    "cut in its header": (cut(0.05), "invalid header length"),
+    "cut in its tensors": (cut(0.9), "not fully covered"),
+    "without metadata": (lambda path: save_file(taken_apart(path)[0], path), "no metadata of forecache"),
+    "metadata that is not JSON": (text("{"), "no metadata of forecache"),
+    "metadata that never ends": (text("[" * 100_000), "no metadata of forecache"),
+    "a list": (text("[]"), "format is not 'forecache-statistics'"),
+    "another format": (document(lambda d: d.update(format="forecache-plan")), "format is not 'forecache-statistics'"),
+    "another version": (document(lambda d: d.update(version=2)), "version is 2; this forecache reads version 1"),
+    "version true": (document(lambda d: d.update(version=True)), "version is True; this forecache reads version 1"),
+    "version 1.0": (document(lambda d: d.update(version=1.0)), r"version is 1\.0; this forecache reads version 1"),
+    "an unknown key": (document(lambda d: d.update(pickle="x")), "metadata has the keys format, origin, pickle, sites"),
+    "no origin": (document(lambda d: d.pop("origin")), "metadata has the keys format, sites, version"),
+    "an unknown key of the origin": (document(lambda d: d["origin"].update(path="/")), "origin must have model"),
+    "no seed": (document(lambda d: d["origin"].pop("seed")), "origin must have model"),
+    "a seed in words": (document(lambda d: d["origin"].update(seed="7")), "origin must have model"),
+    "a seed true": (document(lambda d: d["origin"].update(seed=True)), "origin must have model"),
+    "guidance NaN": (document(lambda d: d["origin"].update(guidance=float("nan"))), "NaN"),
+    "a condition that is a list": (document(lambda d: d["origin"].update(conditions=[[1]])), "origin must have model"),
+    "no sites": (document(lambda d: d.update(sites=[])), "sites must be a list of name, depth and kind"),
+    "a site without a kind": (document(lambda d: d["sites"][0].pop("kind")), "sites must be a list of name"),
+    "a site's depth in words": (document(lambda d: d["sites"][0].update(depth="0")), "sites must be a list of name"),
+    "a site twice": (document(lambda d: d["sites"][0].update(name="blocks.0.mlp")), "stands more than once"),
+    "a site at depth -1": (document(lambda d: d["sites"][0].update(depth=-1)), "depth of a site is at least 0"),
+    "a site more": (
+        document(lambda d: d["sites"].append({"name": "x", "depth": 0, "kind": ""})),
+        "other sites than its 5",
+    ),
+    "no mean of a site": (tensors(lambda t: t.pop("means.3")), "other sites than its 4"),
+    "no changes": (tensors(lambda t: t.pop("changes")), "tensors for other sites"),
+    "a tensor more": (tensors(lambda t: t.update(extra=torch.zeros(1))), "tensors for other sites"),
+    "a mean of fewer steps": (tensors(lambda t: t.update({"means.0": torch.zeros(T - 1, N, D)})), "belong together"),
+    "a mean without tokens": (tensors(lambda t: t.update({"means.0": torch.zeros(T, D)})), "belong together"),
+    "a mean of no tokens": (tensors(lambda t: t.update({"means.0": torch.zeros(T, 0, D)})), "belong together"),
+    "a mean in whole numbers": (
+        tensors(lambda t: t.update({"means.0": torch.zeros(T, N, D, dtype=torch.int32)})),
+        "belong together",
+    ),
+    "changes of fewer sites": (tensors(lambda t: t.update(changes=torch.zeros(T, 3, 2))), "belong together"),
+    "changes without gaps": (tensors(lambda t: t.update(changes=torch.zeros(T, 4))), "belong together"),
+    "changes in double": (tensors(lambda t: t.update(changes=t["changes"].double())), "belong together"),
+    "inverse in numbers": (tensors(lambda t: t.update(inverse=torch.zeros(T, 4))), "belong together"),
+    "inverse of another run": (tensors(lambda t: t.update(inverse=torch.zeros(T, 5).bool())), "belong together"),
+    "counts of one dimension": (tensors(lambda t: t.update(counts=torch.ones(T).long())), "belong together"),
+    "no steps": (
+        tensors(lambda t: t.update({name: each[:0].clone() for name, each in t.items()})),
+        "belong together",
+    ),
+    "a mean NaN": (put("means.1", float("nan")), "numbers that are not finite"),
+    "a mean infinite": (put("means.3", float("-inf")), "numbers that are not finite"),
+    "a change NaN": (put("changes", float("nan")), "numbers that are not finite"),
+    "a negative count": (put("counts", -1), "negative"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
+    change, words = DAMAGED[damage]
+    change(file)
+    with pytest.raises(fc.StatisticsFileError, match=words) as caught:
+        Statistics.load(file)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{file} is not readable statistics: ")
+    assert sentence.endswith("Make them again with forecache.calibrate.")
+    assert len(sentence) < len(str(file)) + 400, "an error is a sentence, not the file"
+
+
+def test_a_missing_file_is_refused_with_what_makes_one(tmp_path):
+    with pytest.raises(
+        fc.StatisticsFileError, match=r"no statistics at .*nowhere: make them with forecache\.calibrate"
+    ):
+        Statistics.load(tmp_path / "nowhere")
+
+
+def test_a_folder_is_refused_with_its_name(tmp_path):
+    with pytest.raises(fc.StatisticsFileError, match=tmp_path.name):
+        Statistics.load(tmp_path)
+
+
+def test_a_file_of_a_size_that_no_statistics_have_is_refused_unread(tmp_path):
+    path = tmp_path / "huge"
+    with path.open("wb") as sparse:
+        sparse.truncate(2**40)
+    with pytest.raises(fc.StatisticsFileError, match=r"huge.*at most"):
+        Statistics.load(path)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_with_one_changed_byte_is_statistics_or_refused(file, seed):
+    """Nothing but a StatisticsError comes out, of a plan's check as well; what is still statistics can be used."""
+    generator, whole = random.Random(seed), file.read_bytes()
+    loaded = 0
+    for _ in range(100):
+        mutant = bytearray(whole)
+        place = generator.randrange(
+            len(mutant) if seed % 2 else 2200
+        )  # in any place, or in the words before the numbers
+        mutant[place : place + (seed % 3 < 2)] = bytes([generator.choice([generator.randrange(256), *b'"{}[],:09'])])
+        file.write_bytes(mutant)
+        try:
+            stats = Statistics.load(file)
+            loaded += 1
+            stats.check(replace(GRID, sites=stats.sites))
+        except fc.StatisticsError:
+            continue
+        assert all(0 <= share <= 1 for share in stats.inverse_shares)
+        stats.save(file)
+        assert same(Statistics.load(file), stats)
+    assert loaded or seed % 3 == 2  # a byte more is always seen
+
+
+def test_a_byte_that_is_neither_yes_nor_no_is_refused(file):
+    """A bool with another bit pattern would count as a number of its own."""
+    whole = bytearray(file.read_bytes())
+    header = int.from_bytes(whole[:8], "little")
+    start = json.loads(whole[8 : 8 + header])["inverse"]["data_offsets"][0] + 8 + header
+    whole[start + 9] = 0x37
+    file.write_bytes(whole)
+    with pytest.raises(fc.StatisticsFileError, match="neither true nor false"):
+        Statistics.load(file)
