@@ -26,7 +26,7 @@ from forecache import bench
 from forecache.evaluate import psnr
 from forecache.router import Progress
 from forecache.sources import DigitsSource, Sampling, in_batches
-from forecache.zoo import load_digits
+from forecache.zoo import load_digits, router_path
 from forecache.zoo.digits import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def train(source: DigitsSource, level: int, lam: float) -> dict:
 
     before = peak_mib()
     router = fc.train_router(source, num_steps=STEPS, guidance=GUIDANCE, lam=lam, on_iteration=say, **TRAINING)
-    router.save(source.digits.router(level))
+    router.save(router_path(level))
     return {"peak_mib_before": before, "peak_mib": peak_mib()}
 
 
@@ -78,7 +78,7 @@ def cells(name: str, grid: fc.Grid, skipped: list[tuple[int, str]]) -> fc.Method
 def compare(source: DigitsSource, level: int, samples: int, uncached: Tensor) -> dict:
     """PSNR of the router and of other schedules with as many skipped cells, to the uncached samples."""
     grid = fc.grid(source.target, STEPS)
-    router = fc.Router.load(source.digits.router(level))
+    router = fc.Router.load(router_path(level))
     count = int(router.skips().sum())
     odd = list(range(1, STEPS, 2))
     methods = {
@@ -201,7 +201,7 @@ def main() -> None:
     document["routers"] = {}
     for level, lam in LAM.items():
         row = old["routers"][str(level)]["memory"] if args.keep else train(source, level, lam)
-        training = dict(fc.Router.load(source.digits.router(level)).provenance)
+        training = dict(fc.Router.load(router_path(level)).provenance)
         found = compare(source, level, args.samples, uncached)
         document["routers"][str(level)] = {"training": training, "memory": row, **found}
     RESULT.write_text(json.dumps(document, indent=2) + "\n")

@@ -130,15 +130,32 @@ def test_a_new_computed_step_starts_the_cache_anew():
     assert found[4:] == pytest.approx(found[:4])
 
 
-def test_a_plan_made_by_hand_can_scale_and_shift_at_once():
-    """scale * (weighted sum) + shift, of which one has a value a token and the other a value a channel."""
+def test_a_plan_made_by_hand_can_have_a_gain_and_a_shift():
+    """(1 + gain) * (weighted sum) + shift, of which one has a value a token and the other a value a channel."""
     grid = fc.grid(One(), 3, sites=["f"])
     row = (fc.Cell(), fc.Cell(), fc.Cell(((1, 2.0), (0, -1.0)), "twice", "plus"))
-    constants = {"twice": torch.full((2, 3), 2.0), "plus": torch.tensor([5.0, 6.0, 7.0])}
+    constants = {"twice": torch.full((2, 3), 1.0), "plus": torch.tensor([5.0, 6.0, 7.0])}
     model, plan = One(), fc.Plan(grid, (row,), constants=type(PLAN.constants)(constants))
     with fc.apply(model, plan):
         found = [model(torch.full((1, 2, 3), each), timestep=9 - c) for c, each in enumerate((10.0, 13.0, 99.0))]
     assert torch.equal(found[2], 2 * 16 + constants["plus"].expand(1, 2, 3))
+
+
+def test_a_small_gain_is_not_lost_in_bfloat16():
+    """100 * 1.0035 is 100.5 in bfloat16, whose numbers next to 100 are half apart; 1.0035 itself would become 1."""
+    grid = fc.grid(One(), 2, sites=["f"])
+    constants = type(PLAN.constants)({"gain": torch.full((2, 3), 0.0035)})
+    plan = fc.Plan(grid, ((fc.Cell(), fc.Cell(((0, 1.0),), "gain")),), constants=constants)
+    model, x = One(), torch.full((1, 2, 3), 100.0, dtype=torch.bfloat16)
+    with fc.apply(model, plan):
+        assert torch.equal(model(x, timestep=9), x)
+        assert model(x, timestep=8).tolist() == torch.full((1, 2, 3), 100.5).tolist()
+
+
+def test_steps_that_are_listed_and_computed_are_refused_on_a_base_that_skips_nothing():
+    stats, grid = series(*AVERAGES)
+    with pytest.raises(fc.PlanError, match=r"asked to correct steps \[1\], but skips \[\]"):
+        fc.eoc(fc.fora(1), stats, judge=[1]).plan(grid)
 
 
 def test_the_additive_form_on_a_straight_line_forecast_adds_what_the_line_misses():
@@ -358,7 +375,7 @@ def test_features_of_another_size_are_refused_per_token_and_corrected_per_channe
     model, x = One(), torch.full((1, 5, 3), 10.0)
     with fc.apply(model, eoc4(stats, 0.1, judge="all").plan(grid)) as session:
         model(x, timestep=9)
-        words = r"correction f/1/scale is for features of shape \(2, 3\), the model gives \(5, 3\): calibrate at this"
+        words = r"correction f/1/gain is for features of shape \(2, 3\), the model gives \(5, 3\): calibrate at this"
         with pytest.raises(fc.RunError, match=words):
             model(x, timestep=8)
         session.new_run()
@@ -509,12 +526,12 @@ DAMAGED = {
     "a name in numbers": (edited(lambda d: d["constants"].update(file=3)), "file must be a string"),
     "a constant that nobody names": (
         cell(lambda row, cell: row.__setitem__(1, cell["reads"])),
-        "name its constants, no more and no less; .*/1/scale.* do not match",
+        "name its constants, no more and no less; .*/1/gain.* do not match",
     ),
     "a constant that is not there": (cell(lambda row, cell: cell.update(shift="x")), "no less; .*x.* do not match"),
-    "a scale in numbers": (cell(lambda row, cell: cell.update(scale=2)), "the scale of step 1 must be a string"),
-    "an unknown key of a cell": (cell(lambda row, cell: cell.update(power="x")), "step 1 must have reads, and a scale"),
-    "a cell without a correction": (cell(lambda row, cell: cell.pop("scale")), "step 1 must have reads, and a scale"),
+    "a gain in numbers": (cell(lambda row, cell: cell.update(gain=2)), "the gain of step 1 must be a string"),
+    "an unknown key of a cell": (cell(lambda row, cell: cell.update(power="x")), "step 1 must have reads, and a gain"),
+    "a cell without a correction": (cell(lambda row, cell: cell.pop("gain")), "step 1 must have reads, and a gain"),
     "a cell without reads": (cell(lambda row, cell: cell.pop("reads")), "step 1 must have reads"),
     "a corrected cell that reads nothing": (cell(lambda row, cell: cell.update(reads=[])), "Step 1 must read earlier"),
 }

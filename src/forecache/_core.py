@@ -23,16 +23,17 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a plan: computed, or estimated as ``scale * (weighted sum of what earlier steps gave out) + shift``.
+    """One cell of a plan: computed, or estimated as ``(1 + gain) * sum + shift``, the sum being over what earlier
+    steps gave out, weighted.
 
     reads: (step, weight) pairs; empty means that the feature is computed. The value read at a step is what that
-    step emitted: the computed feature, or the estimate if the step was skipped. scale, shift: names of tensors among
+    step emitted: the computed feature, or the estimate if the step was skipped. gain, shift: names of tensors among
     the plan's constants, with the shape of a feature without its batch, (tokens, width), or (width,); None where there
-    is no such correction.
+    is no such correction. (A gain near 0 keeps its digits in bfloat16, where a factor near 1 would not.)
     """
 
     reads: tuple[tuple[int, float], ...] = ()
-    scale: str | None = None
+    gain: str | None = None
     shift: str | None = None
 
     @property
@@ -42,7 +43,7 @@ class Cell:
     @property
     def constants(self) -> tuple[str, ...]:
         """The names of the tensors that it needs."""
-        return tuple(name for name in (self.scale, self.shift) if name is not None)
+        return tuple(name for name in (self.gain, self.shift) if name is not None)
 
     @property
     def sign(self) -> str:

@@ -8,7 +8,7 @@
      "provenance": {"method": "goc(fora(interval=2), eta=1.2)", "forecache": "0.1.0"}}
 
 Sites with the same row share it. A cell is ``"#"`` (computed), a list of [step, weight] pairs, or, where the sum is
-corrected, ``{"reads": [[0, 1.0]], "scale": "blocks.0.attn/1/scale"}`` with the names of tensors in the file that
+corrected, ``{"reads": [[0, 1.0]], "gain": "blocks.0.attn/1/gain"}`` with the names of tensors in the file that
 ``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names, which stands beside the plan.
 """
 
@@ -75,7 +75,7 @@ def write(path: Path, contents: Contents) -> None:
 def _encode(cell: Cell) -> Any:
     reads = [[step, weight] for step, weight in cell.reads]
     if cell.constants:
-        names = {"scale": cell.scale, "shift": cell.shift}
+        names = {"gain": cell.gain, "shift": cell.shift}
         return {"reads": reads} | {key: name for key, name in names.items() if name is not None}
     return reads or "#"
 
@@ -159,20 +159,20 @@ def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
 def _cell(encoded: Any, step: int) -> Cell:
     if encoded == "#":
         return Cell()
-    scale = shift = None
+    gain = shift = None
     if isinstance(encoded, dict):
-        unknown = [key for key in encoded if key not in ("reads", "scale", "shift")]
+        unknown = [key for key in encoded if key not in ("reads", "gain", "shift")]
         if unknown or "reads" not in encoded or len(encoded) < 2:
-            raise PlanFileError(f"the cell of step {step} must have reads, and a scale or a shift or both")
+            raise PlanFileError(f"the cell of step {step} must have reads, and a gain or a shift or both")
         names = {key: _string(name, f"the {key} of step {step}") for key, name in encoded.items() if key != "reads"}
-        encoded, scale, shift = encoded["reads"], names.get("scale"), names.get("shift")
+        encoded, gain, shift = encoded["reads"], names.get("gain"), names.get("shift")
     reads = []
     for read in _list(encoded, f"the cell of step {step}"):
         if not isinstance(read, list) or len(read) != 2 or type(read[1]) not in (int, float):
             raise PlanFileError(f"a cell of step {step} reads {_short(read)}, not a [step, weight] pair")
         reads.append((_integer(read[0], "a step"), float(read[1])))
     check_reads(reads, step)
-    return Cell(tuple(reads), scale, shift)
+    return Cell(tuple(reads), gain, shift)
 
 
 def _site(value: Any) -> Site:

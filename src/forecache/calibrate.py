@@ -21,7 +21,7 @@ from forecache._core import Grid
 from forecache._errors import InputError, StatisticsError
 from forecache._version import __version__
 from forecache.accumulators import Accumulators
-from forecache.adapters import Layout, find, grid, layout_for, measure
+from forecache.adapters import Layout, find, grid, is_same, layout_for, measure
 from forecache.methods import explicit
 from forecache.plan import Plan
 from forecache.session import Session
@@ -209,8 +209,10 @@ class _Run:
         if self._path is None or not self._path.exists():
             return None
         kept = Statistics.load(self._path)
-        names = [each.name for each in fields(Origin) if each.name != "forecache"]
+        names = [each.name for each in fields(Origin) if each.name not in ("forecache", "fingerprint")]
         differ = [name for name in names if getattr(kept.origin, name) != getattr(self._origin, name)]
+        if not is_same(kept.origin.fingerprint, self._origin.fingerprint):
+            differ.append("fingerprint")
         if kept.sites != self._grid.sites or kept.num_steps != self._grid.num_steps:
             differ.insert(0, "sites or steps")
         if kept.changes.shape[2] != self._gaps:

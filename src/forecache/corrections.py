@@ -35,7 +35,7 @@ class Walk(Protocol):
 
 
 class Correction(Protocol):
-    """Adds a scale and a shift to estimates."""
+    """Adds a gain and a shift to estimates."""
 
     @property
     def steps(self) -> Sequence[int]:
@@ -158,8 +158,8 @@ class _Drifting:
 
     def _named(self, step: int, standing: _Standing) -> _Standing:
         """The correction as a constant of the plan, and the cell that names it."""
-        field = "scale" if self._rule.form == "relative" else "shift"
+        field = "gain" if self._rule.form == "relative" else "shift"
         name = f"{self._site.name}/{step}/{field}"
-        self.constants[name] = standing.factor if field == "scale" else standing.offset
+        self.constants[name] = standing.factor - 1 if field == "gain" else standing.offset
         named = Cell(standing.cell.reads, **{field: name})
         return replace(standing, cell=named)

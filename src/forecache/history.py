@@ -84,11 +84,11 @@ class History:
 
     def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
         total = combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)
-        scale = self._placed.like(op.scale, total) if op.scale is not None else None
+        gain = self._placed.like(op.gain, total) if op.gain is not None else None
         shift = self._placed.like(op.shift, total) if op.shift is not None else None
-        if scale is not None and shift is not None:
-            return torch.addcmul(shift, total, scale)
-        return total * scale if scale is not None else total + shift if shift is not None else total
+        if gain is not None:
+            total = torch.addcmul(total, total, gain)
+        return total if shift is None else total + shift
 
     def missed(self) -> int | None:
         """The first site that did not run in this call, if any."""

@@ -17,13 +17,13 @@ class Op:
     """One cell, ready to run: read these slots, then free those, correct the sum, then store the result.
 
     reads: (slot, weight) pairs, empty for a computed cell. frees: slots whose feature was read for the last time.
-    store: the slot that keeps the result, or None if no later step reads it. scale, shift: the cell's constants.
+    store: the slot that keeps the result, or None if no later step reads it. gain, shift: the cell's constants.
     """
 
     reads: tuple[tuple[int, float], ...]
     frees: tuple[int, ...]
     store: int | None
-    scale: str | None = None
+    gain: str | None = None
     shift: str | None = None
 
 
@@ -41,7 +41,7 @@ def allocate(row: Sequence[Cell]) -> tuple[Op, ...]:
         if step in last_reader:
             # len(slot_of) slots are in use; with none free, the next number is new
             store = slot_of[step] = free.pop() if free else len(slot_of)
-        ops.append(Op(reads, frees, store, cell.scale, cell.shift))
+        ops.append(Op(reads, frees, store, cell.gain, cell.shift))
     return tuple(ops)
 
 

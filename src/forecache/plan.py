@@ -65,12 +65,12 @@ class Method:
 
     def _check_correction(self, rows: Iterable[tuple[Cell, ...]], skipped: set[int]) -> None:
         """A correction that corrects nothing, or that lists steps which are not skipped, is a mistake."""
-        if self.correction is None or not skipped:
+        if self.correction is None:
             return
         corrected = {step for row in rows for step, cell in enumerate(row) if cell.constants}
         if idle := [step for step in self.correction.steps if step not in corrected]:
             raise PlanError(f"{self.name} is asked to correct steps {idle}, but skips {sorted(skipped)}: list those.")
-        if not corrected:
+        if skipped and not corrected:
             raise PlanError(
                 f"{self.name} corrects nothing: by its judgment plain reuse is closer everywhere. Use judge='all', "
                 "another theta, or the base alone."
@@ -163,7 +163,7 @@ class Plan:
                 if not cell.computed:
                     check_reads(cell.reads, step)
                 elif cell.constants:
-                    raise PlanError(f"Step {step} is computed, so it cannot have a scale or a shift.")
+                    raise PlanError(f"Step {step} is computed, so it cannot have a gain or a shift.")
         named = {name for row in self.rows for cell in row for name in cell.constants}
         if named != set(self.constants):
             odd = sorted(named ^ set(self.constants))
