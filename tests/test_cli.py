@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import forecache as fc
-from forecache.zoo import load_digits
+from forecache.zoo import load_digits, router_path
+
+COMMANDS = ["demo", "sample", "calibrate", "show", "import-router", "train-router"]
 
 
 def pictures(folder):
@@ -108,7 +110,18 @@ FAILURES = {
         "--correct belongs to --method goc",
     ),
     "skip without base": (["--labels", "1", "--method", "fora", "--skip", "3"], "--base explicit"),
-    "base without skip": (["--labels", "1", "--method", "fora", "--base", "explicit"], "--skip 1,3,5"),
+    "eta without goc": (["--labels", "1", "--method", "fora", "--eta", "1"], "--eta belongs to --method goc"),
+    "an option without a method": (["--labels", "1", "--order", "2"], "--order belongs to --method taylorseer"),
+    "two bases": (["--labels", "1", "--method", "l2c", "--base", "fora"], "is a base itself"),
+    "l2c without a router": (["--labels", "1", "--method", "l2c"], "needs --router"),
+    "a bundled router that is not": (["--labels", "1", "--method", "l2c", "--router", "digits-30"], "22 and 40 %"),
+    "eoc without statistics": (["--labels", "1", "--method", "eoc"], "--stats digits"),
+    "statistics of other steps": (
+        ["--labels", "1", "--method", "eoc", "--stats", "digits", "--steps", "8"],
+        "for 20 and 50 steps, not for 8",
+    ),
+    "smoothcache without a threshold": (["--labels", "1", "--method", "smoothcache"], "--schedule, a published"),
+    "base without skip": (["--labels", "1", "--method", "explicit"], "--skip 1,3,5"),
     "unknown dtype": (["--labels", "1", "--dtype", "int3"], "dtype must be"),
     "unusable device": (["--labels", "1", "--device", "nonsense"], "device 'nonsense'"),
 }
@@ -141,6 +154,107 @@ def test_a_folder_that_is_no_pipeline_is_refused(forecache, tmp_path):
     assert "cannot be loaded as a diffusers pipeline from the folder" in err
 
 
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory):
+    """Statistics of digits over 8 steps, from one sample a class."""
+    path = tmp_path_factory.mktemp("statistics") / "digits-8.safetensors"
+    fc.calibrate(load_digits(), range(10), num_steps=8, seed=1000, path=path)
+    return path
+
+
+def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path, statistics):
+    words = ["calibrate", "--steps", 8, "--samples", 10, "--out", tmp_path / "made.safetensors"]
+    code, out, err = forecache(*words)
+    assert (code, err) == (0, "")
+    assert "8 steps x 24 sites, 10 samples. Holds 3.8 MiB of means" in out  # 9 x 24 x 36 x 128 float32
+    made, ours = fc.Statistics.load(tmp_path / "made.safetensors"), fc.Statistics.load(statistics)
+    assert all(torch.equal(a, b) for a, b in zip(made.means, ours.means, strict=True))
+    code, out, _ = forecache(*words, "--compact")  # finished: nothing is sampled again
+    assert code == 0
+    assert fc.Statistics.load(tmp_path / "made.safetensors").resolution == "channel"
+    code, _, err = forecache(*words)
+    assert code == 1
+    assert "holds compact statistics of this run" in err
+    code, _, err = forecache(*words, "--guidance", 3)
+    assert code == 1
+    assert "guidance differ" in err
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path):
+    """Interrupted by a signal in the middle; the same command then ends with the same numbers to the last bit."""
+    words = ["calibrate", "--steps", "8", "--samples", "150", "--batch", "5", "--out"]
+    command = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from forecache.cli import main; main()"]
+    process = subprocess.Popen([*command, *words, tmp_path / "a"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert b"150 samples" in process.stdout.readline()
+    time.sleep(4)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command continues" in out
+    assert b"Traceback" not in out
+    assert 0 < fc.Statistics.load(tmp_path / "a").count < 150
+    for name in "ab":
+        subprocess.run([*command, *words, tmp_path / name], check=True, capture_output=True)
+    a, b = (fc.Statistics.load(tmp_path / name) for name in "ab")
+    assert a.count == b.count == 150
+    assert all(torch.equal(x, y) for x, y in zip((*a.means, a.changes), (*b.means, b.changes), strict=True))
+
+
+def test_show_draws_statistics_and_prints_plans(forecache, tmp_path, statistics):
+    code, out, _ = forecache("show", statistics, "--threshold", 0.3, "--out", tmp_path / "drawn.png")
+    assert code == 0
+    assert "8 steps x 24 sites, guidance 1.5, 10 of 10 samples, one mean per token" in out
+    assert "gate god(gamma=0.5, threshold=0.3)" in out
+    assert min(Image.open(tmp_path / "drawn.png").size) > 600
+    plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(load_digits(), 8))
+    plan.save(tmp_path / "plan.json")
+    code, out, _ = forecache("show", tmp_path / "plan.json")
+    assert code == 0
+    assert out.rstrip("\n") == plan.show()
+    code, out, _ = forecache("show", router_path(22))
+    assert code == 0
+    assert out.rstrip("\n") == fc.Router.load(router_path(22)).show()
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    code, _, err = forecache("show", tmp_path / "other.safetensors")
+    assert code == 1
+    assert "is not readable statistics" in err
+
+
+METHODS = {
+    "eoc": (["--method", "eoc", "--theta", 0.3, "--form", "additive", "--per", "channel"], "eoc(fora(interval=2)"),
+    "gate": (["--method", "goc", "--threshold", 0.3], "gate=god(0.5, 0.3)"),
+    "smoothcache": (["--method", "smoothcache", "--change", 0.3], "smoothcache(threshold=0.3)"),
+    "goc on smoothcache": (["--method", "goc", "--base", "smoothcache", "--change", 0.3], "goc(smoothcache("),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sample_uses_statistics(forecache, tmp_path, statistics, name):
+    words, described = METHODS[name]
+    common = ["sample", "--labels", "4", "--steps", 8, "--out", tmp_path]
+    code, out, err = forecache(*common, *words, "--stats", statistics)
+    assert (code, err) == (0, "")
+    assert described in out
+    made = fc.Plan.load(tmp_path / "plan.json")
+    assert bool(made.constants) == (name == "eoc")
+    assert ("gate" in made.provenance) == (name == "gate")
+    code, _, _ = forecache(*common[:-1], tmp_path / "again", "--plan", tmp_path / "plan.json")
+    assert code == 0
+    assert pictures(tmp_path / "again") == pictures(tmp_path)
+
+
+def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_path):
+    common = ["sample", "--labels", "4", "--out", tmp_path]
+    code, out, _ = forecache(*common, "--method", "goc", "--base", "l2c", "--router", "digits-22", "--eta", 1)
+    assert code == 0
+    assert "goc(l2c(router, threshold=0.1), eta=1)" in out
+    (tmp_path / "schedule.json").write_text(json.dumps({"attn1": [1, 0, 0, 1], "ff": [1, 1, 0, 1]}))
+    words = ["--method", "smoothcache", "--schedule", tmp_path / "schedule.json"]
+    code, out, _ = forecache(*common, *words, "--steps", 4)
+    assert code == 0
+    assert fc.Plan.load(tmp_path / "plan.json").picture() == "#..#\n##.#"
+
+
 @pytest.mark.parametrize("missing", ["typer", "diffusers"])
 def test_a_missing_extra_is_named(missing, tmp_path):
     program = f"import sys; sys.modules[{missing!r}] = None; from forecache.cli import main; main()"
@@ -157,7 +271,7 @@ def test_a_missing_extra_is_named(missing, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["sample"]])
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
 def test_every_command_explains_itself(forecache, command):
     code, out, _ = forecache(*command, "--help")
     assert code == 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from forecache import _published, _tensorfile
@@ -194,6 +195,15 @@ class Router:
     def read(cls, path: str | os.PathLike[str]) -> Router:
         """Read a router file of either form."""
         return cls.from_published(path) if _is_archive(Path(path)) else cls.load(path)
+
+
+def is_router(path: Path) -> bool:
+    """Whether a file says that it is a router of our form; False for one that cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _is_archive(path: Path) -> bool:

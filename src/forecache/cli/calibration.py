@@ -10,6 +10,7 @@ import typer
 
 import forecache as fc
 from forecache import _distributed, report, runs, sources
+from forecache._routerfile import is_router
 from forecache.cli.terminal import app, progress, say
 from forecache.gates import god
 
@@ -99,12 +100,12 @@ def _say_what(stats: fc.Statistics) -> None:
 
 @app.command("show")
 def show_command(
-    file: Annotated[Path, typer.Argument(help="A statistics file (.safetensors) or a plan file (.json).")],
+    file: Annotated[Path, typer.Argument(help="Statistics or a router (.safetensors), or a plan (.json).")],
     out: Annotated[Path | None, typer.Option(help="The picture; beside the file by default (statistics).")] = None,
     gamma: Annotated[float, typer.Option(min=0, max=1, help="god: weight of the position against N.")] = 0.5,
     threshold: Annotated[float, typer.Option(help="god: the gate is open where B is below.")] = 0.6,
 ) -> None:
-    """Look at a file: a plan as text; statistics as a picture of how features change, with GOC's gate under it.
+    """Look at a file: a plan or a router as text; statistics as a picture of how features change, with GOC's gate.
 
     Example: `forecache show statistics.safetensors --gamma 0.5 --threshold 0.45`
 
@@ -112,6 +113,9 @@ def show_command(
     """
     if file.suffix == ".json":
         say(fc.Plan.load(file).show())
+        return
+    if is_router(file):
+        say(fc.Router.load(file).show())
         return
     stats = fc.Statistics.load(file)
     gate = god(stats, gamma, threshold)
