@@ -51,11 +51,13 @@ def test_a_path_of_either_form_gives_the_same_plan(tmp_path):
     assert plans[0].rows == plans[1].rows
 
 
-def test_goc_corrects_a_router():
-    """Where a block reuses twice, the second time is corrected; the queue holds what the first one emitted."""
-    plan = fc.goc(fc.l2c(ROUTER), 1.0).plan(fc.Grid(4, SITES))
+def test_goc_corrects_a_router_where_whole_blocks_are_skipped():
+    """The second time that a block reuses both branches is corrected; a branch that is skipped alone is reused."""
+    logits = torch.tensor([[0.0, 0, 0, 0], [-5, -5, -5, -5], [0, 0, 0, 0], [-5, -5, -5, 4]])
+    router = fc.Router(logits, ROUTER.sites, ROUTER.skippable)
+    plan = fc.goc(fc.l2c(router), 1.0).plan(fc.Grid(4, SITES))
     assert plan.provenance["method"] == "goc(l2c(router, threshold=0.1), eta=1)"
-    assert [dict(cell.reads) for cell in plan.rows[0]] == [{}, {0: 1}, {}, {2: 2, 0: -1}]
+    assert [dict(row[3].reads) for row in plan.rows] == [{2: 2, 0: -1}, {2: 2, 0: -1}, {2: 1}, {}]
 
 
 def test_sites_of_other_kinds_are_always_computed():
