@@ -413,7 +413,7 @@ def test_compact_statistics_cannot_go_on_but_finished_ones_are_returned(digits, 
 def test_a_file_that_is_not_statistics_is_not_written_over(digits, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("three weeks of work")
-    with pytest.raises(fc.StatisticsFileError, match=r"notes\.txt is not readable statistics"):
+    with pytest.raises(fc.StatisticsFileError, match=r"notes\.txt is not a readable statistics file"):
         calibrate(digits, path=path)
     assert path.read_text() == "three weeks of work"
 

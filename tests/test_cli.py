@@ -217,7 +217,7 @@ def test_show_draws_statistics_and_prints_plans(forecache, tmp_path, statistics)
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     code, _, err = forecache("show", tmp_path / "other.safetensors")
     assert code == 1
-    assert "is not readable statistics" in err
+    assert "is not a readable statistics file" in err
 
 
 METHODS = {

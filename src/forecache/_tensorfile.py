@@ -45,7 +45,7 @@ def refusing(path: Path, error: type[ForecacheError], what: str, advice: str) ->
     try:
         yield
     except FileNotFoundError:
-        raise error(f"There is no {what} at {path}.") from None
+        raise error(f"There is no {what} at {path}. {advice}.") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
     except (ValueError, OverflowError, RecursionError, SafetensorError) as reason:

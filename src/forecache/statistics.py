@@ -6,24 +6,23 @@ T steps, S sites, N tokens, D width, G gaps.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from forecache import _tensorfile
 from forecache._core import Grid, Site
-from forecache._errors import ForecacheError, StatisticsError, StatisticsFileError
+from forecache._errors import StatisticsError, StatisticsFileError
 from forecache.adapters import is_same, scheduler_differences
 
 VERSION = 1
+KEY = "forecache-statistics"
 MAX_BYTES = 64 * 2**30
 Resolution = Literal["token", "channel"]
 
@@ -144,45 +143,22 @@ class Statistics:
         return replace(self, means=means)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as safetensors with versioned metadata, atomically."""
-        path = Path(path)
-        tensors = {f"means.{index}": mean.contiguous().cpu() for index, mean in enumerate(self.means)}
-        tables = {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
-        document = {
-            "format": "forecache-statistics",
-            "version": VERSION,
-            "sites": [asdict(site) for site in self.sites],
-            "origin": asdict(self.origin),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        tables = {name: table.contiguous().cpu() for name, table in tables.items()}
-        temporary.write_bytes(save({**tensors, **tables}, {"forecache": json.dumps(document)}))
-        os.replace(temporary, path)
+        """Write as safetensors with versioned metadata, atomically; folders that are missing are made."""
+        tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
+        tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
+        sites = [asdict(site) for site in self.sites]
+        document = {"version": VERSION, "sites": sites, "origin": asdict(self.origin)}
+        kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        _tensorfile.write(Path(path), KEY, document, kept)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read a statistics file; raises StatisticsFileError with what is wrong."""
-        path = Path(path)
-        try:
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise StatisticsFileError(f"it has {size} bytes; statistics have at most {MAX_BYTES}")
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                sites, origin = _document(metadata.get("forecache", ""))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        advice = "Make it with forecache.calibrate"
+        with _tensorfile.refusing(Path(path), StatisticsFileError, "statistics file", advice):
+            document, tensors = _tensorfile.read(Path(path), KEY, MAX_BYTES)
+            sites, origin = _decode(document)
             return cls(sites, *_tensors(tensors, sites), origin)
-        except FileNotFoundError:
-            raise StatisticsFileError(
-                f"There are no statistics at {path}: make them with forecache.calibrate."
-            ) from None
-        except OSError as error:
-            raise StatisticsFileError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except Exception as error:  # safetensors has no public error; ours and JSON's are ValueErrors
-            reason = str(error).rstrip(".")
-            raise StatisticsFileError(
-                f"{path} is not readable statistics: {reason}. Make them again with forecache.calibrate."
-            ) from error
 
 
 def inverse_gradient(before: Tensor, last: Tensor, truth: Tensor) -> bool:
@@ -205,57 +181,28 @@ def inverse_table(means: Sequence[Tensor]) -> Tensor:
     return table
 
 
-def _document(text: str) -> tuple[tuple[Site, ...], Origin]:
-    try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except StatisticsFileError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise StatisticsFileError("it has no metadata of forecache") from error
-    if not isinstance(document, Mapping) or document.get("format") != "forecache-statistics":
-        raise StatisticsFileError("its format is not 'forecache-statistics'")
-    if type(document.get("version")) is not int or document["version"] != VERSION:
-        raise StatisticsFileError(f"its version is {document.get('version')!r}; this forecache reads version {VERSION}")
-    if set(document) != {"format", "version", "sites", "origin"}:
-        raise StatisticsFileError(f"its metadata has the keys {', '.join(sorted(map(str, document)))}")
-    return _sites(document["sites"]), _origin(document["origin"])
-
-
-def _refuse_constant(name: str) -> float:
-    raise StatisticsFileError(f"{name} is not a number that statistics can use")
-
-
-def _sites(values: Any) -> tuple[Site, ...]:
-    wanted = {"name": (str,), "depth": (int,), "kind": (str,)}
-    if not isinstance(values, list) or not all(_has(each, wanted) for each in values) or not values:
-        raise StatisticsFileError("sites must be a list of name, depth and kind")
-    try:
-        return Grid(1, tuple(Site(**each) for each in values)).sites
-    except ForecacheError as error:
-        raise StatisticsFileError(str(error)) from error
-
-
-def _origin(value: Any) -> Origin:
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "float": (float, int), "int": (int,), "bool": (bool,)}
-    wanted = {each.name: kinds.get(str(each.type), (list,)) for each in fields(Origin)}
-    if not _has(value, wanted) or not all(type(each) in (int, str) for each in value["conditions"]):
-        raise StatisticsFileError(f"origin must have {', '.join(wanted)}, each of its type")
-    return Origin(**{**value, "conditions": tuple(value["conditions"])})
-
-
-def _has(value: Any, wanted: Mapping[str, tuple[type, ...]]) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == set(wanted)
-        and all(type(value[name]) in kinds for name, kinds in wanted.items())  # True is no number here
+def _decode(document: Any) -> tuple[tuple[Site, ...], Origin]:
+    """Sites and origin of a file; every key and value is checked."""
+    if isinstance(document, dict) and document.get("version") != VERSION:
+        raise ValueError(f"its version is {_tensorfile.short(document.get('version'))}; this forecache reads {VERSION}")
+    found = _tensorfile.fields(document, {"version": int, "sites": list, "origin": dict})
+    keys = {"name": str, "depth": int, "kind": str}
+    sites = Grid(1, tuple(Site(**_tensorfile.fields(each, keys)) for each in found["sites"])).sites
+    kinds = {"str": str, "float": float, "int": int, "bool": bool}
+    origin = _tensorfile.fields(
+        found["origin"], {each.name: kinds.get(str(each.type), list) for each in fields(Origin)}
     )
+    if not all(type(each) in (int, str) for each in origin["conditions"]):
+        raise ValueError("the conditions of its origin must be numbers or texts")
+    values: dict[str, Any] = {**origin, "conditions": tuple(origin["conditions"])}
+    return sites, Origin(**values)
 
 
 def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
     """Means, changes, inverse and counts, of shapes that belong together, and finite."""
     names = [f"means.{index}" for index in range(len(sites))]
     if set(tensors) != {*names, "changes", "inverse", "counts"}:
-        raise StatisticsFileError(f"it has tensors for other sites than its {len(sites)}")
+        raise ValueError(f"it has tensors for other sites than its {len(sites)}")
     means = tuple(tensors[name] for name in names)
     changes, inverse, counts = (tensors[name] for name in ("changes", "inverse", "counts"))
     table = counts.shape
@@ -271,9 +218,9 @@ def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[T
         and all(mean.dtype in (torch.float32, torch.float16, torch.bfloat16) for mean in means)
     )
     if not right:
-        raise StatisticsFileError("its tensors have shapes or dtypes that do not belong together")
+        raise ValueError("its tensors have shapes or dtypes that do not belong together")
     if not all(bool(each.isfinite().all()) for each in (*means, changes)):
-        raise StatisticsFileError("it has numbers that are not finite")
-    if int(counts.min()) < 0 or int(inverse.view(torch.uint8).max()) > 1:
-        raise StatisticsFileError("it has a negative count, or an answer that is neither true nor false")
-    return means, changes, inverse, counts
+        raise ValueError("it has numbers that are not finite")
+    if int(counts.min()) < 0:
+        raise ValueError("it has a negative count")
+    return means, changes, inverse.view(torch.uint8) != 0, counts  # a byte of 55 is true, and counts as one
