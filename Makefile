@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics
+.PHONY: demo test lint format figures statistics tables
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -35,6 +35,12 @@ statistics: $(READY)
 	  cp out/statistics-$$steps.safetensors $(DIGITS)/statistics-$$steps.safetensors && \
 	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --compact --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
+
+# the tables of docs/eoc.md, docs/l2c.md and docs/calibration.md (an hour and a half on two cores, after make statistics)
+tables: $(READY)
+	$(BIN)/python benchmarks/quality.py corrections
+	$(BIN)/python benchmarks/quality.py l2c
+	$(BIN)/python benchmarks/calibration.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

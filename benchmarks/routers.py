@@ -13,13 +13,12 @@ import argparse
 import json
 import math
 import random
-import re
 import resource
 import statistics
 import sys
-from pathlib import Path
 
 import torch
+from digits import ROOT, fill
 from torch import Tensor
 
 import forecache as fc
@@ -30,7 +29,6 @@ from forecache.sources import DigitsSource, Sampling, in_batches
 from forecache.zoo import load_digits, router_path
 from forecache.zoo.digits import FOLDER
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/routers.json"
 STEPS, GUIDANCE = 20, 1.5
 TRAINING = {"iterations": 60, "batch": 4, "lr": 0.2, "seed": 0}
@@ -125,16 +123,6 @@ def table(document: dict) -> list[str]:
 
 def _of_random(figures: dict) -> float:
     return statistics.mean(value for name, value in figures.items() if name.startswith("random"))
-
-
-def fill(path: Path, name: str, lines: list[str]) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name -->."""
-    text = path.read_text(encoding="utf-8")
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    new, count = re.subn(pattern, lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text, flags=re.DOTALL)
-    if count != 1:
-        sys.exit(f"{path} needs the markers <!-- {name} --> and <!-- /{name} --> once")
-    path.write_text(new, encoding="utf-8")
 
 
 def write_table(document: dict) -> None:

@@ -235,5 +235,8 @@ def smoothcache_file(path: str | os.PathLike[str]) -> Method:
         raise PlanFileError(
             f"{path} is not a SmoothCache schedule: it must map {', '.join(SMOOTHCACHE_KINDS)} to lists of 0 and 1."
         )
+    kinds = [SMOOTHCACHE_KINDS[name] for name in table or ()]
+    if twice := [kind for kind in set(kinds) if kinds.count(kind) > 1]:
+        raise PlanFileError(f"{path} names {twice[0]} twice, as {' and '.join(table or ())}: keep one of them.")
     by_kind = {SMOOTHCACHE_KINDS[name]: [bool(entry) for entry in row] for name, row in dict(table or {}).items()}
     return Method(f"smoothcache_file({path.name!r})", _by_kind(by_kind))

@@ -102,9 +102,9 @@ def train_router(
     The paper draws single pairs of neighbouring calls, from noised training images. Here an iteration is one sampling
     run of the model's own, guidance pair and scheduler included, and every pair of calls in it is a lesson: no data is
     needed, the inputs are those that a cached run meets, and one iteration updates the logits of all odd calls.
-    AdamW without weight decay; logits start at 0 and are clamped to [-5, 5]. Where torch.distributed runs, processes
-    sample different trajectories and average their gradients. The model is left as it was, also after an error.
-    Raises InputError for settings that cannot be used, or that differ from the checkpoint's.
+    AdamW without weight decay; logits start at 2 (p = 0.88) and are clamped to [-5, 5]. Where torch.distributed runs,
+    processes sample different trajectories and average their gradients. The model is left as it was, also after an
+    error. Raises InputError for settings that cannot be used, or that differ from the checkpoint's.
     """
     source = as_source(target)
     model = find(source.target)
