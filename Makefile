@@ -40,6 +40,7 @@ statistics: $(READY)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
+	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/calibration.py
 
 $(READY): pyproject.toml constraints.txt
