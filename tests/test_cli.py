@@ -180,23 +180,40 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
     assert "guidance differ" in err
 
 
+STOPPING = """
+import os, signal, sys, torch
+from forecache import cli, sources
+torch.set_num_threads(1)
+generate = sources.DigitsSource.generate
+
+def stopping(self, labels, how, first_index=0, on_step=None):
+    def step(number):
+        on_step(number)
+        if first_index == 16 and number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+    return generate(self, labels, how, first_index, step)
+
+if sys.argv.pop(1) == "stop":
+    sources.DigitsSource.generate = stopping
+cli.main()
+"""
+"""The command line, interrupted by a signal in the middle of its third batch if the first word says so."""
+
+
 def test_an_interrupted_calibration_goes_on(tmp_path):
-    """Interrupted by a signal in the middle; the same command then ends with the same numbers to the last bit."""
-    words = ["calibrate", "--steps", "8", "--samples", "150", "--batch", "5", "--out"]
-    command = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from forecache.cli import main; main()"]
-    process = subprocess.Popen([*command, *words, tmp_path / "a"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert b"150 samples" in process.stdout.readline()
-    time.sleep(4)
-    os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"the same command continues" in out
-    assert b"Traceback" not in out
-    assert 0 < fc.Statistics.load(tmp_path / "a").count < 150
+    """The same command then ends with the same numbers to the last bit."""
+    words = ["calibrate", "--steps", "8", "--samples", "32", "--batch", "8", "--out"]
+    command = [sys.executable, "-c", STOPPING]
+    done = subprocess.run([*command, "stop", *words, tmp_path / "a"], capture_output=True, timeout=300)  # noqa: PLW1510
+    assert done.returncode == 130
+    assert b"16 samples are kept" in done.stdout
+    assert b"the same command continues" in done.stdout
+    assert b"Traceback" not in done.stderr
+    assert fc.Statistics.load(tmp_path / "a").is_partial
     for name in "ab":
-        subprocess.run([*command, *words, tmp_path / name], check=True, capture_output=True)
+        subprocess.run([*command, "go", *words, tmp_path / name], check=True, capture_output=True, timeout=300)
     a, b = (fc.Statistics.load(tmp_path / name) for name in "ab")
-    assert a.count == b.count == 150
+    assert a.count == b.count == 32
     assert all(torch.equal(x, y) for x, y in zip((*a.means, a.changes), (*b.means, b.changes), strict=True))
 
 
