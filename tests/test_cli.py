@@ -169,7 +169,7 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
     assert "8 steps x 24 sites, 10 samples. Holds 3.8 MiB of means" in out  # 9 x 24 x 36 x 128 float32
     made, ours = fc.Statistics.load(tmp_path / "made.safetensors"), fc.Statistics.load(statistics)
     assert all(torch.equal(a, b) for a, b in zip(made.means, ours.means, strict=True))
-    code, out, _ = forecache(*words, "--compact")  # finished: nothing is sampled again
+    code, out, _ = forecache(*words, "--keep", "channel")  # finished: nothing is sampled again
     assert code == 0
     assert fc.Statistics.load(tmp_path / "made.safetensors").resolution == "channel"
     code, _, err = forecache(*words)

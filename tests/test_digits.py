@@ -10,7 +10,7 @@ import forecache as fc
 from forecache.evaluate import psnr
 from forecache.sample import sample, to_images
 from forecache.sources import DigitsSource, Sampling
-from forecache.zoo import load_digits
+from forecache.zoo import load_digits, statistics_path
 from forecache.zoo.digits import FOLDER
 
 LABELS = [index % 10 for index in range(30)]
@@ -95,3 +95,34 @@ def test_the_loaded_model_samples_the_same_again(digits):
     first = to_images(sample(digits.transformer, digits.scheduler, [4], num_steps=3, seed=2))
     again = to_images(sample(load_digits().transformer, digits.scheduler, [4], num_steps=3, seed=2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("steps", "resolution"), [(20, "token"), (50, "channel")])
+def test_the_bundled_statistics_are_of_this_model(digits, steps, resolution):
+    stats = fc.Statistics.load(statistics_path(steps))
+    stats.check(fc.grid(digits, steps))
+    assert (stats.count, stats.is_partial, stats.resolution) == (1000, False, resolution)
+    assert stats.origin.seed not in range(10), "quality is measured with these seeds"
+    with pytest.raises(fc.StatisticsError, match="with other weights"):
+        stats.check(fc.grid(type(digits)(small_like(digits.transformer), digits.scheduler), steps))
+
+
+def small_like(transformer):
+    """The same architecture, untrained."""
+    torch.manual_seed(0)
+    return type(transformer).from_config(transformer.config)
+
+
+def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
+    """Of 20 other samples: close to those of 1000, far from those of another step."""
+    stats = fc.Statistics.load(statistics_path(20))
+    few = fc.calibrate(digits, [index % 10 for index in range(20)], num_steps=20, seed=5, batch=20)
+    for site in (0, 11, 23):
+        mean, other = stats.means[site].float(), few.means[site]
+        assert (mean[10] - other[10]).norm() < 0.35 * (mean[10] - other[1]).norm()
+    assert (stats.changes[1:, :, 0] - few.changes[1:, :, 0]).abs().mean() < 0.05
+
+
+def test_no_statistics_are_bundled_for_other_steps():
+    with pytest.raises(fc.InputError, match="for 20 and 50 steps, not for 30: make them with `forecache calibrate"):
+        statistics_path(30)

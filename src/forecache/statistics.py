@@ -106,7 +106,7 @@ class Statistics:
         if self.resolution == "channel":
             raise StatisticsError(
                 "These statistics keep one mean per channel, and a mean per token was asked for: use per='channel', or "
-                "calibrate again without --compact."
+                "calibrate again with --keep full or half."
             )
         return mean_ND
 
@@ -135,12 +135,16 @@ class Statistics:
                 "which continues them."
             )
 
-    def compact(self, dtype: torch.dtype = torch.float16) -> Statistics:
-        """The same with one mean per channel: as many times smaller as a feature has tokens. Changes stay as they
-        are.
+    def compact(self, dtype: torch.dtype = torch.float16, per: Resolution = "channel") -> Statistics:
+        """The same in less: in ``dtype``, and by default with one mean per channel, smaller by the number of tokens.
+
+        Changes and gradients stay as they were measured. Raises StatisticsError if a mean is too large for ``dtype``.
         """
-        means = tuple(mean.float().mean(1, keepdim=True).to(dtype) for mean in self.means)
-        return replace(self, means=means)
+        means = [mean.float().mean(1, keepdim=True) if per == "channel" else mean for mean in self.means]
+        kept = tuple(mean.to(dtype) for mean in means)
+        if not all(bool(mean.isfinite().all()) for mean in kept):
+            raise StatisticsError(f"Some means are too large for {dtype}: keep them in float32 or bfloat16.")
+        return replace(self, means=kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as safetensors with versioned metadata, atomically; folders that are missing are made."""

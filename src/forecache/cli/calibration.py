@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 import forecache as fc
@@ -13,6 +14,12 @@ from forecache import _distributed, report, runs, sources
 from forecache._routerfile import is_router
 from forecache.cli.terminal import app, progress, say
 from forecache.gates import god
+
+
+class KeepName(StrEnum):
+    full = "full"
+    half = "half"
+    channel = "channel"
 
 
 class RowsName(StrEnum):
@@ -33,7 +40,7 @@ def calibrate_command(
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     gaps: Annotated[int, typer.Option(min=1, help="Measure changes over 1 to so many steps.")] = 3,
     rows: Annotated[RowsName, typer.Option(help="Half of a guidance pair that is averaged.")] = RowsName.first,
-    compact: Annotated[bool, typer.Option("--compact", help="Keep one mean per channel, not per token.")] = False,
+    keep: Annotated[KeepName, typer.Option(help="Per token in float32 or 16, or per channel.")] = KeepName.full,
     keep_on: Annotated[str | None, typer.Option(help="Where the means are kept: cpu saves GPU memory.")] = None,
     out: Annotated[Path, typer.Option(help="The file; a partial one is continued.")] = Path("statistics.safetensors"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -83,11 +90,11 @@ def calibrate_command(
                 raise
         if not world.leads:
             return
-        if compact:
-            stats = stats.compact()
+        if keep is not KeepName.full:
+            stats = stats.compact(per="token" if keep is KeepName.half else "channel")
             stats.save(out)
-        elif stats.resolution == "channel":
-            raise fc.StatisticsError(f"{out} holds compact statistics of this run: delete it to measure per token.")
+        elif stats.means[0].dtype is not torch.float32:
+            raise fc.StatisticsError(f"{out} holds compact statistics of this run: delete it to keep full ones.")
         _say_what(stats)
         say(f"Wrote {out} ({out.stat().st_size / 2**20:.1f} MiB). See it: forecache show {out}")
 
