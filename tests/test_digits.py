@@ -119,7 +119,7 @@ def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
     few = fc.calibrate(digits, [index % 10 for index in range(20)], num_steps=20, seed=5, batch=20)
     for site in (0, 11, 23):
         mean, other = stats.means[site].float(), few.means[site]
-        assert (mean[10] - other[10]).norm() < 0.35 * (mean[10] - other[1]).norm()
+        assert (mean[10] - other[10]).norm() < 0.5 * (mean[10] - other[1]).norm()
     assert (stats.changes[1:, :, 0] - few.changes[1:, :, 0]).abs().mean() < 0.05
 
 
