@@ -157,19 +157,30 @@ def goc_emitted(computed, eta, corrected=None):
 
 
 def goc_emitted_frozen(computed, eta):
-    """The queue as it stood at the last computed call: (computed feature, what the call before it emitted)."""
+    """The queue as it stood at the last computed call: (computed feature, what the call before it emitted).
+
+    eta is divided by the number of calls that were skipped before the computed one.
+    """
 
     def rule(memory, step, compute):
         if step in computed:
-            memory["pair"] = (compute(), memory.get("emitted"))
+            memory["pair"] = (compute(), memory.get("emitted"), skipped_before(step, computed))
             feature = memory["pair"][0]
         else:
-            newest, before = memory["pair"]
-            feature = newest if before is None else newest + eta * (newest - before)
+            newest, before, skipped = memory["pair"]
+            feature = newest if before is None else newest + eta / skipped * (newest - before)
         memory["emitted"] = feature
         return feature
 
     return rule
+
+
+def skipped_before(step, computed):
+    """How many calls in a row were skipped just before this one, at least 1."""
+    count = 0
+    while step - 1 - count >= 0 and step - 1 - count not in computed:
+        count += 1
+    return max(1, count)
 
 
 def goc_computed(computed, eta, corrected=None):
@@ -283,13 +294,13 @@ def eoc_on_goc_frozen(computed, averages, theta, eta):
     def rule(memory, step, compute):
         average = averages[memory["branch"]]
         if step in computed:
-            memory["start"] = (compute(), average[step]), memory.get("last")
+            memory["start"] = (compute(), average[step]), memory.get("last"), skipped_before(step, computed)
             memory["last"] = memory["start"][0]
             return memory["last"][0]
-        new, old = memory["start"]
+        new, old, skipped = memory["start"]
         begins = step - 1 in computed
         if begins and old is not None:
-            memory["last"] = tuple(a + eta * (a - b) for a, b in zip(new, old, strict=True))
+            memory["last"] = tuple(a + eta / skipped * (a - b) for a, b in zip(new, old, strict=True))
         if old is None:  # the first gap has nothing to form a gradient of: reuse along the trend
             missed = theta * (average[step] - average[step - 1])
         else:
@@ -309,13 +320,13 @@ def goc_on(computed, eta, opened):
     def rule(memory, step, compute):
         depth, kind = memory["branch"]
         if step in computed[depth, kind]:
-            memory["pair"] = compute(), memory.get("emitted")
+            memory["pair"] = compute(), memory.get("emitted"), skipped_before(step, computed[depth, kind])
             memory["emitted"] = memory["pair"][0]
             return memory["emitted"]
-        newest, before = memory["pair"]
+        newest, before, skipped = memory["pair"]
         whole = step not in computed[depth, "attn"] and step not in computed[depth, "mlp"]
         formed = whole and step in opened and before is not None
-        memory["emitted"] = newest + eta * (newest - before) if formed else newest
+        memory["emitted"] = newest + eta / skipped * (newest - before) if formed else newest
         return memory["emitted"]
 
     return rule

@@ -61,7 +61,7 @@ CASES = {
         fc.goc(fc.fora_paper(25), 1.9, steps=fc.goc_paper_steps(25)),
         reference.goc_emitted(set(range(T)) - {1, 3, 5, 7, 9}, 1.9, corrected={3, 5, 7, 9}),
     ),
-    "goc emitted 3, frozen in a gap": (
+    "goc emitted 3, frozen in a gap and divided by it": (
         fc.goc(fc.fora(3), 0.7),
         reference.goc_emitted_frozen(reference.front(T, 3), 0.7),
     ),

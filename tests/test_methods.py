@@ -109,12 +109,31 @@ def test_the_computed_queue_reads_computed_steps_only():
 
 
 def test_the_emitted_queue_stands_still_within_a_gap():
-    assert reads(fc.goc(fc.fora(3), 0.5), 9)[7:] == [{6: 1.5, 5: -0.5}] * 2
+    assert reads(fc.goc(fc.fora(3), 0.5), 9)[7:] == [{6: 1.25, 5: -0.25}] * 2
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4, 6])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_emitted_queue_never_errs_more_than_reuse_on_a_straight_line(interval, eta):
+    """In a gap of L steps the last reused one errs by L; divided by L, the feedback stays within that."""
+    found = errors(fc.goc(fc.fora(interval), eta), 10 * interval)
+    assert max(map(abs, found)) <= interval - 1 + 1e-9
+    settled = found[-(interval - 1) :]  # the mean error of the last gap is nearer to zero than by reuse
+    if eta < 1:  # at 1 the errors alternate for ever
+        assert abs(sum(settled)) < sum(range(1, interval))
+
+
+def test_the_emitted_queue_divides_eta_by_the_gap_before():
+    """Computed 0, 1, 5, 7, 8: no step was skipped before 1 and 8, three before 5, one before 7."""
+    found = reads(fc.goc(fc.explicit(compute=[0, 1, 5, 7, 8]), 0.6), 10)
+    assert found[2] == pytest.approx({1: 1.6, 0: -0.6})
+    assert found[6] == pytest.approx({5: 1.2, 4: -0.2})
+    assert found[9] == pytest.approx({8: 1.6, 7: -0.6})
 
 
 def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
     """Step 2 emitted the feature of step 0, so step 4 reads step 0, and nothing is kept twice."""
-    assert reads(fc.goc(fc.fora(3), 0.5), 6)[4:] == [{3: 1.5, 0: -0.5}] * 2
+    assert reads(fc.goc(fc.fora(3), 0.5), 6)[4:] == [{3: 1.25, 0: -0.25}] * 2
 
 
 # ---- names and refusals ---------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ Which past features it sees is its ``history``:
   included (GOC's queue). The entries stay fixed while a gap lasts: every skipped call of a gap sees the queue as it
   stood when the last feature was computed. At N = 2 that is the published queue to the letter; at larger
   intervals the published queue would extrapolate from its own extrapolations, which diverges.
+
+A forecast is also told the ``gap``: how many steps were skipped just before the newest computed one.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Forecast(Protocol):
         """How many past features it reads at the most."""
         ...
 
-    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+    def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
         """One weight for each step in ``past`` (newest first, 1 to ``length`` of them); they sum to one."""
         ...
 
@@ -49,7 +51,7 @@ class Reuse:
     history: History = "computed"
     length: int = 1
 
-    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+    def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
         return (1.0,)
 
 
@@ -58,11 +60,13 @@ class Gradient:
     """Plain reuse plus eta times the last change: ghat = g1 + eta * (g1 - g0) (GOC, arXiv 2503.05156, Eq. 5).
 
     g1 is the newest feature, g0 the one before it in the history; with only one feature there, it is reused
-    (Eq. 4). The change is taken as it is, whatever the number of steps that it spans.
+    (Eq. 4).
 
     history: ``emitted`` (the paper's) takes the estimate given out just before g1 for g0, so that each estimate
-    pays back the error of the one before; the error's growth factor from gap to gap is eta, so eta > 1 amplifies.
-    ``computed`` takes the computed feature before g1.
+    pays back the error of the one before. That error was collected over the whole gap before g1, so eta is divided by
+    the number of steps that were skipped in it: by 1 at N = 2, as published. From gap to gap an error grows by the
+    factor eta / gap; undivided, long gaps overshoot.
+    ``computed`` takes the computed feature before g1, and the change as it is, whatever the steps that it spans.
     """
 
     eta: float
@@ -73,8 +77,9 @@ class Gradient:
         if self.history not in ("computed", "emitted"):
             raise PlanError(f"history must be 'computed' or 'emitted', not {self.history!r}.")
 
-    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
-        return (1.0,) if len(past) < 2 else (1.0 + self.eta, -self.eta)
+    def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
+        eta = self.eta / max(1, gap) if self.history == "emitted" else self.eta
+        return (1.0,) if len(past) < 2 else (1.0 + eta, -eta)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Taylor:
     def length(self) -> int:
         return self.order + 1
 
-    def weights(self, step: int, past: Sequence[int]) -> tuple[float, ...]:
+    def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
         count = len(past)
         # difference[j] = D_i at past[j], as weights over `past`; each pass of the loop raises i by one
         difference = [[float(row == column) for column in range(count)] for row in range(count)]

@@ -90,7 +90,8 @@ def goc(
     are skipped, as the paper does on L2C; a base that skips them together is the same either way.
     history: ``emitted`` is the paper's queue, ``computed`` the other reading (see `forecasts.Gradient`).
     The paper's eta are 1.2 on FORA 50 %, 1.9 (1.7 in its Table 3) on FORA 25 %, 1.0 on L2C 22 %. With the emitted
-    queue an error grows by the factor eta from gap to gap, so try eta <= 1 first.
+    queue an error grows by the factor eta from gap to gap at N = 2, so try eta <= 1 first; in longer gaps eta is
+    divided by the steps that are skipped.
     """
     if steps is not None and gate is not None:
         raise PlanError("goc() takes the steps to correct or a gate, one of the two.")
