@@ -217,7 +217,8 @@ class _Run:
             differ.insert(0, "sites or steps")
         if kept.changes.shape[2] != self._gaps:
             differ.append("gaps")
-        if differ or (kept.is_partial and kept.resolution == "channel"):
+        compact = kept.resolution == "channel" or any(mean.dtype is not torch.float32 for mean in kept.means)
+        if differ or (kept.is_partial and compact):
             what = f"of another run ({', '.join(differ)} differ)" if differ else "compact and partial"
             raise StatisticsError(f"{self._path} holds statistics {what}: write to another file, or delete it first.")
         return kept
