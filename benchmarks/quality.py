@@ -64,6 +64,7 @@ def corrections() -> dict[str, fc.Method]:
     taylor = fc.taylorseer(fc.fora_paper(50), 1)
     rows["Taylor 1, 50 %"] = taylor
     rows["Taylor 1, 50 % + EOC additive 1, prior"] = fc.eoc(taylor, stats, 1.0, form="additive")
+    rows["the same, per channel"] = fc.eoc(taylor, stats, 1.0, form="additive", per="channel")
     return rows
 
 

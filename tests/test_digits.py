@@ -97,11 +97,11 @@ def test_the_loaded_model_samples_the_same_again(digits):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize(("steps", "resolution"), [(20, "token"), (50, "channel")])
-def test_the_bundled_statistics_are_of_this_model(digits, steps, resolution):
+@pytest.mark.parametrize("steps", [20, 50])
+def test_the_bundled_statistics_are_of_this_model(digits, steps):
     stats = fc.Statistics.load(statistics_path(steps))
     stats.check(fc.grid(digits, steps))
-    assert (stats.count, stats.is_partial, stats.resolution) == (1000, False, resolution)
+    assert (stats.count, stats.is_partial, stats.resolution) == (1000, False, "channel")
     assert stats.origin.seed not in range(10), "quality is measured with these seeds"
     with pytest.raises(fc.StatisticsError, match="with other weights"):
         stats.check(fc.grid(type(digits)(small_like(digits.transformer), digits.scheduler), steps))
@@ -118,7 +118,7 @@ def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
     stats = fc.Statistics.load(statistics_path(20))
     few = fc.calibrate(digits, [index % 10 for index in range(20)], num_steps=20, seed=5, batch=20)
     for site in (0, 11, 23):
-        mean, other = stats.means[site].float(), few.means[site]
+        mean, other = stats.means[site].float(), few.means[site].mean(1, keepdim=True)
         assert (mean[10] - other[10]).norm() < 0.5 * (mean[10] - other[1]).norm()
     assert (stats.changes[1:, :, 0] - few.changes[1:, :, 0]).abs().mean() < 0.05
 

@@ -80,13 +80,12 @@ def methods() -> dict[str, Method]:
 
 
 def calibrated(stats: Statistics) -> dict[str, Method]:
-    """What calibration adds: GOC with its gate, and EOC on reuse and on Taylor."""
+    """What calibration adds: GOC with its gate, and EOC in both forms."""
     half = fora_paper(50)
     return {
         "GOC 50 %, gate": goc(half, 0.8, gate=god(stats, gamma=0.5, threshold=0.45)),
         "EOC 50 %": eoc(half, stats, judge="all"),
         "EOC 50 %, add.": eoc(half, stats, 0.3, form="additive"),
-        "Taylor 1 + EOC": eoc(taylorseer(half, 1), stats, form="additive"),
     }
 
 

@@ -21,7 +21,7 @@ ROUTERS = (22, 40)
 
 
 def statistics_path(num_steps: int) -> Path:
-    """The bundled statistics, for `forecache.Statistics.load`: of DDIM-20 per token, of DDIM-50 per channel."""
+    """The bundled statistics, for `forecache.Statistics.load`: per channel, of DDIM-20 or DDIM-50, guidance 1.5."""
     path = FOLDER / f"statistics-{num_steps}.safetensors"
     if not path.exists():
         raise InputError(
