@@ -5,7 +5,7 @@ B batch, N tokens, D width, G gaps.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,35 @@ class Cell(NamedTuple):
     samples: int
     mean: Tensor
     changes: Tensor
+
+
+class Recent:
+    """The last features of one site, newest first, copied into memory that is used again and again.
+
+    Copied because the model may write into what it gave out, and because half of a guidance pair is not needed.
+    """
+
+    def __init__(self, gaps: int) -> None:
+        self._gaps = gaps
+        self._slots: list[Tensor] = []
+        self._order: list[int] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._slots[index] for index in self._order)
+
+    def clear(self) -> None:
+        """Another generation starts."""
+        self._order = []
+
+    def push(self, flat: Tensor) -> None:
+        """The newest feature, (B, N * D); the oldest one goes where there are as many as gaps."""
+        index = self._order.pop() if len(self._order) == self._gaps else len(self._order)
+        if index == len(self._slots):
+            self._slots.append(torch.empty_like(flat))
+        elif self._slots[index].shape != flat.shape:  # the last batch is smaller
+            self._slots[index] = torch.empty_like(flat)
+        self._slots[index].copy_(flat)
+        self._order.insert(0, index)
 
 
 class Accumulators:
@@ -44,7 +73,7 @@ class Accumulators:
                     empty = self._take(site, mean.shape, torch.device(self._keep_on or "cpu"))
                     row[site] = _filled(empty, count, mean, kept.changes[step, site])
 
-    def add(self, step: int, site: int, feature_BND: Tensor, recent: deque[Tensor], *, samples: int) -> None:
+    def add(self, step: int, site: int, feature_BND: Tensor, recent: Recent, *, samples: int) -> None:
         """The feature of so many samples; it has twice the rows where both halves of a guidance pair count."""
         mean = feature_BND.mean(0, dtype=torch.float32)
         changes = _changes(feature_BND, recent, self._gaps)
@@ -100,12 +129,12 @@ def _filled(empty: Cell, samples: int, mean: Tensor, changes: Tensor) -> Cell:
     return Cell(samples, empty.mean.copy_(mean), empty.changes.copy_(changes))
 
 
-def _changes(feature_BND: Tensor, recent: deque[Tensor], gaps: int) -> Tensor:
+def _changes(feature_BND: Tensor, recent: Recent, gaps: int) -> Tensor:
     """Mean over samples of |g(c) - g(c-k)|_1 / |g(c)|_1 for k = 1 ... gaps, zero before there is one; (G,) float32."""
-    flat = feature_BND.flatten(1).clone()  # the model may write into what it gave out, and half of it is not needed
+    flat = feature_BND.flatten(1)
     wide = flat.to(torch.promote_types(flat.dtype, torch.float32))  # in bfloat16 the differences would be rounded
-    norms = [torch.linalg.vector_norm(wide - old, 1, dim=1) for old in recent]
+    norms = [(wide - old).abs_().sum(1) for old in recent]
     norms += [torch.zeros_like(wide[:, 0])] * (gaps - len(norms))
-    size = torch.linalg.vector_norm(wide, 1, dim=1)
-    recent.appendleft(flat)
+    size = wide.abs().sum(1)
+    recent.push(flat)
     return (torch.stack(norms) / size.clamp_min(torch.finfo(torch.float32).tiny)).mean(1).float()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from forecache import _distributed, sources
 from forecache._core import Grid
 from forecache._errors import InputError, StatisticsError
 from forecache._version import __version__
-from forecache.accumulators import Accumulators
+from forecache.accumulators import Accumulators, Recent
 from forecache.adapters import Layout, find, grid, is_same, layout_for, measure
 from forecache.methods import explicit
 from forecache.plan import Plan
@@ -125,7 +124,7 @@ class _Run:
         if self._kept is not None and self._world.leads:
             self._accumulators.continue_from(self._kept)
         self._batch = _Batch(0, 0)
-        self._recent: list[deque[Tensor]] = []
+        self._recent = [Recent(gaps) for _ in chosen.sites]
 
     def finish(self, on_start: Callable[[int], None] | None, on_step: Callable[[int], None] | None) -> Statistics:
         if self._kept is not None and not self._kept.is_partial:
@@ -135,6 +134,7 @@ class _Run:
             on_start(self._grid.num_steps * sum(batch is not None for batch in rounds))
         everything = explicit(compute=range(self._grid.num_steps)).plan(self._grid)
         layout = layout_for(find(self._source.target), self._grid)
+        _settle_allocator()
         saved = time.monotonic()
         try:
             with _Observed(layout, everything, self._see) as session:
@@ -163,7 +163,8 @@ class _Run:
     def _sample(self, session: _Observed, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
         origin = self._origin
         self._batch = batch
-        self._recent = [deque(maxlen=self._gaps) for _ in self._grid.sites]
+        for recent in self._recent:
+            recent.clear()
         session.new_run()
         how = sources.Sampling(self._grid.num_steps, origin.guidance, origin.seed, origin.shared_noise)
         labels = [int(each) for each in origin.conditions[batch.first : batch.first + batch.count]]
@@ -188,7 +189,7 @@ class _Run:
         recent = self._recent[site]
         had = self._kept is not None and self._world.leads and int(self._kept.counts[step, site]) > self._batch.first
         if had:
-            recent.appendleft(feature.detach().flatten(1).clone())
+            recent.push(feature.detach().flatten(1))
         else:
             self._accumulators.add(step, site, feature.detach(), recent, samples=count)
 
@@ -222,6 +223,16 @@ class _Run:
             what = f"of another run ({', '.join(differ)} differ)" if differ else "compact and partial"
             raise StatisticsError(f"{self._path} holds statistics {what}: write to another file, or delete it first.")
         return kept
+
+
+def _settle_allocator() -> None:
+    """Let the C allocator of a CPU keep what is freed.
+
+    glibc returns memory to the system when more lies free than twice the largest block that it saw freed, up to 32 MiB.
+    Features come and go at just such sizes, and fetching their pages again took longer than measuring them. One large
+    block that comes and goes settles it.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _nothing() -> Statistics:
