@@ -75,8 +75,13 @@ def _diffusers_block(block, depth, x_BND, condition, emit):
     norm = block.norm1
     c_BD = norm.emb(*condition, hidden_dtype=x_BND.dtype)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = norm.linear(norm.silu(c_BD)).chunk(6, dim=1)
-    attention = emit((depth, "attn"), lambda: block.attn1(modulate(norm.norm(x_BND), shift_a, scale_a)))
-    y_BND = x_BND + gate_a[:, None] * attention
+    h_BND = modulate(norm.norm(x_BND), shift_a, scale_a)
+
+    def compute():
+        return block.attn1(h_BND)
+
+    compute.received = lambda: received(block.attn1, h_BND)
+    y_BND = x_BND + gate_a[:, None] * emit((depth, "attn"), compute)
     mlp = emit((depth, "mlp"), lambda: block.ff(modulate(block.norm3(y_BND), shift_m, scale_m)))
     return y_BND + gate_m[:, None] * mlp
 
@@ -89,6 +94,17 @@ def facebook_dit(model, x, t, labels, emit):
     for depth, block in enumerate(model.blocks):
         x_BND = _facebook_block(block, depth, x_BND, c_BD, emit)
     return unpatchify(model.final_layer(x_BND, c_BD), side, side, model.patch_size)
+
+
+def received(attention, h_BND):
+    """What every token receives: the columns of the attention maps summed, mean over heads."""
+    batch, tokens, width = h_BND.shape
+    q, k = (
+        each(h_BND).reshape(batch, tokens, attention.heads, width // attention.heads)
+        for each in (attention.to_q, attention.to_k)
+    )
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / (width // attention.heads) ** 0.5
+    return torch.softmax(logits, -1).sum(2).mean(1)
 
 
 def _facebook_block(block, depth, x_BND, c_BD, emit):
@@ -328,5 +344,61 @@ def goc_on(computed, eta, opened):
         formed = whole and step in opened and before is not None
         memory["emitted"] = newest + eta / skipped * (newest - before) if formed else newest
         return memory["emitted"]
+
+    return rule
+
+
+def selective(computed, partial, share, score, *, age=0.0, bonus=None, order=0):
+    """Some tokens of the MLPs at the steps ``partial(depth)``; reuse, or a Taylor expansion of order 1, elsewhere.
+
+    score(attention) ranks tokens by what the attention of the block gave out in this call; "received" by what they
+    received when it was last computed. bonus: (factor, rows, columns) for the best token of each 2 x 2 patch.
+    """
+    blocks = {}
+
+    def expansion(memory, step):
+        if order == 0 or "older" not in memory:
+            return memory["newest"]
+        since, apart = step - memory["at"], memory["at"] - memory["older_at"]
+        return memory["newest"] + since / apart * (memory["newest"] - memory["older"])
+
+    def choose(block, memory, tokens):
+        scores = block["received"] if score == "received" else score(block["attention"])
+        if age:
+            scores = scores / scores.norm(dim=1, keepdim=True) + age * memory["ages"]
+        scores = scores.clone()
+        if bonus is not None:
+            factor, rows, columns = bonus
+            for sample in scores:
+                for y in range(0, rows, 2):
+                    for x in range(0, columns, 2):
+                        patch = [r * columns + c for r in (y, y + 1) for c in (x, x + 1) if r < rows and c < columns]
+                        best = max(patch, key=lambda each: sample[each].item())
+                        sample[best] *= factor
+        return scores.argsort(dim=1, descending=True)[:, : int(share * tokens + 1e-9)]
+
+    def rule(memory, step, compute):
+        depth, kind = memory["branch"]
+        block = blocks.setdefault(depth, {})
+        if step in computed:
+            feature = compute()
+            if "newest" in memory:
+                memory["older"], memory["older_at"] = memory["newest"], memory["at"]
+            memory.update(newest=feature, at=step, found=0.0, ages=torch.zeros(feature.shape[:2]))
+            if kind == "attn" and score == "received":
+                block["received"] = compute.received()
+        else:
+            feature = expansion(memory, step) + memory["found"]
+            if kind == "mlp" and step in partial(depth):
+                truth, chosen = compute(), choose(block, memory, feature.shape[1])
+                feature = feature.clone()
+                memory["ages"] += 1
+                for sample, tokens in enumerate(chosen):
+                    feature[sample, tokens] = truth[sample, tokens]
+                    memory["ages"][sample, tokens] = 0
+                memory["found"] = feature - expansion(memory, step)
+        if kind == "attn":
+            block["attention"] = feature
+        return feature
 
     return rule

@@ -76,7 +76,7 @@ def test_alive_is_the_peak_of_each_step_with_the_sites_run_in_order(table, data)
             sum(size * left[site][step + (site < k)] for site, size in enumerate(sizes)) for k in range(len(table) + 1)
         ]
         peaks.append(max(during))
-    assert alive([allocate(row) for row in table], sizes) == tuple(peaks)
+    assert alive([allocate(row) for row in table], sizes, [0] * len(table)) == tuple(peaks)
 
 
 def row_of(method, num_steps=20):

@@ -38,7 +38,7 @@ def test_show_prints_one_line_a_site_and_one_sign_a_step():
             "blocks.0.mlp   #..#..",
             "blocks.1.attn  #.#~#~",
             "blocks.1.mlp   #..#~~",
-            "# computed   . reused   ~ forecast   + corrected",
+            "# computed   . reused   ~ forecast   + corrected   o some tokens computed",
         ]
     )
 

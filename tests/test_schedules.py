@@ -7,7 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecache import Action, Grid, PlanError, Site
-from forecache.schedules import at, by_step, depth, either, every, except_on, first, kind, last, lookup, on, picture
+from forecache.schedules import (
+    at,
+    by_step,
+    depth,
+    either,
+    every,
+    except_on,
+    first,
+    inject,
+    kind,
+    last,
+    lookup,
+    on,
+    picture,
+)
 
 ATTN, MLP = Site("blocks.0.attn", 0, "attn"), Site("blocks.2.mlp", 2, "mlp")
 
@@ -34,6 +48,13 @@ ATTN, MLP = Site("blocks.0.attn", 0, "attn"), Site("blocks.2.mlp", 2, "mlp")
         (either(first(3), every(4)), "###.#..."),
         (either(first(1), every(3), last(1)), "#..#..##"),
         (by_step("#..#.##."), "#..#.##."),
+        (by_step([1, 0, 2, 0, 1, 0, 2, 1]), "#.o.#.o#"),
+        (inject(by_step([1, 0, 0, 0, 1, 0, 0, 1])), "#.o.#.o#"),
+        (inject(every(6)), "#.o.o.#."),
+        (inject(every(4), every=3), "#..o#..o"),
+        (inject(every(4), every=1), "#ooo#ooo"),
+        (inject(every(2)), "#.#.#.#."),
+        (either(first(3), inject(every(4))), "###.#.o."),
         (by_step([True, False, False, True, False, True, True, False]), "#..#.##."),
     ],
 )
@@ -110,8 +131,14 @@ def test_steps_outside_the_run_are_refused(make, step):
 
 
 def test_a_pattern_of_other_signs_is_refused():
-    with pytest.raises(PlanError, match=r"written with '#' \(compute\) and '.' \(skip\); it has x, ~"):
+    with pytest.raises(PlanError, match=r"'o' \(some tokens\), or with 1, 0 and 2; it has 'x', '~'"):
         by_step("#.~x")
+
+
+@pytest.mark.parametrize("interval", [0, -1, 1.5, "2"])
+def test_inject_takes_whole_intervals(interval):
+    with pytest.raises(PlanError, match="one skipped step in every"):
+        inject(every(2), interval)
 
 
 @pytest.mark.parametrize("pattern", ["#.#", [True] * 5])

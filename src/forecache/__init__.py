@@ -6,8 +6,8 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from forecache import forecasts, gates, schedules
-from forecache._core import Action, Cell, Gate, Grid, Schedule, Site
+from forecache import forecasts, gates, schedules, tokens
+from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache._errors import (
     AlreadyAppliedError,
     ForecacheError,
@@ -36,9 +36,13 @@ from forecache.methods import (
     goc,
     goc_paper_steps,
     l2c,
+    procache,
+    procache_paper,
+    selective,
     smoothcache,
     smoothcache_file,
     taylorseer,
+    toca,
     warmup,
 )
 from forecache.plan import Cost, Method, Plan
@@ -54,10 +58,13 @@ __all__ = [
     "Cell",
     "Schedule",
     "Gate",
+    "Tokens",
+    "Selector",
     "grid",
     "schedules",
     "forecasts",
     "gates",
+    "tokens",
     # methods
     "Method",
     "fora",
@@ -70,6 +77,10 @@ __all__ = [
     "smoothcache_file",
     "eoc",
     "taylorseer",
+    "procache",
+    "procache_paper",
+    "selective",
+    "toca",
     "warmup",
     # plans and runs
     "Plan",

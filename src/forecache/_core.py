@@ -10,8 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Literal
 
 from forecache._errors import PlanError
+
+MAX_WEIGHT = 1e6
+"""Weights beyond this are an accident: a forecast with them would amplify rounding to nothing but noise."""
 
 
 class Action(Enum):
@@ -19,6 +23,57 @@ class Action(Enum):
 
     COMPUTE = "#"
     SKIP = "."
+    PARTIAL = "o"
+
+
+IMPORTANCES = ("attn_norm", "attention", "random")
+Importance = Literal["attn_norm", "attention", "random"] | Callable[[Any], Any]
+"""What ranks tokens: a name, or a function from a site's output (B, N, D) to scores (B, N)."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens a partial cell computes: the ``share`` of them with the highest score, rounded down.
+
+    importance: ``attn_norm`` is the L2 norm of a token's output of ``site`` in this call; ``attention`` is what the
+    token received from all queries when ``site``, an attention, was last computed, mean over heads; ``random`` ignores
+    ``site``; a function makes scores (B, N) from the output of ``site`` (B, N, D). site: an earlier site of the call.
+
+    age: added to the score, which is brought to length one over the tokens, for every partial call since the token was
+    computed. bonus: factor for the best token of each 2 x 2 patch. token_grid: rows and columns of tokens, where the
+    shape of the model's input does not tell them. halves: in a batch that is a guidance pair, each half chooses its
+    ``own`` tokens, or both the same, by their mean score (``shared``). seed: of ``random``.
+    """
+
+    share: float
+    importance: Importance = "attn_norm"
+    site: str = ""
+    age: float = 0.0
+    bonus: float = 1.0
+    token_grid: tuple[int, int] | None = None
+    halves: Literal["own", "shared"] = "own"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise PlanError(f"The share of tokens to compute lies between 0 and 1; {self.share!r} was asked for.")
+        if not callable(self.importance) and self.importance not in IMPORTANCES:
+            raise PlanError(f"importance must be {', '.join(IMPORTANCES)} or a function, not {self.importance!r}.")
+        if self.halves not in ("own", "shared"):
+            raise PlanError(f"halves must be 'own' or 'shared', not {self.halves!r}.")
+        if not 0 <= self.age < MAX_WEIGHT or not 0 < self.bonus < MAX_WEIGHT:
+            raise PlanError(f"age is at least 0 and bonus over 0, both finite; they are {self.age!r}, {self.bonus!r}.")
+        if self.token_grid is not None and (len(self.token_grid) != 2 or min(self.token_grid) < 1):
+            raise PlanError(f"token_grid is (rows, columns) of tokens, each at least 1, not {self.token_grid!r}.")
+
+    @property
+    def needs_site(self) -> bool:
+        """Whether they are chosen by what another site does."""
+        return self.importance != "random"
+
+    def count(self, tokens: int) -> int:
+        """How many of ``tokens`` are computed."""
+        return math.floor(self.share * tokens + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -30,11 +85,13 @@ class Cell:
     step emitted: the computed feature, or the estimate if the step was skipped. gain, shift: names of tensors among
     the plan's constants, with the shape of a feature without its batch, (tokens, width), or (width,); None where there
     is no such correction. (A gain near 0 keeps its digits in bfloat16, where a factor near 1 would not.)
+    tokens: in a partial cell, the tokens that are computed after all and replace their estimates.
     """
 
     reads: tuple[tuple[int, float], ...] = ()
     gain: str | None = None
     shift: str | None = None
+    tokens: Tokens | None = None
 
     @property
     def computed(self) -> bool:
@@ -47,12 +104,10 @@ class Cell:
 
     @property
     def sign(self) -> str:
-        """``#`` computed, ``.`` reused as it is, ``~`` forecast from several features, ``+`` corrected."""
+        """``#`` computed, ``.`` reused as it is, ``~`` forecast from several, ``+`` corrected, ``o`` partial."""
+        if self.tokens is not None:
+            return Action.PARTIAL.value
         return "#" if self.computed else "+" if self.constants else "." if len(self.reads) == 1 else "~"
-
-
-MAX_WEIGHT = 1e6
-"""Weights beyond this are an accident: a forecast with them would amplify rounding to nothing but noise."""
 
 
 def check_reads(reads: Sequence[tuple[int, float]], step: int) -> None:
@@ -114,3 +169,6 @@ Schedule = Callable[[int, Site, Grid], Action]
 
 Gate = Callable[[int, Site, Grid], bool]
 """(step, site, grid) -> whether the forecast applies in this skipped cell; elsewhere the feature is reused."""
+
+Selector = Callable[[int, Site, Grid], Tokens]
+"""(step, site, grid) -> which tokens a partial cell computes."""

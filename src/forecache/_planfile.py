@@ -9,7 +9,9 @@
 
 Sites with the same row share it. A cell is ``"#"`` (computed), a list of [step, weight] pairs, or, where the sum is
 corrected, ``{"reads": [[0, 1.0]], "gain": "blocks.0.attn/1/gain"}`` with the names of tensors in the file that
-``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names, which stands beside the plan.
+``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names, which stands beside the plan. A partial
+cell has ``"tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}``, and what of `Tokens` is not
+as usual.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forecache._core import Cell, Grid, Site, check_reads
-from forecache._errors import PlanFileError
+from forecache._core import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
+from forecache._errors import PlanError, PlanFileError
 
 VERSION = 1
 MAX_BYTES = 64 * 2**20
@@ -74,10 +77,23 @@ def write(path: Path, contents: Contents) -> None:
 
 def _encode(cell: Cell) -> Any:
     reads = [[step, weight] for step, weight in cell.reads]
-    if cell.constants:
-        names = {"gain": cell.gain, "shift": cell.shift}
-        return {"reads": reads} | {key: name for key, name in names.items() if name is not None}
-    return reads or "#"
+    more: dict[str, Any] = {"gain": cell.gain, "shift": cell.shift}
+    if cell.tokens is not None:
+        more["tokens"] = _encode_tokens(cell.tokens)
+    more = {key: value for key, value in more.items() if value is not None}
+    return {"reads": reads} | more if more else reads or "#"
+
+
+def _encode_tokens(tokens: Tokens) -> dict[str, Any]:
+    if callable(tokens.importance):
+        raise PlanError(
+            f"The importance of tokens is a function, {tokens.importance!r}, which a plan file cannot hold: use a plan "
+            f"with it where it was made, or one of {', '.join(IMPORTANCES)}."
+        )
+    values = {each.name: getattr(tokens, each.name) for each in fields(Tokens)}
+    always = ("share", "importance", "site")
+    usual = {each.name: each.default for each in fields(Tokens)}
+    return {name: value for name, value in values.items() if name in always or value != usual[name]}
 
 
 def _layout(document: Mapping[str, Any]) -> str:
@@ -114,26 +130,26 @@ def _refuse_constant(name: str) -> float:
 
 def decode(document: Any) -> Contents:
     """A parsed document; every key and value is checked."""
-    fields = _keys(document, "the plan", KEYS)
-    if fields["format"] != "forecache-plan":
-        raise PlanFileError(f"its format is {_short(fields['format'])}, not 'forecache-plan'")
-    if type(fields["version"]) is not int or fields["version"] != VERSION:
-        raise PlanFileError(f"its version is {_short(fields['version'])}; this forecache reads version {VERSION}")
-    num_steps = _integer(fields["num_steps"], "num_steps")
-    sites = tuple(_site(each) for each in _list(fields["sites"], "sites"))
-    names = [_string(fields[key], key) for key in ("model", "fingerprint", "scheduler")]
+    found = _keys(document, "the plan", KEYS)
+    if found["format"] != "forecache-plan":
+        raise PlanFileError(f"its format is {_short(found['format'])}, not 'forecache-plan'")
+    if type(found["version"]) is not int or found["version"] != VERSION:
+        raise PlanFileError(f"its version is {_short(found['version'])}; this forecache reads version {VERSION}")
+    num_steps = _integer(found["num_steps"], "num_steps")
+    sites = tuple(_site(each) for each in _list(found["sites"], "sites"))
+    names = [_string(found[key], key) for key in ("model", "fingerprint", "scheduler")]
     grid = Grid(num_steps, sites, *names)
-    provenance = fields["provenance"]
+    provenance = found["provenance"]
     if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
         raise PlanFileError("provenance must map names to strings")
-    return Contents(grid, _rows(_list(fields["rows"], "rows"), grid), provenance, _beside(fields["constants"]))
+    return Contents(grid, _rows(_list(found["rows"], "rows"), grid), provenance, _beside(found["constants"]))
 
 
 def _beside(value: Any) -> Beside | None:
     if value is None:
         return None
-    fields = _keys(value, "constants", Beside._fields)
-    file, digest = (_string(fields[key], key) for key in Beside._fields)
+    found = _keys(value, "constants", Beside._fields)
+    file, digest = (_string(found[key], key) for key in Beside._fields)
     if not re.fullmatch(r"[^/\\\x00]*[^/\\\x00.]", file) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise PlanFileError(f"constants must name a file beside the plan and its digest, not {_short(value)}")
     return Beside(file, digest)
@@ -142,12 +158,12 @@ def _beside(value: Any) -> Beside | None:
 def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
     rows: list[tuple[Cell, ...] | None] = [None] * len(grid.sites)
     for group in groups:
-        fields = _keys(group, "a row", ("sites", "cells"))
-        encoded = _list(fields["cells"], "cells")
+        found = _keys(group, "a row", ("sites", "cells"))
+        encoded = _list(found["cells"], "cells")
         if len(encoded) != grid.num_steps:
             raise PlanFileError(f"a row has {len(encoded)} cells for {grid.num_steps} steps")
         cells = tuple(_cell(each, step) for step, each in enumerate(encoded))
-        for index in _list(fields["sites"], "the sites of a row"):
+        for index in _list(found["sites"], "the sites of a row"):
             if _integer(index, "a site's index") >= len(rows) or rows[index] is not None:
                 raise PlanFileError(f"site {index} does not exist or has two rows")
             rows[index] = cells
@@ -159,26 +175,52 @@ def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
 def _cell(encoded: Any, step: int) -> Cell:
     if encoded == "#":
         return Cell()
-    gain = shift = None
+    more: dict[str, Any] = {}
     if isinstance(encoded, dict):
-        unknown = [key for key in encoded if key not in ("reads", "gain", "shift")]
+        unknown = [key for key in encoded if key not in ("reads", "gain", "shift", "tokens")]
         if unknown or "reads" not in encoded or len(encoded) < 2:
-            raise PlanFileError(f"the cell of step {step} must have reads, and a gain or a shift or both")
-        names = {key: _string(name, f"the {key} of step {step}") for key, name in encoded.items() if key != "reads"}
-        encoded, gain, shift = encoded["reads"], names.get("gain"), names.get("shift")
+            raise PlanFileError(f"the cell of step {step} must have reads, and a gain, a shift or tokens")
+        more = {key: _string(encoded[key], f"the {key} of step {step}") for key in ("gain", "shift") if key in encoded}
+        if "tokens" in encoded:
+            more["tokens"] = _tokens(encoded["tokens"], step)
+        encoded = encoded["reads"]
     reads = []
     for read in _list(encoded, f"the cell of step {step}"):
         if not isinstance(read, list) or len(read) != 2 or type(read[1]) not in (int, float):
             raise PlanFileError(f"a cell of step {step} reads {_short(read)}, not a [step, weight] pair")
         reads.append((_integer(read[0], "a step"), float(read[1])))
     check_reads(reads, step)
-    return Cell(tuple(reads), gain, shift)
+    return Cell(tuple(reads), **more)
+
+
+def _tokens(encoded: Any, step: int) -> Tokens:
+    if not isinstance(encoded, dict) or not {"share", "importance", "site"} <= set(encoded):
+        raise PlanFileError(f"the tokens of step {step} must have share, importance and site, not {_short(encoded)}")
+    known = {each.name for each in fields(Tokens)}
+    if unknown := [name for name in encoded if name not in known]:
+        raise PlanFileError(f"the tokens of step {step} have unknown keys {_short(unknown)}")
+    values = dict(encoded)
+    for name in ("share", "age", "bonus"):
+        if name in values:
+            if type(values[name]) not in (int, float):
+                raise PlanFileError(f"{name} of the tokens of step {step} must be a number, not {_short(values[name])}")
+            values[name] = float(values[name])
+    for name in ("importance", "site", "halves"):
+        _string(values.get(name, ""), f"{name} of the tokens of step {step}")
+    if "seed" in values:
+        _integer(values["seed"], f"the seed of step {step}")
+    if "token_grid" in values:
+        sides = _list(values["token_grid"], f"token_grid of step {step}")
+        if len(sides) != 2:
+            raise PlanFileError(f"token_grid of step {step} must be [rows, columns], not {_short(sides)}")
+        values["token_grid"] = tuple(_integer(side, "a side of token_grid") for side in sides)
+    return Tokens(**values)
 
 
 def _site(value: Any) -> Site:
-    fields = _keys(value, "a site", ("name", "depth", "kind"))
-    name, kind = _string(fields["name"], "a site's name"), _string(fields["kind"], "a site's kind")
-    return Site(name, _integer(fields["depth"], "a site's depth"), kind)
+    found = _keys(value, "a site", ("name", "depth", "kind"))
+    name, kind = _string(found["name"], "a site's name"), _string(found["kind"], "a site's kind")
+    return Site(name, _integer(found["depth"], "a site's depth"), kind)
 
 
 def _keys(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:

@@ -58,9 +58,10 @@ class Drift:
       features it is theta times what the forecast misses on the averages.
 
     The result overwrites the cache: in a gap of several steps the next correction starts from it, and a step that is
-    not corrected gives it out again. judge: ``all`` corrects everywhere; ``prior`` where the averages say that it
-    helps, that is where A(c) is closer to the corrected average than to the cached one (sum of absolute values); or a
-    tuple of steps. per: ``token`` keeps the prior's shape (N, D), ``channel`` its mean over tokens (D,).
+    not corrected gives it out again. In a partial cell the tokens that are not computed are corrected; the next
+    correction starts from the amended feature. judge: ``all`` corrects everywhere; ``prior`` where the averages say
+    that it helps, that is where A(c) is closer to the corrected average than to the cached one (sum of absolute
+    values); or a tuple of steps. per: ``token`` keeps the prior's shape (N, D), ``channel`` its mean over tokens (D,).
     """
 
     stats: Statistics
@@ -123,7 +124,7 @@ class _Drifting:
         if self._judged(step, truth, standing.mean, corrected.mean):
             self._standing = standing = self._named(step, corrected)
         self._emitted.append(standing.mean)
-        return standing.cell
+        return replace(standing.cell, tokens=cell.tokens)
 
     def _average(self, step: int) -> Tensor:
         return self._rule.stats.mean(step, self._site, self._rule.per)

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forecache import selection
+from forecache._core import Importance
 from forecache._errors import RunError
-from forecache.liveness import Op, slots
+from forecache.adapters import Layout
+from forecache.liveness import Choice, Op, Score, slots
+from forecache.selection import Call, choose
 
 Kept = tuple[Tensor, int]
 """A feature, and its version when it was kept."""
@@ -25,13 +29,15 @@ class Meter:
 
 
 class Placed:
-    """A plan's constants where and as the features are: each is moved once a device and dtype, and fits or is
-    refused.
+    """A plan's constants and random scores where and as the features are: each is moved once a device and dtype.
+
+    A constant of another shape is refused.
     """
 
     def __init__(self, constants: Mapping[str, Tensor]) -> None:
         self._constants = constants
         self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
+        self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
 
     def like(self, name: str, feature: Tensor) -> Tensor:
         """The constant for features like this one, (B, N, D)."""
@@ -47,23 +53,89 @@ class Placed:
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
 
+    def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
+        """Random scores (1, N) for the tokens of a feature (B, N, D)."""
+        key = seed, feature.shape[1], feature.device
+        if key not in self._random:
+            self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
+        return self._random[key]
+
+
+class Chooser:
+    """The scores and ages of tokens in one lane, for its partial cells.
+
+    layout: how attention is scored.
+    """
+
+    def __init__(self, layout: Layout, meter: Meter, placed: Placed) -> None:
+        self._layout, self._meter, self._placed = layout, meter, placed
+        self._scores: dict[Score, Tensor] = {}
+        self._ages: dict[int, Tensor] = {}
+        self.image: Sequence[int] | None = None
+        """The shape of the model's input, (B, C, H, W), in this call."""
+
+    def score(self, site: int, importance: Importance, output: Tensor, call: Call) -> None:
+        """Keep the scores that this site gives tokens."""
+        received = self._layout.received[site] if importance == "attention" else None
+        made = selection.score(importance, output) if received is None else received(*call.args, **call.kwargs)
+        self._scores[site, importance] = made
+        self._meter.held += made.nbytes
+
+    def amended(self, site: int, choice: Choice, estimate_BND: Tensor, call: Call) -> Tensor:
+        """The estimate of a partial cell with the chosen tokens computed."""
+        if estimate_BND.ndim != 3:
+            raise RunError(
+                f"A partial cell needs features (batch, tokens, width); {self._layout.sites[site].name} gives "
+                f"{tuple(estimate_BND.shape)}."
+            )
+        tokens = estimate_BND.shape[1]
+        count = choice.tokens.count(tokens)
+        age_BN = self._ages.pop(site) if choice.aged else None
+        self._meter.held -= age_BN.nbytes if age_BN is not None else 0
+        index_BK = None
+        if 0 < count < tokens:
+            index_BK = choose(choice.tokens, self._scores_for(choice, estimate_BND), age_BN, self.image)
+        if choice.ages:
+            age_BN = estimate_BND.new_zeros(estimate_BND.shape[:2], dtype=torch.float32) if age_BN is None else age_BN
+            self._ages[site] = aged = selection.older(age_BN, index_BK, count)
+            self._meter.held += aged.nbytes
+        for score in choice.drops:
+            self._meter.held -= self._scores.pop(score).nbytes
+        if index_BK is not None:
+            return selection.amend(estimate_BND, index_BK, call)
+        return call.compute(*call.args, **call.kwargs) if count else estimate_BND
+
+    def _scores_for(self, choice: Choice, estimate_BND: Tensor) -> Tensor:
+        if choice.score is not None:
+            return self._scores[choice.score]
+        return self._placed.random(choice.random, estimate_BND).expand(len(estimate_BND), -1)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._meter.held -= sum(each.nbytes for each in (*self._scores.values(), *self._ages.values()))
+        self._scores.clear()
+        self._ages.clear()
+
 
 class History:
     """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
 
-    rows: the operations of every site, [site][step]. meter: shared by the lanes of a run. placed: the plan's constants.
+    layout: of the model. rows: the operations of every site, [site][step]. meter: shared by the lanes of a run. placed:
+    the plan's constants.
     """
 
-    def __init__(self, rows: Sequence[Sequence[Op]], meter: Meter, placed: Placed) -> None:
+    def __init__(self, layout: Layout, rows: Sequence[Sequence[Op]], meter: Meter, placed: Placed) -> None:
         self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in rows]
         self._done = bytearray(len(rows))
         self._ops: Sequence[Op] = ()
         self._meter = meter
         self._placed = placed
+        self._chooser = Chooser(layout, meter, placed)
 
-    def begin(self, ops: Sequence[Op]) -> None:
-        """The next model call does ``ops``, one per site."""
+    def begin(self, ops: Sequence[Op], image: Sequence[int] | None = None) -> None:
+        """The next model call does ``ops``, one per site. image: the shape of the model's input."""
         self._ops = ops
+        self._chooser.image = image
         self._done = bytearray(len(self._done))
 
     def value(self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -73,13 +145,17 @@ class History:
         self._done[site] = 1
         op, kept = self._ops[site], self._slots[site]
         output = self._estimate(op, kept) if op.reads else compute(*args, **kwargs)
+        if op.choice is not None:
+            output = self._chooser.amended(site, op.choice, output, Call(compute, args, kwargs))
         for slot in op.frees:
             self._meter.held -= _read(kept[slot]).nbytes
             kept[slot] = None
         if op.store is not None:
             kept[op.store] = output, _version(output)
             self._meter.held += output.nbytes
-            self._meter.peak = max(self._meter.peak, self._meter.held)
+        for importance in op.scored:
+            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
+        self._meter.peak = max(self._meter.peak, self._meter.held)
         return output
 
     def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
@@ -102,6 +178,7 @@ class History:
                 if entry is not None:
                     self._meter.held -= entry[0].nbytes
                     kept[slot] = None
+        self._chooser.clear()
 
 
 def _version(feature: Tensor) -> int:

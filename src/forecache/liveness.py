@@ -1,15 +1,35 @@
 """Which features are alive when: a plan's row turned into slots, as a compiler allocates registers.
 
 A feature is kept from the step that emits it to the last step that reads it, and not at all if none does. Because a
-plan is static this is known before the run: the session only follows it, and `Plan.cost` predicts from it.
+plan is static this is known before the run: the session only follows it, and `Plan.cost` predicts from it. The same
+holds for the scores by which partial cells choose their tokens, and for the tokens' ages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from forecache._core import Cell
+from forecache._core import Cell, Importance, Site, Tokens
+
+Score = tuple[int, Importance]
+"""What tokens are ranked by: a site by its number, and how it is scored."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a partial cell chooses its tokens.
+
+    score: what it ranks them by; None if it needs none. random: numbers that seed what is drawn instead. aged: ages are
+    there to read; ages: they are kept for a later cell. drops: scores that were read for the last time.
+    """
+
+    tokens: Tokens
+    score: Score | None
+    random: tuple[int, int, int]
+    aged: bool = False
+    ages: bool = False
+    drops: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -17,7 +37,8 @@ class Op:
     """One cell, ready to run: read these slots, then free those, correct the sum, then store the result.
 
     reads: (slot, weight) pairs, empty for a computed cell. frees: slots whose feature was read for the last time.
-    store: the slot that keeps the result, or None if no later step reads it. gain, shift: the cell's constants.
+    store: the slot that keeps the result, or None if no later step reads it. gain, shift: the cell's constants. choice:
+    of a partial cell. scored: how this site is scored in this step, for partial cells of other sites.
     """
 
     reads: tuple[tuple[int, float], ...]
@@ -25,6 +46,57 @@ class Op:
     store: int | None
     gain: str | None = None
     shift: str | None = None
+    choice: Choice | None = None
+    scored: tuple[Importance, ...] = ()
+
+
+Rows = Sequence[tuple[Cell, ...]]
+
+
+def operations(sites: Sequence[Site], rows: Rows) -> list[tuple[Op, ...]]:
+    """The rows of a plan as operations, [site][step]."""
+    made = [list(allocate(row)) for row in rows]
+    number = {site.name: index for index, site in enumerate(sites)}
+    latest: dict[tuple[Score, int], tuple[int, int]] = {}  # score and the step that makes it -> its last reader
+    for step in range(len(rows[0])):
+        for index, row in enumerate(rows):
+            tokens = row[step].tokens
+            if tokens is None:
+                continue
+            score = (number[tokens.site], tokens.importance) if tokens.needs_site and 0 < tokens.share < 1 else None
+            made[index][step] = replace(made[index][step], choice=_choice(row, step, score, index))
+            if score is not None:
+                latest[score, _scored_at(rows[score[0]], step, score)] = index, step
+    for (score, step), (reader, read_at) in latest.items():
+        scored, last = made[score[0]][step], made[reader][read_at]
+        assert last.choice is not None
+        made[score[0]][step] = replace(scored, scored=(*scored.scored, score[1]))
+        made[reader][read_at] = replace(last, choice=replace(last.choice, drops=(*last.choice.drops, score)))
+    return [tuple(ops) for ops in made]
+
+
+def _choice(row: Sequence[Cell], step: int, score: Score | None, index: int) -> Choice:
+    tokens = row[step].tokens
+    assert tokens is not None
+    random = tokens.seed, step, index
+    return Choice(tokens, score, random, _ages(row[step::-1]), _ages(row[step:]))
+
+
+def _ages(gap: Sequence[Cell]) -> bool:
+    """Whether the first cell shares ages with another partial cell that comes before a computed one."""
+    for cell in gap[1:]:
+        if cell.computed:
+            return False
+        if cell.tokens is not None:
+            return bool(cell.tokens.age or (gap[0].tokens and gap[0].tokens.age))
+    return False
+
+
+def _scored_at(row: Sequence[Cell], step: int, score: Score) -> int:
+    """Attention is scored when it is computed; what a site gives out, at once."""
+    if score[1] != "attention":
+        return step
+    return max(each for each in range(step + 1) if row[each].computed)
 
 
 def allocate(row: Sequence[Cell]) -> tuple[Op, ...]:
@@ -50,15 +122,31 @@ def slots(ops: Sequence[Op]) -> int:
     return 1 + max((op.store for op in ops if op.store is not None), default=-1)
 
 
-def alive(rows: Sequence[Sequence[Op]], sizes: Sequence[int]) -> tuple[int, ...]:
-    """The peak bytes held during each step, sites in order of execution; ``sizes`` gives bytes per feature and site."""
+SCORE_BYTES = 4
+"""Scores and ages are float32, one a token."""
+
+
+def alive(rows: Sequence[Sequence[Op]], sizes: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+    """The peak bytes held during each step, sites in order of execution.
+
+    sizes: bytes per feature and site. tokens: of the whole batch, per site.
+    """
     held = 0
     peaks = []
     for step in range(len(rows[0])):
         peak = held
-        for ops, size in zip(rows, sizes, strict=True):
+        for index, ops in enumerate(rows):
             op = ops[step]
-            held += size * ((op.store is not None) - len(op.frees))
+            held += sizes[index] * ((op.store is not None) - len(op.frees)) + SCORE_BYTES * _scores(op, index, tokens)
             peak = max(peak, held)
         peaks.append(peak)
     return tuple(peaks)
+
+
+def _scores(op: Op, site: int, tokens: Sequence[int]) -> int:
+    """By how many the scores and ages that are held become more."""
+    more = len(op.scored) * tokens[site]
+    if op.choice is not None:
+        more -= sum(tokens[scored] for scored, _ in op.choice.drops)
+        more += (op.choice.ages - op.choice.aged) * tokens[site]
+    return more

@@ -7,25 +7,47 @@ l2c("router.safetensors")                             reuse where a trained rout
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
 smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
+procache("#...#..#.")                                 a searched pattern; in its gaps some tokens are computed
+selective(fora(interval=4), share=0.25)               the same on any base
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from forecache import gates, schedules
-from forecache._core import Action, Gate, Grid, Schedule, Site
-from forecache._errors import PlanError, PlanFileError
+from forecache._core import Action, Gate, Grid, Importance, Selector, Site
+from forecache._errors import PlanError
 from forecache._routerfile import Router
+from forecache._smoothcache import smoothcache, smoothcache_file
 from forecache.corrections import Drift, Form
 from forecache.forecasts import Forecast, Gradient, History, Reuse, Taylor
 from forecache.plan import Method
 from forecache.statistics import Resolution, Statistics
+from forecache.tokens import Share, released, top
+
+__all__ = [
+    "eoc",
+    "explicit",
+    "fora",
+    "fora_paper",
+    "goc",
+    "goc_paper_steps",
+    "l2c",
+    "procache",
+    "procache_paper",
+    "selective",
+    "smoothcache",
+    "smoothcache_file",
+    "taylorseer",
+    "toca",
+    "warmup",
+]
 
 PAPER_STEPS = 20
 """The GOC and EOC papers sample DDIM-20; their lists of steps are for runs of this length."""
@@ -164,80 +186,89 @@ def eoc(
     return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, resolution))
 
 
+def procache(
+    pattern: str | Sequence[int],
+    from_depth: int | float = 0.75,
+    share: float | Share = 0.25,
+    importance: Importance = "attn_norm",
+) -> Method:
+    """A searched pattern with selective computation in its gaps (ProCache, arXiv 2512.17298).
+
+    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``, or `forecache.search`'s. In the blocks
+    from ``from_depth`` on, every second step of a gap computes the MLPs (and cross-attention) of some tokens; see
+    `selective`.
+    """
+    picture = schedules.picture(schedules.by_step(pattern), len(pattern))
+    return selective(Method(f"pattern({picture!r})", schedules.by_step(pattern)), from_depth, share, importance)
+
+
+def procache_paper(*, partial: bool = True) -> Method:
+    """The published row of ProCache on DiT (DDIM-50, 2.90x): its pattern, and tokens as its released code chooses them.
+
+    The pattern alone without ``partial``. Runs of 50 steps only.
+    """
+    base = Method("procache_paper()", schedules.by_step(PROCACHE_PATTERN))
+    if not partial:
+        return replace(base, name="procache_paper(partial=False)")
+    return replace(selective(base, tokens=released()), name=base.name)
+
+
+PROCACHE_PATTERN = "".join("#" + "." * (length - 1) for length in 6 * [4] + 4 * [3] + 7 * [2])
+"""The pattern that ProCache found for DiT-XL/2 at 50 steps: 17 computed, gaps of 3, 2 and 1."""
+
+
+def toca(base: Method, share: float | Share = 0.25, importance: Importance = "attention") -> Method:
+    """Some tokens at every skipped step, in every block (ToCa, arXiv 2410.05317), on the schedule of ``base``.
+
+    A token that waits gains 1/16 a call, and the best of each 2 x 2 patch counts 1.6 times.
+    """
+    chosen = top(share, importance, age=0.25 / 4, bonus=1.6)
+    made = selective(base, 0, tokens=chosen, every=1)
+    return replace(made, name=f"toca({base.name}, {_described(share)}, {_described(importance)})")
+
+
+def selective(
+    base: Method,
+    from_depth: int | float = 0.75,
+    share: float | Share = 0.25,
+    importance: Importance = "attn_norm",
+    *,
+    tokens: Selector | None = None,
+    every: int = 2,
+    kinds: Collection[str] = ("mlp", "cross"),
+) -> Method:
+    """``base`` with partial calls: one skipped step in ``every`` computes some tokens after all (ProCache's injection).
+
+    from_depth: a whole number is the first block that does; a fraction is that part of the blocks, 0.75 the deepest
+    quarter. share, importance: how many tokens and which, see `tokens.top`; or ``tokens``, any selector. kinds: of the
+    sites that do; they must treat every token by itself. Raises PlanError if the schedule has no gap that is long
+    enough.
+    """
+    injected = schedules.inject(base.schedule, every)
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        chosen = site.kind in kinds and site.depth >= _block(from_depth, grid)
+        return (injected if chosen else base.schedule)(step, site, grid)
+
+    described = f"{_described(share)}, {_described(importance)}" if tokens is None else "tokens=custom"
+    described += f", every={every}" if every != 2 else ""
+    name = f"selective({base.name}, {from_depth:g}, {described})"
+    return replace(base, name=name, schedule=schedule, tokens=tokens or top(share, importance))
+
+
+def _block(from_depth: int | float, grid: Grid) -> int:
+    blocks = 1 + max(site.depth for site in grid.sites)
+    block = from_depth if isinstance(from_depth, int) else math.floor(from_depth * blocks)
+    if not 0 <= block < blocks:
+        raise PlanError(f"from_depth={from_depth!r} is block {block}, and the blocks are 0 to {blocks - 1}.")
+    return block
+
+
+def _described(part: object) -> str:
+    return "custom" if callable(part) else repr(part)
+
+
 def warmup(base: Method, steps: int) -> Method:
     """``base`` with its first ``steps`` steps computed."""
     schedule = schedules.either(schedules.first(steps), base.schedule)
     return replace(base, name=f"warmup({base.name}, {steps})", schedule=schedule)
-
-
-def smoothcache(stats: Statistics, threshold: float) -> Method:
-    """Reuse while the feature's mean relative L1 change stays below ``threshold`` (SmoothCache, arXiv 2411.10510).
-
-    The change is averaged over the branches of one kind, so that all attentions share a schedule, and all MLPs. A step
-    is skipped if the change since the last computed one is below the threshold, and the gap is one that was measured
-    (``gaps`` of `forecache.calibrate`).
-    """
-    kinds = dict.fromkeys(site.kind for site in stats.sites)
-    schedule = _by_kind({kind: _computed(stats, kind, threshold) for kind in kinds})
-
-    def checked(step: int, site: Site, grid: Grid) -> Action:
-        stats.check(grid)
-        return schedule(step, site, grid)
-
-    return Method(f"smoothcache(threshold={threshold:g})", checked)
-
-
-def _computed(stats: Statistics, kind: str, threshold: float) -> list[bool]:
-    """For each step, whether the sites of a kind are computed."""
-    chosen = [index for index, site in enumerate(stats.sites) if site.kind == kind]
-    error = stats.changes[:, chosen].mean(1).tolist()  # [step][gap - 1]
-    computed, last = [True], 0
-    for step in range(1, stats.num_steps):
-        gap = step - last
-        computed.append(gap > len(error[step]) or error[step][gap - 1] >= threshold)
-        if computed[step]:
-            last = step
-    return computed
-
-
-def _by_kind(rows: Mapping[str, Sequence[bool]]) -> Schedule:
-    """A row of booleans (computed or not) per kind of branch; other kinds are always computed."""
-    schedule = schedules.every(1)
-    for kind, row in rows.items():
-        schedule = schedules.at(schedules.kind(kind), schedules.by_step(row), schedule)
-    return schedule
-
-
-SMOOTHCACHE_KINDS = {
-    "attn1": "attn",
-    "attn": "attn",
-    "attn2": "cross",
-    "cross_attn": "cross",
-    "ff": "mlp",
-    "mlp": "mlp",
-}
-"""What SmoothCache's schedule files call the kinds of branches."""
-
-
-def smoothcache_file(path: str | os.PathLike[str]) -> Method:
-    """A published SmoothCache schedule: JSON of ``{"attn1": [1, 0, ...], "ff": [1, 0, ...]}``, 1 where computed.
-
-    Branches of kinds that the file does not name are always computed. Raises PlanFileError for anything else.
-    """
-    path = Path(path)
-    try:
-        table = json.loads(path.read_bytes()) if path.stat().st_size < 2**20 else None
-    except OSError as error:
-        raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise PlanFileError(f"{path} is not JSON: {str(error).rstrip('.')}.") from error
-    rows = list(table.values()) if isinstance(table, dict) and all(name in SMOOTHCACHE_KINDS for name in table) else []
-    if not rows or not all(isinstance(row, list) and row and all(entry in (0, 1) for entry in row) for row in rows):
-        raise PlanFileError(
-            f"{path} is not a SmoothCache schedule: it must map {', '.join(SMOOTHCACHE_KINDS)} to lists of 0 and 1."
-        )
-    kinds = [SMOOTHCACHE_KINDS[name] for name in table or ()]
-    if twice := [kind for kind in set(kinds) if kinds.count(kind) > 1]:
-        raise PlanFileError(f"{path} names {twice[0]} twice, as {' and '.join(table or ())}: keep one of them.")
-    by_kind = {SMOOTHCACHE_KINDS[name]: [bool(entry) for entry in row] for name, row in dict(table or {}).items()}
-    return Method(f"smoothcache_file({path.name!r})", _by_kind(by_kind))

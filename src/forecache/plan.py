@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,28 @@ from torch import Tensor
 
 from forecache import _constants, _planfile, liveness
 from forecache._constants import Constants
-from forecache._core import Action, Cell, Gate, Grid, Schedule, Site, check_reads
+from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens, check_reads
 from forecache._errors import PlanError, PlanFileError
 from forecache._version import __version__
-from forecache.adapters import measure
+from forecache.adapters import Parts, find, layout_for, measure
 from forecache.corrections import Correction
 from forecache.forecasts import Forecast, Reuse
 from forecache.gates import Drawn, always
 
-LEGEND = "# computed   . reused   ~ forecast   + corrected"
+LEGEND = "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
+Reads = dict[int, float]
+"""Step -> weight of what it emitted."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A technique as a sentence of parts: which cells are computed, how the others are estimated, and where.
 
-    name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action.
-    forecast: applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused.
-    correction: what calibration adds to the estimates, if anything.
+    name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action. forecast:
+    applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused. correction:
+    what calibration adds to the estimates, if anything. tokens: (step, site, grid) -> which tokens a partial cell
+    computes. What they turn out to be beside their estimates is carried along until the feature is computed again:
+    under plain reuse the amended feature is the cache.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Method:
     forecast: Forecast = field(default_factory=Reuse)
     gate: Gate = always
     correction: Correction | None = None
+    tokens: Selector | None = None
 
     def plan(self, grid: Grid) -> Plan:
         """The plan of this method on a grid.
@@ -58,6 +63,11 @@ class Method:
         if skipped and not opened:
             raise PlanError(f"The gate of {self.name} is closed in every skipped cell, so its forecast does nothing.")
         self._check_correction(rows.values(), skipped)
+        if self.tokens is not None and not any(cell.tokens for row in rows.values() for cell in row):
+            raise PlanError(
+                f"{self.name} says which tokens to compute, and its schedule has no partial cell: there is no run of "
+                "skipped steps that is long enough, or no site of the kinds and blocks that were asked for."
+            )
         provenance = {"method": self.name, "forecache": __version__}
         if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
             provenance["gate"] = picture
@@ -80,35 +90,58 @@ class Method:
         walk = self.correction.walk(site, grid) if self.correction is not None else None
         row: list[Cell] = []
         computed: list[int] = []  # newest first
+        found: Reads = {}  # what partial cells found since then: their output less the forecast for it
         for step in range(grid.num_steps):
             action = self.schedule(step, site, grid)
+            if not isinstance(action, Action):
+                raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
             if action is Action.COMPUTE:
                 cell = Cell()
                 computed.insert(0, step)
-            elif action is not Action.SKIP:
-                raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
+                found = {}
             elif not computed:
                 raise PlanError(f"{self.name} skips {site.name} at step {step}, before it was ever computed.")
-            elif self.gate(step, site, grid):
-                opened.add(step)
-                cell = self._estimate(step, row, computed)
             else:
-                cell = Cell(((computed[0], 1.0),))
+                if is_open := self.gate(step, site, grid):
+                    opened.add(step)
+                forecast = self._forecast(step, row, computed) if is_open else {computed[0]: 1.0}
+                cell = Cell(_pairs(_sum(forecast, found)))
+                if action is Action.PARTIAL:
+                    cell = replace(cell, tokens=self._chosen(step, site, grid))
+                    found = _sum({step: 1.0}, forecast, -1.0)
             row.append(cell if walk is None else walk.amend(step, cell))
         if walk is not None:
             constants.update(walk.constants)
         return tuple(row)
 
-    def _estimate(self, step: int, row: list[Cell], computed: list[int]) -> Cell:
+    def _forecast(self, step: int, row: list[Cell], computed: list[int]) -> Reads:
         seen = computed if self.forecast.history == "computed" else range(computed[0], -1, -1)
         past = list(seen[: self.forecast.length])
         gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
-        reads: dict[int, float] = {}
+        reads: Reads = {}
         for source, weight in zip(past, self.forecast.weights(step, past, gap), strict=True):
             # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
             origin = row[source].reads[0][0] if row[source].sign == "." else source
             reads[origin] = reads.get(origin, 0.0) + weight
-        return Cell(tuple((source, weight) for source, weight in reads.items() if weight != 0.0))
+        return reads
+
+    def _chosen(self, step: int, site: Site, grid: Grid) -> Tokens:
+        if self.tokens is None:
+            raise PlanError(
+                f"The schedule of {self.name} computes some tokens of {site.name} at step {step}, and the method does "
+                "not say which: give Method(tokens=...), such as forecache.tokens.top(0.25)."
+            )
+        return self.tokens(step, site, grid)
+
+
+def _sum(reads: Reads, others: Reads, factor: float = 1.0) -> Reads:
+    """Weights added step by step."""
+    steps = dict.fromkeys((*reads, *others))
+    return {step: reads.get(step, 0.0) + factor * others.get(step, 0.0) for step in steps}
+
+
+def _pairs(reads: Reads) -> tuple[tuple[int, float], ...]:
+    return tuple((step, weight) for step, weight in reads.items() if weight != 0.0)
 
 
 @dataclass(frozen=True)
@@ -163,12 +196,24 @@ class Plan:
             for step, cell in enumerate(row):
                 if not cell.computed:
                     check_reads(cell.reads, step)
-                elif cell.constants:
-                    raise PlanError(f"Step {step} is computed, so it cannot have a gain or a shift.")
+                elif cell.constants or cell.tokens is not None:
+                    raise PlanError(f"Step {step} is computed, so it cannot have a gain, a shift or chosen tokens.")
+        self._check_tokens()
         named = {name for row in self.rows for cell in row for name in cell.constants}
         if named != set(self.constants):
             odd = sorted(named ^ set(self.constants))
             raise PlanError(f"The cells of a plan name its constants, no more and no less; {odd[:3]} do not match.")
+
+    def _check_tokens(self) -> None:
+        """Tokens are chosen by an earlier site of the same call."""
+        before: set[str] = set()
+        for site, row in zip(self.grid.sites, self.rows, strict=True):
+            scored = {cell.tokens.site for cell in row if cell.tokens is not None and cell.tokens.needs_site}
+            if odd := scored - before:
+                raise PlanError(
+                    f"The tokens of {site.name} are chosen by what {odd.pop()!r} gives out, which is no site before it."
+                )
+            before.add(site.name)
 
     @property
     def num_steps(self) -> int:
@@ -177,7 +222,7 @@ class Plan:
 
     @property
     def computed_share(self) -> float:
-        """Share of the cells that are computed, 0 to 1; the papers' caching level is one minus this."""
+        """Share of the cells that are computed as a whole, 0 to 1; the papers' caching level is one minus this."""
         cells = [cell for row in self.rows for cell in row]
         return sum(cell.computed for cell in cells) / len(cells)
 
@@ -203,14 +248,15 @@ class Plan:
         call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
         which then set the batch.
         """
+        layout_for(find(model), self.grid).check_tokens(self.rows)
         parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs)
-        steps = range(self.num_steps)
+        ops = liveness.operations(self.grid.sites, self.rows)
         step_macs = tuple(
-            parts.fixed_macs
-            + sum(macs for macs, row in zip(parts.site_macs, self.rows, strict=True) if row[step].computed)
-            for step in steps
+            parts.fixed_macs + sum(_macs(parts, site, row[step]) for site, row in enumerate(ops))
+            for step in range(self.num_steps)
         )
-        alive = liveness.alive([liveness.allocate(row) for row in self.rows], parts.site_bytes)
+        tokens = [rows * tokens for rows, tokens in parts.site_shapes]
+        alive = liveness.alive(ops, parts.site_bytes, tokens)
         full = parts.fixed_macs + sum(parts.site_macs)
         return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive, self.constants.nbytes)
 
@@ -235,6 +281,13 @@ class Plan:
             return cls(grid, rows, provenance, constants)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {error}") from error
+
+
+def _macs(parts: Parts, site: int, op: liveness.Op) -> int:
+    scored = parts.received_macs[site] if "attention" in op.scored else 0
+    if op.choice is not None:
+        return scored + parts.partial_macs(site, op.choice.tokens)
+    return scored + (0 if op.reads else parts.site_macs[site])
 
 
 def _line(row: tuple[Cell, ...]) -> str:

@@ -2,7 +2,8 @@
 
 every(3)                                computes steps 0, 3, 6, ...           #..#..#.
 every(3, anchor="end")                  phase fixed at the last step          ##..#..#
-either(first(3), every(4))              computes where one of them computes   ####..#.
+either(first(3), every(4))              computes where one of them computes   ###.#...
+inject(every(4))                        some tokens at each second skip       #.o.#.o.
 at(kind("mlp"), every(3), every(2))     one schedule for MLPs, one for the rest
 """
 
@@ -73,8 +74,31 @@ def last(count: int) -> Schedule:
 
 
 def either(*schedules: Schedule) -> Schedule:
-    """Compute where at least one of the schedules computes."""
-    return lambda step, site, grid: _when(any(each(step, site, grid) is Action.COMPUTE for each in schedules))
+    """Compute where at least one of the schedules computes; else compute some tokens where one of them does."""
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        actions = {each(step, site, grid) for each in schedules}
+        return next((each for each in (Action.COMPUTE, Action.PARTIAL) if each in actions), Action.SKIP)
+
+    return schedule
+
+
+def inject(schedule: Schedule, every: int = 2) -> Schedule:
+    """In each run of skipped steps, one in ``every`` computes some tokens (ProCache, arXiv 2512.17298).
+
+    The steps of a run are numbered 1, 2, 3, ...; the paper makes every even one partial: ``#...#..#`` becomes
+    ``#.o.#.o#``.
+    """
+    if not isinstance(every, int) or every < 1:
+        raise PlanError(f"inject() takes one skipped step in every 1, 2, ...; {every!r} was asked for.")
+
+    def injected(step: int, site: Site, grid: Grid) -> Action:
+        run = 0
+        while run <= step and schedule(step - run, site, grid) is Action.SKIP:
+            run += 1
+        return Action.PARTIAL if run and run % every == 0 else schedule(step, site, grid)
+
+    return injected
 
 
 def at(where: Where, schedule: Schedule, otherwise: Schedule) -> Schedule:
@@ -92,18 +116,25 @@ def depth(low: int, high: int) -> Where:
     return lambda site: low <= site.depth < high
 
 
-def by_step(picture: str | Sequence[bool]) -> Schedule:
-    """The pattern itself: ``"#..#"`` or ``[True, False, False, True]``, one entry a step."""
-    if isinstance(picture, str) and (strange := sorted(set(picture) - {"#", "."})):
-        raise PlanError(f"A pattern is written with '#' (compute) and '.' (skip); it has {', '.join(strange)}.")
-    computed = [sign == "#" for sign in picture] if isinstance(picture, str) else [bool(each) for each in picture]
+def by_step(picture: str | Sequence[int]) -> Schedule:
+    """The pattern itself, one entry a step: ``"#..#"``, or numbers as ProCache writes them, ``[1, 0, 0, 1]``.
+
+    ``#`` or 1 computes, ``.`` or 0 skips, ``o`` or 2 computes some tokens.
+    """
+    signs = dict(zip("#.o", Action, strict=True)) | dict(zip((1, 0, 2), Action, strict=True))
+    if strange := sorted({repr(each) for each in picture if each not in signs}):
+        raise PlanError(
+            f"A pattern is written with '#' (compute), '.' (skip) and 'o' (some tokens), or with 1, 0 and 2; it has "
+            f"{', '.join(strange[:5])}."
+        )
+    actions = [signs[each] for each in picture]
 
     def schedule(step: int, site: Site, grid: Grid) -> Action:
-        if len(computed) != grid.num_steps:
+        if len(actions) != grid.num_steps:
             raise PlanError(
-                f"The pattern has {len(computed)} entries, the run {grid.num_steps} steps: write one entry a step."
+                f"The pattern has {len(actions)} entries, the run {grid.num_steps} steps: write one entry a step."
             )
-        return _when(computed[step])
+        return actions[step]
 
     return schedule
 
@@ -123,7 +154,7 @@ def lookup(table: Mapping[str, Sequence[bool]]) -> Schedule:
 
 
 def picture(schedule: Schedule, num_steps: int, site: Site | None = None) -> str:
-    """The schedule of one site as a line of ``#`` (compute) and ``.`` (skip), one sign a step."""
+    """The schedule of one site as a line of ``#`` (compute), ``.`` (skip) and ``o`` (some tokens)."""
     site = site or Site("blocks.0.attn", 0, "attn")
     grid = Grid(num_steps, (site,))
     return "".join(schedule(step, site, grid).value for step in range(num_steps))

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from forecache import liveness
+from forecache import _modelcall, liveness
 from forecache._errors import AlreadyAppliedError, RunError, StepCountError
+from forecache._modelcall import Inputs
 from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, replaced
 from forecache.history import History, Meter, Placed
 from forecache.plan import Plan
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
-
 
 @dataclass(frozen=True)
 class Stats:
-    """What a session has done. computed, skipped: cells (step, site) over all generations.
+    """What a session has done. computed, skipped: cells (step, site) over all generations; partial: those in between.
 
     peak_cache_bytes: bytes of kept features at the peak, of the thread that kept most.
     """
@@ -34,11 +31,13 @@ class Stats:
     computed: int
     skipped: int
     peak_cache_bytes: int
+    partial: int = 0
 
     def __str__(self) -> str:
-        share = self.computed / max(1, self.computed + self.skipped)
+        share = self.computed / max(1, self.computed + self.skipped + self.partial)
+        partial = f"some tokens of {self.partial}, " if self.partial else ""
         return (
-            f"{self.generations} generations, {self.calls} model calls, {share:.1%} of features computed, "
+            f"{self.generations} generations, {self.calls} model calls, {share:.1%} of features computed, {partial}"
             f"{self.peak_cache_bytes / 2**20:.1f} MiB of cache at the peak"
         )
 
@@ -48,8 +47,8 @@ class _Lane:
     """One generation in one lane: how far it is, and what it keeps."""
 
     history: History
+    inputs: Inputs | None
     step: int = 0
-    inputs: object = None
     first_timestep: float | None = None
     timestep: float | None = None
     length_known: bool = False
@@ -68,6 +67,7 @@ class _Run:
     generations: int = 0
     calls: int = 0
     computed: int = 0
+    partial: int = 0
 
 
 class Session:
@@ -81,11 +81,13 @@ class Session:
         self.plan = plan
         self._layout = layout
         self._scheduler = scheduler
-        self._rows = [liveness.allocate(row) for row in plan.rows]
+        layout.check_tokens(plan.rows)
+        self._rows = liveness.operations(plan.grid.sites, plan.rows)
         self._steps = list(zip(*self._rows, strict=True))
         self._computed = [sum(not op.reads for op in ops) for ops in self._steps]
+        self._partial = [sum(op.choice is not None for op in ops) for ops in self._steps]
         self._placed = Placed(plan.constants)
-        self._timestep = _reader(layout.model.forward)
+        self._timestep = _modelcall.timestep_of(layout.model.forward)
         self._local = threading.local()
         self._runs: list[_Run] = []
         self._stack = ExitStack()
@@ -118,9 +120,10 @@ class Session:
         """What has been done so far, over all threads."""
         runs = list(self._runs)
         calls, computed = sum(run.calls for run in runs), sum(run.computed for run in runs)
-        cells = calls * len(self._rows)
+        partial = sum(run.partial for run in runs)
+        skipped = calls * len(self._rows) - computed - partial
         peak = max((run.meter.peak for run in runs), default=0)
-        return Stats(sum(run.generations for run in runs), calls, computed, cells - computed, peak)
+        return Stats(sum(run.generations for run in runs), calls, computed, skipped, peak, partial)
 
     def new_run(self) -> None:
         """The next model call of this thread starts a new generation; what the last one kept is dropped."""
@@ -160,7 +163,7 @@ class Session:
         def call(*args: Any, **kwargs: Any) -> Any:
             run = self._run()
             lane = run.current = self._begin(run, args, kwargs)
-            lane.history.begin(self._steps[lane.step])
+            lane.history.begin(self._steps[lane.step], lane.inputs[0] if lane.inputs else None)
             try:
                 output = forward(*args, **kwargs)
                 if (missed := lane.history.missed()) is not None:
@@ -175,6 +178,7 @@ class Session:
                 run.current = None
             run.calls += 1
             run.computed += self._computed[lane.step]
+            run.partial += self._partial[lane.step]
             lane.step += 1
             return output
 
@@ -183,7 +187,7 @@ class Session:
     def _begin(self, run: _Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Lane:
         """The lane of this call, at the step that the call is; a new generation starts with an empty history."""
         timestep = self._timestep(args, kwargs)
-        inputs = _key(args, kwargs)
+        inputs = _modelcall.inputs(args, kwargs)
         lane = run.lanes.get(run.lane)
         if lane is not None and not self._goes_on(lane, inputs, timestep):
             if self._is_short(lane):
@@ -192,14 +196,14 @@ class Session:
             lane.history.clear()
             lane = None
         if lane is None:
-            lane = run.lanes[run.lane] = _Lane(History(self._rows, run.meter, self._placed), first_timestep=timestep)
+            history = History(self._layout, self._rows, run.meter, self._placed)
+            lane = run.lanes[run.lane] = _Lane(history, inputs, first_timestep=timestep)
             lane.length_known = self._check_length(run, timestep)
-            lane.inputs = inputs
             run.generations += run.lane == next(iter(run.lanes))
         lane.timestep = timestep
         return lane
 
-    def _goes_on(self, lane: _Lane, inputs: object, timestep: float | None) -> bool:
+    def _goes_on(self, lane: _Lane, inputs: Inputs | None, timestep: float | None) -> bool:
         if lane.inputs != inputs:
             return False
         done = lane.step == self.plan.num_steps
@@ -273,26 +277,3 @@ def _drop(run: _Run) -> None:
     for lane in run.lanes.values():
         lane.history.clear()
     run.lanes.clear()
-
-
-def _key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
-    """Shape, dtype and device of the first tensor of a model call."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value.shape, value.dtype, value.device
-    return None
-
-
-def _reader(forward: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float | None]:
-    """Reads the timestep from the arguments of the model's forward, if it has one."""
-    names = list(inspect.signature(forward).parameters)
-    name = next((each for each in TIMESTEP_NAMES if each in names), TIMESTEP_NAMES[0])
-    position = names.index(name) if name in names else len(names)
-
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-        value = args[position] if position < len(args) else kwargs.get(name)
-        if isinstance(value, Tensor):
-            return None if value.is_meta or value.numel() == 0 else float(value.detach().to(torch.float64).max())
-        return float(value) if isinstance(value, int | float) else None
-
-    return read

@@ -6,14 +6,15 @@ B batch, N tokens, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from forecache._core import Site
+from forecache._core import Cell, Site
+from forecache._errors import PlanMismatchError
 
 Forward = Callable[..., Any]
 Example = Callable[[int], Mapping[str, Tensor]]
@@ -29,13 +30,17 @@ class Value(Protocol):
 class Branch:
     """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
 
-    compute: norm, modulation and module, up to but without the gate; (B, N, D) -> (B, N, D).
-    gate: the gate of the current step, broadcastable to (B, N, D).
+    compute: norm, modulation and module, up to but without the gate; (B, N, D) -> (B, N, D). gate: the gate of the
+    current step, broadcastable to (B, N, D). tokenwise: every token is computed by itself, so that ``compute`` of some
+    tokens (B, K, D) is possible. received: of an attention, what every token receives from all queries, mean over
+    heads, (B, N), float32.
     """
 
     kind: str
     compute: Callable[[Tensor, Any], Tensor]
     gate: Callable[[Any], Tensor]
+    tokenwise: bool = False
+    received: Callable[[Tensor, Any], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,35 @@ class Layout:
 
     forwards: given ``value``, the (module, forward) pairs that route every site through it.
     example: inputs of one model call for a batch size, on the meta device; None where only the user knows them.
+    tokenwise: the sites that treat every token by itself. received: for sites that are attentions, called as they are
+    computed, what every token receives, (B, N).
     """
 
     model: nn.Module
     sites: tuple[Site, ...]
     forwards: Callable[[Value], Iterable[tuple[nn.Module, Forward]]]
     example: Example | None = None
+    tokenwise: frozenset[int] = frozenset()
+    received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
+
+    def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
+        number = {site.name: index for index, site in enumerate(self.sites)}
+        for index, row in enumerate(rows):
+            chosen = [cell.tokens for cell in row if cell.tokens is not None]
+            name = self.sites[index].name
+            if chosen and index not in self.tokenwise:
+                possible = ", ".join(dict.fromkeys(self.sites[each].kind for each in sorted(self.tokenwise)))
+                raise PlanMismatchError(
+                    f"The plan computes some tokens of {name}, which does not treat every token by itself: partial "
+                    f"cells are for sites of the kinds {possible or '(none in this model)'}."
+                )
+            scored = {number[each.site] for each in chosen if each.importance == "attention"}
+            if unknown := sorted(scored - set(self.received)):
+                raise PlanMismatchError(
+                    f"The plan ranks tokens by the attention of {self.sites[unknown[0]].name}, which forecache cannot "
+                    f"see in {type(self.model).__name__}: use importance='attn_norm'."
+                )
 
 
 def from_blocks(model: nn.Module, blocks: Iterable[Block], example: Example) -> Layout:
@@ -85,7 +113,10 @@ def from_blocks(model: nn.Module, blocks: Iterable[Block], example: Example) -> 
     def forwards(value: Value) -> list[tuple[nn.Module, Forward]]:
         return [(block.module, block.forward(first_site, value)) for first_site, block in placed]
 
-    return Layout(model, tuple(sites), forwards, example)
+    branches = [branch for _, block in placed for branch in block.branches]
+    tokenwise = frozenset(site for site, branch in enumerate(branches) if branch.tokenwise)
+    received = {site: branch.received for site, branch in enumerate(branches) if branch.received is not None}
+    return Layout(model, tuple(sites), forwards, example, tokenwise, received)
 
 
 @contextmanager

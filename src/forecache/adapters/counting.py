@@ -10,17 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forecache._core import Tokens
 from forecache._errors import InputError
 from forecache.adapters.base import Layout, is_mounted, mounted
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One model call: MACs and output bytes of every site, and the MACs of everything else, which always runs."""
+    """One model call: MACs and output bytes of every site, and the MACs of everything else, which always runs.
+
+    site_shapes: the batch and the tokens of every site, (rows, 1) where it has no tokens. token_macs: where a site
+    treats every token by itself, the MACs of one token of every row. received_macs: of scoring an attention.
+    """
 
     site_macs: tuple[int, ...]
     site_bytes: tuple[int, ...]
     fixed_macs: int
+    site_shapes: tuple[tuple[int, int], ...]
+    token_macs: Mapping[int, int]
+    received_macs: Mapping[int, int]
+
+    def partial_macs(self, site: int, tokens: Tokens) -> int:
+        """MACs of a partial cell: what does not depend on the tokens (the keys of a text), and as much for each."""
+        total = self.site_shapes[site][1]
+        count = tokens.count(total)
+        if count in (0, total):
+            return self.site_macs[site] if count else 0
+        one = self.token_macs[site]
+        return one + (self.site_macs[site] - one) * (count - 1) // (total - 1)
 
 
 def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inputs: Any = None) -> Parts:
@@ -32,18 +49,54 @@ def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inp
 
     layout = read(twin(model))
     args, kwargs = _call(layout, batch, inputs)
-    macs, sizes = [0] * len(layout.sites), [0] * len(layout.sites)
+    found = _Counts(layout)
+    with torch.no_grad(), mounted(layout.forwards(found.value)), FlopCounterMode(display=False) as total:
+        layout.model(*args, **kwargs)
+    counted = sum(sum(each.values()) for each in (found.macs, found.token_macs, found.received_macs))
+    sites = range(len(layout.sites))
+    return Parts(
+        tuple(found.macs.get(site, 0) for site in sites),
+        tuple(found.outputs[site].nbytes if site in found.outputs else 0 for site in sites),
+        total.get_total_flops() // 2 - counted,
+        tuple(_shape(found.outputs.get(site)) for site in sites),
+        found.token_macs,
+        found.received_macs,
+    )
 
-    def value(site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        with FlopCounterMode(display=False) as counter:
-            output = compute(*args, **kwargs)
-        macs[site] += counter.get_total_flops() // 2
-        sizes[site] = output.nbytes
+
+class _Counts:
+    """What one call of the twin does, site by site."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.outputs: dict[int, Tensor] = {}
+        self.macs: dict[int, int] = {}
+        self.token_macs: dict[int, int] = {}
+        self.received_macs: dict[int, int] = {}
+
+    def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
+        output, self.macs[site] = _macs(compute, *args, **kwargs)
+        self.outputs[site] = output
+        if site in self._layout.tokenwise and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
+            self.token_macs[site] = _macs(compute, args[0][:, :1], *args[1:], **kwargs)[1]
+        if site in self._layout.received:
+            self.received_macs[site] = _macs(self._layout.received[site], *args, **kwargs)[1]
         return output
 
-    with torch.no_grad(), mounted(layout.forwards(value)), FlopCounterMode(display=False) as total:
-        layout.model(*args, **kwargs)
-    return Parts(tuple(macs), tuple(sizes), total.get_total_flops() // 2 - sum(macs))
+
+def _macs(compute: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        output = compute(*args, **kwargs)
+    return output, counter.get_total_flops() // 2
+
+
+def _shape(output: Tensor | None) -> tuple[int, int]:
+    """Rows and tokens of a feature."""
+    if output is None or output.ndim == 0:
+        return 0, 1
+    return len(output), output.shape[1] if output.ndim == 3 else 1
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -19,6 +19,9 @@ from forecache.adapters.base import Forward, Layout, Value
 
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
 
+TOKENWISE = ("mlp", "ff", "ffn", "feed_forward")
+"""What modules are called that treat every token by itself."""
+
 
 def fits(model: nn.Module) -> bool:
     """Whether the model has the layout of facebookresearch/DiT, so that DIT_PATTERNS are its branches."""
@@ -62,7 +65,8 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
             module = model.get_submodule(site.name)
             yield module, _forward(value, index, _only_tensor(module.forward, site.name))
 
-    return Layout(model, sites, forwards)
+    tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
+    return Layout(model, sites, forwards, tokenwise=tokenwise)
 
 
 def census(model: nn.Module, sites: Sequence[Site]) -> str:

@@ -1,0 +1,36 @@
+"""What a session reads from the arguments of a model call: which generation it can belong to, and its timestep."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
+Inputs = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs | None:
+    """Shape, dtype and device of the first tensor of a model call."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value.shape, value.dtype, value.device
+    return None
+
+
+def timestep_of(forward: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float | None]:
+    """Reads the timestep from the arguments of the model's forward, if it has one."""
+    names = list(inspect.signature(forward).parameters)
+    name = next((each for each in TIMESTEP_NAMES if each in names), TIMESTEP_NAMES[0])
+    position = names.index(name) if name in names else len(names)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+        value = args[position] if position < len(args) else kwargs.get(name)
+        if isinstance(value, Tensor):
+            return None if value.is_meta or value.numel() == 0 else float(value.detach().to(torch.float64).max())
+        return float(value) if isinstance(value, int | float) else None
+
+    return read
