@@ -8,9 +8,28 @@ weights = st.floats(-4, 4, allow_nan=False).map(lambda each: round(each, 3))
 names = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
+def tokens(draw, before):
+    """Any choice of tokens, by a site that runs before."""
+    importance = draw(st.sampled_from(["attn_norm", "attention", "random"] if before else ["random"]))
+    grid = draw(st.none() | st.tuples(st.integers(1, 64), st.integers(1, 64)))
+    return fc.Tokens(
+        draw(st.floats(0, 1)),
+        importance,
+        draw(st.sampled_from(before)) if importance != "random" else "",
+        draw(st.floats(0, 9)),
+        draw(st.floats(0.1, 9)),
+        grid,
+        draw(st.sampled_from(["own", "shared"])),
+        draw(st.integers(0, 9)),
+    )
+
+
 @st.composite
-def rows(draw, num_steps):
-    """One row of cells: any step after the first may read up to three earlier ones, with weights that sum to one."""
+def rows(draw, num_steps, before=None):
+    """One row of cells: any step after the first may read up to three earlier ones, with weights that sum to one.
+
+    before: names of the sites that run before; then some cells are partial.
+    """
     row = [fc.Cell()]
     for step in range(1, num_steps):
         sources = draw(st.lists(st.integers(0, step - 1), max_size=3, unique=True))
@@ -18,7 +37,9 @@ def rows(draw, num_steps):
             row.append(fc.Cell())
             continue
         shares = [draw(weights) for _ in sources[1:]]
-        row.append(fc.Cell(tuple(zip(sources, [1 - sum(shares), *shares], strict=True))))
+        reads = tuple(zip(sources, [1 - sum(shares), *shares], strict=True))
+        partial = before is not None and draw(st.booleans())
+        row.append(fc.Cell(reads, tokens=tokens(draw, before) if partial else None))
     return tuple(row)
 
 
@@ -28,7 +49,7 @@ def plans(draw):
     num_steps = draw(st.integers(1, 8))
     site_names = draw(st.lists(names, min_size=1, max_size=5, unique=True))
     sites = tuple(fc.Site(name, draw(st.integers(0, 99)), draw(names)) for name in site_names)
-    table = tuple(draw(rows(num_steps)) for _ in sites)
+    table = tuple(draw(rows(num_steps, site_names[:index])) for index in range(len(sites)))
     provenance = draw(st.dictionaries(names, names, max_size=3))
     return fc.Plan(fc.Grid(num_steps, sites, draw(names)), table, provenance)
 

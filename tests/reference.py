@@ -402,3 +402,30 @@ def selective(computed, partial, share, score, *, age=0.0, bonus=None, order=0):
         return feature
 
     return rule
+
+
+def amended(rule, table, share):
+    """Any rule, and in every MLP that it estimates the longest tokens of the attention computed after all.
+
+    What they turn out to be beside the rule's estimate is added to its next ones, until the MLP is computed again.
+    """
+    attentions = {}
+
+    def whole(memory, step, compute):
+        depth, kind = memory["branch"]
+        feature = rule(memory, step, compute)
+        if kind == "attn":
+            attentions[depth] = feature
+        elif step in table[depth, kind]:
+            memory["found"] = 0.0
+        else:
+            truth, estimate = compute(), feature + memory["found"]
+            order = attentions[depth].norm(dim=-1).argsort(dim=1, descending=True)
+            chosen = torch.zeros(estimate.shape[:2], dtype=torch.bool)
+            chosen.scatter_(1, order[:, : int(share * estimate.shape[1])], True)
+            amended = torch.where(chosen[..., None], truth, estimate)
+            memory["found"] = amended - feature
+            memory["emitted"] = feature = amended
+        return feature
+
+    return whole

@@ -186,3 +186,37 @@ def test_the_emitted_queue_is_stable_on_long_gaps(dit):
     with fc.apply(dit, fc.goc(fc.fora(4), 1.0).plan(fc.grid(dit, T))):
         ours = generate(dit, T)
     assert (ours - bare).abs().mean() < (literal - bare).abs().mean()
+
+
+@pytest.mark.parametrize("correction", ["none", "GOC gated", "Taylor 1", "Taylor 2"])
+@pytest.mark.parametrize("base", BASES)
+def test_selective_computation_on_any_base_and_forecast_equals_the_reference(dit, tmp_path, base, correction):
+    method, table = BASES[base]
+    made, rule = CORRECTIONS[correction]
+    plan = fc.selective(made(method, table), 0, 0.5, every=1).plan(fc.Grid(T, SITES, "DiTTransformer2DModel"))
+    with fc.apply(dit, plan) as session:
+        ours = generate(dit, T)
+    torch.testing.assert_close(ours, by_hand(dit, reference.amended(rule(table), table, 0.5)), rtol=0, atol=2e-5)
+    assert session.stats.peak_cache_bytes == plan.cost(dit, 2).cache_bytes
+    plan.save(tmp_path / "plan.json")
+    assert fc.Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("form", ["relative", "additive"])
+def test_eoc_corrects_the_tokens_that_are_not_computed(dit, form):
+    """With a share of 0 it is EOC alone, though every cell is partial; with all tokens nothing is left to correct."""
+    base = fc.eoc(fc.fora_paper(75), STATS, 0.05 if form == "relative" else 0.5, form=form, judge="all")
+    grid = fc.Grid(T, SITES, "DiTTransformer2DModel")
+
+    def sampled(method):
+        with fc.apply(dit, method.plan(grid)):
+            return generate(dit, T)
+
+    alone, none = sampled(base), sampled(fc.selective(base, 0, 0.0, every=1))
+    torch.testing.assert_close(none, alone, rtol=0, atol=1e-5)
+    assert not torch.equal(sampled(fc.fora_paper(75)), alone)
+    some, others = (
+        sampled(fc.selective(base, 0, 0.5, every=1)),
+        sampled(fc.selective(fc.fora_paper(75), 0, 0.5, every=1)),
+    )
+    assert not torch.equal(some, others)

@@ -164,6 +164,14 @@ def swap(text, before, after):
     return text.replace(before, after).encode()
 
 
+def chosen(**changes):
+    """A partial cell, changed."""
+    usual = {"share": 0.5, "importance": "random", "site": ""}
+    if "site" in changes:
+        usual["importance"] = "attn_norm"
+    return {"reads": [[2, 1.0]], "tokens": usual | changes}
+
+
 DAMAGED = {
     "empty": (lambda text: b"", "Expecting value"),
     "not JSON": (lambda text: b"\x89PNG\r\n", "not a readable plan file"),
@@ -198,6 +206,23 @@ DAMAGED = {
     "a step twice": (cell([[2, 0.5], [2, 0.5]]), "Step 3 must read earlier steps, each once"),
     "no reads": (cell([]), "Step 3 must read earlier steps"),
     "an unknown sign": (cell("."), "the cell of step 3 must be a list"),
+    "tokens of another kind": (
+        cell({"reads": [[2, 1.0]], "tokens": 0.5}),
+        "tokens of step 3 must have share, importance",
+    ),
+    "tokens without a share": (cell(chosen(share=None)), "share of the tokens of step 3 must be a number, not None"),
+    "a share of 2": (cell(chosen(share=2)), "between 0 and 1"),
+    "an unknown importance": (cell(chosen(importance="eval")), "importance must be attn_norm"),
+    "an importance that is a list": (
+        cell(chosen(importance=["random"])),
+        "importance of the tokens of step 3 must be a",
+    ),
+    "tokens with an unknown key": (cell(chosen(cls="x")), r"unknown keys \['cls'\]"),
+    "tokens of a site that is not there": (cell(chosen(site="blocks.9.attn")), "which is no site before it"),
+    "a grid of one side": (cell(chosen(token_grid=[3])), r"token_grid of step 3 must be \[rows, columns\]"),
+    "an age in words": (cell(chosen(age="1")), "age of the tokens of step 3 must be a number"),
+    "half a seed": (cell(chosen(seed=0.5)), "the seed of step 3 must be a whole number"),
+    "halves that are neither": (cell(chosen(halves="none")), "'own' or 'shared'"),
     "a weight in words": (cell([[2, "1.0"]]), r"not a \[step, weight\] pair"),
     "a weight true": (cell([[2, True]]), r"not a \[step, weight\] pair"),
     "a bare number": (cell([2]), r"not a \[step, weight\] pair"),
