@@ -33,18 +33,25 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pattern that was sampled with. macs_ratio: how many times fewer multiply-accumulates than without a cache."""
+    """A pattern that was sampled with. macs_ratio: how many times fewer multiply-accumulates than without a cache; None
+    where the model has no adapter that knows.
+    """
 
     pattern: str
     score: float
-    macs_ratio: float
+    macs_ratio: float | None
+
+    @property
+    def fewer_macs(self) -> str:
+        """``2.75x fewer MACs``; empty where it is not known."""
+        return f"{self.macs_ratio:.2f}x fewer MACs" if self.macs_ratio is not None else ""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides the score of a pattern, besides the pattern.
 
-    method: the method's name on the first pattern of the space. score, better: the proxy and its direction.
+    method: its name on a pattern that computes step 0 alone. score, better: the proxy and its direction.
     conditions: class labels, one sample each.
     """
 
@@ -102,8 +109,13 @@ def read(path: Path) -> tuple[Settings, list[Candidate]]:
 
 
 def _candidates(values: list[Any]) -> list[Candidate]:
-    found = [Candidate(**fields(value, {"pattern": str, "score": float, "macs_ratio": float})) for value in values]
-    if strange := [each for each in found if not (math.isfinite(each.score) and math.isfinite(each.macs_ratio))]:
+    types = {"pattern": str, "score": float, "macs_ratio": float}
+    unknown = types | {"macs_ratio": type(None)}
+    found = [
+        Candidate(**fields(value, unknown if isinstance(value, dict) and value.get("macs_ratio", 0) is None else types))
+        for value in values
+    ]
+    if strange := [each for each in found if not (math.isfinite(each.score) and math.isfinite(each.macs_ratio or 1))]:
         raise ValueError(f"the score and macs_ratio of {short(strange[0].pattern)} must be finite")
     if len({each.pattern for each in found}) != len(found):
         raise ValueError("a pattern stands in it twice")

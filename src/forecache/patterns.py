@@ -22,7 +22,7 @@ TRIES = 200
 
 def intervals(pattern: str) -> tuple[int, ...]:
     """The skipped steps after each computed one: ``intervals("#...#..#.") == (3, 2, 1)``."""
-    if not pattern.startswith("#") or set(pattern) - {"#", "."}:
+    if not _starts_computed(pattern):
         raise PlanError(
             f"A pattern starts with '#' (compute) and goes on with '#' and '.' (skip); {pattern!r} does not."
         )
@@ -32,6 +32,10 @@ def intervals(pattern: str) -> tuple[int, ...]:
 def computed(pattern: str) -> tuple[int, ...]:
     """The computed steps: ``computed("#...#..#.") == (0, 4, 7)``."""
     return tuple(step for step, sign in enumerate(pattern) if sign == "#")
+
+
+def _starts_computed(pattern: str) -> bool:
+    return pattern.startswith("#") and set(pattern) <= {"#", "."}
 
 
 def _pattern(segments: Sequence[int]) -> str:
@@ -98,7 +102,7 @@ class Constraints:
 
     def allows(self, pattern: str) -> bool:
         """Whether a pattern is one of these."""
-        found = intervals(pattern)
+        found = intervals(pattern) if _starts_computed(pattern) else ()
         return (
             len(pattern) == self.num_steps
             and len(found) == self.budget

@@ -46,7 +46,7 @@ class SearchResult:
         """The best candidates as text, one line each."""
         title = f"{len(self.ranked)} of {self.size:,} patterns by {self.score.name}, {self.score.better} is better"
         lines = [
-            f"{place:>3}  {each.pattern}  {each.score:#.4g}  {each.macs_ratio:.2f}x fewer MACs"
+            f"{place:>3}  {each.pattern}  {each.score:#.4g}  {each.fewer_macs}".rstrip()
             for place, each in enumerate(self.ranked[:most], 1)
         ]
         rest = len(self.ranked) - most
@@ -94,6 +94,7 @@ def search(
         source, constraints, score, method, Sampling(constraints.num_steps, float(guidance), seed), labels, batch
     )
     kept = _Kept(Path(path) if path is not None else None, run.settings(), constraints)
+    run.plan(chosen[0])  # a method that cannot be planned is refused before anything is sampled
     run.finish(kept, chosen, on_start, on_step, on_candidate)
     ranked = _rank([kept.scored[pattern] for pattern in chosen], score)
     plan = run.plan(ranked[0].pattern)
@@ -180,7 +181,7 @@ class _Run:
     def settings(self) -> Settings:
         grid, space, how = self._grid(), self.constraints, self.how
         dtype = str(next(find(self.source.target).parameters()).dtype).removeprefix("torch.")
-        method = self.plan(next(space.enumerate())).provenance["method"]
+        method = self.method(explicit(compute=[0])).name
         return Settings(
             *(grid.model, grid.fingerprint, grid.scheduler, dtype),
             *(space.num_steps, space.budget, space.v_min, space.v_max, space.monotone),
@@ -223,8 +224,13 @@ class _Run:
             raise InputError(
                 f"{self.score.name} of the pattern {pattern} is {value}, which cannot be ranked: see {cause}."
             )
-        cost = plan.cost(self.source.target, guidance=self.how.guidance > 1)
-        return Candidate(pattern, value, cost.speedup)
+        return Candidate(pattern, value, self._macs_ratio(plan))
+
+    def _macs_ratio(self, plan: Plan) -> float | None:
+        try:
+            return plan.cost(self.source.target, guidance=self.how.guidance > 1).speedup
+        except InputError:  # a model without an adapter: nobody knows here what it is called with
+            return None
 
     def _sample(self, on_step: OnStep | None) -> Tensor:
         return in_batches(self.source, self.labels, self.how, self.batch, on_step)

@@ -131,7 +131,7 @@ def _table(result: fc.SearchResult) -> Table:
     table.add_column("rank", justify="right")
     table.add_column("pattern", no_wrap=True)
     table.add_column(result.score.name, justify="right")
-    table.add_column("fewer MACs", justify="right")
+    table.add_column("")
     for place, each in enumerate(result.ranked[:SHOWN], 1):
-        table.add_row(str(place), each.pattern, f"{each.score:#.4g}", f"{each.macs_ratio:.2f}x")
+        table.add_row(str(place), each.pattern, f"{each.score:#.4g}", each.fewer_macs)
     return table
