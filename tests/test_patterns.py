@@ -1,6 +1,7 @@
 """The space of a search: counted, enumerated and sampled, against a brute force that knows nothing of how."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,15 @@ def test_the_published_spaces_have_the_published_sizes(space):
     constraints = Constraints(*space)
     assert constraints.count() == len(list(constraints.enumerate())) == len(set(constraints.enumerate()))
     assert constraints.count() == PUBLISHED[space]
+
+
+def test_the_documented_sizes_are_those_that_are_counted():
+    page = (Path(__file__).parent.parent / "docs/search.md").read_text(encoding="utf-8")
+    table = page.split("<!-- counts -->")[1].split("<!-- /counts -->")[0]
+    rows = [[int(cell.replace(",", "")) for cell in line.strip("|").split("|")] for line in table.split("\n")[3:-1]]
+    assert {tuple(row[:4]): row[4] for row in rows} == PUBLISHED
+    for *space, _, any_order in rows:
+        assert Constraints(*space, monotone=False).count() == any_order
 
 
 def test_the_published_pattern_is_found():
