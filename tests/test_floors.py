@@ -12,13 +12,13 @@ import forecache
 ROOT = Path(forecache.__file__).parent
 
 FLOORS = [
-    ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published", "_modelcall"],
-    ["schedules", "forecasts", "gates", "tokens", "adapters", "statistics"],
+    ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published", "_modelcall", "_searchfile"],
+    ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "_constants", "_planfile", "plan"],
     ["_smoothcache", "methods", "selection", "history"],
     ["session", "_lesson"],
-    ["accumulators", "bench", "calibrate", "search", "router"],
+    ["accumulators", "bench", "calibrate", "scores", "search", "router"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],
 ]
@@ -27,7 +27,9 @@ FLOORS = [
 ALONE = ["sample", "sources", "evaluate", "zoo"]
 """These import nothing of the library but its errors, and each other."""
 
-WITHOUT_TORCH = ["_core", "_errors", "_version", "schedules", "forecasts", "gates", "tokens", "liveness", "_planfile"]
+WITHOUT_TORCH = [
+    "_core", "_errors", "_version", "schedules", "patterns", "forecasts", "gates", "tokens", "liveness", "_planfile"
+]  # fmt: skip
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
          for path in sorted(ROOT.rglob("*.py"))}  # fmt: skip

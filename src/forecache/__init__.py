@@ -6,7 +6,7 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from forecache import forecasts, gates, schedules, tokens
+from forecache import forecasts, gates, patterns, schedules, scores, tokens
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache._errors import (
     AlreadyAppliedError,
@@ -19,6 +19,7 @@ from forecache._errors import (
     PlanMismatchError,
     RouterFileError,
     RunError,
+    SearchFileError,
     SiteError,
     StatisticsError,
     StatisticsFileError,
@@ -47,6 +48,7 @@ from forecache.methods import (
 )
 from forecache.plan import Cost, Method, Plan
 from forecache.router import train_router
+from forecache.search import Candidate, SearchResult, search
 from forecache.session import Session, Stats, apply
 from forecache.statistics import Statistics
 
@@ -95,11 +97,18 @@ __all__ = [
     # routers
     "Router",
     "train_router",
+    # search
+    "search",
+    "SearchResult",
+    "Candidate",
+    "patterns",
+    "scores",
     # errors
     "ForecacheError",
     "PlanError",
     "PlanFileError",
     "RouterFileError",
+    "SearchFileError",
     "ModelError",
     "SiteError",
     "PlanMismatchError",

@@ -3,7 +3,8 @@
 ForecacheError
 ├── PlanError (ValueError)          a method, schedule or grid that cannot become a plan
 │   ├── PlanFileError               a file that is not a plan this version can read
-│   └── RouterFileError             a file that is not a router this version can read
+│   ├── RouterFileError             a file that is not a router this version can read
+│   └── SearchFileError             a file that is not a search this version can read, or another search
 ├── ModelError (ValueError)         a model or pipeline that has no usable sites
 │   ├── SiteError                   a site pattern that matches nothing
 │   └── PlanMismatchError           a plan made for another model
@@ -33,6 +34,10 @@ class PlanFileError(PlanError):
 
 class RouterFileError(PlanError):
     """A file that is not a router this version can read."""
+
+
+class SearchFileError(PlanError):
+    """A file that is not a search this version can read, or another search."""
 
 
 class ModelError(ForecacheError, ValueError):

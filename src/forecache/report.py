@@ -14,6 +14,7 @@ from forecache._core import Grid
 from forecache._errors import MissingExtraError
 from forecache.demo import Row
 from forecache.gates import god
+from forecache.search import SearchResult
 from forecache.statistics import Statistics
 
 
@@ -138,3 +139,29 @@ def _draw_gate(axis: Any, stats: Statistics, gate: god) -> None:
     axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("step (0 is the noisiest); green: GOC's gate is open")
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
+
+
+def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
+    """The best candidates of a search, the winner on top: which steps each computes, and its score."""
+    plt = _pyplot()
+    shown = result.ranked[:most]
+    places = range(1, len(shown) + 1)
+    num_steps = result.plan.num_steps
+    size = (4.0 + 0.12 * num_steps, 1.3 + 0.22 * len(shown))
+    figure, (cells, scores) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", width_ratios=(3, 2))
+    picture = [[sign == "#" for sign in each.pattern] for each in shown]
+    extent = (-0.5, num_steps - 0.5, len(shown) + 0.5, 0.5)
+    cells.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1.3, extent=extent, interpolation="nearest")
+    cells.hlines([place + 0.5 for place in places][:-1], -0.5, num_steps - 0.5, color="white", linewidth=2)
+    cells.locator_params(integer=True)
+    cells.set_xlabel("step (0 is the noisiest); blue: computed")
+    cells.set_ylabel("rank")
+    scores.plot([each.score for each in shown], places, "o", markersize=5)
+    scores.set_xlabel(f"{result.score.name}\n({result.score.better} is better)")
+    scores.grid(alpha=0.3)
+    how = "all" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
+    figure.suptitle(
+        f"the best {len(shown)} of {how} patterns" if len(shown) < len(result.ranked) else f"{how} patterns"
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

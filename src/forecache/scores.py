@@ -1,0 +1,114 @@
+"""Scores: how good the images of a pattern are, on few samples. Parts of a search, which takes the best of them.
+
+psnr_to_uncached()                           closeness to the samples without a cache
+frechet(features, reference)                 distance to a reference set, of any features
+clip_score(prompts)                          how well images fit a text
+Score("mine", lambda images, context: ..., better="lower")      anything else
+
+B images, F dimensions of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from forecache._errors import InputError, MissingExtraError
+from forecache.evaluate import Moments, frechet_distance, psnr
+
+EQUAL_DB = 100.0
+"""An image counts with so many dB at most: one that is equal, with infinitely many, would hide all the others."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a score may compare images with. conditions: the label of each. uncached: the same samples without a cache,
+    (B, C, H, W) in [0, 1], or None where the score did not ask for them.
+    """
+
+    conditions: tuple[int, ...]
+    uncached: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proxy for quality. name: stands in tables and files, and tells a search from another; so it says all settings.
+
+    of: images (B, C, H, W) in [0, 1] and their context -> a number. better: the direction. needs_uncached: whether the
+    same samples are made once without a cache.
+    """
+
+    name: str
+    of: Callable[[Tensor, Context], float]
+    better: Literal["higher", "lower"] = "higher"
+    needs_uncached: bool = False
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise InputError(f"The better score is the 'higher' or the 'lower' one, not the {self.better!r} one.")
+
+
+def psnr_to_uncached() -> Score:
+    """Mean PSNR of each image to the same sample without a cache, in dB; an image counts with 100 dB at most."""
+
+    def of(images: Tensor, context: Context) -> float:
+        assert context.uncached is not None
+        return psnr(images, context.uncached).clamp_max(EQUAL_DB).mean().item()
+
+    return Score("PSNR to uncached, dB", of, needs_uncached=True)
+
+
+def frechet(features: Callable[[Tensor], Tensor], reference: Moments, name: str = "Fréchet distance") -> Score:
+    """Fréchet distance of the images' features to a reference.
+
+    features: images (B, C, H, W) in [0, 1] -> (B, F). reference: `forecache.evaluate.Moments` of the same features on
+    real images. name: say which features and which reference. Few samples bias the distance upwards, all patterns
+    alike.
+    """
+    return Score(name, lambda images, _: frechet_distance(Moments.of(features(images)), reference), better="lower")
+
+
+def clip_score(prompts: Sequence[str], model: str = "openai/clip-vit-base-patch16", batch: int = 32) -> Score:
+    """CLIP score (arXiv 2104.08718): 100 times the cosine of an image and its prompt, at least 0, mean over images.
+
+    prompts: one for each condition of the search, in order. model: a repository on the hub or a folder, loaded when the
+    first pattern is scored. Needs the extra ``diffusers``.
+    """
+    loaded: list[tuple[Any, Any]] = []
+
+    def of(images: Tensor, context: Context) -> float:
+        if len(prompts) != len(context.conditions):
+            raise InputError(f"There are {len(prompts)} prompts for {len(context.conditions)} samples: give one each.")
+        if not loaded:
+            loaded.append(_clip(model))
+        parts = [slice(first, first + batch) for first in range(0, len(images), batch)]
+        return (
+            100 * torch.cat([_cosines(*loaded[0], images[part], list(prompts[part])) for part in parts]).mean().item()
+        )
+
+    return Score(f"CLIP score ({model}, {prompts[0]!r}...)", of)
+
+
+def _clip(name: str) -> tuple[Any, Any]:
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+    except ImportError as error:
+        raise MissingExtraError("transformers", "diffusers", "The CLIP score") from error
+    try:
+        model: Any = CLIPModel.from_pretrained(name)
+        return model.eval(), CLIPProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The CLIP model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+@torch.no_grad()
+def _cosines(model: Any, processor: Any, images: Tensor, prompts: list[str]) -> Tensor:
+    """The cosine (B,) between each image and its prompt, at least 0."""
+    pixels = list((images * 255).round().to(torch.uint8))
+    inputs = processor(text=prompts, images=pixels, return_tensors="pt", padding=True, truncation=True)
+    output = model(**inputs)
+    return torch.cosine_similarity(output.image_embeds, output.text_embeds).clamp_min(0)
