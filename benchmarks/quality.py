@@ -4,7 +4,7 @@
     python benchmarks/quality.py corrections --seeds 0       one seed; several processes can share the work
     python benchmarks/quality.py corrections --seeds         the table from what was measured
 
-DDIM-20, guidance 1.5, label i is i mod 10. Every row is written when it is done (out/quality/), and not measured again.
+Guidance 1.5, label i is i mod 10. Every row is written when it is done (out/quality/), and not measured again.
 Writes benchmarks/results/quality-<table>.json with command, hardware and versions, and the table between the markers in
 its page. Statistics: `make statistics`, measured with another seed than the ones here.
 """
@@ -16,8 +16,9 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import procache
 import torch
 from digits import ROOT, fill
 from routers import at_random, in_order
@@ -29,13 +30,13 @@ from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.forecasts import Gradient
 from forecache.sources import DigitsSource, Sampling, in_batches
 
-STEPS, GUIDANCE, BATCH = 20, 1.5, 50
+GUIDANCE, BATCH = 1.5, 50
 KEPT = ROOT / "out/quality"
 UNCACHED = "no cache"
 
 
 def per_token() -> fc.Statistics:
-    return fc.Statistics.load(ROOT / f"out/statistics-{STEPS}.safetensors")
+    return fc.Statistics.load(ROOT / "out/statistics-20.safetensors")
 
 
 class Undivided(Gradient):
@@ -71,12 +72,12 @@ def corrections() -> dict[str, fc.Method]:
 def l2c() -> dict[str, fc.Method]:
     """The bundled routers with every correction, and schedules that skip as many cells."""
     stats, digits = per_token(), zoo.load_digits()
-    grid = fc.grid(digits, STEPS)
+    grid = fc.grid(digits, 20)
     rows = {}
     for level in (22,):
         router = fc.Router.load(zoo.router_path(level))
         base, count = fc.l2c(router), int(router.skips().sum())
-        rows[f"FORA {level} %, first odd calls"] = in_order(grid, count, list(range(1, STEPS, 2)))
+        rows[f"FORA {level} %, first odd calls"] = in_order(grid, count, list(range(1, 20, 2)))
         rows[f"random router {level} %"] = at_random(grid, count, 0)
         rows[f"L2C {level} %"] = base
         rows[f"L2C {level} % + GOC 1.0"] = fc.goc(base, 1.0)
@@ -84,9 +85,18 @@ def l2c() -> dict[str, fc.Method]:
     return rows
 
 
-TABLES: Mapping[str, tuple[Callable[[], dict[str, fc.Method]], str]] = {
-    "corrections": (corrections, "docs/eoc.md"),
-    "l2c": (l2c, "docs/l2c.md"),
+class Table(NamedTuple):
+    """The rows of a table, the page that it stands on, and the steps of its runs."""
+
+    methods: Callable[[], dict[str, fc.Method]]
+    page: str
+    steps: int
+
+
+TABLES: Mapping[str, Table] = {
+    "corrections": Table(corrections, "docs/eoc.md", 20),
+    "l2c": Table(l2c, "docs/l2c.md", 20),
+    "procache": Table(procache.methods, "docs/procache.md", procache.STEPS),
 }
 
 
@@ -97,8 +107,8 @@ class Seed:
         self.path = KEPT / f"{table}-{seed}-{samples}.json"
         self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.labels = [index % 10 for index in range(samples)]
-        self.how = Sampling(STEPS, GUIDANCE, seed)
-        self.uncached = KEPT / f"uncached-{seed}-{samples}.pt"
+        self.how = Sampling(TABLES[table].steps, GUIDANCE, seed)
+        self.uncached = KEPT / f"uncached-{self.how.num_steps}-{seed}-{samples}.pt"
 
     def measure(self, source: DigitsSource, methods: Mapping[str, fc.Method]) -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -107,7 +117,7 @@ class Seed:
         for name, method in methods.items():
             if name in self.rows:
                 continue
-            plan = method.plan(fc.grid(source.target, STEPS))
+            plan = method.plan(fc.grid(source.target, self.how.num_steps))
             with fc.apply(source.target, plan):
                 images = in_batches(source, self.labels, self.how, BATCH)
             about = {
@@ -143,7 +153,8 @@ def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
     return f"{statistics.fmean(values) * scale:.{digits}f} ± {half * scale:.{digits}f}"
 
 
-def write_table(table: str, wanted: list[str], seeds: list[Seed], page: str, command: str) -> None:
+def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) -> None:
+    page, steps = TABLES[table].page, TABLES[table].steps
     names = [name for name in wanted if all(name in seed.rows for seed in seeds)]
     lines = ["| plan | fewer MACs | PSNR, dB | Fréchet | class, % |", "|---|---|---|---|---|"]
     for name in names:
@@ -155,7 +166,7 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], page: str, com
         lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")
     environment = bench.environment()
     note = (
-        f"digits, DDIM-{STEPS}, guidance {GUIDANCE}, {len(seeds[0].labels)} samples a row and seed, mean and half the "
+        f"digits, DDIM-{steps}, guidance {GUIDANCE}, {len(seeds[0].labels)} samples a row and seed, mean and half the "
         f"range over {len(seeds)} seeds. PSNR to the uncached samples; Fréchet distance of classifier features to the "
         f"MNIST test set; share recognised as the class asked for. {environment['cpu']}, torch {environment['torch']}, "
         f"diffusers {environment['diffusers']}."
@@ -163,7 +174,7 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], page: str, com
     document = {
         "command": command,
         "environment": environment,
-        "sampler": {"name": f"DDIM-{STEPS}", "guidance": GUIDANCE, "samples": len(seeds[0].labels), "batch": BATCH},
+        "sampler": {"name": f"DDIM-{steps}", "guidance": GUIDANCE, "samples": len(seeds[0].labels), "batch": BATCH},
         "seeds": {seed.how.seed: {name: seed.rows[name] for name in names} for seed in seeds},
     }
     (ROOT / f"benchmarks/results/quality-{table}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -179,8 +190,7 @@ def main() -> None:
         "--seeds", type=int, nargs="*", default=[0, 1, 2], help="measure these; none only writes the table"
     )
     args = parser.parse_args()
-    make, page = TABLES[args.table]
-    methods = make()
+    methods = TABLES[args.table].methods()
     if args.seeds:
         source = DigitsSource(zoo.load_digits())
         for seed in args.seeds:
@@ -188,9 +198,7 @@ def main() -> None:
     if args.seeds in ([], [0, 1, 2]):
         seeds = [Seed(args.table, seed, args.samples) for seed in (0, 1, 2)]
         wanted = [UNCACHED, *methods]
-        write_table(
-            args.table, wanted, seeds, page, f"python benchmarks/quality.py {args.table} --samples {args.samples}"
-        )
+        write_table(args.table, wanted, seeds, f"python benchmarks/quality.py {args.table} --samples {args.samples}")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,13 @@ FAILURES = {
     ),
     "smoothcache without a threshold": (["--labels", "1", "--method", "smoothcache"], "--schedule, a published"),
     "base without skip": (["--labels", "1", "--method", "explicit"], "--skip 1,3,5"),
+    "pattern without one": (["--labels", "1", "--method", "pattern"], "--pattern"),
+    "a pattern of other steps": (["--labels", "1", "--method", "procache", "--pattern", "published"], "50 entries"),
+    "a pattern in words": (["--labels", "1", "--method", "pattern", "--pattern", "abc"], "written with '#'"),
+    "share without procache": (["--labels", "1", "--method", "fora", "--share", "0.2"], "--share belongs to"),
+    "a share over 1": (["--labels", "1", "--method", "toca", "--interval", "3", "--share", "2"], "between 0 and 1"),
+    "no gap for tokens": (["--labels", "1", "--method", "procache"], "no partial cell"),
+    "depth for toca": (["--labels", "1", "--method", "toca", "--from-depth", "3"], "--from-depth belongs to"),
     "unknown dtype": (["--labels", "1", "--dtype", "int3"], "dtype must be"),
     "unusable device": (["--labels", "1", "--device", "nonsense"], "device 'nonsense'"),
 }
@@ -270,6 +277,29 @@ def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_pa
     code, out, _ = forecache(*common, *words, "--steps", 4)
     assert code == 0
     assert fc.Plan.load(tmp_path / "plan.json").picture() == "#..#\n##.#"
+
+
+SELECTIVE = {
+    "procache": (["--method", "procache", "--pattern", "#...#...", "--share", 0.5], "#.o.#.o.", 0.5),
+    "on fora": (["--method", "procache", "--interval", 4, "--from-depth", 6], "#.o.#.o.", 0.25),
+    "on a pattern": (["--method", "procache", "--base", "pattern", "--pattern", "#...#..."], "#.o.#.o.", 0.25),
+    "random": (["--method", "procache", "--interval", 4, "--importance", "random"], "#.o.#.o.", 0.25),
+    "toca": (["--method", "toca", "--interval", 4], "#ooo#ooo", 0.25),
+    "released": (["--method", "toca", "--interval", 4, "--importance", "released", "--share", 0.1], "#ooo#ooo", None),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIVE)
+def test_sample_computes_some_tokens(forecache, tmp_path, name):
+    words, drawn, share = SELECTIVE[name]
+    code, _, err = forecache("sample", "--labels", "4,2", "--steps", 8, "--out", tmp_path, *words)
+    assert (code, err) == (0, "")
+    plan = fc.Plan.load(tmp_path / "plan.json")
+    assert drawn in plan.picture().split()
+    chosen = {cell.tokens.share for row in plan.rows for cell in row if cell.tokens}
+    assert chosen == {share} or share is None
+    depths = {site.depth for site, row in zip(plan.grid.sites, plan.rows, strict=True) if any(c.tokens for c in row)}
+    assert min(depths) == (0 if "toca" in words else 6 if "--from-depth" in words else 9)
 
 
 @pytest.mark.parametrize("missing", ["typer", "diffusers"])

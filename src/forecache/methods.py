@@ -39,6 +39,7 @@ __all__ = [
     "goc",
     "goc_paper_steps",
     "l2c",
+    "pattern",
     "procache",
     "procache_paper",
     "selective",
@@ -186,20 +187,25 @@ def eoc(
     return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, resolution))
 
 
+def pattern(picture: str | Sequence[int]) -> Method:
+    """A pattern with plain reuse, one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``."""
+    schedule = schedules.by_step(picture)
+    return Method(f"pattern({schedules.picture(schedule, len(picture))!r})", schedule)
+
+
 def procache(
-    pattern: str | Sequence[int],
+    picture: str | Sequence[int],
     from_depth: int | float = 0.75,
     share: float | Share = 0.25,
     importance: Importance = "attn_norm",
 ) -> Method:
     """A searched pattern with selective computation in its gaps (ProCache, arXiv 2512.17298).
 
-    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``, or `forecache.search`'s. In the blocks
-    from ``from_depth`` on, every second step of a gap computes the MLPs (and cross-attention) of some tokens; see
-    `selective`.
+    picture: the pattern, one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``, or `forecache.search`'s. In
+    the blocks from ``from_depth`` on, every second step of a gap computes the MLPs (and cross-attention) of some
+    tokens; see `selective`.
     """
-    picture = schedules.picture(schedules.by_step(pattern), len(pattern))
-    return selective(Method(f"pattern({picture!r})", schedules.by_step(pattern)), from_depth, share, importance)
+    return selective(pattern(picture), from_depth, share, importance)
 
 
 def procache_paper(*, partial: bool = True) -> Method:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import bench, demo, report, runs, sources
-from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, MethodName, Options, PerName
+from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, ImportanceName, MethodName, Options, PerName
 from forecache.cli.terminal import app, console, progress, say
 from forecache.zoo import load_digits, statistics_path
 
@@ -114,12 +114,13 @@ def sample_command(
     batch: Annotated[int, typer.Option(min=1, help="Images a model call; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
-    base: Annotated[BaseName | None, typer.Option(help="What goc, eoc, taylorseer correct [fora].")] = None,
+    base: Annotated[BaseName | None, typer.Option(help="The schedule under goc, eoc, ... [fora].")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="Compute the first steps.")] = None,
     interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None,
     anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None,
     level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
     skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="pattern: '#...#..#', or 'published' at 50 steps.")] = None,
     router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None,
     router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None,
     change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None,
@@ -135,6 +136,9 @@ def sample_command(
     form: Annotated[FormName | None, typer.Option(help="eoc: the paper's, or ours [relative].")] = None,
     judge: Annotated[str | None, typer.Option(help="eoc: prior, all, or steps as 3,5,7 [prior].")] = None,
     per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None,
+    share: Annotated[float | None, typer.Option(help="procache, toca: of the tokens [0.25; 0.07 released].")] = None,
+    importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None,
+    from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
@@ -147,12 +151,14 @@ def sample_command(
 
     Example: `forecache sample --model digits --labels 2,7 --method goc --base l2c --router digits-22 --eta 1 --compare`
 
+    Example: `forecache sample --model digits --labels 2,7 --steps 50 --method procache --pattern published --compare`
+
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`
     """
     options = Options(
-        method, base, warmup, interval, anchor, level, skip, router, router_threshold, change, schedule,
-        eta, correct, history, stats, gamma, threshold, order, theta, form, judge, per,
+        method, base, warmup, interval, anchor, level, skip, pattern, router, router_threshold, change, schedule,
+        eta, correct, history, stats, gamma, threshold, order, theta, form, judge, per, share, importance, from_depth,
     )  # fmt: skip
     if plan is not None and method is not MethodName.none:
         raise fc.InputError("--plan and --method both say how to sample: give one of them.")

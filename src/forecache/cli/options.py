@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from forecache import methods
+from forecache import methods, tokens
 from forecache._errors import InputError
 from forecache._routerfile import Router
 from forecache.gates import god
@@ -20,6 +20,7 @@ from forecache.zoo import router_path, statistics_path
 class BaseName(StrEnum):
     fora = "fora"
     explicit = "explicit"
+    pattern = "pattern"
     l2c = "l2c"
     smoothcache = "smoothcache"
 
@@ -28,11 +29,14 @@ class MethodName(StrEnum):
     none = "none"
     fora = "fora"
     explicit = "explicit"
+    pattern = "pattern"
     l2c = "l2c"
     smoothcache = "smoothcache"
     goc = "goc"
     eoc = "eoc"
     taylorseer = "taylorseer"
+    procache = "procache"
+    toca = "toca"
 
 
 class Anchor(StrEnum):
@@ -55,11 +59,19 @@ class PerName(StrEnum):
     channel = "channel"
 
 
+class ImportanceName(StrEnum):
+    attn_norm = "attn_norm"
+    attention = "attention"
+    random = "random"
+    released = "released"
+
+
 OWNERS = {
     "interval": ("fora",),
     "anchor": ("fora",),
     "level": ("fora",),
     "skip": ("explicit",),
+    "pattern": ("pattern",),
     "router": ("l2c",),
     "router_threshold": ("l2c",),
     "change": ("smoothcache",),
@@ -74,6 +86,9 @@ OWNERS = {
     "form": ("eoc",),
     "judge": ("eoc",),
     "per": ("eoc",),
+    "share": ("procache", "toca"),
+    "importance": ("procache", "toca"),
+    "from_depth": ("procache",),
     "stats": ("goc", "eoc", "smoothcache"),
 }
 """Which methods and bases an option belongs to; with any other it is refused, never ignored."""
@@ -90,6 +105,7 @@ class Options:
     anchor: Anchor | None
     level: int | None
     skip: str | None
+    pattern: str | None
     router: str | None
     router_threshold: float | None
     change: float | None
@@ -105,6 +121,9 @@ class Options:
     form: FormName | None
     judge: str | None
     per: PerName | None
+    share: float | None
+    importance: ImportanceName | None
+    from_depth: float | None
 
     def build(self, num_steps: int) -> Method | None:
         """The method, or None for sampling without a cache; InputError if an option does not belong to it."""
@@ -124,7 +143,23 @@ class Options:
             return methods.eoc(made, self._statistics(num_steps), self.theta, form=form.value, judge=judge, per=per)
         if self.method is MethodName.taylorseer:
             return methods.taylorseer(made, 1 if self.order is None else self.order)
+        if self.method in (MethodName.procache, MethodName.toca):
+            return self._selective(made)
         return made
+
+    def _selective(self, base: Method) -> Method:
+        """ProCache's partial calls, or ToCa's, on the base."""
+        toca = self.method is MethodName.toca
+        usual = ImportanceName.attention if toca else ImportanceName.attn_norm
+        importance: Any = (self.importance or usual).value
+        released = tokens.released(0.07 if self.share is None else self.share)
+        chosen = released if importance == "released" else None
+        share = 0.25 if self.share is None else self.share
+        if toca and chosen is None:
+            return methods.toca(base, share, importance)
+        depth = 0 if toca else 0.75 if self.from_depth is None else _depth(self.from_depth)
+        every = 1 if toca else 2
+        return methods.selective(base, depth, share, importance, tokens=chosen, every=every)
 
     def _base_name(self) -> BaseName:
         """The base: the method itself where it is one, else --base, else FORA."""
@@ -134,7 +169,8 @@ class Options:
                 f"--method {self.method.value} is a base itself, and --base {self.base.value if self.base else ''} is "
                 "another: leave --base out, or give a correction as --method, such as goc."
             )
-        return itself or self.base or BaseName.fora
+        usual = BaseName.pattern if self.pattern is not None else BaseName.fora
+        return itself or self.base or usual
 
     def _refuse_others(self, used: set[str]) -> None:
         for name, owners in OWNERS.items():
@@ -169,6 +205,14 @@ class Options:
             if self.skip is None:
                 raise InputError("--base explicit needs the steps to skip, for example --skip 1,3,5.")
             return methods.explicit(skip=_steps(self.skip))
+        if name is BaseName.pattern:
+            if self.pattern is None:
+                raise InputError(
+                    "--base pattern needs --pattern: one # (compute) or . (skip) a step, such as '#...#..#', or "
+                    "'published', ProCache's for DiT at 50 steps."
+                )
+            picture = methods.PROCACHE_PATTERN if self.pattern == "published" else self.pattern
+            return methods.pattern(picture)
         if name is BaseName.l2c:
             if self.router is None:
                 raise InputError("--base l2c needs --router, a router file; for digits, digits-22 or digits-40.")
@@ -188,6 +232,11 @@ class Options:
             level: Any = self.level
             return methods.fora_paper(level)
         return methods.fora(self.interval or 2, anchor=(self.anchor or Anchor.start).value)
+
+
+def _depth(value: float) -> int | float:
+    """A block if it is a whole number, otherwise a part of the blocks."""
+    return int(value) if value == int(value) else value
 
 
 def _router(name: str) -> Router:

@@ -1,0 +1,95 @@
+"""The methods of ProCache's ablation on digits, DDIM-50, all at the MACs of 17 computed steps; measured by quality.py.
+
+    python benchmarks/procache.py            search the patterns (about ten minutes on one core)
+    python benchmarks/quality.py procache    then every row, three seeds, and the table of docs/procache.md
+
+The searches sample 48 digits with a seed of their own (1000), rank by PSNR, and are kept in out/procache/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from digits import ROOT
+
+import forecache as fc
+from forecache import tokens, zoo
+from forecache.patterns import Constraints
+from forecache.sources import DigitsSource
+
+STEPS, BUDGET = 50, 17
+KEPT = ROOT / "out/procache"
+Making = Callable[[fc.Method], fc.Method]
+
+
+def plain(base: fc.Method) -> fc.Method:
+    return base
+
+
+def taylor(base: fc.Method) -> fc.Method:
+    return fc.taylorseer(base, 1)
+
+
+SEARCHES: dict[str, tuple[Constraints, Making]] = {
+    "monotone": (Constraints(STEPS, BUDGET, 1, 3), plain),
+    "monotone-16": (Constraints(STEPS, BUDGET - 1, 1, 3), plain),
+    "any-order": (Constraints(STEPS, BUDGET, 0, 4, monotone=False), plain),
+    "monotone-taylor": (Constraints(STEPS, BUDGET, 1, 3), taylor),
+}
+
+
+def found(name: str) -> fc.SearchResult:
+    """The result of a search; searched now if it was not."""
+    space, making = SEARCHES[name]
+    return fc.search(
+        DigitsSource(zoo.load_digits()),
+        space,
+        [index % 10 for index in range(48)],
+        score=fc.scores.psnr_to_uncached(),
+        method=making,
+        seed=1000,
+        batch=48,
+        candidates=40,
+        path=KEPT / f"{name}.json",
+        on_candidate=lambda each: print(f"{name}: {each.pattern} {each.score:.2f} dB", flush=True),
+    )
+
+
+def best(name: str) -> fc.Method:
+    pattern = found(name).ranked[0].pattern
+    return fc.explicit(compute=fc.patterns.computed(pattern))
+
+
+def uniform(count: int) -> fc.Method:
+    """So many steps, evenly spread."""
+    return fc.explicit(compute=[step * STEPS // count for step in range(count)])
+
+
+def at_equal_macs(base: fc.Method, importance: tokens.Importance) -> fc.Method:
+    """Selective computation on a base that computes one step less, with the share that brings its MACs back."""
+    model = zoo.load_digits()
+    grid = fc.grid(model, STEPS)
+    wanted = fc.fora(3).plan(grid).cost(model).macs
+    shares = [count / 36 for count in range(1, 37)]
+    made = [fc.selective(base, share=share, importance=importance) for share in shares]
+    return min(made, key=lambda method: abs(method.plan(grid).cost(model).macs - wanted))
+
+
+def methods() -> dict[str, fc.Method]:
+    """Rows by their names, all with about the MACs of FORA N = 3."""
+    return {
+        "uniform (FORA N = 3)": fc.fora(3),
+        "pattern, searched": best("monotone"),
+        "selective, uniform": at_equal_macs(uniform(BUDGET - 1), "attn_norm"),
+        "both (ProCache)": at_equal_macs(best("monotone-16"), "attn_norm"),
+        "Taylor 1, uniform": fc.taylorseer(fc.fora(3), 1),
+        "pattern, searched in any order": best("any-order"),
+        "pattern, as published for DiT-XL/2": fc.procache_paper(partial=False),
+        "both, random tokens": at_equal_macs(best("monotone-16"), "random"),
+        "Taylor 1, pattern searched with it": fc.taylorseer(best("monotone-taylor"), 1),
+    }
+
+
+if __name__ == "__main__":
+    for each in SEARCHES:
+        print(found(each).show(9))
