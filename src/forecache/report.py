@@ -159,9 +159,8 @@ def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
     scores.plot([each.score for each in shown], places, "o", markersize=5)
     scores.set_xlabel(f"{result.score.name}\n({result.score.better} is better)")
     scores.grid(alpha=0.3)
-    how = "all" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
-    figure.suptitle(
-        f"the best {len(shown)} of {how} patterns" if len(shown) < len(result.ranked) else f"{how} patterns"
-    )
+    how = f"all {result.size}" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
+    best = f"the best {len(shown)} of " if len(shown) < len(result.ranked) else ""
+    figure.suptitle(f"{best}{how} patterns")
     figure.savefig(path, dpi=130)
     plt.close(figure)
