@@ -18,7 +18,7 @@ FLOORS = [
     ["liveness", "_constants", "_planfile", "plan"],
     ["methods", "history"],
     ["session", "_lesson"],
-    ["accumulators", "bench", "calibrate", "search", "router"],
+    ["accumulators", "bench", "calibrate", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],
 ]
