@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,36 @@ def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
     right.set_xlabel("a step, % of the bare model's")
     right.legend(frameon=False, fontsize=8)
     right.margins(x=0.12)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, title: str = "") -> None:
+    """Quality against realised speed: PSNR and Fréchet distance of (speed-up, PSNR, Fréchet) by name.
+
+    Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. A line joins
+    the points of a family that no other of its points beats in both.
+    """
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(13.0, 6.0), layout="constrained")
+    families = dict.fromkeys(name.split()[0] for name in points)
+    for panel, (axis, what, sign) in enumerate(
+        zip(panels, ("PSNR to the uncached samples, dB", "Fréchet distance, lower is better"), (1, -1), strict=True)
+    ):
+        for family, marker in zip(families, "osD^vP*X", strict=False):
+            members = [(each[0], each[1 + panel], name) for name, each in points.items() if name.split()[0] == family]
+            (drawn,) = axis.plot(*zip(*[each[:2] for each in members], strict=True), marker, label=family.rstrip(":"))
+            best = [a for a in members if not any(b[0] > a[0] and sign * b[1] > sign * a[1] for b in members)]
+            axis.plot(*zip(*sorted(each[:2] for each in best), strict=True), color=drawn.get_color(), alpha=0.4)
+            for x, y, name in members:
+                axis.annotate(name.partition(" ")[2], (x, y), (4, 3), textcoords="offset points", fontsize=6.5)
+        axis.set_xlabel("less time than without a cache")
+        axis.set_ylabel(what)
+        axis.grid(alpha=0.3)
+    if all(each[2] > 0 for each in points.values()):
+        panels[1].set_yscale("log")
+    panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
