@@ -81,6 +81,7 @@ def test_ratios_are_formed_within_a_round(monkeypatch, tiny):
     bare, row = speed.measure(tiny, planned(tiny, 4, ["fora-50"]), rounds=3)
     assert (row.time_ratio.low, row.time_ratio.median, row.time_ratio.high) == (2, 2, 2)
     assert row.step_ratios["skipped"].median == 0.5
+    assert bare.over(row) == row.time_ratio
     assert (bare.run.low, bare.run.median, bare.run.high) == (4, 4, 6)
 
 

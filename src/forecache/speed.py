@@ -47,20 +47,30 @@ class Spread:
 class Timed:
     """One plan, timed; the bare model has neither plan nor cost.
 
-    run: seconds of a whole run. time_ratio: the bare run of the same round over it. steps: seconds of a step, by kind.
-    step_ratios: the same over a step of the bare run of the same round. each_step: median seconds, step by step.
+    runs: seconds of the whole run of every round. time_ratio: the bare run of the same round over it. steps: seconds of
+    a step, by kind. step_ratios: the same over a step of the bare run of the same round. each_step: median seconds of
+    every step.
     cache_bytes: the peak that the session counted.
     """
 
     name: str
     plan: Plan | None
     cost: Cost | None
-    run: Spread
+    runs: tuple[float, ...]
     time_ratio: Spread
     steps: Mapping[Kind, Spread]
     step_ratios: Mapping[Kind, Spread]
     each_step: tuple[float, ...] = field(repr=False)
     cache_bytes: int = 0
+
+    @property
+    def run(self) -> Spread:
+        """Seconds of a whole run."""
+        return Spread.of(self.runs)
+
+    def over(self, other: Timed) -> Spread:
+        """Its run over the run of another plan in the same round."""
+        return Spread.of(own / theirs for own, theirs in zip(self.runs, other.runs, strict=True))
 
     @property
     def realised(self) -> float:
@@ -79,7 +89,7 @@ class Timed:
             "macs_ratio": cost.speedup if cost else 1.0,
             "time_ratio": asdict(self.time_ratio),
             "realised": self.realised,
-            "run_seconds": asdict(self.run),
+            "run_seconds": list(self.runs),
             "step_seconds": {kind: asdict(spread) for kind, spread in self.steps.items()},
             "step_over_bare_step": {kind: asdict(spread) for kind, spread in self.step_ratios.items()},
             "each_step_seconds": list(self.each_step),
@@ -182,7 +192,7 @@ def _row(
         name,
         plan,
         subject.cost(plan) if plan is not None else None,
-        Spread.of(map(sum, runs)),
+        tuple(map(sum, runs)),
         Spread.of(sum(reference) / sum(run) for run, reference in zip(runs, bare, strict=True)),
         {kind: Spread.of(run[step] for run in runs for step in steps) for kind, steps in of_kind.items()},
         {
