@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics tables
+.PHONY: demo test lint format figures statistics tables bench peers
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -42,6 +42,15 @@ tables: $(READY)
 	$(BIN)/python benchmarks/quality.py l2c
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/calibration.py
+
+# the tables of docs/performance.md: ours (a quarter of an hour), and beside other caches (an hour; it can be stopped)
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py
+
+peers: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/python benchmarks/peers.py --model tiny
+	$(BIN)/python benchmarks/peers.py --model digits
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

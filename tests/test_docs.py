@@ -49,6 +49,8 @@ def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, tmp_path, 
         _, *words = shlex.split(line.replace(HUB, str(pipe_folder)))
         if words[0] == "demo":
             words += ["--samples", "4", "--repeats", "1"]
+        if words[0] == "bench":
+            words += ["--steps", "4", "--rounds", "1"]
         if words[0] == "train-router":
             words += ["--iterations", "1", "--batch", "1"]
         code, _, err = forecache(*words)

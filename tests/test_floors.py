@@ -18,7 +18,7 @@ FLOORS = [
     ["liveness", "_constants", "_planfile", "plan"],
     ["_smoothcache", "methods", "selection", "history"],
     ["session", "_lesson"],
-    ["accumulators", "bench", "calibrate", "scores", "search", "router"],
+    ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],
 ]

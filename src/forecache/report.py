@@ -1,9 +1,9 @@
-"""Pictures of results, with matplotlib: image grids side by side, quality against cost."""
+"""Pictures of results, with matplotlib: image grids side by side, quality against cost, time against MACs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from forecache._errors import MissingExtraError
 from forecache.demo import Row
 from forecache.gates import god
 from forecache.search import SearchResult
+from forecache.speed import KINDS, Timed
 from forecache.statistics import Statistics
 
 
@@ -94,6 +95,70 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
     axis.legend(frameon=False)
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
+    """Time against MACs, with the line on which all of the saving is realised; and what a step of each kind takes."""
+    plt = _pyplot()
+    plans = [row for row in rows if row.cost is not None]
+    size = (11.0, max(3.6, 0.45 * len(plans) + 1.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
+    pairs = [(row.cost.speedup, row.time_ratio) for row in plans if row.cost is not None]
+    edge = 1.05 * max(max(macs, spread.high) for macs, spread in pairs)
+    left.plot([1, edge], [1, edge], "--", color="gray", linewidth=0.8, label="time follows MACs")
+    for number, (row, (macs, spread)) in enumerate(zip(plans, pairs, strict=True)):
+        error = [[spread.median - spread.low], [spread.high - spread.median]]
+        marker = "osD^vP*X"[number % 8]
+        left.errorbar(macs, spread.median, yerr=error, fmt=marker, capsize=2, label=row.name)
+    left.set_xlabel("fewer MACs")
+    left.set_ylabel("less time, median and quartiles")
+    left.legend(frameon=False, fontsize=8)
+    height = 0.8 / len(KINDS)
+    for place, (kind, colour) in enumerate(zip(KINDS, ("tab:gray", "tab:green", "tab:orange"), strict=True)):
+        of_kind = [(index, row.step_ratios[kind].median) for index, row in enumerate(plans) if kind in row.steps]
+        if not of_kind:
+            continue
+        lines = [index + (place - 1) * height for index, _ in of_kind]
+        bars = right.barh(lines, [100 * share for _, share in of_kind], height, color=colour, label=kind)
+        right.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    right.set_yticks(range(len(plans)), [row.name for row in plans])
+    right.invert_yaxis()
+    right.set_xlabel("a step, % of the bare model's")
+    right.legend(frameon=False, fontsize=8)
+    right.margins(x=0.12)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, title: str = "") -> None:
+    """Quality against realised speed: PSNR and Fréchet distance of (speed-up, PSNR, Fréchet) by name.
+
+    Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. A line joins
+    the points of a family that no other of its points beats in both.
+    """
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(13.0, 6.0), layout="constrained")
+    families = dict.fromkeys(name.split()[0] for name in points)
+    for panel, (axis, what, sign) in enumerate(
+        zip(panels, ("PSNR to the uncached samples, dB", "Fréchet distance, lower is better"), (1, -1), strict=True)
+    ):
+        for family, marker in zip(families, "osD^vP*X", strict=False):
+            members = [(each[0], each[1 + panel], name) for name, each in points.items() if name.split()[0] == family]
+            (drawn,) = axis.plot(*zip(*[each[:2] for each in members], strict=True), marker, label=family.rstrip(":"))
+            best = [a for a in members if not any(b[0] > a[0] and sign * b[1] > sign * a[1] for b in members)]
+            axis.plot(*zip(*sorted(each[:2] for each in best), strict=True), color=drawn.get_color(), alpha=0.4)
+            for x, y, name in members:
+                axis.annotate(name.partition(" ")[2], (x, y), (4, 3), textcoords="offset points", fontsize=6.5)
+        axis.set_xlabel("less time than without a cache")
+        axis.set_ylabel(what)
+        axis.grid(alpha=0.3)
+    if all(each[2] > 0 for each in points.values()):
+        panels[1].set_yscale("log")
+    panels[0].legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

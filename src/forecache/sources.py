@@ -166,15 +166,21 @@ def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
 
     device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU.
     """
+    where, kind = place(device, dtype)
+    if name == "digits":
+        return DigitsSource(load_digits(kind, where))
+    return DiTSource(_pipeline(name, kind).to(where))
+
+
+def place(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
+    """The device and dtype that these words stand for here; InputError if the device cannot be used."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kind = _dtype(dtype, where)
     try:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"The device {where!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    if name == "digits":
-        return DigitsSource(load_digits(kind, where))
-    return DiTSource(_pipeline(name, kind).to(where))
+    return where, kind
 
 
 def _dtype(name: str, device: str) -> torch.dtype:

@@ -43,11 +43,19 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @contextmanager
-def progress(total: int | None, *, shown: bool = True) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar with the time that is left, on a terminal only; it leaves no line behind."""
+def progress(total: int | None, *, shown: bool = True, still: bool = False) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar with the time that is left, on a terminal only; it leaves no line behind.
+
+    still: it is drawn when it is told to (``refresh=True``) and never by itself, so that nothing runs beside a timing.
+    """
     columns = TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     shown = shown and console.is_terminal
     with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not shown
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+        auto_refresh=not still,
     ) as bar:
         yield bar, bar.add_task("", total=total)

@@ -1,0 +1,143 @@
+"""A model with a cache on it, called by hand: what `peers.py` times and samples from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecache.sample import sample, to_images
+
+Start = Callable[[], None]
+BARE = "no cache"
+GUIDANCE, BATCH = 1.5, 50
+
+
+class Called:
+    """A model that notes when it is called: ``now`` is the timestep of the last call, ``seconds`` what calls took.
+
+    run: samples from it once, for caches that calibrate themselves.
+    """
+
+    def __init__(self, model: Any, num_steps: int, run: Callable[[Called], Any]) -> None:
+        self.model, self.num_steps, self.run = model, num_steps, run
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        self.now = 0
+        self.seconds: list[float] = []
+
+    def __call__(self, x: torch.Tensor, **arguments: Any) -> Any:
+        self.now = int(arguments["timestep"].max())
+        started = time.perf_counter()
+        output = self.model(hidden_states=x, **arguments)
+        self.seconds.append(time.perf_counter() - started)
+        return output
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache in one configuration. package: what brings it. put_on: gives what starts a generation."""
+
+    name: str
+    package: str
+    put_on: Callable[[Called], Start]
+
+    @property
+    def version(self) -> str | None:
+        """The installed version of its package, None if there is none."""
+        try:
+            return version(self.package)
+        except PackageNotFoundError:
+            return None
+
+
+class Nowhere:
+    """A file that keeps nothing: what some caches print in every call goes here."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    nowhere: Any = Nowhere()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all caches are put on. digits: the judge, None for random weights."""
+
+    model: Any
+    scheduler: Any
+    num_steps: int
+    digits: Any = None
+
+    def run(self, called: Called, labels: Sequence[int] = (0, 1), first: int = 0, seed: int = 0) -> Tensor:
+        """One generation; sample i starts from noise (seed, first + i)."""
+        indices = range(first, first + len(labels))
+        steps = self.num_steps
+        with silence():
+            return sample(
+                called, self.scheduler, labels, num_steps=steps, guidance=GUIDANCE, seed=seed, indices=indices
+            )
+
+    def under(self, cache: Cache) -> Running:
+        """A copy of the model with the cache on it; a cache that calibrates itself does it on noise of its own."""
+        called = Called(copy.deepcopy(self.model), self.num_steps, lambda it: self.run(it, range(10), seed=1000))
+        with silence():
+            return Running(cache, called, cache.put_on(called), self)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cache on its model, ready to sample."""
+
+    cache: Cache
+    called: Called
+    start: Start
+    subject: Subject
+
+    def __call__(self, labels: Sequence[int], first: int = 0) -> Tensor:
+        with silence():
+            self.start()
+        self.called.seconds.clear()
+        return self.subject.run(self.called, labels, first)
+
+    def images(self, labels: Sequence[int]) -> Tensor:
+        return torch.cat(
+            [to_images(self(labels[first : first + BATCH], first)) for first in range(0, len(labels), BATCH)]
+        )
+
+    @cached_property
+    def computed(self) -> list[tuple[int, int]]:
+        """For every step, how often the attention and the MLP of the middle block do their work."""
+        blocks = self.called.model.transformer_blocks
+        middle = blocks[len(blocks) // 2]
+        counts: list[list[int]] = []
+
+        def count(which: int) -> Any:
+            def hook(*_: Any) -> None:
+                counts[-1][which] += 1
+
+            return hook
+
+        hooks = [  # of leaves that no cache replaces
+            self.called.model.pos_embed.register_forward_pre_hook(lambda *_: counts.append([0, 0])),
+            middle.attn1.to_q.register_forward_hook(count(0)),
+            middle.ff.net[0].register_forward_hook(count(1)),
+        ]
+        self([0, 1])
+        for hook in hooks:
+            hook.remove()
+        return [(attention, mlp) for attention, mlp in counts]

@@ -1,0 +1,79 @@
+"""What speed is measured on: models by name, ready to be called by hand, and plans by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forecache import adapters
+from forecache._core import Grid
+from forecache._errors import InputError, SiteError
+from forecache.methods import explicit, fora, goc, taylorseer
+from forecache.plan import Cost, Method, Plan
+from forecache.sources import open_source, place
+from forecache.zoo import SHAPES, call_inputs, shaped
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to time. inputs: the arguments of one call, but for the timestep. sites: patterns, without an adapter."""
+
+    name: str
+    model: Any
+    inputs: Mapping[str, Any]
+    sites: Sequence[str] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Samples in one call."""
+        return len(self.inputs["hidden_states"])
+
+    def timesteps(self, count: int) -> list[torch.Tensor]:
+        """The timestep of every call of a run, from noise to image."""
+        values = torch.linspace(999, 0, count).round().long()
+        return [value.to(self.model.device).expand(self.rows) for value in values]
+
+    def grid(self, num_steps: int) -> Grid:
+        return adapters.grid(self.model, num_steps, sites=self.sites)
+
+    def cost(self, plan: Plan) -> Cost:
+        """What the plan costs for these inputs."""
+        return plan.cost(self.model, inputs={**self.inputs, "timestep": self.timesteps(1)[0]})
+
+
+def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto") -> Subject:
+    """A shape with random weights (`zoo.SHAPES`), ``digits``, or a pipeline's transformer; ``rows`` samples a call."""
+    if name not in SHAPES:
+        model: Any = adapters.find(open_source(name, device, dtype).target)
+        return Subject(name, model, call_inputs(model, rows))
+    where, kind = place(device, dtype)
+    model = shaped(name, kind, where)
+    try:
+        adapters.layout(model)
+        sites = None
+    except SiteError:
+        sites = SHAPES[name].sites
+    return Subject(name, model, call_inputs(model, rows), sites)
+
+
+PRESETS: Mapping[str, Callable[[int], Method]] = {
+    "all-computed": lambda steps: explicit(compute=range(steps)),
+    "fora-25": lambda steps: explicit(skip=range(1, steps // 2, 2)),
+    "fora-50": lambda steps: fora(2),
+    "fora-75": lambda steps: fora(4),
+    "goc-50": lambda steps: goc(fora(2), 0.8),
+    "goc-75": lambda steps: goc(fora(4), 0.8),
+    "taylor-50": lambda steps: taylorseer(fora(2), 1),
+    "taylor-75": lambda steps: taylorseer(fora(4), 1),
+}
+"""Plans that speed is compared on, by number of steps: the schedules of the GOC and EOC papers at 20."""
+
+
+def preset(name: str, num_steps: int) -> Method:
+    """The method of this name; InputError if there is none."""
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name](num_steps)
