@@ -23,6 +23,7 @@ ENDS = (
 )  # patches in; block 0's embedders again, final layer
 ALWAYS = L * (EMBEDDERS + MODULATION) + ENDS
 CALL = L * (ATTENTION + MLP) + ALWAYS
+SKIPPED = L * (EMBEDDERS + 2 * D * D) + ENDS  # of the modulation, the two gates alone
 
 
 def meta_dit(num_layers):
@@ -64,11 +65,19 @@ def test_one_call_of_dit_xl_costs_what_the_formula_says(xl):
 
 def test_fora_50_percent_of_dit_xl_is_nearly_twice_as_fast(xl):
     cost = plan(xl, fc.fora_paper(50)).cost(xl)
-    assert cost.step_macs == (2 * CALL, 2 * ALWAYS) * 10
-    assert cost.macs == 10 * 2 * (CALL + ALWAYS)
+    assert cost.step_macs == (2 * CALL, 2 * SKIPPED) * 10
+    assert cost.macs == 10 * 2 * (CALL + SKIPPED)
     assert cost.macs_uncached == 20 * 2 * CALL
-    assert cost.speedup == pytest.approx(2 * CALL / (CALL + ALWAYS))
+    assert cost.speedup == pytest.approx(2 * CALL / (CALL + SKIPPED))
     assert 1.98 < cost.speedup < 2
+
+
+def test_a_block_with_a_computed_branch_makes_its_whole_modulation(xl):
+    """Of every block the attention is skipped in step 1, and in the first two the MLP as well."""
+    at, kind, depth, every = fc.schedules.at, fc.schedules.kind, fc.schedules.depth, fc.schedules.every
+    schedule = at(kind("attn"), every(2), at(depth(0, 2), every(2), every(1)))
+    cost = plan(xl, fc.Method("mixed", schedule), 2).cost(xl)
+    assert cost.step_macs == (2 * CALL, 2 * (CALL - L * ATTENTION - 2 * (MLP + 4 * D * D)))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ FLOORS = [
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "_constants", "_planfile", "plan"],
-    ["_smoothcache", "methods", "selection", "history"],
+    ["_smoothcache", "methods", "selection", "program", "history"],
     ["session", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents

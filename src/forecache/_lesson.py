@@ -79,7 +79,7 @@ class Lesson:
                 raise RunError("A router cannot be trained under torch.inference_mode: sample under torch.no_grad.")
             step, self._calls = self._calls, self._calls + 1
             if step % 2 == 0:
-                with mounted(self._layout.forwards(self._keep)):
+                with mounted(self._layout.forwards(self._keep, None)):
                     return forward(*args, **kwargs)
             output = forward(*args, **kwargs)  # the bare model
             self._learn(step // 2, output, lambda: forward(*args, **kwargs))
@@ -95,7 +95,7 @@ class Lesson:
             def mix(site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
                 return mixed(self._read(site), compute(*args, **kwargs), p_S[site])
 
-            with mounted(self._layout.forwards(mix)):
+            with mounted(self._layout.forwards(mix, None)):
                 output = _tensor(again())
             error = (output.float() - _tensor(full).float()).square().mean()
             loss = error + self._lam * p_S.sum()

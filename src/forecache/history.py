@@ -14,6 +14,7 @@ from forecache._core import Importance
 from forecache._errors import RunError
 from forecache.adapters import Layout
 from forecache.liveness import Choice, Op, Score, slots
+from forecache.program import Run
 from forecache.selection import Call, choose
 
 Kept = tuple[Tensor, int]
@@ -37,6 +38,7 @@ class Placed:
     def __init__(self, constants: Mapping[str, Tensor]) -> None:
         self._constants = constants
         self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
+        self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
         self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
 
     def like(self, name: str, feature: Tensor) -> Tensor:
@@ -52,6 +54,18 @@ class Placed:
                 )
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
+
+    def weighted(self, run: Run, gates: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gates of a run times the weights of its features, one a feature."""
+        if not isinstance(gates, Tensor):
+            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
+        key = run, gates.device
+        if key not in self._terms:
+            shape = (-1, *[1] * (gates.ndim - 1))
+            weights = torch.tensor(run.weights, device=gates.device).view(shape)
+            self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
+        index, weights = self._terms[key]
+        return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
 
     def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
         """Random scores (1, N) for the tokens of a feature (B, N, D)."""
@@ -147,16 +161,41 @@ class History:
         output = self._estimate(op, kept) if op.reads else compute(*args, **kwargs)
         if op.choice is not None:
             output = self._chooser.amended(site, op.choice, output, Call(compute, args, kwargs))
+        for importance in op.scored:
+            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
+        self._keep(op, kept, output)
+        return output
+
+    def collapsed(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor]) -> Tensor:
+        """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
+        if any(self._done[run.sites.start : run.sites.stop]):
+            raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
+        self._done[run.sites.start : run.sites.stop] = b"\x01" * len(run.sites)
+        weighted = iter(gates if run.is_plain else self._placed.weighted(run, gates))
+        total_BND: Tensor | None = None
+        for op, site, gate in zip(run.ops, run.sites, gates, strict=True):
+            kept = self._slots[site]
+            if op.is_sum:
+                parts = [(_read(kept[slot]), next(weighted)) for slot, _ in op.reads]
+                self._keep(op, kept, None)
+            else:
+                output = self._estimate(op, kept)
+                parts = [(output, gate)]
+                self._keep(op, kept, output)
+            for feature, factor in parts:
+                added = torch.addcmul if total_BND is None else Tensor.addcmul_
+                total_BND = added(x_BND if total_BND is None else total_BND, feature, factor)
+        return x_BND if total_BND is None else total_BND
+
+    def _keep(self, op: Op, kept: list[Kept | None], output: Tensor | None) -> None:
+        """Let go of what was read for the last time, and keep the output if a later step reads it."""
         for slot in op.frees:
             self._meter.held -= _read(kept[slot]).nbytes
             kept[slot] = None
-        if op.store is not None:
+        if op.store is not None and output is not None:
             kept[op.store] = output, _version(output)
             self._meter.held += output.nbytes
-        for importance in op.scored:
-            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
         self._meter.peak = max(self._meter.peak, self._meter.held)
-        return output
 
     def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
         total = combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)

@@ -49,8 +49,34 @@ class Op:
     choice: Choice | None = None
     scored: tuple[Importance, ...] = ()
 
+    @property
+    def is_sum(self) -> bool:
+        """Estimated by features as they lie, for this step alone."""
+        return bool(self.reads) and self.store is None and self.gain is None and self.shift is None
+
+    @property
+    def skipped(self) -> bool:
+        """Nothing of the site runs: it is estimated, and nobody looks at how it would be computed."""
+        return bool(self.reads) and self.choice is None and not self.scored
+
 
 Rows = Sequence[tuple[Cell, ...]]
+
+
+def skipped_blocks(ops: Sequence[Op], spans: Sequence[range]) -> list[int]:
+    """The numbers of the blocks of which every site is skipped in a step; spans: the sites of every block."""
+    return [block for block, sites in enumerate(spans) if all(ops[site].skipped for site in sites)]
+
+
+def runs(blocks: Sequence[int]) -> list[range]:
+    """Numbers in ascending order as runs without a gap: [0, 1, 2, 5] is 0 to 2, and 5."""
+    found: list[range] = []
+    for block in blocks:
+        if found and found[-1].stop == block:
+            found[-1] = range(found[-1].start, block + 1)
+        else:
+            found.append(range(block, block + 1))
+    return found
 
 
 def operations(sites: Sequence[Site], rows: Rows) -> list[tuple[Op, ...]]:
@@ -61,7 +87,7 @@ def operations(sites: Sequence[Site], rows: Rows) -> list[tuple[Op, ...]]:
     for step in range(len(rows[0])):
         for index, row in enumerate(rows):
             tokens = row[step].tokens
-            if tokens is None:
+            if tokens is None or (tokens.share == 0 and not tokens.age):
                 continue
             score = (number[tokens.site], tokens.importance) if tokens.needs_site and 0 < tokens.share < 1 else None
             made[index][step] = replace(made[index][step], choice=_choice(row, step, score, index))

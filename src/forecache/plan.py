@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -248,13 +248,11 @@ class Plan:
         call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
         which then set the batch.
         """
-        layout_for(find(model), self.grid).check_tokens(self.rows)
+        layout = layout_for(find(model), self.grid)
+        layout.check_tokens(self.rows)
         parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs)
         ops = liveness.operations(self.grid.sites, self.rows)
-        step_macs = tuple(
-            parts.fixed_macs + sum(_macs(parts, site, row[step]) for site, row in enumerate(ops))
-            for step in range(self.num_steps)
-        )
+        step_macs = tuple(_macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
         tokens = [rows * tokens for rows, tokens in parts.site_shapes]
         alive = liveness.alive(ops, parts.site_bytes, tokens)
         full = parts.fixed_macs + sum(parts.site_macs)
@@ -283,11 +281,17 @@ class Plan:
             raise PlanFileError(f"{path} is not a readable plan file: {error}") from error
 
 
-def _macs(parts: Parts, site: int, op: liveness.Op) -> int:
-    scored = parts.received_macs[site] if "attention" in op.scored else 0
-    if op.choice is not None:
-        return scored + parts.partial_macs(site, op.choice.tokens)
-    return scored + (0 if op.reads else parts.site_macs[site])
+def _macs(parts: Parts, ops: Sequence[liveness.Op], spans: Sequence[range]) -> int:
+    """MACs of one model call: blocks that are skipped as a whole make their gates alone."""
+    macs = parts.fixed_macs
+    for site, op in enumerate(ops):
+        macs += parts.received_macs[site] if "attention" in op.scored else 0
+        if op.choice is not None:
+            macs += parts.partial_macs(site, op.choice.tokens)
+        elif not op.reads:
+            macs += parts.site_macs[site]
+    skipped = liveness.skipped_blocks(ops, spans)
+    return macs - sum(parts.condition_macs[block] - parts.gate_macs[block] for block in skipped)
 
 
 def _line(row: tuple[Cell, ...]) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from torch import Tensor
 
-from forecache import _modelcall, liveness
+from forecache import _modelcall
 from forecache._errors import AlreadyAppliedError, RunError, StepCountError
 from forecache._modelcall import Inputs
 from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, replaced
 from forecache.history import History, Meter, Placed
 from forecache.plan import Plan
+from forecache.program import INSIDE, Program
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,7 @@ class Session:
         self._layout = layout
         self._scheduler = scheduler
         layout.check_tokens(plan.rows)
-        self._rows = liveness.operations(plan.grid.sites, plan.rows)
-        self._steps = list(zip(*self._rows, strict=True))
-        self._computed = [sum(not op.reads for op in ops) for ops in self._steps]
-        self._partial = [sum(op.choice is not None for op in ops) for ops in self._steps]
+        self._program = Program(layout, plan)
         self._placed = Placed(plan.constants)
         self._timestep = _modelcall.timestep_of(layout.model.forward)
         self._local = threading.local()
@@ -100,7 +98,9 @@ class Session:
                 "before applying another."
             )
         with ExitStack() as stack:
-            stack.enter_context(mounted([*self._layout.forwards(self._value), (model, self._around(model.forward))]))
+            stack.enter_context(
+                mounted([*self._layout.forwards(self._value, self._collapse), (model, self._around(model.forward))])
+            )
             if self._scheduler is not None:
                 watch = self._watch(self._scheduler.set_timesteps)
                 stack.enter_context(replaced(self._scheduler, "set_timesteps", watch))
@@ -121,7 +121,7 @@ class Session:
         runs = list(self._runs)
         calls, computed = sum(run.calls for run in runs), sum(run.computed for run in runs)
         partial = sum(run.partial for run in runs)
-        skipped = calls * len(self._rows) - computed - partial
+        skipped = calls * len(self._program.rows) - computed - partial
         peak = max((run.meter.peak for run in runs), default=0)
         return Stats(sum(run.generations for run in runs), calls, computed, skipped, peak, partial)
 
@@ -156,6 +156,17 @@ class Session:
             raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
         return lane.history.value(site, compute, args, kwargs)
 
+    def _collapse(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> Tensor | None:
+        """What a block gives out that is skipped as a whole: the first of a run of them speaks for all."""
+        lane = self._run().current
+        found = self._program.steps[lane.step].runs[block] if lane is not None else None
+        if lane is None or found is None:
+            return None
+        if found is INSIDE:
+            return x_BND
+        gates = self._program.gates[found.blocks](x_BND, *args, **kwargs)
+        return lane.history.collapsed(found, x_BND, gates)
+
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""
 
@@ -163,7 +174,8 @@ class Session:
         def call(*args: Any, **kwargs: Any) -> Any:
             run = self._run()
             lane = run.current = self._begin(run, args, kwargs)
-            lane.history.begin(self._steps[lane.step], lane.inputs[0] if lane.inputs else None)
+            step = self._program.steps[lane.step]
+            lane.history.begin(step.ops, lane.inputs[0] if lane.inputs else None)
             try:
                 output = forward(*args, **kwargs)
                 if (missed := lane.history.missed()) is not None:
@@ -177,8 +189,8 @@ class Session:
             finally:
                 run.current = None
             run.calls += 1
-            run.computed += self._computed[lane.step]
-            run.partial += self._partial[lane.step]
+            run.computed += step.computed
+            run.partial += step.partial
             lane.step += 1
             return output
 
@@ -196,7 +208,8 @@ class Session:
             lane.history.clear()
             lane = None
         if lane is None:
-            history = History(self._layout, self._rows, run.meter, self._placed)
+            self._program.refresh()
+            history = History(self._layout, self._program.rows, run.meter, self._placed)
             lane = run.lanes[run.lane] = _Lane(history, inputs, first_timestep=timestep)
             lane.length_known = self._check_length(run, timestep)
             run.generations += run.lane == next(iter(run.lanes))

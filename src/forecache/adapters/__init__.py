@@ -15,7 +15,7 @@ from torch import nn
 from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import diffusers_dit, modules
-from forecache.adapters.base import Block, Branch, Layout, Value, is_mounted, mounted, replaced
+from forecache.adapters.base import Block, Branch, Gates, Layout, Value, is_mounted, mounted, replaced
 from forecache.adapters.counting import Parts, count
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
@@ -24,6 +24,7 @@ FAMILIES = (diffusers_dit,)
 __all__ = [
     "Block",
     "Branch",
+    "Gates",
     "Layout",
     "Parts",
     "Value",

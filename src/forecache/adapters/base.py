@@ -26,6 +26,18 @@ class Value(Protocol):
     def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
+class Collapse(Protocol):
+    """Who knows which blocks are skipped as a whole: what such a block gives out, or None if it is not skipped."""
+
+    def __call__(
+        self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /
+    ) -> Tensor | None: ...
+
+
+Gates = Callable[..., Sequence[Tensor]]
+"""The gates of a run of blocks, one a branch, broadcastable to (B, N, D), from the arguments of a block's forward."""
+
+
 @dataclass(frozen=True)
 class Branch:
     """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
@@ -45,17 +57,26 @@ class Branch:
 
 @dataclass(frozen=True)
 class Block:
-    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward."""
+    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
+
+    conditioning: the module whose weights make gates.
+    """
 
     module: nn.Module
     condition: Callable[..., Any]
     branches: tuple[Branch, ...]
+    conditioning: nn.Module
 
-    def forward(self, first_site: int, value: Value) -> Forward:
-        """The block's forward with every branch asked from ``value``; ``first_site`` is the index of branch 0."""
+    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+        """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
+
+        number: of the block. first_site: the index of branch 0.
+        """
 
         @functools.wraps(self.module.forward)
         def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if collapse is not None and (given := collapse(number, x_BND, args, kwargs)) is not None:
+                return given
             condition = self.condition(x_BND, *args, **kwargs)
             for site, branch in enumerate(self.branches, first_site):
                 y_BND = value(site, branch.compute, x_BND, condition)
@@ -69,18 +90,37 @@ class Block:
 class Layout:
     """A model seen as sites, in order of execution.
 
-    forwards: given ``value``, the (module, forward) pairs that route every site through it.
-    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them.
-    tokenwise: the sites that treat every token by itself. received: for sites that are attentions, called as they are
-    computed, what every token receives, (B, N).
+    forwards: given ``value`` and ``collapse``, the (module, forward) pairs that route every site through them. example:
+    inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
+    sites that treat every token by itself. received: for sites that are attentions, called as they are computed, what
+    every token receives, (B, N). blocks: where sites are the branches of a stack of blocks, each with the index of its
+    first site. stacked: the gates of some of these blocks at once; None if they are made one by one.
     """
 
     model: nn.Module
     sites: tuple[Site, ...]
-    forwards: Callable[[Value], Iterable[tuple[nn.Module, Forward]]]
+    forwards: Callable[[Value, Collapse | None], Iterable[tuple[nn.Module, Forward]]]
     example: Example | None = None
     tokenwise: frozenset[int] = frozenset()
     received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
+    blocks: tuple[tuple[int, Block], ...] = ()
+    stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The sites of every block."""
+        return tuple(range(first, first + len(block.branches)) for first, block in self.blocks)
+
+    def weights(self) -> tuple[tuple[int, int], ...]:
+        """Where the weights that make gates lie, and their versions: another value where one has changed."""
+        found = (each for _, block in self.blocks for each in block.conditioning.parameters())
+        return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in found)
+
+    def gates(self, numbers: Iterable[int]) -> Gates:
+        """The gates of these blocks, from one batched product where the family has one and the modules allow it."""
+        blocks = [self.blocks[number][1] for number in numbers]
+        made = self.stacked([block.module for block in blocks]) if self.stacked is not None else None
+        return made or functools.partial(_one_by_one, blocks)
 
     def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
@@ -102,21 +142,40 @@ class Layout:
                 )
 
 
-def from_blocks(model: nn.Module, blocks: Iterable[Block], example: Example) -> Layout:
-    """The layout of a stack of blocks; sites are named ``blocks.<depth>.<kind>`` in every family."""
-    placed = []
+def _one_by_one(blocks: Sequence[Block], x_BND: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+    gates = []
+    for block in blocks:
+        condition = block.condition(x_BND, *args, **kwargs)
+        gates.extend(branch.gate(condition) for branch in block.branches)
+    return gates
+
+
+def from_blocks(
+    model: nn.Module,
+    blocks: Iterable[Block],
+    example: Example,
+    stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None,
+) -> Layout:
+    """The layout of a stack of blocks, each called with what the one before gave out.
+
+    Sites are named ``blocks.<depth>.<kind>`` in every family.
+    """
+    placed: list[tuple[int, Block]] = []
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
         placed.append((len(sites), block))
         sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
 
-    def forwards(value: Value) -> list[tuple[nn.Module, Forward]]:
-        return [(block.module, block.forward(first_site, value)) for first_site, block in placed]
+    def forwards(value: Value, collapse: Collapse | None = None) -> list[tuple[nn.Module, Forward]]:
+        return [
+            (block.module, block.forward(number, first_site, value, collapse))
+            for number, (first_site, block) in enumerate(placed)
+        ]
 
     branches = [branch for _, block in placed for branch in block.branches]
     tokenwise = frozenset(site for site, branch in enumerate(branches) if branch.tokenwise)
     received = {site: branch.received for site, branch in enumerate(branches) if branch.received is not None}
-    return Layout(model, tuple(sites), forwards, example, tokenwise, received)
+    return Layout(model, tuple(sites), forwards, example, tokenwise, received, tuple(placed), stacked)
 
 
 @contextmanager

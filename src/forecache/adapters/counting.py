@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class Parts:
     site_shapes: tuple[tuple[int, int], ...]
     token_macs: Mapping[int, int]
     received_macs: Mapping[int, int]
+    condition_macs: tuple[int, ...] = ()
+    gate_macs: tuple[int, ...] = ()
 
     def partial_macs(self, site: int, tokens: Tokens) -> int:
         """MACs of a partial cell: what does not depend on the tokens (the keys of a text), and as much for each."""
@@ -50,10 +52,11 @@ def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inp
     layout = read(twin(model))
     args, kwargs = _call(layout, batch, inputs)
     found = _Counts(layout)
-    with torch.no_grad(), mounted(layout.forwards(found.value)), FlopCounterMode(display=False) as total:
+    with torch.no_grad(), mounted(layout.forwards(found.value, found.block)), FlopCounterMode(display=False) as total:
         layout.model(*args, **kwargs)
-    counted = sum(sum(each.values()) for each in (found.macs, found.token_macs, found.received_macs))
-    sites = range(len(layout.sites))
+    extra = (found.macs, found.token_macs, found.received_macs, found.condition_macs, found.gate_macs)
+    counted = sum(sum(each.values()) for each in extra)
+    blocks, sites = range(len(layout.blocks)), range(len(layout.sites))
     return Parts(
         tuple(found.macs.get(site, 0) for site in sites),
         tuple(found.outputs[site].nbytes if site in found.outputs else 0 for site in sites),
@@ -61,6 +64,8 @@ def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inp
         tuple(_shape(found.outputs.get(site)) for site in sites),
         found.token_macs,
         found.received_macs,
+        tuple(found.condition_macs[block] for block in blocks),
+        tuple(found.gate_macs[block] for block in blocks),
     )
 
 
@@ -73,6 +78,13 @@ class _Counts:
         self.macs: dict[int, int] = {}
         self.token_macs: dict[int, int] = {}
         self.received_macs: dict[int, int] = {}
+        self.condition_macs: dict[int, int] = {}
+        self.gate_macs: dict[int, int] = {}
+
+    def block(self, number: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
+        condition = self._layout.blocks[number][1].condition
+        self.condition_macs[number] = _macs(condition, x_BND, *args, **kwargs)[1]
+        self.gate_macs[number] = _macs(self._layout.gates([number]), x_BND, *args, **kwargs)[1]
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output, self.macs[site] = _macs(compute, *args, **kwargs)
@@ -84,7 +96,7 @@ class _Counts:
         return output
 
 
-def _macs(compute: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+def _macs(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from forecache.adapters import stacked_gates
 from forecache.adapters.base import Block, Branch, Layout, from_blocks
 
 
@@ -35,7 +36,8 @@ def fits(model: nn.Module) -> bool:
 
 
 def layout(model: Any) -> Layout:
-    return from_blocks(model, [_block(module) for module in model.transformer_blocks], lambda n: _example(model, n))
+    blocks = [_block(module) for module in model.transformer_blocks]
+    return from_blocks(model, blocks, lambda batch: _example(model, batch), stacked_gates.of)
 
 
 def _block(block: Any) -> Block:
@@ -71,6 +73,7 @@ def _block(block: Any) -> Block:
             Branch("attn", attention, lambda c: c.gate_attn, received=received),
             Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True),
         ),
+        block.norm1,
     )
 
 

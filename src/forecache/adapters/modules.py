@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forecache._core import Site
 from forecache._errors import ModelError, SiteError
-from forecache.adapters.base import Forward, Layout, Value
+from forecache.adapters.base import Collapse, Forward, Layout, Value
 
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
 
@@ -60,7 +60,7 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
         if inside := names.intersection(parents):
             raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache the one or the other.")
 
-    def forwards(value: Value) -> Iterable[tuple[nn.Module, Forward]]:
+    def forwards(value: Value, collapse: Collapse | None = None) -> Iterable[tuple[nn.Module, Forward]]:
         for index, site in enumerate(sites):
             module = model.get_submodule(site.name)
             yield module, _forward(value, index, _only_tensor(module.forward, site.name))

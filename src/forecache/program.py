@@ -1,0 +1,99 @@
+"""A plan resolved for a model before a run starts: what every step does, site by site and block by block.
+
+Where all branches of the blocks i to j are skipped, the whole run of blocks is one sum, x + gates * estimates, with the
+gates of all its branches made at once. That is the papers' arithmetic: gates are those of the current step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Literal
+
+from forecache import liveness
+from forecache.adapters import Gates, Layout
+from forecache.liveness import Op
+from forecache.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Skipped blocks that follow one another: their sites and the operations of these.
+
+    index, weights: for every kept feature that is added as it lies, which branch of the run it counts for, and how
+    much. These are the features of all sites but those whose estimate is made first, because a later step reads it or a
+    constant corrects it.
+    """
+
+    blocks: range
+    sites: range
+    ops: tuple[Op, ...]
+    index: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether every site adds one feature, with its own gate."""
+        return self.index == tuple(range(len(self.ops))) and set(self.weights) <= {1.0}
+
+
+class Inside(Enum):
+    """A block that the run of a block before it speaks for."""
+
+    INSIDE = "inside"
+
+
+INSIDE: Literal[Inside.INSIDE] = Inside.INSIDE
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model call: an operation for every site, and what is known of every block.
+
+    runs: None for a block that goes branch by branch, a run for the first of skipped blocks, INSIDE for its others.
+    """
+
+    ops: tuple[Op, ...]
+    runs: tuple[Run | Inside | None, ...]
+    computed: int
+    partial: int
+
+
+class Program:
+    """The steps of a plan on a model.
+
+    rows: the operations of every site, [site][step]. gates: of every run of blocks that occurs.
+    """
+
+    def __init__(self, layout: Layout, plan: Plan) -> None:
+        self.rows = liveness.operations(plan.grid.sites, plan.rows)
+        self.gates: dict[range, Gates] = {}
+        self._layout = layout
+        self._weights: object = None
+        self.steps = [self._step(ops) for ops in zip(*self.rows, strict=True)]
+        self._blocks = {run.blocks for step in self.steps for run in step.runs if isinstance(run, Run)}
+
+    def refresh(self) -> None:
+        """A generation starts: gates are stacked, unless they were and no weight has changed since."""
+        if self._blocks and (weights := self._layout.weights()) != self._weights:
+            self.gates = {blocks: self._layout.gates(blocks) for blocks in self._blocks}
+            self._weights = weights
+
+    def _step(self, ops: tuple[Op, ...]) -> Step:
+        spans = self._layout.spans
+        runs: list[Run | Inside | None] = [None] * len(spans)
+        for blocks in liveness.runs(liveness.skipped_blocks(ops, spans)):
+            runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
+            runs[blocks.start] = self._run(blocks, ops)
+        computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
+        return Step(ops, tuple(runs), computed, partial)
+
+    def _run(self, blocks: range, ops: tuple[Op, ...]) -> Run:
+        spans = self._layout.spans
+        sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
+        terms = [
+            (branch, weight) for branch, site in enumerate(sites) if ops[site].is_sum for _, weight in ops[site].reads
+        ]
+        index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
+        return Run(blocks, sites, ops[sites.start : sites.stop], index, weights)
