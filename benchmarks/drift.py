@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from digits import ROOT, fill
-from quality import GUIDANCE, STEPS, per_token
+from quality import GUIDANCE, TABLES, per_token
 from torch import Tensor
 
 import forecache as fc
@@ -26,6 +26,8 @@ from forecache.evaluate import psnr
 from forecache.sources import DigitsSource, Sampling
 
 SKIPPED = (3, 6, 9, 12, 15, 18)
+
+STEPS = TABLES["corrections"].steps
 
 
 class Watched:
@@ -53,7 +55,7 @@ class Watched:
         handle = model.register_forward_hook(watch)
         try:
             if plan is None:
-                with mounted(layout(model).forwards(keep)):
+                with mounted(layout(model).forwards(keep, None)):
                     self.images = source.generate(labels, how)
             else:
                 with fc.apply(source.target, plan):

@@ -1,4 +1,4 @@
-"""The methods of ProCache's ablation on digits, DDIM-50, all at the MACs of 17 computed steps; measured by quality.py.
+"""The methods of ProCache's ablation on digits, DDIM-50, at the MACs of 17 computed steps; measured by quality.py.
 
     python benchmarks/procache.py            search the patterns (about ten minutes on one core)
     python benchmarks/quality.py procache    then every row, three seeds, and the table of docs/procache.md
@@ -61,8 +61,8 @@ def best(name: str) -> fc.Method:
 
 
 def uniform(count: int) -> fc.Method:
-    """So many steps, evenly spread."""
-    return fc.explicit(compute=[step * STEPS // count for step in range(count)])
+    """So many steps, evenly spread; the last of them where FORA N = 3 has its last one."""
+    return fc.explicit(compute=[round(index * 48 / (count - 1)) for index in range(count)])
 
 
 def at_equal_macs(base: fc.Method, importance: tokens.Importance) -> fc.Method:
@@ -76,11 +76,12 @@ def at_equal_macs(base: fc.Method, importance: tokens.Importance) -> fc.Method:
 
 
 def methods() -> dict[str, fc.Method]:
-    """Rows by their names, all with about the MACs of FORA N = 3."""
+    """Rows by their names, with the MACs of FORA N = 3 but for the one that says how many steps it computes."""
     return {
         "uniform (FORA N = 3)": fc.fora(3),
         "pattern, searched": best("monotone"),
-        "selective, uniform": at_equal_macs(uniform(BUDGET - 1), "attn_norm"),
+        "uniform, 16 computed": uniform(BUDGET - 1),
+        "the same, selective": at_equal_macs(uniform(BUDGET - 1), "attn_norm"),
         "both (ProCache)": at_equal_macs(best("monotone-16"), "attn_norm"),
         "Taylor 1, uniform": fc.taylorseer(fc.fora(3), 1),
         "pattern, searched in any order": best("any-order"),

@@ -162,5 +162,5 @@ class _Drifting:
         field = "gain" if self._rule.form == "relative" else "shift"
         name = f"{self._site.name}/{step}/{field}"
         self.constants[name] = standing.factor - 1 if field == "gain" else standing.offset
-        named = Cell(standing.cell.reads, **{field: name})
-        return replace(standing, cell=named)
+        gain, shift = (name, None) if field == "gain" else (None, name)
+        return replace(standing, cell=Cell(standing.cell.reads, gain, shift))

@@ -55,7 +55,7 @@ class Placed:
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
 
-    def weighted(self, run: Run, gates: Sequence[Tensor]) -> Sequence[Tensor]:
+    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
         """The gates of a run times the weights of its features, one a feature."""
         if not isinstance(gates, Tensor):
             return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
@@ -166,7 +166,7 @@ class History:
         self._keep(op, kept, output)
         return output
 
-    def collapsed(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor]) -> Tensor:
+    def collapsed(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
         """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
         if any(self._done[run.sites.start : run.sites.stop]):
             raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")

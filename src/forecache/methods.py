@@ -223,14 +223,20 @@ PROCACHE_PATTERN = "".join("#" + "." * (length - 1) for length in 6 * [4] + 4 * 
 """The pattern that ProCache found for DiT-XL/2 at 50 steps: 17 computed, gaps of 3, 2 and 1."""
 
 
-def toca(base: Method, share: float | Share = 0.25, importance: Importance = "attention") -> Method:
+def toca(
+    base: Method,
+    share: float | Share = 0.25,
+    importance: Importance = "attention",
+    *,
+    tokens: Selector | None = None,
+) -> Method:
     """Some tokens at every skipped step, in every block (ToCa, arXiv 2410.05317), on the schedule of ``base``.
 
-    A token that waits gains 1/16 a call, and the best of each 2 x 2 patch counts 1.6 times.
+    A token that waits gains 1/16 a call, and the best of each 2 x 2 patch counts 1.6 times; or ``tokens`` chooses.
     """
-    chosen = top(share, importance, age=0.25 / 4, bonus=1.6)
-    made = selective(base, 0, tokens=chosen, every=1)
-    return replace(made, name=f"toca({base.name}, {_described(share)}, {_described(importance)})")
+    made = selective(base, 0, tokens=tokens or top(share, importance, age=0.25 / 4, bonus=1.6), every=1)
+    described = f"{_described(share)}, {_described(importance)}" if tokens is None else "tokens=custom"
+    return replace(made, name=f"toca({base.name}, {described})")
 
 
 def selective(

@@ -121,7 +121,7 @@ def by_step(picture: str | Sequence[int]) -> Schedule:
 
     ``#`` or 1 computes, ``.`` or 0 skips, ``o`` or 2 computes some tokens.
     """
-    signs = dict(zip("#.o", Action, strict=True)) | dict(zip((1, 0, 2), Action, strict=True))
+    signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*Action, *Action), strict=True))
     if strange := sorted({repr(each) for each in picture if each not in signs}):
         raise PlanError(
             f"A pattern is written with '#' (compute), '.' (skip) and 'o' (some tokens), or with 1, 0 and 2; it has "

@@ -34,7 +34,7 @@ class Collapse(Protocol):
     ) -> Tensor | None: ...
 
 
-Gates = Callable[..., Sequence[Tensor]]
+Gates = Callable[..., Sequence[Tensor] | Tensor]
 """The gates of a run of blocks, one a branch, broadcastable to (B, N, D), from the arguments of a block's forward."""
 
 

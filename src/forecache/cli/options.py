@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache import methods, tokens
+from forecache._core import Importance
 from forecache._errors import InputError
 from forecache._routerfile import Router
 from forecache.gates import god
@@ -65,6 +66,13 @@ class ImportanceName(StrEnum):
     random = "random"
     released = "released"
 
+
+IMPORTANCES: dict[ImportanceName, Importance] = {
+    ImportanceName.attn_norm: "attn_norm",
+    ImportanceName.attention: "attention",
+    ImportanceName.random: "random",
+    ImportanceName.released: "attention",
+}
 
 OWNERS = {
     "interval": ("fora",),
@@ -150,16 +158,15 @@ class Options:
     def _selective(self, base: Method) -> Method:
         """ProCache's partial calls, or ToCa's, on the base."""
         toca = self.method is MethodName.toca
-        usual = ImportanceName.attention if toca else ImportanceName.attn_norm
-        importance: Any = (self.importance or usual).value
-        released = tokens.released(0.07 if self.share is None else self.share)
-        chosen = released if importance == "released" else None
-        share = 0.25 if self.share is None else self.share
-        if toca and chosen is None:
-            return methods.toca(base, share, importance)
-        depth = 0 if toca else 0.75 if self.from_depth is None else _depth(self.from_depth)
-        every = 1 if toca else 2
-        return methods.selective(base, depth, share, importance, tokens=chosen, every=every)
+        released = self.importance is ImportanceName.released
+        usual = ImportanceName.attention if toca or released else ImportanceName.attn_norm
+        importance = IMPORTANCES[self.importance or usual]
+        share = self.share if self.share is not None else 0.07 if released else 0.25
+        chosen = tokens.released(share) if released else None
+        if toca:
+            return methods.toca(base, share, importance, tokens=chosen)
+        depth = 0.75 if self.from_depth is None else _depth(self.from_depth)
+        return methods.selective(base, depth, share, importance, tokens=chosen)
 
     def _base_name(self) -> BaseName:
         """The base: the method itself where it is one, else --base, else FORA."""
