@@ -172,20 +172,19 @@ class History:
             raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
         self._done[run.sites.start : run.sites.stop] = b"\x01" * len(run.sites)
         weighted = iter(gates if run.is_plain else self._placed.weighted(run, gates))
-        total_BND: Tensor | None = None
-        for op, site, gate in zip(run.ops, run.sites, gates, strict=True):
+        total_BND = x_BND.clone()
+        for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
             kept = self._slots[site]
-            if op.is_sum:
-                parts = [(_read(kept[slot]), next(weighted)) for slot, _ in op.reads]
+            if slots_read is None:
+                estimate_BND = self._estimate(op, kept)
+                total_BND.addcmul_(estimate_BND, gate)
+                self._keep(op, kept, estimate_BND)
+                continue
+            for slot in slots_read:
+                total_BND.addcmul_(_read(kept[slot]), next(weighted))
+            if op.frees:
                 self._keep(op, kept, None)
-            else:
-                output = self._estimate(op, kept)
-                parts = [(output, gate)]
-                self._keep(op, kept, output)
-            for feature, factor in parts:
-                added = torch.addcmul if total_BND is None else Tensor.addcmul_
-                total_BND = added(x_BND if total_BND is None else total_BND, feature, factor)
-        return x_BND if total_BND is None else total_BND
+        return total_BND
 
     def _keep(self, op: Op, kept: list[Kept | None], output: Tensor | None) -> None:
         """Let go of what was read for the last time, and keep the output if a later step reads it."""

@@ -21,14 +21,15 @@ from forecache.plan import Plan
 class Run:
     """Skipped blocks that follow one another: their sites and the operations of these.
 
-    index, weights: for every kept feature that is added as it lies, which branch of the run it counts for, and how
-    much. These are the features of all sites but those whose estimate is made first, because a later step reads it or a
-    constant corrects it.
+    sums: for every site the slots whose features are added as they lie, or None for a site whose estimate is made
+    first, because a later step reads it or a constant corrects it. index, weights: for every such feature, which branch
+    of the run it counts for, and how much.
     """
 
     blocks: range
     sites: range
     ops: tuple[Op, ...]
+    sums: tuple[tuple[int, ...] | None, ...]
     index: tuple[int, ...]
     weights: tuple[float, ...]
 
@@ -92,8 +93,8 @@ class Program:
     def _run(self, blocks: range, ops: tuple[Op, ...]) -> Run:
         spans = self._layout.spans
         sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
-        terms = [
-            (branch, weight) for branch, site in enumerate(sites) if ops[site].is_sum for _, weight in ops[site].reads
-        ]
+        own = ops[sites.start : sites.stop]
+        sums = tuple(tuple(slot for slot, _ in op.reads) if op.is_sum else None for op in own)
+        terms = [(branch, weight) for branch, op in enumerate(own) if op.is_sum for _, weight in op.reads]
         index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
-        return Run(blocks, sites, ops[sites.start : sites.stop], index, weights)
+        return Run(blocks, sites, own, sums, index, weights)

@@ -1,0 +1,238 @@
+"""Runs of skipped blocks as one sum: the same as block by block."""
+
+import copy
+
+import plans
+import pytest
+import reference
+import torch
+from conftest import CLASSES, generate, labels, noise, small_dit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import forecache as fc
+from forecache import liveness
+from forecache.adapters import layout, stacked_gates
+from forecache.program import INSIDE, Program
+from forecache.session import Session
+
+STEPS = 12
+
+
+@pytest.fixture
+def block_by_block(monkeypatch):
+    """Sessions that collapse nothing."""
+
+    def switch():
+        monkeypatch.setattr(Session, "_collapse", lambda self, block, x, args, kwargs: None)
+
+    return switch
+
+
+def sampled(model, plan, **how):
+    with fc.apply(model, plan) as session:
+        images = generate(model, plan.num_steps, **how)
+    return images, session.stats
+
+
+def random_statistics(model):
+    sites = fc.grid(model, 1).sites
+    draw = torch.Generator().manual_seed(0)
+    means = tuple(torch.randn(STEPS, 16, 16, generator=draw).cumsum(0) * 0.1 for _ in sites)
+    shape = STEPS, len(sites)
+    origin = fc.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
+    inverse, counts = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.int64)
+    return fc.Statistics(sites, means, torch.rand(*shape, 3, generator=draw), inverse, counts, origin)
+
+
+METHODS = {
+    "reuse": lambda model: fc.fora(3),
+    "goc": lambda model: fc.goc(fc.fora(2), 0.8),
+    "goc computed": lambda model: fc.goc(fc.fora(3), 0.5, history="computed"),
+    "taylor": lambda model: fc.taylorseer(fc.fora(3), 2),
+    "eoc relative": lambda model: fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all"),
+    "eoc per channel": lambda model: fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all", per="channel"),
+    "eoc additive on taylor": lambda model: fc.eoc(
+        fc.taylorseer(fc.fora(3), 1), random_statistics(model), 0.5, form="additive", judge="all"
+    ),
+    "blocks 1 and 2": lambda model: fc.Method(
+        "part", fc.schedules.at(fc.schedules.depth(1, 3), fc.schedules.every(3), fc.schedules.every(1))
+    ),
+    "procache": lambda model: fc.procache("#...#...#...", 2, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_collapsed_run_equals_block_by_block(block_by_block, name):
+    model = small_dit(5)
+    plan = METHODS[name](model).plan(fc.grid(model, STEPS))
+    together, stats = sampled(model, plan)
+    block_by_block()
+    apart, others = sampled(model, plan)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert stats == others
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_any_plan_collapses_to_the_same(data):
+    """Rows that no method would make, each site its own."""
+    model = small_dit(3)
+    grid = fc.grid(model, 6)
+    rows = [data.draw(plans.rows(6)) for _ in range(3)]
+    table = tuple(rows[data.draw(st.integers(0, 2))] for _ in grid.sites)
+    plan = fc.Plan(grid, table)
+    together, stats = sampled(model, plan)
+    assert stats.peak_cache_bytes == plan.cost(model, 2).cache_bytes
+    collapse = Session._collapse
+    try:
+        Session._collapse = lambda self, block, x, args, kwargs: None
+        apart, _ = sampled(model, plan)
+    finally:
+        Session._collapse = collapse
+    scale = apart.abs().max().clamp(min=1)
+    assert (together - apart).abs().max() < 1e-4 * scale or not apart.isfinite().all()
+
+
+def test_runs_are_found():
+    assert liveness.runs([0, 1, 2, 5, 7, 8]) == [range(3), range(5, 6), range(7, 9)]
+    assert liveness.runs([]) == []
+    model = small_dit(4)
+    schedule = fc.schedules.at(fc.schedules.depth(1, 2), fc.schedules.every(1), fc.schedules.every(2))
+    program = Program(layout(model), fc.Method("all but block 1", schedule).plan(fc.grid(model, 2)))
+    first, second = program.steps
+    assert first.runs == (None,) * 4
+    assert [found if found in (None, INSIDE) else found.sites for found in second.runs] == [
+        range(2), None, range(4, 8), INSIDE
+    ]  # fmt: skip
+
+
+def test_the_gates_of_a_run_are_those_of_its_blocks(dit):
+    found = layout(dit)
+    x_BND, t, y = torch.randn(4, 16, 16), torch.tensor([981.0, 981, 981, 500]), labels()
+    arguments = (x_BND, None, None, None, t, None, y)
+    stacked = found.gates(range(1, 3))
+    assert isinstance(stacked, stacked_gates.StackedGates)
+    one_by_one = [
+        branch.gate(block.condition(*arguments)) for _, block in found.blocks[1:3] for branch in block.branches
+    ]
+    for ours, own in zip(stacked(*arguments), one_by_one, strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
+    by_name = stacked(x_BND, timestep=t, class_labels=y)
+    assert torch.equal(by_name, stacked(*arguments))
+
+
+class Adapted(nn.Linear):
+    """As LoRA does it: more than its weight says."""
+
+    def forward(self, x):
+        return super().forward(x) * 1.1
+
+
+def change_linear(model):
+    norm = model.transformer_blocks[1].norm1
+    adapted = Adapted(norm.linear.in_features, norm.linear.out_features)
+    adapted.load_state_dict(norm.linear.state_dict())
+    norm.linear = adapted
+
+
+def hook(model):
+    norm = model.transformer_blocks[1].norm1
+    norm.linear.register_forward_hook(lambda module, args, output: output * 1.1)
+
+
+def own_forward(model):
+    linear = model.transformer_blocks[1].norm1.linear
+    before = linear.forward
+    linear.forward = lambda x: before(x) * 1.1
+
+
+@pytest.mark.parametrize("change", [change_linear, hook, own_forward])
+def test_gates_that_are_not_what_their_weights_say_are_made_one_by_one(block_by_block, change):
+    model = small_dit(3)
+    plan = fc.fora(3).plan(fc.grid(model, STEPS))
+    before, _ = sampled(model, plan)
+    change(model)
+    plan = fc.fora(3).plan(fc.grid(model, STEPS))
+    assert not isinstance(layout(model).gates(range(3)), stacked_gates.StackedGates)
+    together, _ = sampled(model, plan)
+    block_by_block()
+    apart, _ = sampled(model, plan)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together, before, atol=1e-4)
+
+
+def test_weights_that_change_between_generations_count(block_by_block):
+    model = small_dit(3)
+    plan = fc.fora(3).plan(fc.grid(model, STEPS))
+    with fc.apply(model, plan):
+        first = generate(model, STEPS)
+        with torch.no_grad():
+            for block in model.transformer_blocks:
+                block.norm1.linear.weight.mul_(1.2)
+        second = generate(model, STEPS)
+        model.double().float()  # elsewhere in memory
+        third = generate(model, STEPS)
+    assert torch.equal(second, third)
+    assert not torch.equal(first, second)
+    block_by_block()
+    torch.testing.assert_close(sampled(model, plan)[0], second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reuse", "goc", "taylor"])
+def test_bfloat16_stays_as_close_as_block_by_block(block_by_block, name):
+    exact = small_dit(5)
+    model = copy.deepcopy(exact).to(torch.bfloat16)
+    plan = METHODS[name](model).plan(fc.grid(exact, STEPS))
+    truth, _ = sampled(exact, plan)
+    together, _ = sampled(model, plan)
+    block_by_block()
+    apart, _ = sampled(model, plan)
+    errors = [(each.float() - truth).square().mean().sqrt().item() for each in (together, apart)]
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_nothing_that_was_handed_out_is_written_into(dit):
+    """What goes into a run of skipped blocks, and the kept features, are as they were."""
+    plan = fc.fora(4).plan(fc.grid(dit, 4))
+    seen = []
+    block = dit.transformer_blocks[0]
+    with fc.apply(dit, plan):
+        inner = block.forward
+
+        def watch(x, *args, **kwargs):
+            before = x.clone()
+            out = inner(x, *args, **kwargs)
+            seen.append((x, before, out))
+            return out
+
+        block.forward = watch
+        generate(dit, 4)
+        block.forward = inner
+    assert len(seen) == 4
+    for x, before, out in seen:
+        assert torch.equal(x, before)
+        assert out is not x
+
+
+def test_a_run_that_is_asked_for_twice_in_one_call_is_refused(dit):
+    plan = fc.fora(2).plan(fc.grid(dit, 2))
+
+    def twice(x, t, step):
+        if step == 1:
+            for module in (dit.transformer_blocks[0],):
+                module.register_forward_hook(
+                    lambda module, args, kwargs, output: module.forward(output, *args[1:], **kwargs), with_kwargs=True
+                )
+        return dit(x, timestep=t, class_labels=labels()).sample
+
+    with fc.apply(dit, plan), pytest.raises(fc.RunError, match="ran twice in one model call"):
+        reference.ddim(twice, noise(), 2)
+
+
+def test_the_label_of_no_class_counts_too(dit):
+    gates = layout(dit).gates(range(3))
+    x, t = torch.randn(2, 16, 16), torch.tensor([5, 5])
+    made = gates(x, timestep=t, class_labels=torch.tensor([0, CLASSES]))
+    assert not torch.equal(made[:, 0], made[:, 1])
