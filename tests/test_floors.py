@@ -15,8 +15,8 @@ FLOORS = [
     ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published", "_modelcall", "_searchfile"],
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
-    ["liveness", "_constants", "_planfile", "plan"],
-    ["_smoothcache", "methods", "selection", "program", "history"],
+    ["liveness", "cost", "_constants", "_planfile", "plan"],
+    ["_smoothcache", "methods", "selection", "program", "tally", "history"],
     ["session", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents

@@ -10,6 +10,7 @@ from forecache import forecasts, gates, patterns, schedules, scores, tokens
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache._errors import (
     AlreadyAppliedError,
+    CacheBudgetError,
     ForecacheError,
     InputError,
     MissingExtraError,
@@ -29,6 +30,7 @@ from forecache._routerfile import Router
 from forecache._version import __version__
 from forecache.adapters import grid
 from forecache.calibrate import calibrate, calibration_bytes
+from forecache.cost import Cost
 from forecache.methods import (
     eoc,
     explicit,
@@ -47,11 +49,12 @@ from forecache.methods import (
     toca,
     warmup,
 )
-from forecache.plan import Cost, Method, Plan
+from forecache.plan import Method, Plan
 from forecache.router import train_router
 from forecache.search import Candidate, SearchResult, search
-from forecache.session import Session, Stats, apply
+from forecache.session import Session, apply
 from forecache.statistics import Statistics
+from forecache.tally import Stats
 
 __all__ = [
     # the grid and what fills it
@@ -119,6 +122,7 @@ __all__ = [
     "RunError",
     "StepCountError",
     "AlreadyAppliedError",
+    "CacheBudgetError",
     "InputError",
     "MissingExtraError",
     "__version__",

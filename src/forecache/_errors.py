@@ -12,7 +12,8 @@ ForecacheError
 │   └── StatisticsFileError         a file that is not statistics this version can read
 ├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
 │   ├── StepCountError              more or fewer model calls than the plan has steps
-│   └── AlreadyAppliedError         a second `apply` on a model that already has a session
+│   ├── AlreadyAppliedError         a second `apply` on a model that already has a session
+│   └── CacheBudgetError            a generation that needs more cache than it may have
 ├── InputError (ValueError)         a label, folder or option that cannot be used
 └── MissingExtraError (ImportError) an optional dependency that is not installed
 """
@@ -70,6 +71,10 @@ class StepCountError(RunError):
 
 class AlreadyAppliedError(RunError):
     """A second `apply` on a model that already has a session."""
+
+
+class CacheBudgetError(RunError):
+    """A generation that needs more cache than it may have."""
 
 
 class InputError(ForecacheError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
 Inputs = tuple[torch.Size, torch.dtype, torch.device]
 
 
-def inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs | None:
+def inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs | None:
     """Shape, dtype and device of the first tensor of a model call."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from forecache._version import __version__
 from forecache.plan import Plan
-from forecache.session import Stats, apply
+from forecache.session import apply
+from forecache.tally import Stats
 
 
 @dataclass(frozen=True)

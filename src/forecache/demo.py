@@ -15,10 +15,11 @@ from torch import Tensor
 from forecache import bench
 from forecache._core import Grid
 from forecache._errors import InputError
+from forecache.cost import Cost
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.gates import god
 from forecache.methods import eoc, fora_paper, goc, goc_paper_steps, taylorseer
-from forecache.plan import Cost, Method, Plan
+from forecache.plan import Method, Plan
 from forecache.sources import DigitsSource, Sampling, in_batches
 from forecache.statistics import Statistics
 

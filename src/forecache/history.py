@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,13 @@ from forecache.liveness import Choice, Op, Score, slots
 from forecache.program import Run
 from forecache.selection import Call, choose
 
-Kept = tuple[Tensor, int]
-"""A feature, and its version when it was kept."""
+
+class Kept(NamedTuple):
+    """A feature as it is kept, its version then, and the dtype that it had."""
+
+    feature: Tensor
+    version: int
+    dtype: torch.dtype
 
 
 @dataclass
@@ -32,10 +37,11 @@ class Meter:
 class Placed:
     """A plan's constants and random scores where and as the features are: each is moved once a device and dtype.
 
-    A constant of another shape is refused.
+    A constant of another shape is refused. cache_dtype: what features are kept in, where it is not their own.
     """
 
-    def __init__(self, constants: Mapping[str, Tensor]) -> None:
+    def __init__(self, constants: Mapping[str, Tensor], cache_dtype: torch.dtype | None = None) -> None:
+        self.cache_dtype = cache_dtype
         self._constants = constants
         self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
         self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
@@ -135,7 +141,7 @@ class History:
     """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
 
     layout: of the model. rows: the operations of every site, [site][step]. meter: shared by the lanes of a run. placed:
-    the plan's constants.
+    the plan's constants, and the dtype to keep features in.
     """
 
     def __init__(self, layout: Layout, rows: Sequence[Sequence[Op]], meter: Meter, placed: Placed) -> None:
@@ -189,11 +195,12 @@ class History:
     def _keep(self, op: Op, kept: list[Kept | None], output: Tensor | None) -> None:
         """Let go of what was read for the last time, and keep the output if a later step reads it."""
         for slot in op.frees:
-            self._meter.held -= _read(kept[slot]).nbytes
+            self._meter.held -= _checked(kept[slot]).feature.nbytes
             kept[slot] = None
         if op.store is not None and output is not None:
-            kept[op.store] = output, _version(output)
-            self._meter.held += output.nbytes
+            feature = output.to(self._placed.cache_dtype or output.dtype)
+            kept[op.store] = Kept(feature, _version(feature), output.dtype)
+            self._meter.held += feature.nbytes
         self._meter.peak = max(self._meter.peak, self._meter.held)
 
     def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
@@ -214,7 +221,7 @@ class History:
         for kept in self._slots:
             for slot, entry in enumerate(kept):
                 if entry is not None:
-                    self._meter.held -= entry[0].nbytes
+                    self._meter.held -= entry.feature.nbytes
                     kept[slot] = None
         self._chooser.clear()
 
@@ -224,15 +231,20 @@ def _version(feature: Tensor) -> int:
     return 0 if feature.is_inference() else feature._version
 
 
-def _read(entry: Kept | None) -> Tensor:
+def _checked(entry: Kept | None) -> Kept:
     assert entry is not None, "a slot was read before it was filled"
-    feature, version = entry
-    if _version(feature) != version:
+    if _version(entry.feature) != entry.version:
         raise RunError(
             "A kept feature was changed in place after its module gave it out, so it cannot be reused: choose sites "
             "whose output the model does not write into, such as the modules inside."
         )
-    return feature
+    return entry
+
+
+def _read(entry: Kept | None) -> Tensor:
+    """The feature in the dtype that it had."""
+    feature, _, dtype = _checked(entry)
+    return feature if feature.dtype is dtype else feature.to(dtype)
 
 
 def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forecache import _constants, _planfile, liveness
@@ -16,8 +17,9 @@ from forecache._constants import Constants
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens, check_reads
 from forecache._errors import PlanError, PlanFileError
 from forecache._version import __version__
-from forecache.adapters import Parts, find, layout_for, measure
+from forecache.adapters import find, layout_for, measure
 from forecache.corrections import Correction
+from forecache.cost import Cost, macs
 from forecache.forecasts import Forecast, Reuse
 from forecache.gates import Drawn, always
 
@@ -145,36 +147,6 @@ def _pairs(reads: Reads) -> tuple[tuple[int, float], ...]:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a run of a plan costs. MACs are multiply-accumulates of matrix products, convolutions and attention.
-
-    macs: the whole run, guidance pair included. macs_uncached: the same run with everything computed.
-    cache_bytes: peak bytes of features kept for later steps. step_macs, step_cache_bytes: the same step by step.
-    constant_bytes: bytes of the corrections' tensors, as the plan has them.
-    """
-
-    macs: int
-    macs_uncached: int
-    cache_bytes: int
-    step_macs: tuple[int, ...] = field(repr=False)
-    step_cache_bytes: tuple[int, ...] = field(repr=False)
-    constant_bytes: int = 0
-
-    @property
-    def speedup(self) -> float:
-        """macs_uncached / macs: the speed-up to expect where time follows MACs."""
-        return self.macs_uncached / self.macs
-
-    def __str__(self) -> str:
-        unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
-        constants = f", {self.constant_bytes / 2**20:.1f} MiB of corrections" if self.constant_bytes else ""
-        return (
-            f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
-            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak{constants}"
-        )
-
-
-@dataclass(frozen=True)
 class Plan:
     """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
 
@@ -241,20 +213,27 @@ class Plan:
         gate = [self.provenance["gate"]] if "gate" in self.provenance else []
         return "\n".join([title, *lines, LEGEND, *gate])
 
-    def cost(self, model: Any, batch_size: int = 1, *, guidance: bool = True, inputs: Any = None) -> Cost:
+    def cost(
+        self,
+        model: Any,
+        batch_size: int = 1,
+        *,
+        guidance: bool = True,
+        inputs: Any = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> Cost:
         """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
 
         model: a pipeline or a transformer. batch_size: images; with ``guidance`` each is a pair of samples in one
         call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
-        which then set the batch.
+        which then set the batch. cache_dtype: as for `forecache.apply`.
         """
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
         parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs)
         ops = liveness.operations(self.grid.sites, self.rows)
-        step_macs = tuple(_macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
-        tokens = [rows * tokens for rows, tokens in parts.site_shapes]
-        alive = liveness.alive(ops, parts.site_bytes, tokens)
+        step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
+        alive = liveness.alive(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
         full = parts.fixed_macs + sum(parts.site_macs)
         return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive, self.constants.nbytes)
 
@@ -279,19 +258,6 @@ class Plan:
             return cls(grid, rows, provenance, constants)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {error}") from error
-
-
-def _macs(parts: Parts, ops: Sequence[liveness.Op], spans: Sequence[range]) -> int:
-    """MACs of one model call: blocks that are skipped as a whole make their gates alone."""
-    macs = parts.fixed_macs
-    for site, op in enumerate(ops):
-        macs += parts.received_macs[site] if "attention" in op.scored else 0
-        if op.choice is not None:
-            macs += parts.partial_macs(site, op.choice.tokens)
-        elif not op.reads:
-            macs += parts.site_macs[site]
-    skipped = liveness.skipped_blocks(ops, spans)
-    return macs - sum(parts.condition_macs[block] - parts.gate_macs[block] for block in skipped)
 
 
 def _line(row: tuple[Cell, ...]) -> str:

@@ -11,8 +11,13 @@ from enum import Enum
 from functools import cached_property
 from typing import Literal
 
-from forecache import liveness
-from forecache.adapters import Gates, Layout
+import torch
+from torch import nn
+
+from forecache import _modelcall, liveness
+from forecache._core import Grid
+from forecache._errors import CacheBudgetError
+from forecache.adapters import Arguments, Gates, Layout, measure
 from forecache.liveness import Op
 from forecache.plan import Plan
 
@@ -98,3 +103,24 @@ class Program:
         terms = [(branch, weight) for branch, op in enumerate(own) if op.is_sum for _, weight in op.reads]
         index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
         return Run(blocks, sites, own, sums, index, weights)
+
+
+class Budget:
+    """The most bytes of kept features that a generation may need; each size of a call is measured once."""
+
+    def __init__(self, max_bytes: int, cache_dtype: torch.dtype | None) -> None:
+        self._max_bytes, self._dtype = max_bytes, cache_dtype
+        self._known: dict[object, int] = {}
+
+    def check(self, model: nn.Module, program: Program, grid: Grid, arguments: Arguments) -> None:
+        """Raises CacheBudgetError if a generation that starts with this call would need more."""
+        key = _modelcall.inputs(arguments.args, arguments.kwargs)
+        if key not in self._known:
+            parts = measure(model, grid, 0, arguments)
+            self._known[key] = max(liveness.alive(program.rows, parts.kept_bytes(self._dtype), parts.site_tokens))
+        if (need := self._known[key]) > self._max_bytes:
+            raise CacheBudgetError(
+                f"The plan keeps {need / 2**20:,.1f} MiB of features at its peak for this batch, and max_cache_bytes "
+                f"allows {self._max_bytes / 2**20:,.1f} MiB: sample fewer images at a time, keep "
+                "features in cache_dtype=torch.bfloat16, or take a forecast with a shorter history."
+            )

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from forecache import bench
 from forecache._errors import InputError
+from forecache.cost import Cost
 from forecache.evaluate import psnr
-from forecache.plan import Cost, Plan
+from forecache.plan import Plan
 from forecache.sample import check_labels
-from forecache.session import Stats, apply
+from forecache.session import apply
 from forecache.sources import OnStep, Sampling, Source, in_batches
+from forecache.tally import Stats
 
 
 @dataclass(frozen=True)

@@ -9,38 +9,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from forecache import _modelcall
-from forecache._errors import AlreadyAppliedError, RunError, StepCountError
+from forecache._errors import AlreadyAppliedError, PlanError, RunError, StepCountError
 from forecache._modelcall import Inputs
-from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, replaced
+from forecache.adapters import Arguments, Layout, find, is_mounted, layout_for, mounted, replaced
 from forecache.history import History, Meter, Placed
 from forecache.plan import Plan
-from forecache.program import INSIDE, Program
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a session has done. computed, skipped: cells (step, site) over all generations; partial: those in between.
-
-    peak_cache_bytes: bytes of kept features at the peak, of the thread that kept most.
-    """
-
-    generations: int
-    calls: int
-    computed: int
-    skipped: int
-    peak_cache_bytes: int
-    partial: int = 0
-
-    def __str__(self) -> str:
-        share = self.computed / max(1, self.computed + self.skipped + self.partial)
-        partial = f"some tokens of {self.partial}, " if self.partial else ""
-        return (
-            f"{self.generations} generations, {self.calls} model calls, {share:.1%} of features computed, {partial}"
-            f"{self.peak_cache_bytes / 2**20:.1f} MiB of cache at the peak"
-        )
+from forecache.program import INSIDE, Budget, Program
+from forecache.tally import Stats
 
 
 @dataclass
@@ -78,13 +57,22 @@ class Session:
     timestep goes up, when shape, dtype or device change, or by `new_run`. Every thread has its own state.
     """
 
-    def __init__(self, layout: Layout, plan: Plan, scheduler: Any = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        plan: Plan,
+        scheduler: Any = None,
+        *,
+        cache_dtype: torch.dtype | None = None,
+        max_cache_bytes: int | None = None,
+    ) -> None:
         self.plan = plan
+        self._budget = Budget(max_cache_bytes, cache_dtype) if max_cache_bytes is not None else None
         self._layout = layout
         self._scheduler = scheduler
         layout.check_tokens(plan.rows)
         self._program = Program(layout, plan)
-        self._placed = Placed(plan.constants)
+        self._placed = Placed(plan.constants, cache_dtype)
         self._timestep = _modelcall.timestep_of(layout.model.forward)
         self._local = threading.local()
         self._runs: list[_Run] = []
@@ -208,6 +196,8 @@ class Session:
             lane.history.clear()
             lane = None
         if lane is None:
+            if self._budget is not None:
+                self._budget.check(self._layout.model, self._program, self.plan.grid, Arguments(args, kwargs))
             self._program.refresh()
             history = History(self._layout, self._program.rows, run.meter, self._placed)
             lane = run.lanes[run.lane] = _Lane(history, inputs, first_timestep=timestep)
@@ -274,16 +264,25 @@ class Session:
         return watched
 
 
-def apply(target: Any, plan: Plan) -> Session:
+def apply(
+    target: Any, plan: Plan, *, cache_dtype: torch.dtype | None = None, max_cache_bytes: int | None = None
+) -> Session:
     """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
 
-    target: a diffusers pipeline, a diffusers transformer, or any module that has the plan's sites.
+    target: a diffusers pipeline, a diffusers transformer, or any module that has the plan's sites. cache_dtype: keep
+    features in this dtype, such as torch.bfloat16 for a float32 model; half the bytes, rounded. max_cache_bytes: a
+    generation whose plan needs more is refused before its first model call.
+
     Raises PlanMismatchError for a plan of another model, AlreadyAppliedError for a second session on the model;
-    in the block, StepCountError for a run that is longer or shorter than the plan.
+    in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
+    budget.
     """
+    if cache_dtype is not None and not cache_dtype.is_floating_point:
+        raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
     scheduler = getattr(target, "scheduler", None)
     watched = scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
-    return Session(layout_for(find(target), plan.grid), plan, watched)
+    layout = layout_for(find(target), plan.grid)
+    return Session(layout, plan, watched, cache_dtype=cache_dtype, max_cache_bytes=max_cache_bytes)
 
 
 def _drop(run: _Run) -> None:

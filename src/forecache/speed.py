@@ -17,9 +17,11 @@ import torch
 
 from forecache import bench
 from forecache._errors import InputError
-from forecache.plan import Cost, Plan
-from forecache.session import Stats, apply
+from forecache.cost import Cost
+from forecache.plan import Plan
+from forecache.session import apply
 from forecache.subjects import Subject
+from forecache.tally import Stats
 
 BARE = "no cache"
 Kind = Literal["full", "skipped", "mixed"]

@@ -11,8 +11,9 @@ import torch
 from forecache import adapters
 from forecache._core import Grid
 from forecache._errors import InputError, SiteError
+from forecache.cost import Cost
 from forecache.methods import explicit, fora, goc, taylorseer
-from forecache.plan import Cost, Method, Plan
+from forecache.plan import Method, Plan
 from forecache.sources import open_source, place
 from forecache.zoo import SHAPES, call_inputs, shaped
 

@@ -16,12 +16,13 @@ from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import diffusers_dit, modules
 from forecache.adapters.base import Block, Branch, Gates, Layout, Value, is_mounted, mounted, replaced
-from forecache.adapters.counting import Parts, count
+from forecache.adapters.counting import Arguments, Parts, count
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
 FAMILIES = (diffusers_dit,)
 
 __all__ = [
+    "Arguments",
     "Block",
     "Branch",
     "Gates",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,16 @@ from forecache._errors import InputError
 from forecache.adapters.base import Layout, is_mounted, mounted
 
 
+class Arguments(NamedTuple):
+    """What a model was called with."""
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Parts:
-    """One model call: MACs and output bytes of every site, and the MACs of everything else, which always runs.
+    """One model call: MACs, output bytes and numbers of every site, and the MACs of everything else, which always runs.
 
     site_shapes: the batch and the tokens of every site, (rows, 1) where it has no tokens. token_macs: where a site
     treats every token by itself, the MACs of one token of every row. received_macs: of scoring an attention.
@@ -25,12 +32,22 @@ class Parts:
 
     site_macs: tuple[int, ...]
     site_bytes: tuple[int, ...]
+    site_numbers: tuple[int, ...]
     fixed_macs: int
     site_shapes: tuple[tuple[int, int], ...]
     token_macs: Mapping[int, int]
     received_macs: Mapping[int, int]
     condition_macs: tuple[int, ...] = ()
     gate_macs: tuple[int, ...] = ()
+
+    def kept_bytes(self, dtype: torch.dtype | None) -> tuple[int, ...]:
+        """Bytes of every site's feature when it is kept in ``dtype``; in its own if None."""
+        return self.site_bytes if dtype is None else tuple(number * dtype.itemsize for number in self.site_numbers)
+
+    @property
+    def site_tokens(self) -> tuple[int, ...]:
+        """Tokens of the whole batch, of every site."""
+        return tuple(rows * tokens for rows, tokens in self.site_shapes)
 
     def partial_macs(self, site: int, tokens: Tokens) -> int:
         """MACs of a partial cell: what does not depend on the tokens (the keys of a text), and as much for each."""
@@ -60,6 +77,7 @@ def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inp
     return Parts(
         tuple(found.macs.get(site, 0) for site in sites),
         tuple(found.outputs[site].nbytes if site in found.outputs else 0 for site in sites),
+        tuple(found.outputs[site].numel() if site in found.outputs else 0 for site in sites),
         total.get_total_flops() // 2 - counted,
         tuple(_shape(found.outputs.get(site)) for site in sites),
         found.token_macs,
@@ -130,6 +148,8 @@ def _without_data(tensor: Tensor) -> Tensor:
 def _call(layout: Layout, batch: int, inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     if inputs is None and layout.example is not None:
         return (), layout.example(batch)
+    if isinstance(inputs, Arguments):
+        return tuple(map(_meta, inputs.args)), {name: _meta(value) for name, value in inputs.kwargs.items()}
     if isinstance(inputs, Mapping):
         return (), {name: _meta(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):

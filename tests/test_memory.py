@@ -1,0 +1,105 @@
+"""Less memory: features kept in fewer bytes, and a budget that is checked before anything is computed."""
+
+import copy
+
+import pytest
+import reference
+import torch
+from conftest import generate, labels, noise
+
+import forecache as fc
+
+STEPS = 12
+METHODS = {
+    "fora": fc.fora(3),
+    "goc": fc.goc(fc.fora(2), 0.8),
+    "taylor": fc.taylorseer(fc.fora(3), 2),
+    "procache": fc.procache("#...#...#...", 1, 0.3),
+    "attention alone": fc.Method(
+        "attn", fc.schedules.at(fc.schedules.kind("attn"), fc.schedules.every(2), fc.schedules.every(1))
+    ),
+}
+
+
+def sampled(model, plan, **how):
+    with fc.apply(model, plan, **how) as session:
+        images = generate(model, STEPS)
+    return images, session.stats
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_are_kept_in_half_the_bytes(dit, name, dtype):
+    plan = METHODS[name].plan(fc.grid(dit, STEPS))
+    whole, full = sampled(dit, plan)
+    half, stats = sampled(dit, plan, cache_dtype=dtype)
+    assert stats.peak_cache_bytes == plan.cost(dit, 2, cache_dtype=dtype).cache_bytes
+    assert full.peak_cache_bytes == plan.cost(dit, 2).cache_bytes
+    if name != "procache":  # whose scores are float32
+        assert 2 * stats.peak_cache_bytes == full.peak_cache_bytes
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().max() < 0.1
+    assert torch.equal(sampled(dit, plan, cache_dtype=torch.float32)[0], whole)
+
+
+def test_what_is_kept_in_bfloat16_is_the_feature_rounded(dit):
+    """Reuse by hand, with every kept feature rounded."""
+    plan = fc.fora(3).plan(fc.grid(dit, STEPS))
+    ours, _ = sampled(dit, plan, cache_dtype=torch.bfloat16)
+
+    def rule(memory, step, compute):
+        if step % 3 == 0:
+            feature = compute()
+            memory["kept"] = feature.bfloat16().float()
+            return feature
+        return memory["kept"]
+
+    predict = reference.cached(reference.diffusers_dit, dit, labels(), rule)
+    torch.testing.assert_close(ours, reference.ddim(predict, noise(), STEPS), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_in_bfloat16_can_keep_float32(dit):
+    model = copy.deepcopy(dit).to(torch.bfloat16)
+    plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(model, STEPS))
+    images, stats = sampled(model, plan, cache_dtype=torch.float32)
+    assert images.dtype == torch.bfloat16
+    assert stats.peak_cache_bytes == plan.cost(model, 2, cache_dtype=torch.float32).cache_bytes
+
+
+def test_a_cache_dtype_is_a_floating_point_one(dit):
+    with pytest.raises(fc.PlanError, match=r"floating point dtype, such as torch.bfloat16, not torch.int8"):
+        fc.apply(dit, fc.fora(2).plan(fc.grid(dit, STEPS)), cache_dtype=torch.int8)
+
+
+def test_a_generation_over_the_budget_is_refused_before_it_starts(dit):
+    plan = fc.taylorseer(fc.fora(2), 1).plan(fc.grid(dit, STEPS))
+    need = plan.cost(dit, 2).cache_bytes
+    calls = []
+    handle = dit.pos_embed.register_forward_hook(lambda module, args, out: None if out.is_meta else calls.append(1))
+    with fc.apply(dit, plan, max_cache_bytes=need) as session:
+        generate(dit, STEPS)
+        made = len(calls)
+        with pytest.raises(fc.CacheBudgetError, match=rf"keeps 0\.{round(need * 2 / 2**20, 1) * 10:.0f} MiB .*allows"):
+            generate(dit, STEPS, count=4)
+        assert len(calls) == made
+        generate(dit, STEPS, count=1)
+    handle.remove()
+    assert session.stats.generations == 2
+    half = plan.cost(dit, 2, cache_dtype=torch.bfloat16).cache_bytes
+    with fc.apply(dit, plan, max_cache_bytes=half, cache_dtype=torch.bfloat16):
+        generate(dit, STEPS)
+
+
+def test_the_budget_of_a_model_without_a_family(facebook):
+    plan = fc.fora(2).plan(fc.grid(facebook, 2))
+    x, y = torch.cat([noise(), noise()]), labels()
+    need = plan.cost(facebook, inputs=(x, torch.ones(4), y)).cache_bytes
+    for budget, fits in ((need, True), (need - 1, False)):
+        with fc.apply(facebook, plan, max_cache_bytes=budget) as session, torch.no_grad():
+            if fits:
+                for time in (900, 1):
+                    facebook(x, torch.full((4,), time), y)
+                assert session.stats.peak_cache_bytes == need
+            else:
+                with pytest.raises(fc.CacheBudgetError):
+                    facebook(x, torch.full((4,), 900), y)
