@@ -8,6 +8,7 @@ The searches sample 48 digits with a seed of their own (1000), rank by PSNR, and
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -70,10 +71,16 @@ def at_equal_macs(base: fc.Method, importance: tokens.Importance) -> fc.Method:
     """Selective computation on a base that computes one step less, with the share that brings its MACs back."""
     model = zoo.load_digits()
     grid = fc.grid(model, STEPS)
+
+    def made(count: int) -> fc.Method:
+        return fc.selective(base, share=count / 36, importance=importance)
+
+    def macs(count: int) -> int:
+        return made(count).plan(grid).cost(model).macs
+
     wanted = fc.fora(3).plan(grid).cost(model).macs
-    shares = [count / 36 for count in range(1, 37)]
-    made = [fc.selective(base, share=share, importance=importance) for share in shares]
-    return min(made, key=lambda method: abs(method.plan(grid).cost(model).macs - wanted))
+    count = bisect.bisect_left(range(37), wanted, key=macs)
+    return made(min((count - 1, count), key=lambda each: abs(macs(each) - wanted)))
 
 
 def methods() -> dict[str, fc.Method]:

@@ -122,9 +122,12 @@ FAILURES = {
     ),
     "smoothcache without a threshold": (["--labels", "1", "--method", "smoothcache"], "--schedule, a published"),
     "base without skip": (["--labels", "1", "--method", "explicit"], "--skip 1,3,5"),
-    "pattern without one": (["--labels", "1", "--method", "pattern"], "--pattern"),
     "a pattern of other steps": (["--labels", "1", "--method", "procache", "--pattern", "published"], "50 entries"),
-    "a pattern in words": (["--labels", "1", "--method", "pattern", "--pattern", "abc"], "written with '#'"),
+    "pattern and skip": (
+        ["--labels", "1", "--pattern", "##", "--skip", "1", "--method", "explicit"],
+        "--skip 1,3,5, or",
+    ),
+    "a pattern in words": (["--labels", "1", "--method", "explicit", "--pattern", "abc"], "written with '#'"),
     "share without procache": (["--labels", "1", "--method", "fora", "--share", "0.2"], "--share belongs to"),
     "a share over 1": (["--labels", "1", "--method", "toca", "--interval", "3", "--share", "2"], "between 0 and 1"),
     "no gap for tokens": (["--labels", "1", "--method", "procache"], "no partial cell"),
@@ -282,7 +285,7 @@ def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_pa
 SELECTIVE = {
     "procache": (["--method", "procache", "--pattern", "#...#...", "--share", 0.5], "#.o.#.o.", 0.5),
     "on fora": (["--method", "procache", "--interval", 4, "--from-depth", 6], "#.o.#.o.", 0.25),
-    "on a pattern": (["--method", "procache", "--base", "pattern", "--pattern", "#...#..."], "#.o.#.o.", 0.25),
+    "on a pattern": (["--method", "procache", "--base", "explicit", "--pattern", "#...#..."], "#.o.#.o.", 0.25),
     "random": (["--method", "procache", "--interval", 4, "--importance", "random"], "#.o.#.o.", 0.25),
     "toca": (["--method", "toca", "--interval", 4], "#ooo#ooo", 0.25),
     "released": (["--method", "toca", "--interval", 4, "--importance", "released", "--share", 0.1], "#ooo#ooo", None),

@@ -32,6 +32,8 @@ def errors(method, num_steps):
         (fc.fora(3, anchor="end"), "##..#..#"),
         (fc.explicit(skip=[1, 4]), "#.##.###"),
         (fc.explicit(compute=[0, 4]), "#...#..."),
+        (fc.explicit(pattern="#...#..#"), "#...#..#"),
+        (fc.explicit(pattern=[1, 0, 0, 1, 0, 0, 1, 0]), "#..#..#."),
         (fc.warmup(fc.fora(4), 3), "###.#..."),
         (fc.goc(fc.fora(2), 0.8), "#.#~#~#~"),
         (fc.goc(fc.fora(2), 0.8, steps=[5]), "#.#.#~#."),
@@ -145,6 +147,7 @@ def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
         (fc.fora(2), "fora(interval=2)"),
         (fc.fora(3, anchor="end"), "fora(interval=3, anchor='end')"),
         (fc.explicit(skip={3, 1}), "explicit(skip=[1, 3])"),
+        (fc.explicit(pattern=[1, 0, 1]), "explicit(pattern='#.#')"),
         (fc.goc(fc.fora(interval=2), 1.2), "goc(fora(interval=2), eta=1.2)"),
         (fc.goc(fc.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
         (fc.goc(fc.fora(2), 0.5, history="computed"), "goc(fora(interval=2), eta=0.5, history='computed')"),
@@ -188,8 +191,8 @@ def test_steps_and_gate_together_are_refused():
 
 
 @pytest.mark.parametrize("given", [{}, {"skip": [1], "compute": [0]}])
-def test_explicit_takes_one_of_two_lists(given):
-    with pytest.raises(fc.PlanError, match="steps to skip or the steps to compute, one of the two"):
+def test_explicit_takes_one_of_three(given):
+    with pytest.raises(fc.PlanError, match="steps to skip, the steps to compute, or a pattern: one of the three"):
         fc.explicit(**given)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from forecache import liveness
-from forecache.adapters import Parts
+from forecache.adapters import Parts, Special
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,12 @@ def macs(parts: Parts, ops: Sequence[liveness.Op], spans: Sequence[range]) -> in
             total += parts.site_macs[site]
     skipped = liveness.skipped_blocks(ops, spans)
     return total - sum(parts.condition_macs[block] - parts.gate_macs[block] for block in skipped)
+
+
+def special_of(rows: Sequence[Sequence[liveness.Op]], spans: Sequence[range]) -> Special:
+    """What has to be counted for the operations of a plan, [site][step]."""
+    return Special(
+        frozenset(site for site, ops in enumerate(rows) if any(op.choice is not None for op in ops)),
+        frozenset(site for site, ops in enumerate(rows) if any("attention" in op.scored for op in ops)),
+        frozenset(block for ops in zip(*rows, strict=True) for block in liveness.skipped_blocks(ops, spans)),
+    )

@@ -39,7 +39,6 @@ __all__ = [
     "goc",
     "goc_paper_steps",
     "l2c",
-    "pattern",
     "procache",
     "procache_paper",
     "selective",
@@ -76,10 +75,21 @@ def fora_paper(level: Literal[25, 50, 75]) -> Method:
     return Method(f"fora_paper({level})", by_step)
 
 
-def explicit(*, skip: Collection[int] | None = None, compute: Collection[int] | None = None) -> Method:
-    """The steps written out: those to skip, or those to compute. Reuse in between."""
-    if (skip is None) == (compute is None):
-        raise PlanError("explicit() takes the steps to skip or the steps to compute, one of the two.")
+def explicit(
+    *,
+    skip: Collection[int] | None = None,
+    compute: Collection[int] | None = None,
+    pattern: str | Sequence[int] | None = None,
+) -> Method:
+    """The steps written out: those to skip, those to compute, or all of them as a pattern. Reuse in between.
+
+    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``.
+    """
+    if (skip, compute, pattern).count(None) != 2:
+        raise PlanError("explicit() takes the steps to skip, the steps to compute, or a pattern: one of the three.")
+    if pattern is not None:
+        schedule = schedules.by_step(pattern)
+        return Method(f"explicit(pattern={schedules.picture(schedule, len(pattern))!r})", schedule)
     if skip is not None:
         return Method(f"explicit(skip={sorted(skip)})", schedules.except_on(skip))
     return Method(f"explicit(compute={sorted(compute or ())})", schedules.on(compute or ()))
@@ -187,25 +197,19 @@ def eoc(
     return replace(base, name=f"eoc({base.name}{described})", correction=Drift(stats, theta, form, chosen, resolution))
 
 
-def pattern(picture: str | Sequence[int]) -> Method:
-    """A pattern with plain reuse, one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``."""
-    schedule = schedules.by_step(picture)
-    return Method(f"pattern({schedules.picture(schedule, len(picture))!r})", schedule)
-
-
 def procache(
-    picture: str | Sequence[int],
+    pattern: str | Sequence[int],
     from_depth: int | float = 0.75,
     share: float | Share = 0.25,
     importance: Importance = "attn_norm",
 ) -> Method:
     """A searched pattern with selective computation in its gaps (ProCache, arXiv 2512.17298).
 
-    picture: the pattern, one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``, or `forecache.search`'s. In
+    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``, or `forecache.search`'s. In
     the blocks from ``from_depth`` on, every second step of a gap computes the MLPs (and cross-attention) of some
     tokens; see `selective`.
     """
-    return selective(pattern(picture), from_depth, share, importance)
+    return selective(explicit(pattern=pattern), from_depth, share, importance)
 
 
 def procache_paper(*, partial: bool = True) -> Method:

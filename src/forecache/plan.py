@@ -19,7 +19,7 @@ from forecache._errors import PlanError, PlanFileError
 from forecache._version import __version__
 from forecache.adapters import find, layout_for, measure
 from forecache.corrections import Correction
-from forecache.cost import Cost, macs
+from forecache.cost import Cost, macs, special_of
 from forecache.forecasts import Forecast, Reuse
 from forecache.gates import Drawn, always
 
@@ -230,8 +230,9 @@ class Plan:
         """
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
-        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs)
         ops = liveness.operations(self.grid.sites, self.rows)
+        special = special_of(ops, layout.spans)
+        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, special)
         step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
         alive = liveness.alive(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
         full = parts.fixed_macs + sum(parts.site_macs)

@@ -16,7 +16,7 @@ from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import diffusers_dit, modules
 from forecache.adapters.base import Block, Branch, Gates, Layout, Value, is_mounted, mounted, replaced
-from forecache.adapters.counting import Arguments, Parts, count
+from forecache.adapters.counting import Arguments, Parts, Special, count
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
 FAMILIES = (diffusers_dit,)
@@ -28,6 +28,7 @@ __all__ = [
     "Gates",
     "Layout",
     "Parts",
+    "Special",
     "Value",
     "describe",
     "describe_scheduler",
@@ -128,8 +129,14 @@ def _describe(sites: Sequence[Site]) -> str:
     return f"{len(sites)} ({sites[0].name} to {sites[-1].name})" if sites else "no sites of these names"
 
 
-def measure(target: Any, grid: Grid, batch: int, inputs: Any = None) -> Parts:
+def measure(
+    target: Any,
+    grid: Grid,
+    batch: int,
+    inputs: Any = None,
+    special: Special = Special(),  # noqa: B008 - it is frozen
+) -> Parts:
     """MACs of every site and of the rest of one model call, and the bytes of every feature, without computing it."""
     model = find(target)
     layout_for(model, grid)  # the error of a plan for another model belongs to the model that the user has
-    return count(model, lambda twin: layout_for(twin, grid), batch, inputs)
+    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, special)

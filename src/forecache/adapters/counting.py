@@ -37,8 +37,8 @@ class Parts:
     site_shapes: tuple[tuple[int, int], ...]
     token_macs: Mapping[int, int]
     received_macs: Mapping[int, int]
-    condition_macs: tuple[int, ...] = ()
-    gate_macs: tuple[int, ...] = ()
+    condition_macs: Mapping[int, int]
+    gate_macs: Mapping[int, int]
 
     def kept_bytes(self, dtype: torch.dtype | None) -> tuple[int, ...]:
         """Bytes of every site's feature when it is kept in ``dtype``; in its own if None."""
@@ -59,7 +59,25 @@ class Parts:
         return one + (self.site_macs[site] - one) * (count - 1) // (total - 1)
 
 
-def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inputs: Any = None) -> Parts:
+class Special(NamedTuple):
+    """What of a model is counted beside its sites, because a plan does it: numbers of sites, and of blocks.
+
+    partial: sites that compute some tokens. scored: attentions whose maps are made. skipped: blocks that are skipped as
+    a whole.
+    """
+
+    partial: frozenset[int] = frozenset()
+    scored: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
+
+
+def count(
+    model: nn.Module,
+    read: Callable[[nn.Module], Layout],
+    batch: int,
+    inputs: Any = None,
+    special: Special = Special(),  # noqa: B008 - it is frozen
+) -> Parts:
     """Run a twin of the model once on the meta device and count, site by site.
 
     inputs: the arguments of one call, a tuple or dict of tensors; by default the layout's example for ``batch``.
@@ -68,30 +86,30 @@ def count(model: nn.Module, read: Callable[[nn.Module], Layout], batch: int, inp
 
     layout = read(twin(model))
     args, kwargs = _call(layout, batch, inputs)
-    found = _Counts(layout)
-    with torch.no_grad(), mounted(layout.forwards(found.value, found.block)), FlopCounterMode(display=False) as total:
-        layout.model(*args, **kwargs)
-    extra = (found.macs, found.token_macs, found.received_macs, found.condition_macs, found.gate_macs)
-    counted = sum(sum(each.values()) for each in extra)
-    blocks, sites = range(len(layout.blocks)), range(len(layout.sites))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        found = _Counts(layout, special, counter)
+        with mounted(layout.forwards(found.value, found.block)):
+            layout.model(*args, **kwargs)
+    outputs = [found.outputs.get(site) for site in range(len(layout.sites))]
     return Parts(
-        tuple(found.macs.get(site, 0) for site in sites),
-        tuple(found.outputs[site].nbytes if site in found.outputs else 0 for site in sites),
-        tuple(found.outputs[site].numel() if site in found.outputs else 0 for site in sites),
-        total.get_total_flops() // 2 - counted,
-        tuple(_shape(found.outputs.get(site)) for site in sites),
+        tuple(found.macs.get(site, 0) for site in range(len(layout.sites))),
+        tuple(output.nbytes if output is not None else 0 for output in outputs),
+        tuple(output.numel() if output is not None else 0 for output in outputs),
+        counter.get_total_flops() // 2 - found.counted,
+        tuple(map(_shape, outputs)),
         found.token_macs,
         found.received_macs,
-        tuple(found.condition_macs[block] for block in blocks),
-        tuple(found.gate_macs[block] for block in blocks),
+        found.condition_macs,
+        found.gate_macs,
     )
 
 
 class _Counts:
-    """What one call of the twin does, site by site."""
+    """What one call of the twin does, site by site. counted: all of it that is not the rest of the call."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, special: Special, counter: Any) -> None:
+        self._layout, self._special, self._counter = layout, special, counter
+        self.counted = 0
         self.outputs: dict[int, Tensor] = {}
         self.macs: dict[int, int] = {}
         self.token_macs: dict[int, int] = {}
@@ -100,26 +118,26 @@ class _Counts:
         self.gate_macs: dict[int, int] = {}
 
     def block(self, number: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
-        condition = self._layout.blocks[number][1].condition
-        self.condition_macs[number] = _macs(condition, x_BND, *args, **kwargs)[1]
-        self.gate_macs[number] = _macs(self._layout.gates([number]), x_BND, *args, **kwargs)[1]
+        if number in self._special.skipped:
+            condition = self._layout.blocks[number][1].condition
+            self.condition_macs[number] = self._macs(condition, x_BND, *args, **kwargs)[1]
+            self.gate_macs[number] = self._macs(self._layout.gates([number]), x_BND, *args, **kwargs)[1]
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        output, self.macs[site] = _macs(compute, *args, **kwargs)
+        output, self.macs[site] = self._macs(compute, *args, **kwargs)
         self.outputs[site] = output
-        if site in self._layout.tokenwise and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
-            self.token_macs[site] = _macs(compute, args[0][:, :1], *args[1:], **kwargs)[1]
-        if site in self._layout.received:
-            self.received_macs[site] = _macs(self._layout.received[site], *args, **kwargs)[1]
+        if site in self._special.partial and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
+            self.token_macs[site] = self._macs(compute, args[0][:, :1], *args[1:], **kwargs)[1]
+        if site in self._special.scored:
+            self.received_macs[site] = self._macs(self._layout.received[site], *args, **kwargs)[1]
         return output
 
-
-def _macs(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    def _macs(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
+        before = self._counter.get_total_flops()
         output = compute(*args, **kwargs)
-    return output, counter.get_total_flops() // 2
+        found = (self._counter.get_total_flops() - before) // 2
+        self.counted += found
+        return output, found
 
 
 def _shape(output: Tensor | None) -> tuple[int, int]:

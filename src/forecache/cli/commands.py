@@ -120,7 +120,7 @@ def sample_command(
     anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None,
     level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
     skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="pattern: '#...#..#', or 'published' at 50 steps.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="explicit: '#...#..#', or 'published' (50 steps).")] = None,
     router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None,
     router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None,
     change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None,

@@ -21,7 +21,6 @@ from forecache.zoo import router_path, statistics_path
 class BaseName(StrEnum):
     fora = "fora"
     explicit = "explicit"
-    pattern = "pattern"
     l2c = "l2c"
     smoothcache = "smoothcache"
 
@@ -30,7 +29,6 @@ class MethodName(StrEnum):
     none = "none"
     fora = "fora"
     explicit = "explicit"
-    pattern = "pattern"
     l2c = "l2c"
     smoothcache = "smoothcache"
     goc = "goc"
@@ -79,7 +77,7 @@ OWNERS = {
     "anchor": ("fora",),
     "level": ("fora",),
     "skip": ("explicit",),
-    "pattern": ("pattern",),
+    "pattern": ("explicit",),
     "router": ("l2c",),
     "router_threshold": ("l2c",),
     "change": ("smoothcache",),
@@ -176,7 +174,7 @@ class Options:
                 f"--method {self.method.value} is a base itself, and --base {self.base.value if self.base else ''} is "
                 "another: leave --base out, or give a correction as --method, such as goc."
             )
-        usual = BaseName.pattern if self.pattern is not None else BaseName.fora
+        usual = BaseName.explicit if self.pattern is not None else BaseName.fora
         return itself or self.base or usual
 
     def _refuse_others(self, used: set[str]) -> None:
@@ -209,17 +207,15 @@ class Options:
 
     def _base(self, name: BaseName, num_steps: int) -> Method:
         if name is BaseName.explicit:
-            if self.skip is None:
-                raise InputError("--base explicit needs the steps to skip, for example --skip 1,3,5.")
-            return methods.explicit(skip=_steps(self.skip))
-        if name is BaseName.pattern:
-            if self.pattern is None:
+            if self.pattern is not None and self.skip is None:
+                published = self.pattern == "published"
+                return methods.explicit(pattern=methods.PROCACHE_PATTERN if published else self.pattern)
+            if self.skip is None or self.pattern is not None:
                 raise InputError(
-                    "--base pattern needs --pattern: one # (compute) or . (skip) a step, such as '#...#..#', or "
-                    "'published', ProCache's for DiT at 50 steps."
+                    "--base explicit needs the steps to skip, for example --skip 1,3,5, or --pattern '#...#..#', one # "
+                    "(compute) or . (skip) a step; 'published' is ProCache's pattern for DiT at 50 steps."
                 )
-            picture = methods.PROCACHE_PATTERN if self.pattern == "published" else self.pattern
-            return methods.pattern(picture)
+            return methods.explicit(skip=_steps(self.skip))
         if name is BaseName.l2c:
             if self.router is None:
                 raise InputError("--base l2c needs --router, a router file; for digits, digits-22 or digits-40.")
