@@ -193,6 +193,20 @@ def test_bfloat16_stays_as_close_as_block_by_block(block_by_block, name):
     assert errors[0] < 1.5 * errors[1]
 
 
+@pytest.mark.parametrize("name", ["reuse", "goc", "taylor"])
+def test_under_autocast_it_differs_by_rounding_alone(block_by_block, name):
+    model = small_dit(4)
+    plan = METHODS[name](model).plan(fc.grid(model, STEPS))
+    with torch.autocast("cpu", torch.bfloat16):
+        together, _ = sampled(model, plan)
+        bare = generate(model, STEPS)
+        block_by_block()
+        apart, _ = sampled(model, plan)
+    assert together.dtype == apart.dtype
+    assert (together - apart).abs().max() < 0.05
+    assert (apart - bare).square().mean() > 4 * (together - apart).square().mean()
+
+
 def test_nothing_that_was_handed_out_is_written_into(dit):
     """What goes into a run of skipped blocks, and the kept features, are as they were."""
     plan = fc.fora(4).plan(fc.grid(dit, 4))

@@ -147,7 +147,7 @@ def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
         (fc.fora(2), "fora(interval=2)"),
         (fc.fora(3, anchor="end"), "fora(interval=3, anchor='end')"),
         (fc.explicit(skip={3, 1}), "explicit(skip=[1, 3])"),
-        (fc.explicit(pattern=[1, 0, 1]), "explicit(pattern='#.#')"),
+        (fc.explicit(pattern=[1, 0] * 10), "explicit(pattern='#.#.#.#.#.#.#.#.#.#.')"),
         (fc.goc(fc.fora(interval=2), 1.2), "goc(fora(interval=2), eta=1.2)"),
         (fc.goc(fc.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
         (fc.goc(fc.fora(2), 0.5, history="computed"), "goc(fora(interval=2), eta=0.5, history='computed')"),
