@@ -36,10 +36,14 @@ statistics: $(READY)
 	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
 
-# the tables of docs/eoc.md, docs/l2c.md and docs/calibration.md (an hour and a half on two cores, after make statistics)
+# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md and docs/calibration.md (three hours on two cores, after make
+# statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
+	$(BIN)/python benchmarks/procache.py
+	$(BIN)/python benchmarks/quality.py procache
+	$(BIN)/python benchmarks/partial.py
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/calibration.py
 
