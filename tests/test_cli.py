@@ -38,7 +38,8 @@ def test_demo_prints_a_table_and_writes_pictures(forecache, tmp_path):
 
 
 def test_the_demo_stops_without_a_traceback(tmp_path):
-    command = [sys.executable, "-c", "from forecache.cli import main; main()"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in a background job
+    command = [sys.executable, "-c", f"{heard}; from forecache.cli import main; main()"]
     process = subprocess.Popen(
         [*command, "demo", "--samples", "600", "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -193,6 +194,7 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
 STOPPING = """
 import os, signal, sys, torch
 from forecache import cli, sources
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)
 generate = sources.DigitsSource.generate
 

@@ -67,7 +67,10 @@ def test_train_router_prints_the_picture_and_goes_on(forecache, tmp_path):
     assert err.count("\n") == 1
 
 
-PROGRAM = "from forecache import router; router.SAVE_SECONDS = 0; from forecache.cli import main; main()"
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
+    "from forecache import router; router.SAVE_SECONDS = 0; from forecache.cli import main; main()"
+)
 
 
 def test_an_interrupted_training_goes_on_as_if_never_stopped(forecache, tmp_path):
