@@ -1,5 +1,7 @@
 """Any base with any correction: every cell of the matrix against sampling written out by hand, and against the laws."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -215,8 +217,10 @@ def test_eoc_corrects_the_tokens_that_are_not_computed(dit, form):
     alone, none = sampled(base), sampled(fc.selective(base, 0, 0.0, every=1))
     torch.testing.assert_close(none, alone, rtol=0, atol=1e-5)
     assert not torch.equal(sampled(fc.fora_paper(75)), alone)
-    some, others = (
-        sampled(fc.selective(base, 0, 0.5, every=1)),
-        sampled(fc.selective(fc.fora_paper(75), 0, 0.5, every=1)),
-    )
-    assert not torch.equal(some, others)
+    kind, every = fc.schedules.kind, fc.schedules.every
+    attentions = fc.schedules.at(kind("mlp"), every(1), fc.fora_paper(75).schedule)
+    all_of_them = sampled(fc.selective(base, 0, 1.0, every=1))
+    torch.testing.assert_close(all_of_them, sampled(replace(base, schedule=attentions)), rtol=0, atol=1e-5)
+    some = sampled(fc.selective(base, 0, 0.5, every=1))
+    assert not torch.equal(some, sampled(fc.selective(fc.fora_paper(75), 0, 0.5, every=1)))
+    assert not torch.equal(some, all_of_them)

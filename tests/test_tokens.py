@@ -153,6 +153,9 @@ def test_no_tokens_is_reuse_and_all_tokens_is_compute_bit_for_bit(dit, importanc
     reused, *_ = sampled(dit, base)
     none, *_ = sampled(dit, fc.selective(base, 1, 0.0, importance))
     assert torch.equal(none, reused)
+    rounded_down, stats, _ = sampled(dit, fc.selective(base, 1, 0.05, importance))  # of 16 tokens
+    assert stats.partial == 2 * len(PARTIAL)
+    torch.testing.assert_close(rounded_down, reused, rtol=1e-5, atol=1e-5)  # its blocks do not collapse
     every, stats, _ = sampled(dit, fc.selective(base, 1, 1.0, importance))
     pattern = "".join("#" if step in COMPUTED | PARTIAL else "." for step in range(STEPS))
     mlps = at(depth(1, 99), by_step(pattern), base.schedule)

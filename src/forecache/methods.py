@@ -276,7 +276,10 @@ def _block(from_depth: int | float, grid: Grid) -> int:
     blocks = 1 + max(site.depth for site in grid.sites)
     block = from_depth if isinstance(from_depth, int) else math.floor(from_depth * blocks)
     if not 0 <= block < blocks:
-        raise PlanError(f"from_depth={from_depth!r} is block {block}, and the blocks are 0 to {blocks - 1}.")
+        raise PlanError(
+            f"from_depth={from_depth!r} is block {block}, and the blocks are 0 to {blocks - 1}: give one of these, or "
+            "a part of them such as 0.75."
+        )
     return block
 
 
