@@ -177,8 +177,17 @@ class History:
         if any(self._done[run.sites.start : run.sites.stop]):
             raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
         self._done[run.sites.start : run.sites.stop] = b"\x01" * len(run.sites)
-        weighted = iter(gates if run.is_plain else self._placed.weighted(run, gates))
-        total_BND = x_BND.clone()
+        weighted = gates if run.is_plain else self._placed.weighted(run, gates)
+        total_BND = x_BND.clone(memory_format=torch.contiguous_format)  # patch embeddings lie the other way round
+        if run.is_sum:
+            features = [_read(self._slots[site][slot]) for site, slot in run.reads]
+            for feature_BND, gate in zip(features, weighted, strict=True):
+                total_BND.addcmul_(feature_BND, gate)
+            del features
+            for site in run.freeing:
+                self._keep(self._ops[site], self._slots[site], None)
+            return total_BND
+        terms = iter(weighted)
         for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
             kept = self._slots[site]
             if slots_read is None:
@@ -187,7 +196,7 @@ class History:
                 self._keep(op, kept, estimate_BND)
                 continue
             for slot in slots_read:
-                total_BND.addcmul_(_read(kept[slot]), next(weighted))
+                total_BND.addcmul_(_read(kept[slot]), next(terms))
             if op.frees:
                 self._keep(op, kept, None)
         return total_BND

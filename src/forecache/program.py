@@ -39,6 +39,21 @@ class Run:
     weights: tuple[float, ...]
 
     @cached_property
+    def is_sum(self) -> bool:
+        """Whether every site adds features as they lie, and nothing is kept."""
+        return None not in self.sums
+
+    @cached_property
+    def reads(self) -> tuple[tuple[int, int], ...]:
+        """Site and slot of every feature that is added as it lies, in order."""
+        return tuple((site, slot) for site, slots in zip(self.sites, self.sums, strict=True) for slot in slots or ())
+
+    @cached_property
+    def freeing(self) -> tuple[int, ...]:
+        """The sites of which a feature is read for the last time."""
+        return tuple(site for site, op in zip(self.sites, self.ops, strict=True) if op.frees)
+
+    @cached_property
     def is_plain(self) -> bool:
         """Whether every site adds one feature, with its own gate."""
         return self.index == tuple(range(len(self.ops))) and set(self.weights) <= {1.0}

@@ -46,8 +46,15 @@ def _is_plain(module: nn.Module, kind: str) -> bool:
     ) and "forward" not in vars(module)
 
 
+TIMESTEPS = 128
+"""Of how many timesteps the embeddings are kept, (L, 1, D) each; a server that samples by many schedules forgets some."""
+
+
 class StackedGates:
-    """Called with the arguments of a block's forward, gives the gates of all branches, (2 L, B, 1, D)."""
+    """Called with the arguments of a block's forward, gives the gates of all branches, (2 L, B, 1, D).
+
+    On the CPU, where weights are slow to read, what depends on the timestep alone is made once a timestep.
+    """
 
     def __init__(self, norms: Sequence[Any]) -> None:
         embedders = [norm.emb.timestep_embedder for norm in norms]
@@ -61,16 +68,33 @@ class StackedGates:
         self._gates_LDE = torch.stack(weights).transpose(1, 2)
         self._gates_L1E = torch.stack(biases)[:, None]
         self._width = width
+        self._known: dict[tuple[float, torch.dtype, bool], Tensor] = {}
 
     def __call__(self, x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         timestep_B, labels_B = _conditions(args, kwargs)
-        time_BF = self._time_proj(timestep_B).to(x_BND.dtype)
-        blocks, batch = len(self._first_L1D), len(time_BF)
-        hidden_LBD = torch.baddbmm(self._first_L1D, time_BF.expand(blocks, -1, -1), self._first_LFD)
-        embedded_LBD = torch.baddbmm(self._second_L1D, nn.functional.silu(hidden_LBD), self._second_LDD)
-        embedded_LBD += self._table_LCD[:, labels_B]
+        embedded_LBD = self._table_LCD[:, labels_B] + self._time(timestep_B, x_BND.dtype)
         gates_LBE = torch.baddbmm(self._gates_L1E, nn.functional.silu(embedded_LBD), self._gates_LDE)
-        return gates_LBE.unflatten(2, (2, -1)).transpose(1, 2).reshape(2 * blocks, batch, 1, self._width)
+        return gates_LBE.unflatten(2, (2, -1)).transpose(1, 2).reshape(-1, len(labels_B), 1, self._width)
+
+    def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one."""
+        if timestep_B.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._embedded(timestep_B, dtype)
+        values = set(timestep_B.tolist())
+        if len(values) != 1:
+            return self._embedded(timestep_B, dtype)
+        key = values.pop(), dtype, torch.is_inference_mode_enabled()
+        embedded_L1D = self._known.get(key)
+        if embedded_L1D is None:
+            if len(self._known) >= TIMESTEPS:
+                self._known.clear()
+            embedded_L1D = self._known[key] = self._embedded(timestep_B[:1], dtype)
+        return embedded_L1D
+
+    def _embedded(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
+        time_BF = self._time_proj(timestep_B).to(dtype)
+        hidden_LBD = torch.baddbmm(self._first_L1D, time_BF.expand(len(self._first_L1D), -1, -1), self._first_LFD)
+        return torch.baddbmm(self._second_L1D, nn.functional.silu(hidden_LBD), self._second_LDD)
 
 
 def _conditions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
