@@ -16,8 +16,8 @@ FLOORS = [
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "cost", "_constants", "_planfile", "plan"],
-    ["_smoothcache", "methods", "selection", "program", "tally", "history"],
-    ["session", "_lesson"],
+    ["_smoothcache", "methods", "selection", "program", "tally", "placed", "choosing", "history", "graphs"],
+    ["generations", "session", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import generate
 from routers import PUBLISHED, published
-from test_cost import ATTENTION, CALL, MLP, D, L, meta_dit
+from test_cost import ATTENTION, CALL, EMBEDDERS, MLP, D, L, meta_dit
 
 import forecache as fc
 
@@ -125,15 +125,15 @@ def test_the_published_router_on_dit_xl_costs_what_the_formula_says():
     model = meta_dit(L)
     plan = fc.l2c(PUBLISHED).plan(fc.grid(model, 20))
     attentions, mlps = fc.Router.from_published(PUBLISHED).skips(0.1).unflatten(1, (-1, 2)).unbind(2)
-    blocks = (attentions & mlps).sum(1)  # skipped as a whole: of their modulation, the two gates alone
-    saved = 123 * ATTENTION + 125 * MLP + int(blocks.sum()) * 4 * D * D
+    blocks = (attentions & mlps).sum(1)  # skipped as a whole: the two gates alone, and one timestep for both samples
+    saved = 123 * ATTENTION + 125 * MLP + int(blocks.sum()) * (4 * D * D + EMBEDDERS // 2)
     cost = plan.cost(model)
     assert blocks[1] == 28
     assert cost.macs == 2 * (20 * CALL - saved)
     assert cost.speedup == pytest.approx(1.2821, abs=0.005)  # the papers' figure for 22 %
     assert plan.computed_share == 1 - 248 / 1120
     for call, (attention, mlp) in enumerate(zip(ATTENTIONS, MLPS, strict=True)):
-        gates = int(blocks[2 * call + 1]) * 4 * D * D
+        gates = int(blocks[2 * call + 1]) * (4 * D * D + EMBEDDERS // 2)
         assert cost.step_macs[2 * call + 1] == 2 * (CALL - attention * ATTENTION - mlp * MLP - gates)
 
 

@@ -281,7 +281,7 @@ def test_generations_share_nothing(dit, name):
         with pytest.raises(KeyboardInterrupt):
             interrupted(dit, 7)
         session.new_run()
-        held = [run.meter.held for run in session._runs]
+        held = [run.meter.held for run in session._generations.threads]
         second = generate(dit, STEPS, seed=1)
     assert torch.equal(first, fresh[0])
     assert torch.equal(second, fresh[1])

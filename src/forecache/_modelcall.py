@@ -21,16 +21,25 @@ def inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs | None:
     return None
 
 
-def timestep_of(forward: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float | None]:
-    """Reads the timestep from the arguments of the model's forward, if it has one."""
+def timestep_of(forward: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
+    """Finds the timestep among the arguments of the model's forward, if it has one."""
     names = list(inspect.signature(forward).parameters)
     name = next((each for each in TIMESTEP_NAMES if each in names), TIMESTEP_NAMES[0])
     position = names.index(name) if name in names else len(names)
 
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-        value = args[position] if position < len(args) else kwargs.get(name)
-        if isinstance(value, Tensor):
-            return None if value.is_meta or value.numel() == 0 else float(value.detach().to(torch.float64).max())
-        return float(value) if isinstance(value, int | float) else None
+    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return args[position] if position < len(args) else kwargs.get(name)
 
-    return read
+    return find
+
+
+def is_at_hand(timestep: Any) -> bool:
+    """Whether it can be read without waiting for a device."""
+    return not isinstance(timestep, Tensor) or timestep.device.type in ("cpu", "meta")
+
+
+def number(timestep: Any) -> float | None:
+    """The timestep of a call as a number, the largest of its samples; None if it is none."""
+    if isinstance(timestep, Tensor):
+        return None if timestep.is_meta or timestep.numel() == 0 else float(timestep.detach().to(torch.float64).max())
+    return float(timestep) if isinstance(timestep, int | float) else None

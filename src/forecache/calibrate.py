@@ -248,13 +248,13 @@ class _Observed(Session):
 
     def check_complete(self) -> None:
         """Raises StepCountError if the last generation made fewer calls than there are steps."""
-        for lane in self._run().lanes.values():
-            if self._is_short(lane):
-                raise self._too_short(lane)
+        for lane in self._generations.running().lanes.values():
+            if self._generations.is_short(lane):
+                raise self._generations.too_short(lane)
 
     def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output = super()._value(site, compute, *args, **kwargs)
-        run = self._run()
-        if run.current is not None and run.lane == next(iter(run.lanes)):
-            self._see(run.current.step, site, output)
+        run, lane = self._generations.running(), self._local.lane
+        if lane is not None and run.lane == next(iter(run.lanes)):
+            self._see(lane.step, site, output)
         return output

@@ -1,21 +1,111 @@
-"""The features that are still alive, of every site in one lane, and the estimates read from them."""
+"""The features that are still alive, of every site in one lane, and the estimates read from them.
+
+B batch, N tokens, D width.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from forecache import selection
-from forecache._core import Importance
 from forecache._errors import RunError
-from forecache.adapters import Layout
+from forecache.adapters import Gates, Layout
+from forecache.choosing import Chooser, Meter
 from forecache.liveness import Choice, Op, Score, slots
-from forecache.program import Run
-from forecache.selection import Call, choose
+from forecache.placed import Placed
+from forecache.program import INSIDE, Program, Run, Step
+from forecache.selection import Call
+
+
+class Past(ABC):
+    """What sites gave out in the steps before, and what they give out in this one.
+
+    chooser: for partial cells. gates: of runs of skipped blocks.
+    """
+
+    def __init__(self, chooser: Chooser, gates: Mapping[tuple[int, int], Gates]) -> None:
+        self._chooser = chooser
+        self._gates = gates
+        self._step: Step
+        self._done: list[bool] = []
+
+    def value(self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """What the site gives out in this call: ``compute(*args, **kwargs)`` or the estimate of its cell."""
+        if self._done[site]:
+            raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
+        self._done[site] = True
+        op = self._step.ops[site]
+        output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
+        if op.choice is not None:
+            output = self._chooser.amended(site, op.choice, output, Call(compute, args, kwargs))
+        for importance in op.scored:
+            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
+        self._keep(site, op, output)
+        return output
+
+    def collapsed(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """What a block gives out that is skipped as a whole: the first of a run speaks for all; None for another."""
+        run = self._step.runs[block]
+        if run is None:
+            return None
+        if run is INSIDE:
+            return x_BND
+        if any(self._done[run.sites.start : run.sites.stop]):
+            raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
+        self._done[run.sites.start : run.sites.stop] = [True] * len(run.sites)
+        return self._sum(run, x_BND, self._gates[run.key](x_BND, *args, **kwargs))
+
+    def missed(self) -> int | None:
+        """The first site that did not run in this call, if any."""
+        return self._done.index(False) if False in self._done else None
+
+    def _sum(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
+        """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
+        terms = iter(self._weighted(run, gates))
+        total_BND = x_BND.clone(memory_format=torch.contiguous_format)  # patch embeddings lie the other way round
+        for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
+            if slots_read is None:
+                estimate_BND = self._estimate(site, op)
+                total_BND.addcmul_(estimate_BND, gate)
+                self._keep(site, op, estimate_BND)
+                continue
+            for slot in slots_read:
+                total_BND.addcmul_(self._feature(site, slot), next(terms))
+            if op.frees:
+                self._keep(site, op, None)
+        return total_BND
+
+    def _estimate(self, site: int, op: Op) -> Tensor:
+        total = self._combined(site, op)
+        gain = self._constant(site, op.gain, total)
+        shift = self._constant(site, op.shift, total)
+        if gain is not None:
+            total = torch.addcmul(total, total, gain)
+        return total if shift is None else total + shift
+
+    @abstractmethod
+    def _feature(self, site: int, slot: int) -> Tensor:
+        """A kept feature in the dtype that it had."""
+
+    @abstractmethod
+    def _combined(self, site: int, op: Op) -> Tensor:
+        """The weighted sum of what a cell reads."""
+
+    @abstractmethod
+    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
+        """A correction of a cell for a feature like this one, (B, N, D)."""
+
+    @abstractmethod
+    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+        """The gates of a run times the weights of its features, one a feature."""
+
+    @abstractmethod
+    def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
+        """Let go of what was read for the last time, and keep the output if a later step reads it."""
 
 
 class Kept(NamedTuple):
@@ -26,204 +116,88 @@ class Kept(NamedTuple):
     dtype: torch.dtype
 
 
-@dataclass
-class Meter:
-    """Bytes held by histories, now and at the peak."""
+class Lent(NamedTuple):
+    """What a step reads, for a step that is run as a pure function.
 
-    held: int = 0
-    peak: int = 0
-
-
-class Placed:
-    """A plan's constants and random scores where and as the features are: each is moved once a device and dtype.
-
-    A constant of another shape is refused. cache_dtype: what features are kept in, where it is not their own.
+    features: per site, in the order of its reads. dtypes: per site, what they are cast to; None as they are. weights:
+    of the reads that have one, in order of sites, float32. constants: gain and shift, per site that has one. random,
+    ages: per site that needs them. scores: those that were made in an earlier step.
     """
 
-    def __init__(self, constants: Mapping[str, Tensor], cache_dtype: torch.dtype | None = None) -> None:
-        self.cache_dtype = cache_dtype
-        self._constants = constants
-        self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
-        self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
-        self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
-
-    def like(self, name: str, feature: Tensor) -> Tensor:
-        """The constant for features like this one, (B, N, D)."""
-        key = name, feature.device, feature.dtype, feature.shape[1:]
-        placed = self._placed.get(key)
-        if placed is None:
-            constant = self._constants[name]
-            if constant.shape not in (feature.shape[1:], feature.shape[-1:]):
-                raise RunError(
-                    f"The correction {name} is for features of shape {tuple(constant.shape)}, the model gives "
-                    f"{tuple(feature.shape[1:])}: calibrate at this size, or make the plan with per='channel'."
-                )
-            placed = self._placed[key] = constant.to(feature.device, feature.dtype)
-        return placed
-
-    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
-        """The gates of a run times the weights of its features, one a feature."""
-        if not isinstance(gates, Tensor):
-            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
-        key = run, gates.device
-        if key not in self._terms:
-            shape = (-1, *[1] * (gates.ndim - 1))
-            weights = torch.tensor(run.weights, device=gates.device).view(shape)
-            self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
-        index, weights = self._terms[key]
-        return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
-
-    def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
-        """Random scores (1, N) for the tokens of a feature (B, N, D)."""
-        key = seed, feature.shape[1], feature.device
-        if key not in self._random:
-            self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
-        return self._random[key]
+    features: tuple[tuple[Tensor, ...], ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    weights: Tensor | None
+    constants: dict[int, tuple[Tensor | None, Tensor | None]]
+    random: dict[int, Tensor]
+    ages: dict[int, Tensor]
+    scores: dict[Score, Tensor]
 
 
-class Chooser:
-    """The scores and ages of tokens in one lane, for its partial cells.
+class Made(NamedTuple):
+    """What such a step gives out besides its output: features with the dtype that they had, scores and ages to
+    keep, and a site that did not run."""
 
-    layout: how attention is scored.
-    """
-
-    def __init__(self, layout: Layout, meter: Meter, placed: Placed) -> None:
-        self._layout, self._meter, self._placed = layout, meter, placed
-        self._scores: dict[Score, Tensor] = {}
-        self._ages: dict[int, Tensor] = {}
-        self.image: Sequence[int] | None = None
-        """The shape of the model's input, (B, C, H, W), in this call."""
-
-    def score(self, site: int, importance: Importance, output: Tensor, call: Call) -> None:
-        """Keep the scores that this site gives tokens."""
-        received = self._layout.received[site] if importance == "attention" else None
-        made = selection.score(importance, output) if received is None else received(*call.args, **call.kwargs)
-        self._scores[site, importance] = made
-        self._meter.held += made.nbytes
-
-    def amended(self, site: int, choice: Choice, estimate_BND: Tensor, call: Call) -> Tensor:
-        """The estimate of a partial cell with the chosen tokens computed."""
-        if estimate_BND.ndim != 3:
-            raise RunError(
-                f"A partial cell needs features (batch, tokens, width); {self._layout.sites[site].name} gives "
-                f"{tuple(estimate_BND.shape)}."
-            )
-        tokens = estimate_BND.shape[1]
-        count = choice.tokens.count(tokens)
-        age_BN = self._ages.pop(site) if choice.aged else None
-        self._meter.held -= age_BN.nbytes if age_BN is not None else 0
-        index_BK = None
-        if 0 < count < tokens:
-            index_BK = choose(choice.tokens, self._scores_for(choice, estimate_BND), age_BN, self.image)
-        if choice.ages:
-            age_BN = estimate_BND.new_zeros(estimate_BND.shape[:2], dtype=torch.float32) if age_BN is None else age_BN
-            self._ages[site] = aged = selection.older(age_BN, index_BK, count)
-            self._meter.held += aged.nbytes
-        for score in choice.drops:
-            self._meter.held -= self._scores.pop(score).nbytes
-        if index_BK is not None:
-            return selection.amend(estimate_BND, index_BK, call)
-        return call.compute(*call.args, **call.kwargs) if count else estimate_BND
-
-    def _scores_for(self, choice: Choice, estimate_BND: Tensor) -> Tensor:
-        if choice.score is not None:
-            return self._scores[choice.score]
-        return self._placed.random(choice.random, estimate_BND).expand(len(estimate_BND), -1)
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self._meter.held -= sum(each.nbytes for each in (*self._scores.values(), *self._ages.values()))
-        self._scores.clear()
-        self._ages.clear()
+    features: dict[int, tuple[Tensor, torch.dtype]]
+    scores: dict[Score, Tensor]
+    ages: dict[int, Tensor]
+    missed: int | None
 
 
-class History:
+class History(Past):
     """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
 
-    layout: of the model. rows: the operations of every site, [site][step]. meter: shared by the lanes of a run. placed:
-    the plan's constants, and the dtype to keep features in.
+    layout, program: of the model and plan. meter: shared by the lanes of a thread. placed: the plan's constants, and
+    the dtype to keep features in.
     """
 
-    def __init__(self, layout: Layout, rows: Sequence[Sequence[Op]], meter: Meter, placed: Placed) -> None:
-        self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in rows]
-        self._done = bytearray(len(rows))
-        self._ops: Sequence[Op] = ()
+    def __init__(self, layout: Layout, program: Program, meter: Meter, placed: Placed) -> None:
+        super().__init__(Chooser(layout, meter, self._random), program.gates)
+        self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in program.rows]
         self._meter = meter
         self._placed = placed
-        self._chooser = Chooser(layout, meter, placed)
 
-    def begin(self, ops: Sequence[Op], image: Sequence[int] | None = None) -> None:
-        """The next model call does ``ops``, one per site. image: the shape of the model's input."""
-        self._ops = ops
+    def begin(self, step: Step, image: Sequence[int] | None = None) -> None:
+        """The next model call does ``step``. image: the shape of the model's input."""
+        self._step = step
         self._chooser.image = image
-        self._done = bytearray(len(self._done))
+        self._done = [False] * len(step.ops)
 
-    def value(self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """What the site gives out in this call: ``compute(*args, **kwargs)`` or the estimate of its cell."""
-        if self._done[site]:
-            raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
-        self._done[site] = 1
-        op, kept = self._ops[site], self._slots[site]
-        output = self._estimate(op, kept) if op.reads else compute(*args, **kwargs)
-        if op.choice is not None:
-            output = self._chooser.amended(site, op.choice, output, Call(compute, args, kwargs))
-        for importance in op.scored:
-            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
-        self._keep(op, kept, output)
-        return output
+    def lend(self) -> Lent:
+        """What the step that began reads."""
+        ops = self._step.ops
+        entries = [[_checked(self._slots[site][slot]) for slot, _ in op.reads] for site, op in enumerate(ops)]
+        features = tuple(tuple(entry.feature for entry in found) for found in entries)
+        dtypes = tuple(_cast(found[0]) if found else None for found in entries)
+        first = next((found[0] for found in features if found), None)
+        numbers = self._step.weights
+        weights = self._placed.numbers(numbers, first.device) if first is not None and numbers else None
+        constants, random = {}, {}
+        for site, (op, found, dtype) in enumerate(zip(ops, features, dtypes, strict=True)):
+            if op.gain is not None or op.shift is not None:
+                like = found[0] if dtype is None else found[0].to(dtype)
+                constants[site] = self._constant(site, op.gain, like), self._constant(site, op.shift, like)
+            if op.choice is not None and op.choice.score is None:
+                random[site] = self._random(site, op.choice, found[0])
+        choices = [op.choice for op in ops if op.choice is not None]
+        scores = {
+            each.score: self._chooser.scores[each.score] for each in choices if each.score in self._chooser.scores
+        }
+        ages = {
+            site: self._chooser.ages[site] for site, op in enumerate(ops) if op.choice is not None and op.choice.aged
+        }
+        return Lent(features, dtypes, weights, constants, random, ages, scores)
 
-    def collapsed(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
-        """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
-        if any(self._done[run.sites.start : run.sites.stop]):
-            raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
-        self._done[run.sites.start : run.sites.stop] = b"\x01" * len(run.sites)
-        weighted = gates if run.is_plain else self._placed.weighted(run, gates)
-        total_BND = x_BND.clone(memory_format=torch.contiguous_format)  # patch embeddings lie the other way round
-        if run.is_sum:
-            features = [_read(self._slots[site][slot]) for site, slot in run.reads]
-            for feature_BND, gate in zip(features, weighted, strict=True):
-                total_BND.addcmul_(feature_BND, gate)
-            del features
-            for site in run.freeing:
-                self._keep(self._ops[site], self._slots[site], None)
-            return total_BND
-        terms = iter(weighted)
-        for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
-            kept = self._slots[site]
-            if slots_read is None:
-                estimate_BND = self._estimate(op, kept)
-                total_BND.addcmul_(estimate_BND, gate)
-                self._keep(op, kept, estimate_BND)
-                continue
-            for slot in slots_read:
-                total_BND.addcmul_(_read(kept[slot]), next(terms))
-            if op.frees:
-                self._keep(op, kept, None)
-        return total_BND
-
-    def _keep(self, op: Op, kept: list[Kept | None], output: Tensor | None) -> None:
-        """Let go of what was read for the last time, and keep the output if a later step reads it."""
-        for slot in op.frees:
-            self._meter.held -= _checked(kept[slot]).feature.nbytes
-            kept[slot] = None
-        if op.store is not None and output is not None:
-            feature = output.to(self._placed.cache_dtype or output.dtype)
-            kept[op.store] = Kept(feature, _version(feature), output.dtype)
-            self._meter.held += feature.nbytes
-        self._meter.peak = max(self._meter.peak, self._meter.held)
-
-    def _estimate(self, op: Op, kept: Sequence[Kept | None]) -> Tensor:
-        total = combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)
-        gain = self._placed.like(op.gain, total) if op.gain is not None else None
-        shift = self._placed.like(op.shift, total) if op.shift is not None else None
-        if gain is not None:
-            total = torch.addcmul(total, total, gain)
-        return total if shift is None else total + shift
-
-    def missed(self) -> int | None:
-        """The first site that did not run in this call, if any."""
-        index = self._done.find(0)
-        return None if index < 0 else index
+    def take(self, made: Made) -> None:
+        """Keep what the step made that was run as a pure function, and let go of what it read for the last time."""
+        new = sum(feature.nbytes for feature, _ in made.features.values())
+        self._meter.peak = max(self._meter.peak, self._meter.held + new)
+        for site, op in enumerate(self._step.ops):
+            self._free(site, op)
+            if op.store is not None:
+                feature, dtype = made.features[site]
+                # the memory of a CUDA graph's outputs is written again when it is replayed
+                self._store(site, op.store, feature.clone() if feature.is_cuda else feature, dtype)
+        self._chooser.take(self._step.ops, made.scores, made.ages)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -233,6 +207,49 @@ class History:
                     self._meter.held -= entry.feature.nbytes
                     kept[slot] = None
         self._chooser.clear()
+
+    def _sum(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
+        if not run.is_sum:
+            return super()._sum(run, x_BND, gates)
+        total_BND = x_BND.clone(memory_format=torch.contiguous_format)
+        features = [_read(self._slots[site][slot]) for site, slot in run.reads]
+        for feature_BND, gate in zip(features, self._weighted(run, gates), strict=True):
+            total_BND.addcmul_(feature_BND, gate)
+        del features
+        for site in run.freeing:
+            self._keep(site, self._step.ops[site], None)
+        return total_BND
+
+    def _feature(self, site: int, slot: int) -> Tensor:
+        return _read(self._slots[site][slot])
+
+    def _combined(self, site: int, op: Op) -> Tensor:
+        kept = self._slots[site]
+        return combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)
+
+    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
+        return None if name is None else self._placed.like(name, like)
+
+    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+        return gates if run.is_plain else self._placed.weighted(run, gates)
+
+    def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:
+        return self._placed.random(choice.random, like)
+
+    def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
+        self._free(site, op)
+        if op.store is not None and output is not None:
+            self._store(site, op.store, output.to(self._placed.cache_dtype or output.dtype), output.dtype)
+
+    def _free(self, site: int, op: Op) -> None:
+        for slot in op.frees:
+            self._meter.held -= _checked(self._slots[site][slot]).feature.nbytes
+            self._slots[site][slot] = None
+
+    def _store(self, site: int, slot: int, feature: Tensor, dtype: torch.dtype) -> None:
+        self._slots[site][slot] = Kept(feature, _version(feature), dtype)
+        self._meter.held += feature.nbytes
+        self._meter.peak = max(self._meter.peak, self._meter.held)
 
 
 def _version(feature: Tensor) -> int:
@@ -254,6 +271,11 @@ def _read(entry: Kept | None) -> Tensor:
     """The feature in the dtype that it had."""
     feature, _, dtype = _checked(entry)
     return feature if feature.dtype is dtype else feature.to(dtype)
+
+
+def _cast(entry: Kept) -> torch.dtype | None:
+    """What the feature has to be cast to, if it is kept in another dtype."""
+    return None if entry.feature.dtype is entry.dtype else entry.dtype
 
 
 def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:

@@ -50,6 +50,11 @@ class Op:
     scored: tuple[Importance, ...] = ()
 
     @property
+    def is_reuse(self) -> bool:
+        """Estimated by one feature as it is."""
+        return len(self.reads) == 1 and self.reads[0][1] == 1
+
+    @property
     def is_sum(self) -> bool:
         """Estimated by features as they lie, for this step alone."""
         return bool(self.reads) and self.store is None and self.gain is None and self.shift is None

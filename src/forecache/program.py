@@ -6,6 +6,7 @@ gates of all its branches made at once. That is the papers' arithmetic: gates ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -38,6 +39,11 @@ class Run:
     index: tuple[int, ...]
     weights: tuple[float, ...]
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The first and the last block."""
+        return self.blocks.start, self.blocks.stop - 1
+
     @cached_property
     def is_sum(self) -> bool:
         """Whether every site adds features as they lie, and nothing is kept."""
@@ -68,7 +74,7 @@ class Inside(Enum):
 INSIDE: Literal[Inside.INSIDE] = Inside.INSIDE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One model call: an operation for every site, and what is known of every block.
 
@@ -80,44 +86,50 @@ class Step:
     computed: int
     partial: int
 
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Of everything that is read, where it is not one feature as it is; in order of sites."""
+        return tuple(weight for op in self.ops if not op.is_reuse for _, weight in op.reads)
+
+
+def step_of(ops: tuple[Op, ...], spans: Sequence[range]) -> Step:
+    """A model call with these operations; spans: the sites of every block."""
+    runs: list[Run | Inside | None] = [None] * len(spans)
+    for blocks in liveness.runs(liveness.skipped_blocks(ops, spans)):
+        runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
+        runs[blocks.start] = _run(blocks, ops, spans)
+    computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
+    return Step(ops, tuple(runs), computed, partial)
+
+
+def _run(blocks: range, ops: tuple[Op, ...], spans: Sequence[range]) -> Run:
+    sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
+    own = ops[sites.start : sites.stop]
+    sums = tuple(tuple(slot for slot, _ in op.reads) if op.is_sum else None for op in own)
+    terms = [(branch, weight) for branch, op in enumerate(own) if op.is_sum for _, weight in op.reads]
+    index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
+    return Run(blocks, sites, own, sums, index, weights)
+
 
 class Program:
     """The steps of a plan on a model.
 
-    rows: the operations of every site, [site][step]. gates: of every run of blocks that occurs.
+    rows: the operations of every site, [site][step]. gates: of every run of blocks that occurs, by its `Run.key`.
     """
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self.rows = liveness.operations(plan.grid.sites, plan.rows)
-        self.gates: dict[range, Gates] = {}
+        self.gates: dict[tuple[int, int], Gates] = {}
         self._layout = layout
         self._weights: object = None
-        self.steps = [self._step(ops) for ops in zip(*self.rows, strict=True)]
+        self.steps = [step_of(ops, layout.spans) for ops in zip(*self.rows, strict=True)]
         self._blocks = {run.blocks for step in self.steps for run in step.runs if isinstance(run, Run)}
 
     def refresh(self) -> None:
         """A generation starts: gates are stacked, unless they were and no weight has changed since."""
         if self._blocks and (weights := self._layout.weights()) != self._weights:
-            self.gates = {blocks: self._layout.gates(blocks) for blocks in self._blocks}
+            self.gates.update({(blocks.start, blocks.stop - 1): self._layout.gates(blocks) for blocks in self._blocks})
             self._weights = weights
-
-    def _step(self, ops: tuple[Op, ...]) -> Step:
-        spans = self._layout.spans
-        runs: list[Run | Inside | None] = [None] * len(spans)
-        for blocks in liveness.runs(liveness.skipped_blocks(ops, spans)):
-            runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
-            runs[blocks.start] = self._run(blocks, ops)
-        computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
-        return Step(ops, tuple(runs), computed, partial)
-
-    def _run(self, blocks: range, ops: tuple[Op, ...]) -> Run:
-        spans = self._layout.spans
-        sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
-        own = ops[sites.start : sites.stop]
-        sums = tuple(tuple(slot for slot, _ in op.reads) if op.is_sum else None for op in own)
-        terms = [(branch, weight) for branch, op in enumerate(own) if op.is_sum for _, weight in op.reads]
-        index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
-        return Run(blocks, sites, own, sums, index, weights)
 
 
 class Budget:

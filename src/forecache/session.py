@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from forecache import _modelcall
-from forecache._errors import AlreadyAppliedError, PlanError, RunError, StepCountError
-from forecache._modelcall import Inputs
-from forecache.adapters import Arguments, Layout, find, is_mounted, layout_for, mounted, replaced
-from forecache.history import History, Meter, Placed
+from forecache._errors import AlreadyAppliedError, PlanError, RunError
+from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, optimized, replaced
+from forecache.generations import Generations, Lane
+from forecache.graphs import Borrowed, Place, Pure, graphs
+from forecache.history import Lent, Made
+from forecache.placed import Placed
 from forecache.plan import Plan
-from forecache.program import INSIDE, Budget, Program
+from forecache.program import Program
 from forecache.tally import Stats
 
-
-@dataclass
-class _Lane:
-    """One generation in one lane: how far it is, and what it keeps."""
-
-    history: History
-    inputs: Inputs | None
-    step: int = 0
-    first_timestep: float | None = None
-    timestep: float | None = None
-    length_known: bool = False
-
-
-@dataclass
-class _Run:
-    """The state of one thread: its lanes, and what it has done."""
-
-    lanes: dict[str, _Lane] = field(default_factory=dict)
-    lane: str = "default"
-    current: _Lane | None = None
-    timesteps: list[float] | None = None
-    checked: set[str] = field(default_factory=set)
-    meter: Meter = field(default_factory=Meter)
-    generations: int = 0
-    calls: int = 0
-    computed: int = 0
-    partial: int = 0
+COMPILE_FIRST = (
+    "a model that samples by a plan keeps books between its steps: call torch.compile(model, fullgraph=True) before "
+    "forecache.apply and give apply what it returned, or leave fullgraph out"
+)
+"""What a compiler is told that meets a session's forward and must not break its graph there."""
 
 
 class Session:
@@ -63,19 +40,21 @@ class Session:
         plan: Plan,
         scheduler: Any = None,
         *,
+        optimized: nn.Module | None = None,
         cache_dtype: torch.dtype | None = None,
         max_cache_bytes: int | None = None,
     ) -> None:
         self.plan = plan
-        self._budget = Budget(max_cache_bytes, cache_dtype) if max_cache_bytes is not None else None
         self._layout = layout
         self._scheduler = scheduler
+        self._optimized = optimized
+        self._cache_dtype = cache_dtype
         layout.check_tokens(plan.rows)
         self._program = Program(layout, plan)
-        self._placed = Placed(plan.constants, cache_dtype)
-        self._timestep = _modelcall.timestep_of(layout.model.forward)
-        self._local = threading.local()
-        self._runs: list[_Run] = []
+        placed = Placed(plan.constants, cache_dtype)
+        self._generations = Generations(layout, plan, self._program, placed, scheduler, max_cache_bytes)
+        self._local = self._generations.local
+        self._graphs = graphs(layout.model, layout.spans)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -85,28 +64,30 @@ class Session:
                 f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block "
                 "before applying another."
             )
+        inside = [(module, self._inside(each)) for module, each in self._layout.forwards(self._value, self._collapse)]
         with ExitStack() as stack:
-            stack.enter_context(
-                mounted([*self._layout.forwards(self._value, self._collapse), (model, self._around(model.forward))])
-            )
+            stack.enter_context(mounted([*inside, (model, self._around(model.forward))]))
+            if self._optimized is not None:
+                stack.enter_context(mounted([(self._optimized, self._compiled(self._optimized, model))]))
             if self._scheduler is not None:
-                watch = self._watch(self._scheduler.set_timesteps)
+                watch = self._generations.watch(self._scheduler.set_timesteps)
                 stack.enter_context(replaced(self._scheduler, "set_timesteps", watch))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
-        short = [lane for run in self._runs for lane in run.lanes.values() if self._is_short(lane)]
-        for run in self._runs:
-            _drop(run)
+        generations = self._generations
+        short = [lane for run in generations.threads for lane in run.lanes.values() if generations.is_short(lane)]
+        for run in generations.threads:
+            run.drop()
         if kind is None and short:
-            raise self._too_short(short[0])
+            raise generations.too_short(short[0])
 
     @property
     def stats(self) -> Stats:
         """What has been done so far, over all threads."""
-        runs = list(self._runs)
+        runs = list(self._generations.threads)
         calls, computed = sum(run.calls for run in runs), sum(run.computed for run in runs)
         partial = sum(run.partial for run in runs)
         skipped = calls * len(self._program.rows) - computed - partial
@@ -115,7 +96,7 @@ class Session:
 
     def new_run(self) -> None:
         """The next model call of this thread starts a new generation; what the last one kept is dropped."""
-        _drop(self._run())
+        self._generations.running().drop()
 
     @contextmanager
     def lane(self, name: str) -> Iterator[None]:
@@ -124,144 +105,125 @@ class Session:
         with session.lane("uncond"):
             uncond = model(x, t, null_label)
         """
-        run = self._run()
+        run = self._generations.running()
         before, run.lane = run.lane, name
         try:
             yield
         finally:
             run.lane = before
 
-    def _run(self) -> _Run:
-        run = getattr(self._local, "run", None)
-        if run is None:
-            run = self._local.run = _Run()
-            self._runs.append(run)
-        return run
-
     def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        lane = self._run().current
-        if lane is None:
+        past = self._local.current
+        if past is None:
             raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
-        return lane.history.value(site, compute, args, kwargs)
+        return past.value(site, compute, args, kwargs)
 
     def _collapse(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> Tensor | None:
         """What a block gives out that is skipped as a whole: the first of a run of them speaks for all."""
-        lane = self._run().current
-        found = self._program.steps[lane.step].runs[block] if lane is not None else None
-        if lane is None or found is None:
-            return None
-        if found is INSIDE:
-            return x_BND
-        gates = self._program.gates[found.blocks](x_BND, *args, **kwargs)
-        return lane.history.collapsed(found, x_BND, gates)
+        past = self._local.current
+        return None if past is None else past.collapsed(block, x_BND, args, kwargs)
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""
+        place = Place(self._local, self._layout, self._program.gates, self._cache_dtype)
+        disable: Callable[..., Any] = torch.compiler.disable
+        begin, end, fail = disable(self._lend), disable(self._take), disable(self._fail)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            """Of all that is called here, the compiler sees one function."""
+            run, lent = begin(args, kwargs)
+            try:
+                output, made = run(place, forward, args, kwargs, lent)
+                end(made)
+            except BaseException:
+                fail()
+                raise
+            return output
+
+        pure = disable(step, recursive=False, reason=COMPILE_FIRST)
+
+        def eager(*args: Any, **kwargs: Any) -> Any:
+            history = self._begin(args, kwargs).history
+            self._local.current = history
+            try:
+                output = forward(*args, **kwargs)
+                self._end(history.missed())
+            except BaseException:
+                self._fail()
+                raise
+            finally:
+                self._local.current = None
+            return output
 
         @functools.wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
-            run = self._run()
-            lane = run.current = self._begin(run, args, kwargs)
-            step = self._program.steps[lane.step]
-            lane.history.begin(step.ops, lane.inputs[0] if lane.inputs else None)
-            try:
-                output = forward(*args, **kwargs)
-                if (missed := lane.history.missed()) is not None:
-                    raise RunError(
-                        f"{self.plan.grid.sites[missed].name} did not run in this model call: a site must run once in "
-                        "every call; choose other sites."
-                    )
-            except BaseException:
-                _drop(run)
-                raise
-            finally:
-                run.current = None
-            run.calls += 1
-            run.computed += step.computed
-            run.partial += step.partial
-            lane.step += 1
-            return output
+            if torch.compiler.is_compiling() or self._local.compiler is not None:
+                return pure(*args, **kwargs)
+            return eager(*args, **kwargs)
 
         return call
 
-    def _begin(self, run: _Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Lane:
-        """The lane of this call, at the step that the call is; a new generation starts with an empty history."""
-        timestep = self._timestep(args, kwargs)
-        inputs = _modelcall.inputs(args, kwargs)
-        lane = run.lanes.get(run.lane)
-        if lane is not None and not self._goes_on(lane, inputs, timestep):
-            if self._is_short(lane):
-                _drop(run)
-                raise self._too_short(lane)
-            lane.history.clear()
-            lane = None
-        if lane is None:
-            if self._budget is not None:
-                self._budget.check(self._layout.model, self._program, self.plan.grid, Arguments(args, kwargs))
-            self._program.refresh()
-            history = History(self._layout, self._program.rows, run.meter, self._placed)
-            lane = run.lanes[run.lane] = _Lane(history, inputs, first_timestep=timestep)
-            lane.length_known = self._check_length(run, timestep)
-            run.generations += run.lane == next(iter(run.lanes))
-        lane.timestep = timestep
+    def _inside(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A site's or block's forward, which a compiler sees as a part of a step or not at all."""
+        hidden = torch.compiler.disable(forward, reason="forecache: compile the whole model, not its blocks")
+
+        @functools.wraps(forward)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() and not isinstance(self._local.current, Borrowed):
+                return hidden(*args, **kwargs)
+            return forward(*args, **kwargs)
+
+        return inside
+
+    def _compiled(self, optimized: Any, model: nn.Module) -> Callable[..., Any]:
+        """The forward of what torch.compile(model) gave: the model's own call, with steps compiled as that was."""
+
+        @functools.wraps(optimized.forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, self._local.compiler = self._local.compiler, optimized.dynamo_ctx
+            try:
+                return model(*args, **kwargs)
+            finally:
+                self._local.compiler = before
+
+        return call
+
+    def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
+        generations = self._generations
+        lane = self._local.lane = generations.begin(generations.running(), args, kwargs)
+        lane.history.begin(self._program.steps[lane.step], lane.inputs[0] if lane.inputs else None)
         return lane
 
-    def _goes_on(self, lane: _Lane, inputs: Inputs | None, timestep: float | None) -> bool:
-        if lane.inputs != inputs:
-            return False
-        done = lane.step == self.plan.num_steps
-        if timestep is None or lane.timestep is None or lane.first_timestep is None:
-            return not done
-        if timestep > lane.timestep or (done and timestep == lane.first_timestep):
-            return False
-        if done:
-            raise StepCountError(
-                f"The plan has {self.plan.num_steps} steps, and this run makes one more model call (timestep "
-                f"{timestep:g}): make the plan for this run's number of calls, "
-                "method.plan(forecache.grid(model, num_steps=...)). If the model is called several times a step, "
-                "name the calls with session.lane(name)."
+    def _lend(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pure, Lent]:
+        """The step of this call as a pure function, compiled if that is our part, and what it reads."""
+        lane = self._begin(args, kwargs)
+        run = self._graphs.of(lane.step, self._program.steps[lane.step], self._local.compiler)
+        return run, lane.history.lend()
+
+    def _take(self, made: Made) -> None:
+        self._end(made.missed)
+        assert self._local.lane is not None
+        self._local.lane.history.take(made)
+        self._local.lane = None
+
+    def _end(self, missed: int | None) -> None:
+        if missed is not None:
+            raise RunError(
+                f"{self.plan.grid.sites[missed].name} did not run in this model call: a site must run once in every "
+                "call; choose other sites."
             )
-        return True
+        run, lane = self._generations.running(), self._local.lane
+        assert lane is not None
+        step = self._program.steps[lane.step]
+        run.calls += 1
+        run.computed += step.computed
+        run.partial += step.partial
+        lane.step += 1
 
-    def _check_length(self, run: _Run, timestep: float | None) -> bool:
-        """Whether a watched scheduler has told the number of calls of this generation; an error if it is not ours."""
-        timesteps = run.timesteps
-        if timesteps is None or run.lane in run.checked:
-            return False
-        run.checked.add(run.lane)  # the scheduler spoke of one generation
-        if timestep is not None and timestep in timesteps:
-            timesteps = timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
-        if len(timesteps) != self.plan.num_steps:
-            raise StepCountError(
-                f"The plan has {self.plan.num_steps} steps, but the pipeline is going to call the model "
-                f"{len(timesteps)} times: make the plan with forecache.grid(pipe, num_steps={len(timesteps)}), or "
-                f"sample with num_inference_steps={self.plan.num_steps}."
-            )
-        return True
-
-    def _is_short(self, lane: _Lane) -> bool:
-        """Stopped in the middle, and nobody told how long it should have been."""
-        return 0 < lane.step < self.plan.num_steps and not lane.length_known
-
-    def _too_short(self, lane: _Lane) -> StepCountError:
-        return StepCountError(
-            f"The last run made {lane.step} model calls, the plan has {self.plan.num_steps} steps: make the plan with "
-            f"forecache.grid(model, num_steps={lane.step}). If the run was stopped on purpose, call session.new_run()."
-        )
-
-    def _watch(self, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
-        """The scheduler's set_timesteps, which every pipeline calls when a generation starts."""
-
-        @functools.wraps(set_timesteps)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            result = set_timesteps(*args, **kwargs)
-            run = self._run()
-            _drop(run)
-            run.timesteps = [float(each) for each in self._scheduler.timesteps]
-            run.checked.clear()
-            return result
-
-        return watched
+    def _fail(self) -> None:
+        """Nothing of a generation outlives an exception."""
+        self._local.current = self._local.lane = None
+        self._generations.running().drop()
 
 
 def apply(
@@ -282,10 +244,5 @@ def apply(
     scheduler = getattr(target, "scheduler", None)
     watched = scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
     layout = layout_for(find(target), plan.grid)
-    return Session(layout, plan, watched, cache_dtype=cache_dtype, max_cache_bytes=max_cache_bytes)
-
-
-def _drop(run: _Run) -> None:
-    for lane in run.lanes.values():
-        lane.history.clear()
-    run.lanes.clear()
+    how = {"optimized": optimized(target), "cache_dtype": cache_dtype, "max_cache_bytes": max_cache_bytes}
+    return Session(layout, plan, watched, **how)

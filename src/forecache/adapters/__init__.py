@@ -41,22 +41,27 @@ __all__ = [
     "layout_for",
     "measure",
     "mounted",
+    "optimized",
     "replaced",
     "scheduler_differences",
 ]
 
 
 def find(target: Any) -> nn.Module:
-    """The transformer of a diffusers pipeline, or the module itself."""
-    if isinstance(target, nn.Module):
-        return target
-    model = getattr(target, "transformer", None)
+    """The transformer of a diffusers pipeline, or the module itself; what torch.compile has wrapped is unwrapped."""
+    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
     if isinstance(model, nn.Module):
-        return model
+        return getattr(model, "_orig_mod", model)
     raise ModelError(
         f"{type(target).__name__} is neither a torch module nor a pipeline with a `transformer`: "
         "pass the diffusion transformer itself."
     )
+
+
+def optimized(target: Any) -> nn.Module | None:
+    """What torch.compile gave for the transformer of ``target``; None if it gave nothing."""
+    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    return model if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else None
 
 
 def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:

@@ -47,7 +47,7 @@ def _is_plain(module: nn.Module, kind: str) -> bool:
 
 
 TIMESTEPS = 128
-"""Of how many timesteps the embeddings are kept, (L, 1, D) each; a server that samples by many schedules forgets some."""
+"""Of how many timesteps the embeddings are kept, (L, 1, D) each; whoever samples by many schedules makes some again."""
 
 
 class StackedGates:
@@ -77,7 +77,9 @@ class StackedGates:
         return gates_LBE.unflatten(2, (2, -1)).transpose(1, 2).reshape(-1, len(labels_B), 1, self._width)
 
     def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
-        """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one."""
+        """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one, as far as that can be seen."""
+        if timestep_B.is_meta or timestep_B.stride(0) == 0 or len(timestep_B) == 1:
+            timestep_B = timestep_B[:1]
         if timestep_B.device.type != "cpu" or torch.compiler.is_compiling():
             return self._embedded(timestep_B, dtype)
         values = set(timestep_B.tolist())

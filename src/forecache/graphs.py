@@ -1,0 +1,169 @@
+"""A step as a pure function: kept features in, new ones out. What a model under torch.compile runs.
+
+Books are kept outside of what is compiled. Steps that do the same share a graph, whatever their slots, weights and
+constants are: weights are a tensor. A graph belongs to a model for as long as that lives, so that a second session
+with such steps finds it compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from forecache import _modelcall
+from forecache._modelcall import Inputs
+from forecache.adapters import Gates, Layout
+from forecache.choosing import Chooser, Meter
+from forecache.history import Lent, Made, Past
+from forecache.liveness import Choice, Op
+from forecache.program import Run, Step, step_of
+
+Pure = Callable[..., tuple[Any, Made]]
+"""``run(place, forward, args, kwargs, lent)``: what ``forward(*args, **kwargs)`` gives out in this step."""
+
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass
+class Place:
+    """Where a step finds what it does not compute, and how it keeps features.
+
+    local: what carries the current `Past` to a model's blocks.
+    """
+
+    local: Any
+    layout: Layout
+    gates: Mapping[tuple[int, int], Gates]
+    cache_dtype: torch.dtype | None
+
+
+class Graphs:
+    """The steps of one session as pure functions.
+
+    spans: the sites of every block. own: the functions of the model, by what they do. Each has a code object of its
+    own: a compiler counts recompilations by code, and gives up after a few.
+    """
+
+    def __init__(self, spans: Sequence[range], own: dict[tuple[Op, ...], Pure]) -> None:
+        self._spans, self._own = spans, own
+        self._found: dict[tuple[int, Compiler | None], Pure] = {}
+
+    def of(self, number: int, step: Step, compiler: Compiler | None = None) -> Pure:
+        """The function of a step, by its number; as ``compiler`` compiles it."""
+        run = self._found.get((number, compiler))
+        if run is None:
+            ops = tuple(map(_normal, step.ops))
+            run = self._own.get(ops)
+            if run is None:
+                run = self._own[ops] = _pure(step_of(ops, self._spans), len(self._own))
+            run = self._found[number, compiler] = run if compiler is None else compiler(run)
+        return run
+
+
+_OF_MODELS: WeakKeyDictionary[nn.Module, dict[tuple[Op, ...], Pure]] = WeakKeyDictionary()
+
+
+def graphs(model: nn.Module, spans: Sequence[range]) -> Graphs:
+    """The graphs of a model; spans: the sites of every block."""
+    return Graphs(spans, _OF_MODELS.setdefault(model, {}))
+
+
+def _normal(op: Op) -> Op:
+    """What an operation does, without which slots, weights and constants it does it with."""
+    reads = op.reads if not op.reads else tuple((number, 0.0) for number in range(len(op.reads)))
+    return replace(
+        op,
+        reads=((0, 1.0),) if op.is_reuse else reads,
+        frees=(),
+        store=None if op.store is None else 0,
+        gain=op.gain and "gain",
+        shift=op.shift and "shift",
+        choice=replace(op.choice, random=(0, 0, 0)) if op.choice is not None else None,
+    )
+
+
+def _pure(step: Step, number: int) -> Pure:
+    def run(place: Place, forward: Callable[..., Any], args: Any, kwargs: Any, lent: Lent) -> tuple[Any, Made]:
+        past = Borrowed(step, place, lent, _modelcall.inputs(args, kwargs))
+        place.local.current = past
+        output = forward(*args, **kwargs)
+        place.local.current = None
+        return output, past.made()
+
+    code = run.__code__.replace(co_name=f"forecache_step_{number}")
+    return FunctionType(code, run.__globals__, run.__name__, run.__defaults__, run.__closure__)
+
+
+class Borrowed(Past):
+    """The past of one step, lent to it: nothing is counted, freed or kept from here."""
+
+    def __init__(self, step: Step, place: Place, lent: Lent, inputs: Inputs | None) -> None:
+        super().__init__(Chooser(place.layout, Meter(), self._random), place.gates)
+        self._step = step
+        self._done = [False] * len(step.ops)
+        self._lent = lent
+        self._chooser.image = inputs[0] if inputs is not None else None
+        self._chooser.scores.update(lent.scores)
+        self._chooser.ages.update(lent.ages)
+        self._weights = _weights(step, lent)
+        self._cache_dtype = place.cache_dtype
+        self._features: dict[int, tuple[Tensor, torch.dtype]] = {}
+
+    def made(self) -> Made:
+        """What the step has to keep."""
+        scores = {key: value for key, value in self._chooser.scores.items() if key not in self._lent.scores}
+        choices = enumerate(op.choice for op in self._step.ops)
+        ages = {site: self._chooser.ages[site] for site, choice in choices if choice is not None and choice.ages}
+        return Made(self._features, scores, ages, self.missed())
+
+    def _feature(self, site: int, slot: int) -> Tensor:
+        feature, dtype = self._lent.features[site][slot], self._lent.dtypes[site]
+        return feature if dtype is None else feature.to(dtype)
+
+    def _combined(self, site: int, op: Op) -> Tensor:
+        if op.is_reuse:
+            return self._feature(site, 0)
+        features = [self._feature(site, slot) for slot, _ in op.reads]
+        wide = torch.promote_types(features[0].dtype, torch.float32)
+        total = features[0].to(wide) * self._weights[site][0]
+        for feature, weight in zip(features[1:], self._weights[site][1:], strict=True):
+            total = total + feature.to(wide) * weight
+        return total.to(features[0].dtype)
+
+    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
+        return None if name is None else self._lent.constants[site][name == "shift"]
+
+    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+        weighted = []
+        for branch, (site, op) in enumerate(zip(run.sites, run.ops, strict=True)):
+            if op.is_sum and op.is_reuse:
+                weighted.append(gates[branch])
+            elif op.is_sum:
+                gate = gates[branch]
+                wide = torch.promote_types(gate.dtype, torch.float32)
+                weighted += [(gate.to(wide) * weight).to(gate.dtype) for weight in self._weights[site]]
+        return weighted
+
+    def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:
+        return self._lent.random[site]
+
+    def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
+        if op.store is not None and output is not None:
+            self._features[site] = output.to(self._cache_dtype or output.dtype), output.dtype
+
+
+def _weights(step: Step, lent: Lent) -> dict[int, Sequence[Tensor]]:
+    """The weights of every site that has some."""
+    counts = {site: len(op.reads) for site, op in enumerate(step.ops) if op.reads and not op.is_reuse}
+    if lent.weights is None or not counts:
+        return {}
+    numbers = lent.weights.unbind()
+    firsts = [sum(list(counts.values())[:index]) for index in range(len(counts))]
+    return {site: numbers[first : first + count] for (site, count), first in zip(counts.items(), firsts, strict=True)}

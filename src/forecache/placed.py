@@ -1,0 +1,67 @@
+"""A plan's constants, weights and random scores where and as the features are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from forecache import selection
+from forecache._errors import RunError
+from forecache.program import Run
+
+
+class Placed:
+    """What a plan holds besides cells, moved once a device and dtype.
+
+    A constant of another shape is refused. cache_dtype: what features are kept in, where it is not their own.
+    """
+
+    def __init__(self, constants: Mapping[str, Tensor], cache_dtype: torch.dtype | None = None) -> None:
+        self.cache_dtype = cache_dtype
+        self._constants = constants
+        self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
+        self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
+        self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
+        self._numbers: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    def like(self, name: str, feature: Tensor) -> Tensor:
+        """The constant for features like this one, (B, N, D)."""
+        key = name, feature.device, feature.dtype, feature.shape[1:]
+        placed = self._placed.get(key)
+        if placed is None:
+            constant = self._constants[name]
+            if constant.shape not in (feature.shape[1:], feature.shape[-1:]):
+                raise RunError(
+                    f"The correction {name} is for features of shape {tuple(constant.shape)}, the model gives "
+                    f"{tuple(feature.shape[1:])}: calibrate at this size, or make the plan with per='channel'."
+                )
+            placed = self._placed[key] = constant.to(feature.device, feature.dtype)
+        return placed
+
+    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+        """The gates of a run times the weights of its features, one a feature."""
+        if not isinstance(gates, Tensor):
+            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
+        key = run, gates.device
+        if key not in self._terms:
+            shape = (-1, *[1] * (gates.ndim - 1))
+            weights = torch.tensor(run.weights, device=gates.device).view(shape)
+            self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
+        index, weights = self._terms[key]
+        return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
+
+    def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
+        """Random scores (1, N) for the tokens of a feature (B, N, D)."""
+        key = seed, feature.shape[1], feature.device
+        if key not in self._random:
+            self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
+        return self._random[key]
+
+    def numbers(self, values: tuple[float, ...], device: torch.device) -> Tensor:
+        """Numbers as a float32 tensor."""
+        key = values, device
+        if key not in self._numbers:
+            self._numbers[key] = torch.tensor(values, dtype=torch.float32, device=device)
+        return self._numbers[key]
