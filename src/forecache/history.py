@@ -198,6 +198,7 @@ class History(Past):
                 # the memory of a CUDA graph's outputs is written again when it is replayed
                 self._store(site, op.store, feature.clone() if feature.is_cuda else feature, dtype)
         self._chooser.take(self._step.ops, made.scores, made.ages)
+        self._meter.peak = max(self._meter.peak, self._meter.held)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -240,6 +241,7 @@ class History(Past):
         self._free(site, op)
         if op.store is not None and output is not None:
             self._store(site, op.store, output.to(self._placed.cache_dtype or output.dtype), output.dtype)
+        self._meter.peak = max(self._meter.peak, self._meter.held)  # scores and ages are held, too
 
     def _free(self, site: int, op: Op) -> None:
         for slot in op.frees:
@@ -249,7 +251,6 @@ class History(Past):
     def _store(self, site: int, slot: int, feature: Tensor, dtype: torch.dtype) -> None:
         self._slots[site][slot] = Kept(feature, _version(feature), dtype)
         self._meter.held += feature.nbytes
-        self._meter.peak = max(self._meter.peak, self._meter.held)
 
 
 def _version(feature: Tensor) -> int:
