@@ -16,7 +16,7 @@ FLOORS = [
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "cost", "_constants", "_planfile", "plan"],
-    ["_smoothcache", "methods", "selection", "program", "tally", "placed", "choosing", "history", "graphs"],
+    ["_smoothcache", "methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
     ["generations", "session", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
     [""],  # the package itself: the table of contents

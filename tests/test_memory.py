@@ -8,6 +8,7 @@ import torch
 from conftest import generate, labels, noise
 
 import forecache as fc
+from forecache.shelf import Shelf
 
 STEPS = 12
 METHODS = {
@@ -103,3 +104,45 @@ def test_the_budget_of_a_model_without_a_family(facebook):
             else:
                 with pytest.raises(fc.CacheBudgetError):
                     facebook(x, torch.full((4,), 900), y)
+
+
+class Elsewhere:
+    """Stands for a tensor on a device that this machine may not have, and notes where copies of it are."""
+
+    is_cuda, dtype, _version = False, torch.float32, 0
+
+    def __init__(self, name, device, where):
+        self.name, self.device, self.where = name, torch.device(device), where
+        where.setdefault(self.device.type, []).append(name)
+
+    def to(self, to):
+        return self if isinstance(to, torch.dtype) else Elsewhere(self.name, to, self.where)
+
+    def is_inference(self):
+        return False
+
+
+def test_features_on_another_device_come_back_one_ahead_of_their_use():
+    where = {}
+    shelf = Shelf(device=torch.device("cpu"))
+    kept = [shelf.put(Elsewhere(name, "xpu", where)) for name in "abcd"]
+    assert [entry.feature.device.type for entry in kept] == ["cpu"] * 4
+    where["xpu"].clear()
+    for number, (entry, following) in enumerate(zip(kept, [*kept[1:], None], strict=True)):
+        found = shelf.get(entry, following)
+        assert (found.name, found.device.type) == ("abcd"[number], "xpu")
+        assert where["xpu"] == list("abcd"[: number + 2])  # this one and the next, each brought once
+    assert [each.name for each in shelf.all(kept)] == list("abcd")
+    assert len(where["xpu"]) == 8
+
+
+def test_a_cache_device_that_is_the_models_own_changes_nothing(dit):
+    plan = METHODS["goc"].plan(fc.grid(dit, STEPS))
+    whole, _ = sampled(dit, plan)
+    assert torch.equal(sampled(dit, plan, cache_device="cpu")[0], whole)
+
+
+def test_a_cache_device_that_is_not_there_is_refused(dit):
+    plan = METHODS["goc"].plan(fc.grid(dit, STEPS))
+    with pytest.raises(fc.PlanError, match="cannot be kept on the device 'elsewhere'"):
+        fc.apply(dit, plan, cache_device="elsewhere")

@@ -19,6 +19,7 @@ from forecache.liveness import Choice, Op, Score, slots
 from forecache.placed import Placed
 from forecache.program import INSIDE, Program, Run, Step
 from forecache.selection import Call
+from forecache.shelf import Kept, Shelf, checked
 
 
 class Past(ABC):
@@ -108,14 +109,6 @@ class Past(ABC):
         """Let go of what was read for the last time, and keep the output if a later step reads it."""
 
 
-class Kept(NamedTuple):
-    """A feature as it is kept, its version then, and the dtype that it had."""
-
-    feature: Tensor
-    version: int
-    dtype: torch.dtype
-
-
 class Lent(NamedTuple):
     """What a step reads, for a step that is run as a pure function.
 
@@ -147,11 +140,12 @@ class History(Past):
     """The kept features of one lane: per site, as many slots as its row of the plan ever fills at once.
 
     layout, program: of the model and plan. meter: shared by the lanes of a thread. placed: the plan's constants, and
-    the dtype to keep features in.
+    how and where features are kept.
     """
 
     def __init__(self, layout: Layout, program: Program, meter: Meter, placed: Placed) -> None:
         super().__init__(Chooser(layout, meter, self._random), program.gates)
+        self._shelf = Shelf(placed.cache_dtype, placed.cache_device)
         self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in program.rows]
         self._meter = meter
         self._placed = placed
@@ -165,8 +159,9 @@ class History(Past):
     def lend(self) -> Lent:
         """What the step that began reads."""
         ops = self._step.ops
-        entries = [[_checked(self._slots[site][slot]) for slot, _ in op.reads] for site, op in enumerate(ops)]
-        features = tuple(tuple(entry.feature for entry in found) for found in entries)
+        entries = [[self._slots[site][slot] for slot, _ in op.reads] for site, op in enumerate(ops)]
+        arrived = iter(self._shelf.all([entry for found in entries for entry in found]))
+        features = tuple(tuple(next(arrived) for _ in found) for found in entries)
         dtypes = tuple(_cast(found[0]) if found else None for found in entries)
         first = next((found[0] for found in features if found), None)
         numbers = self._step.weights
@@ -196,7 +191,7 @@ class History(Past):
             if op.store is not None:
                 feature, dtype = made.features[site]
                 # the memory of a CUDA graph's outputs is written again when it is replayed
-                self._store(site, op.store, feature.clone() if feature.is_cuda else feature, dtype)
+                self._store(site, op.store, self._shelf.put(feature.clone() if feature.is_cuda else feature, dtype))
         self._chooser.take(self._step.ops, made.scores, made.ages)
         self._meter.peak = max(self._meter.peak, self._meter.held)
 
@@ -213,20 +208,20 @@ class History(Past):
         if not run.is_sum:
             return super()._sum(run, x_BND, gates)
         total_BND = x_BND.clone(memory_format=torch.contiguous_format)
-        features = [_read(self._slots[site][slot]) for site, slot in run.reads]
-        for feature_BND, gate in zip(features, self._weighted(run, gates), strict=True):
-            total_BND.addcmul_(feature_BND, gate)
-        del features
+        entries = [self._slots[site][slot] for site, slot in run.reads]
+        for entry, following, gate in zip(entries, [*entries[1:], None], self._weighted(run, gates), strict=True):
+            total_BND.addcmul_(self._shelf.get(entry, following), gate)
+        del entries
         for site in run.freeing:
             self._keep(site, self._step.ops[site], None)
         return total_BND
 
     def _feature(self, site: int, slot: int) -> Tensor:
-        return _read(self._slots[site][slot])
+        return self._shelf.get(self._slots[site][slot])
 
     def _combined(self, site: int, op: Op) -> Tensor:
         kept = self._slots[site]
-        return combine([_read(kept[slot]) for slot, _ in op.reads], op.reads)
+        return combine([self._shelf.get(kept[slot]) for slot, _ in op.reads], op.reads)
 
     def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
         return None if name is None else self._placed.like(name, like)
@@ -240,43 +235,17 @@ class History(Past):
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
         self._free(site, op)
         if op.store is not None and output is not None:
-            self._store(site, op.store, output.to(self._placed.cache_dtype or output.dtype), output.dtype)
+            self._store(site, op.store, self._shelf.put(output))
         self._meter.peak = max(self._meter.peak, self._meter.held)  # scores and ages are held, too
 
     def _free(self, site: int, op: Op) -> None:
         for slot in op.frees:
-            self._meter.held -= _checked(self._slots[site][slot]).feature.nbytes
+            self._meter.held -= checked(self._slots[site][slot]).feature.nbytes
             self._slots[site][slot] = None
 
-    def _store(self, site: int, slot: int, feature: Tensor, dtype: torch.dtype) -> None:
-        self._slots[site][slot] = Kept(feature, _version(feature), dtype)
-        self._meter.held += feature.nbytes
-
-
-def _version(feature: Tensor) -> int:
-    """Goes up with every write into the tensor; inference tensors do not count them."""
-    return 0 if feature.is_inference() else feature._version
-
-
-def _checked(entry: Kept | None) -> Kept:
-    assert entry is not None, "a slot was read before it was filled"
-    if _version(entry.feature) != entry.version:
-        raise RunError(
-            "A kept feature was changed in place after its module gave it out, so it cannot be reused: choose sites "
-            "whose output the model does not write into, such as the modules inside."
-        )
-    return entry
-
-
-def _read(entry: Kept | None) -> Tensor:
-    """The feature in the dtype that it had."""
-    feature, _, dtype = _checked(entry)
-    return feature if feature.dtype is dtype else feature.to(dtype)
-
-
-def _cast(entry: Kept) -> torch.dtype | None:
-    """What the feature has to be cast to, if it is kept in another dtype."""
-    return None if entry.feature.dtype is entry.dtype else entry.dtype
+    def _store(self, site: int, slot: int, entry: Kept) -> None:
+        self._slots[site][slot] = entry
+        self._meter.held += entry.feature.nbytes
 
 
 def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:
@@ -290,3 +259,8 @@ def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> T
     for feature, (_, weight) in zip(rest, reads[1:], strict=True):
         total.add_(feature, alpha=weight)
     return total
+
+
+def _cast(entry: Kept | None) -> torch.dtype | None:
+    """What the feature has to be cast to, if it is kept in another dtype."""
+    return None if entry is None or entry.feature.dtype is entry.dtype else entry.dtype

@@ -15,11 +15,17 @@ from forecache.program import Run
 class Placed:
     """What a plan holds besides cells, moved once a device and dtype.
 
-    A constant of another shape is refused. cache_dtype: what features are kept in, where it is not their own.
+    A constant of another shape is refused. cache_dtype, cache_device: what features are kept in and where, if it is not
+    as and where they are.
     """
 
-    def __init__(self, constants: Mapping[str, Tensor], cache_dtype: torch.dtype | None = None) -> None:
-        self.cache_dtype = cache_dtype
+    def __init__(
+        self,
+        constants: Mapping[str, Tensor],
+        cache_dtype: torch.dtype | None = None,
+        cache_device: torch.device | None = None,
+    ) -> None:
+        self.cache_dtype, self.cache_device = cache_dtype, cache_device
         self._constants = constants
         self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
         self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}

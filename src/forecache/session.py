@@ -42,6 +42,7 @@ class Session:
         *,
         optimized: nn.Module | None = None,
         cache_dtype: torch.dtype | None = None,
+        cache_device: torch.device | None = None,
         max_cache_bytes: int | None = None,
     ) -> None:
         self.plan = plan
@@ -51,7 +52,7 @@ class Session:
         self._cache_dtype = cache_dtype
         layout.check_tokens(plan.rows)
         self._program = Program(layout, plan)
-        placed = Placed(plan.constants, cache_dtype)
+        placed = Placed(plan.constants, cache_dtype, cache_device)
         self._generations = Generations(layout, plan, self._program, placed, scheduler, max_cache_bytes)
         self._local = self._generations.local
         self._graphs = graphs(layout.model, layout.spans)
@@ -227,13 +228,19 @@ class Session:
 
 
 def apply(
-    target: Any, plan: Plan, *, cache_dtype: torch.dtype | None = None, max_cache_bytes: int | None = None
+    target: Any,
+    plan: Plan,
+    *,
+    cache_dtype: torch.dtype | None = None,
+    cache_device: str | torch.device | None = None,
+    max_cache_bytes: int | None = None,
 ) -> Session:
     """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
 
-    target: a diffusers pipeline, a diffusers transformer, or any module that has the plan's sites. cache_dtype: keep
-    features in this dtype, such as torch.bfloat16 for a float32 model; half the bytes, rounded. max_cache_bytes: a
-    generation whose plan needs more is refused before its first model call.
+    target: a diffusers pipeline, a diffusers transformer, what torch.compile gave for one, or any module that has the
+    plan's sites. cache_dtype: keep features in this dtype, such as torch.bfloat16 for a float32 model; half the bytes,
+    rounded. cache_device: keep them there, such as "cpu" beside a GPU that is full; they are brought back one ahead of
+    their use. max_cache_bytes: a generation whose plan needs more is refused before its first model call.
 
     Raises PlanMismatchError for a plan of another model, AlreadyAppliedError for a second session on the model;
     in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
@@ -242,7 +249,22 @@ def apply(
     if cache_dtype is not None and not cache_dtype.is_floating_point:
         raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
     scheduler = getattr(target, "scheduler", None)
-    watched = scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
-    layout = layout_for(find(target), plan.grid)
-    how = {"optimized": optimized(target), "cache_dtype": cache_dtype, "max_cache_bytes": max_cache_bytes}
-    return Session(layout, plan, watched, **how)
+    return Session(
+        layout_for(find(target), plan.grid),
+        plan,
+        scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None,
+        optimized=optimized(target),
+        cache_dtype=cache_dtype,
+        cache_device=_device(cache_device),
+        max_cache_bytes=max_cache_bytes,
+    )
+
+
+def _device(name: str | torch.device | None) -> torch.device | None:
+    """The device of this name, as tensors that lie there have it; PlanError where there is none."""
+    if name is None:
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise PlanError(f"Features cannot be kept on the device {str(name)!r}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,112 @@
+"""Where kept features lie: as they were given out, rounded to another dtype, or on another device.
+
+Features that lie on the host while a GPU samples travel on a stream of their own, each started while the one before it
+is used, so that no more than two are on the GPU at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from forecache._errors import RunError
+
+
+class Kept(NamedTuple):
+    """A feature as it is kept, its version then, and the dtype and device that it had."""
+
+    feature: Tensor
+    version: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Shelf:
+    """Puts features away and gets them back as they were.
+
+    dtype, device: how and where they are kept; None is as and where they are.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+        self.dtype, self.device = dtype, device
+        self._coming: dict[int, tuple[Tensor, Any]] = {}
+        self._streams: dict[torch.device, Any] = {}
+
+    def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> Kept:
+        """Keep a feature; dtype: what it had, if it is rounded already."""
+        rounded = feature.to(self.dtype or feature.dtype)
+        lying = rounded if self.device in (None, feature.device) else self._sent(rounded, self.device)
+        return Kept(lying, _version(lying), dtype or feature.dtype, feature.device)
+
+    def get(self, entry: Kept | None, following: Kept | None = None) -> Tensor:
+        """The feature in its dtype and on its device. following: what will be asked for next."""
+        feature, _, dtype, device = checked(entry)
+        if feature.device != device:
+            feature = self._arrived(feature, device)
+            if following is not None and following.feature.device != following.device:
+                self._start(following.feature, following.device)
+        return feature if feature.dtype is dtype else feature.to(dtype)
+
+    def all(self, entries: Sequence[Kept | None]) -> list[Tensor]:
+        """Many features on their device, all on their way at once, in the dtype that they are kept in."""
+        found = [checked(entry) for entry in entries]
+        for feature, _, _, device in found:
+            if feature.device != device:
+                self._start(feature, device)
+        return [
+            feature if feature.device == device else self._arrived(feature, device) for feature, _, _, device in found
+        ]
+
+    def _sent(self, feature: Tensor, device: torch.device) -> Tensor:
+        if not feature.is_cuda or device.type != "cpu":
+            return feature.to(device)
+        stream = self._stream(feature.device)
+        stream.wait_stream(torch.cuda.current_stream(feature.device))
+        lying = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=True)
+        with torch.cuda.stream(stream):
+            lying.copy_(feature, non_blocking=True)
+        feature.record_stream(stream)
+        return lying
+
+    def _start(self, feature: Tensor, device: torch.device) -> None:
+        if id(feature) in self._coming:
+            return
+        if device.type != "cuda":
+            self._coming[id(feature)] = feature.to(device), None
+            return
+        stream = self._stream(device)  # also the one that brought it here, so that it has come before it leaves
+        with torch.cuda.stream(stream):
+            self._coming[id(feature)] = feature.to(device, non_blocking=True), stream.record_event()
+
+    def _arrived(self, feature: Tensor, device: torch.device) -> Tensor:
+        self._start(feature, device)
+        moved, event = self._coming.pop(id(feature))
+        if event is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(event)
+            moved.record_stream(current)
+        return moved
+
+    def _stream(self, device: torch.device) -> Any:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+def _version(feature: Tensor) -> int:
+    """Goes up with every write into the tensor; inference tensors do not count them."""
+    return 0 if feature.is_inference() else feature._version
+
+
+def checked(entry: Kept | None) -> Kept:
+    """The entry, whose feature nobody has written into; else RunError."""
+    assert entry is not None, "a slot was read before it was filled"
+    if _version(entry.feature) != entry.version:
+        raise RunError(
+            "A kept feature was changed in place after its module gave it out, so it cannot be reused: choose sites "
+            "whose output the model does not write into, such as the modules inside."
+        )
+    return entry
