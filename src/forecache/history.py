@@ -12,7 +12,7 @@ from torch import Tensor
 from forecache import selection
 from forecache._core import Importance
 from forecache._errors import RunError
-from forecache.adapters import Layout
+from forecache.adapters import Gate, Layout, Streams, add_up
 from forecache.liveness import Choice, Op, Score, slots
 from forecache.program import Run
 from forecache.selection import Call, choose
@@ -61,10 +61,10 @@ class Placed:
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
 
-    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    def weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
         """The gates of a run times the weights of its features, one a feature."""
         if not isinstance(gates, Tensor):
-            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
+            return [_times(gates[branch], weight) for branch, weight in zip(run.index, run.weights, strict=True)]
         key = run, gates.device
         if key not in self._terms:
             shape = (-1, *[1] * (gates.ndim - 1))
@@ -79,6 +79,10 @@ class Placed:
         if key not in self._random:
             self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
         return self._random[key]
+
+
+def _times(gate: Gate, weight: float) -> Gate:
+    return tuple(each * weight for each in gate) if isinstance(gate, tuple) else gate * weight
 
 
 class Chooser:
@@ -150,6 +154,7 @@ class History:
         self._ops: Sequence[Op] = ()
         self._meter = meter
         self._placed = placed
+        self._streams = layout.streams
         self._chooser = Chooser(layout, meter, placed)
 
     def begin(self, ops: Sequence[Op], image: Sequence[int] | None = None) -> None:
@@ -172,34 +177,35 @@ class History:
         self._keep(op, kept, output)
         return output
 
-    def collapsed(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
-        """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
+    def collapsed(self, run: Run, given: Streams, gates: Sequence[Gate] | Tensor) -> Streams:
+        """The streams plus the gated estimates of a run of skipped blocks; gates: one a branch."""
         if any(self._done[run.sites.start : run.sites.stop]):
             raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
         self._done[run.sites.start : run.sites.stop] = b"\x01" * len(run.sites)
         weighted = gates if run.is_plain else self._placed.weighted(run, gates)
-        total_BND = x_BND.clone(memory_format=torch.contiguous_format)  # patch embeddings lie the other way round
+        # patch embeddings lie the other way round
+        totals = tuple(stream.clone(memory_format=torch.contiguous_format) for stream in given)
         if run.is_sum:
-            features = [_read(self._slots[site][slot]) for site, slot in run.reads]
-            for feature_BND, gate in zip(features, weighted, strict=True):
-                total_BND.addcmul_(feature_BND, gate)
+            features = [(self._streams[site], _read(self._slots[site][slot])) for site, slot in run.reads]
+            for (streams, feature_BND), gate in zip(features, weighted, strict=True):
+                add_up(totals, streams, feature_BND, gate)
             del features
             for site in run.freeing:
                 self._keep(self._ops[site], self._slots[site], None)
-            return total_BND
+            return totals
         terms = iter(weighted)
         for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
             kept = self._slots[site]
             if slots_read is None:
                 estimate_BND = self._estimate(op, kept)
-                total_BND.addcmul_(estimate_BND, gate)
+                add_up(totals, self._streams[site], estimate_BND, gate)
                 self._keep(op, kept, estimate_BND)
                 continue
             for slot in slots_read:
-                total_BND.addcmul_(_read(kept[slot]), next(terms))
+                add_up(totals, self._streams[site], _read(kept[slot]), next(terms))
             if op.frees:
                 self._keep(op, kept, None)
-        return total_BND
+        return totals
 
     def _keep(self, op: Op, kept: list[Kept | None], output: Tensor | None) -> None:
         """Let go of what was read for the last time, and keep the output if a later step reads it."""

@@ -104,7 +104,7 @@ class Program:
     def _step(self, ops: tuple[Op, ...]) -> Step:
         spans = self._layout.spans
         runs: list[Run | Inside | None] = [None] * len(spans)
-        for blocks in liveness.runs(liveness.skipped_blocks(ops, spans)):
+        for blocks in liveness.runs(liveness.skipped_blocks(ops, spans), self._layout.starts):
             runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
             runs[blocks.start] = self._run(blocks, ops)
         computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)

@@ -15,7 +15,7 @@ from torch import Tensor
 from forecache import _modelcall
 from forecache._errors import AlreadyAppliedError, PlanError, RunError, StepCountError
 from forecache._modelcall import Inputs
-from forecache.adapters import Arguments, Layout, find, is_mounted, layout_for, mounted, replaced
+from forecache.adapters import Arguments, Layout, Streams, find, is_mounted, layout_for, mounted, replaced
 from forecache.history import History, Meter, Placed
 from forecache.plan import Plan
 from forecache.program import INSIDE, Budget, Program
@@ -144,16 +144,18 @@ class Session:
             raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
         return lane.history.value(site, compute, args, kwargs)
 
-    def _collapse(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> Tensor | None:
-        """What a block gives out that is skipped as a whole: the first of a run of them speaks for all."""
+    def _collapse(
+        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
+    ) -> Streams | None:
+        """What a block hands on that is skipped as a whole: the first of a run of them speaks for all."""
         lane = self._run().current
         found = self._program.steps[lane.step].runs[block] if lane is not None else None
         if lane is None or found is None:
             return None
         if found is INSIDE:
-            return x_BND
-        gates = self._program.gates[found.blocks](x_BND, *args, **kwargs)
-        return lane.history.collapsed(found, x_BND, gates)
+            return streams
+        gates = self._program.gates[found.blocks](*args, **kwargs)
+        return lane.history.collapsed(found, streams, gates)
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""
