@@ -45,7 +45,7 @@ def counted():
 
 def shapes(plan, model):
     """How many different things the steps of a plan do."""
-    found = Graphs(layout(model).spans, {})
+    found = Graphs(layout(model), {})
     program = Program(layout(model), plan)
     return len({found.of(number, step) for number, step in enumerate(program.steps)})
 

@@ -17,17 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from forecache import _modelcall
+from forecache._core import Site
 from forecache._modelcall import Inputs
-from forecache.adapters import Gates, Layout
+from forecache.adapters import Gate, Gates, Layout
 from forecache.choosing import Chooser, Meter
 from forecache.history import Lent, Made, Past
 from forecache.liveness import Choice, Op
+from forecache.placed import times
 from forecache.program import Run, Step, step_of
 
 Pure = Callable[..., tuple[Any, Made]]
 """``run(place, forward, args, kwargs, lent)``: what ``forward(*args, **kwargs)`` gives out in this step."""
 
 
+Does = tuple[tuple[Site, ...], tuple[Op, ...]]
+"""What a step does: an operation for every site."""
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -47,12 +51,12 @@ class Place:
 class Graphs:
     """The steps of one session as pure functions.
 
-    spans: the sites of every block. own: the functions of the model, by what they do. Each has a code object of its
+    layout: of the model. own: the functions of the model, by what they do. Each has a code object of its
     own: a compiler counts recompilations by code, and gives up after a few.
     """
 
-    def __init__(self, spans: Sequence[range], own: dict[tuple[Op, ...], Pure]) -> None:
-        self._spans, self._own = spans, own
+    def __init__(self, layout: Layout, own: dict[Does, Pure]) -> None:
+        self._layout, self._own = layout, own
         self._found: dict[tuple[int, Compiler | None], Pure] = {}
 
     def of(self, number: int, step: Step, compiler: Compiler | None = None) -> Pure:
@@ -60,19 +64,20 @@ class Graphs:
         run = self._found.get((number, compiler))
         if run is None:
             ops = tuple(map(_normal, step.ops))
-            run = self._own.get(ops)
+            key = self._layout.sites, ops
+            run = self._own.get(key)
             if run is None:
-                run = self._own[ops] = _pure(step_of(ops, self._spans), len(self._own))
+                run = self._own[key] = _pure(step_of(ops, self._layout), len(self._own))
             run = self._found[number, compiler] = run if compiler is None else compiler(run)
         return run
 
 
-_OF_MODELS: WeakKeyDictionary[nn.Module, dict[tuple[Op, ...], Pure]] = WeakKeyDictionary()
+_OF_MODELS: WeakKeyDictionary[nn.Module, dict[Does, Pure]] = WeakKeyDictionary()
 
 
-def graphs(model: nn.Module, spans: Sequence[range]) -> Graphs:
-    """The graphs of a model; spans: the sites of every block."""
-    return Graphs(spans, _OF_MODELS.setdefault(model, {}))
+def graphs(layout: Layout) -> Graphs:
+    """The graphs of the layout's model."""
+    return Graphs(layout, _OF_MODELS.setdefault(layout.model, {}))
 
 
 def _normal(op: Op) -> Op:
@@ -105,7 +110,7 @@ class Borrowed(Past):
     """The past of one step, lent to it: nothing is counted, freed or kept from here."""
 
     def __init__(self, step: Step, place: Place, lent: Lent, inputs: Inputs | None) -> None:
-        super().__init__(Chooser(place.layout, Meter(), self._random), place.gates)
+        super().__init__(place.layout, Chooser(place.layout, Meter(), self._random), place.gates)
         self._step = step
         self._done = [False] * len(step.ops)
         self._lent = lent
@@ -140,15 +145,13 @@ class Borrowed(Past):
     def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
         return None if name is None else self._lent.constants[site][name == "shift"]
 
-    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         weighted = []
         for branch, (site, op) in enumerate(zip(run.sites, run.ops, strict=True)):
             if op.is_sum and op.is_reuse:
                 weighted.append(gates[branch])
             elif op.is_sum:
-                gate = gates[branch]
-                wide = torch.promote_types(gate.dtype, torch.float32)
-                weighted += [(gate.to(wide) * weight).to(gate.dtype) for weight in self._weights[site]]
+                weighted += [times(gates[branch], weight) for weight in self._weights[site]]
         return weighted
 
     def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:

@@ -9,7 +9,21 @@ from torch import Tensor
 
 from forecache import selection
 from forecache._errors import RunError
+from forecache.adapters import Gate
 from forecache.program import Run
+
+
+def times(gate: Gate, weight: float | Tensor) -> Gate:
+    """A gate, or those of several streams, times a number; in the gate's dtype."""
+    if isinstance(gate, tuple):
+        return tuple(_times(each, weight) for each in gate)
+    return _times(gate, weight) if isinstance(gate, Tensor) else gate * weight
+
+
+def _times(gate: Tensor, weight: float | Tensor) -> Tensor:
+    if not isinstance(weight, Tensor):
+        return gate * weight
+    return (gate.to(torch.promote_types(gate.dtype, torch.float32)) * weight).to(gate.dtype)
 
 
 class Placed:
@@ -46,10 +60,10 @@ class Placed:
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
 
-    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    def weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
         """The gates of a run times the weights of its features, one a feature."""
         if not isinstance(gates, Tensor):
-            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
+            return [times(gates[branch], weight) for branch, weight in zip(run.index, run.weights, strict=True)]
         key = run, gates.device
         if key not in self._terms:
             shape = (-1, *[1] * (gates.ndim - 1))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from forecache._core import Tokens
 from forecache._errors import InputError
 from forecache.adapters.base import Layout, is_mounted, mounted
+from forecache.adapters.blocks import Streams
 
 
 class Arguments(NamedTuple):
@@ -117,11 +120,11 @@ class _Counts:
         self.condition_macs: dict[int, int] = {}
         self.gate_macs: dict[int, int] = {}
 
-    def block(self, number: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
+    def block(self, number: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
         if number in self._special.skipped:
             condition = self._layout.blocks[number][1].condition
-            self.condition_macs[number] = self._macs(condition, x_BND, *args, **kwargs)[1]
-            self.gate_macs[number] = self._macs(self._layout.gates([number]), x_BND, *args, **kwargs)[1]
+            self.condition_macs[number] = self._macs(condition, *args, **kwargs)[1]
+            self.gate_macs[number] = self._macs(self._layout.gates([number]), *args, **kwargs)[1]
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output, self.macs[site] = self._macs(compute, *args, **kwargs)
@@ -179,4 +182,21 @@ def _call(layout: Layout, batch: int, inputs: Any) -> tuple[tuple[Any, ...], Map
 
 
 def _meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
+    """The tensors in a value, also in tuples, lists and dicts, without their data."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
+
+
+@contextmanager
+def seen(model: nn.Module) -> Iterator[list[Arguments]]:
+    """What the model is first called with in this block, on the meta device, in the list that it gives."""
+    calls: list[Arguments] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not calls:
+            calls.append(Arguments(_meta(args), _meta(kwargs)))
+
+    hook = model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
