@@ -5,14 +5,17 @@ B images.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
+from forecache.evaluate.imagesets import Folder, ImageSet
 
 USUAL = "openai/clip-vit-base-patch16"
 
@@ -41,6 +44,31 @@ class Clip:
         """The projected features (B, F) of images, not normalised."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+
+
+def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
+    """The prompt of each image: lines of a text file in the order of the images, or a JSON object by name.
+
+    Names are paths in the folder, with or without their suffix. InputError names an image without a prompt.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        by_name = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts at {path} cannot be read: {error}.") from error
+    if by_name is None:
+        prompts = tuple(text.splitlines())
+        if len(prompts) != len(images):
+            raise InputError(f"{path} has {len(prompts)} lines for {len(images)} images: give one prompt a line.")
+        return prompts
+    if not isinstance(by_name, dict) or not isinstance(images, Folder):
+        raise InputError(f"{path} gives prompts by name, which only a folder of images has: an object of strings.")
+    names = [file.relative_to(images.root).as_posix() for file in images.files]
+    found = [by_name.get(name, by_name.get(key)) for name, key in zip(names, images.keys, strict=True)]
+    if lacking := [name for name, prompt in zip(names, found, strict=True) if not isinstance(prompt, str)]:
+        raise InputError(f"{path} has no prompt for {lacking[0]} ({len(lacking)} of {len(images)} images have none).")
+    return tuple(map(str, found))
 
 
 def load_clip(name: str = USUAL, device: str = "cpu") -> Clip:

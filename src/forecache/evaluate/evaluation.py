@@ -62,12 +62,11 @@ def evaluate(
     device: where distances and covariances are computed; networks stay where they were loaded. InputError says what a
     metric lacks: a reference, partners, prompts, more samples, a layer of the extractor.
     """
-    names = chosen(metrics)
+    names = check(samples, against, metrics)
     images = None if isinstance(samples, Features) else samples
     features = samples if isinstance(samples, Features) else features
-    count = len(images) if images is not None else samples.count if isinstance(samples, Features) else 0
+    count = samples.count if isinstance(samples, Features) else len(samples)
     tell = on_progress or (lambda *_: None)
-    _check(names, images, count, against)
     layers = _layers(names, bootstrap)
     if layers and features is None:
         assert images is not None
@@ -81,8 +80,7 @@ def evaluate(
     setting = Setting(images, against, judges, features, reference, bootstrap, batch, device, tell)
     figures: dict[str, Figure] = {}
     for name in names:
-        if name not in figures:
-            figures |= {each: figure for each, figure in measured(name, names, setting).items() if each in names}
+        figures = figures if name in figures else figures | measured(name, names, setting)
     return Evaluation(
         images.name if images is not None else "features",
         count,
@@ -91,6 +89,25 @@ def evaluate(
         reference.name if reference is not None else None,
         tuple(setting.notes),
     )
+
+
+def needs_extractor(samples: ImageSet | Features, against: Against, metrics: str | Sequence[str]) -> bool:
+    """Whether there is a metric for which features of the samples or of the reference have to be extracted."""
+    names = chosen(metrics)
+    if not isinstance(samples, Features) and any(METRICS[name].layer for name in names):
+        return True
+    keep, stream = _of_reference(names)
+    reference = against.reference
+    return reference is not None and not (
+        all(reference.has(name, kept=True) for name in keep) and all(reference.has(name, kept=False) for name in stream)
+    )
+
+
+def _of_reference(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The layers of which the reference's features are needed, and those of which moments are enough."""
+    wanted = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
+    keep = dict.fromkeys(metric.layer for metric in wanted if metric.kept and metric.layer)
+    return [*keep], [*dict.fromkeys(metric.layer for metric in wanted if not metric.kept and metric.layer)]
 
 
 def _layers(names: Sequence[str], bootstrap: Bootstrap) -> dict[str, bool]:
@@ -103,18 +120,22 @@ def _layers(names: Sequence[str], bootstrap: Bootstrap) -> dict[str, bool]:
     return layers
 
 
-def _check(names: Sequence[str], images: ImageSet | None, count: int, against: Against) -> None:
+def check(samples: ImageSet | Features, against: Against, metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the metrics; InputError if one lacks samples or what they are held against, before any work."""
+    names = chosen(metrics)
+    features_only = isinstance(samples, Features)
+    count, where = (samples.count, "the file") if features_only else (len(samples), samples.name)
     for name in names:
         metric = METRICS[name]
         if count < metric.at_least:
-            where = images.name if images is not None else "the features"
             raise InputError(f"{name} needs at least {metric.at_least} samples; {where} has {count}.")
-        if metric.needs in ("pairs", "prompts") and images is None:
+        if metric.needs in ("pairs", "prompts") and features_only:
             raise InputError(f"{name} looks at the images themselves; only features were given.")
         given = {"reference": against.reference, "pairs": against.uncached, "prompts": against.prompts}
         if metric.needs in given and given[metric.needs] is None:
             words = {"reference": "a reference", "pairs": "the uncached samples", "prompts": "a prompt for each sample"}
             raise InputError(f"{name} needs {words[metric.needs]}; none was given.")
+    return names
 
 
 def _extractor(judges: Judges) -> Extractor:
@@ -126,17 +147,14 @@ def _extractor(judges: Judges) -> Extractor:
 def _reference(
     names: Sequence[str], against: Against, judges: Judges, features: Features | None, batch: int, tell: OnProgress
 ) -> Reference | None:
-    wanted = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
     reference = against.reference
-    if not wanted or reference is None or features is None:
+    keep, stream = _of_reference(names)
+    if not (keep or stream) or reference is None or features is None:
         return None
-    keep = list(dict.fromkeys(metric.layer for metric in wanted if metric.kept and metric.layer))
-    stream = list(dict.fromkeys(metric.layer for metric in wanted if metric.layer and metric.layer not in keep))
     total = len(reference.images) if reference.images is not None else 0
     on_images = partial(_tell_images, tell, "reference", total)
-    lacking = [name for name in keep if not reference.has(name, kept=True)]
-    lacking += [name for name in stream if not reference.has(name, kept=False)]
-    by = judges.extractor or (Extractor(features.extractor, (), lambda _: {}) if not lacking else _extractor(judges))
+    complete = not needs_extractor(features, against, names)
+    by = judges.extractor or (Extractor(features.extractor, (), lambda _: {}) if complete else _extractor(judges))
     if by.name != features.extractor:
         raise InputError(f"The features of the samples are those of {features.extractor}, not of {by.name}.")
     return prepared(reference, by, keep, stream=stream, batch=batch, on_images=on_images)

@@ -40,12 +40,19 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The value less and plus 1.96 standard errors."""
-        return None if self.error is None else (self.value - Z * self.error, self.value + Z * self.error)
+        """The value less and plus 1.96 standard errors, within the range of the metric."""
+        if self.error is None:
+            return None
+        low, high = self.value - Z * self.error, self.value + Z * self.error
+        return max(low, self.kind.least), min(high, self.kind.most)
+
+    @property
+    def text(self) -> str:
+        """The value with as many digits as its metric is given with."""
+        return f"{self.value:.{self.kind.digits}f}"
 
     def __str__(self) -> str:
-        half = "" if self.error is None else f" ± {Z * self.error:.{self.kind.digits}f}"
-        return f"{self.value:.{self.kind.digits}f}{half}"
+        return self.text if self.error is None else f"{self.text} ± {Z * self.error:.{self.kind.digits}f}"
 
     def document(self, *, draws: bool = True) -> dict[str, Any]:
         """For a JSON file; `Figure.read` reads it where draws are in it."""

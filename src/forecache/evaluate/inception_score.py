@@ -20,7 +20,7 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int | None = 202
     logits: (B, C), B at least ``splits``. seed: images are put in the order that torch-fidelity puts them in, since
     images sorted by class would make every part poor; None keeps their order, as the ADM suite does.
     """
-    return float(np.mean(_scores(logits, None, splits, seed)))
+    return _scores(logits, None, splits, seed).mean().item()
 
 
 def inception_scores(logits: Tensor, weights: Tensor, splits: int = SPLITS, seed: int | None = 2020) -> Tensor:

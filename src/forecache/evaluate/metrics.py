@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ Needs = Literal["reference", "samples", "pairs", "prompts", "labels"]
 class Metric:
     """needs: what the samples are held against. layer: the features it reads, None for pixels. kept: whether it reads
     the features themselves and not only their moments. at_least: samples below which it is not defined. biased: whether
-    its value shifts with the number of samples, so that only sets of one size compare.
+    its value shifts with the number of samples, so that only sets of one size compare. least, most: the range of values.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Metric:
     at_least: int = 1
     biased: bool = False
     digits: int = 3
+    least: float = 0.0
+    most: float = math.inf
 
 
 METRICS = {
@@ -34,13 +37,13 @@ METRICS = {
     for metric in (
         Metric("fid", "FID", "lower", "reference", "pool", kept=False, at_least=2, biased=True),
         Metric("sfid", "sFID", "lower", "reference", "spatial", kept=False, at_least=2, biased=True),
-        Metric("is", "IS", "higher", "samples", "logits", at_least=10, biased=True),
-        Metric("precision", "Prec.", "higher", "reference", "pool", at_least=4),
-        Metric("recall", "Recall", "higher", "reference", "pool", at_least=4, biased=True),
-        Metric("accuracy", "class", "higher", "labels", "logits"),
-        Metric("clip", "CLIP", "higher", "prompts", digits=2),
-        Metric("psnr", "PSNR, dB", "higher", "pairs", digits=2),
-        Metric("ssim", "SSIM", "higher", "pairs", digits=4),
+        Metric("is", "IS", "higher", "samples", "logits", at_least=10, biased=True, least=1),
+        Metric("precision", "Prec.", "higher", "reference", "pool", at_least=4, most=1),
+        Metric("recall", "Recall", "higher", "reference", "pool", at_least=4, biased=True, most=1),
+        Metric("accuracy", "class", "higher", "labels", "logits", most=1),
+        Metric("clip", "CLIP", "higher", "prompts", digits=2, most=100),
+        Metric("psnr", "PSNR, dB", "higher", "pairs", digits=2, least=-math.inf),
+        Metric("ssim", "SSIM", "higher", "pairs", digits=4, least=-1, most=1),
         Metric("lpips", "LPIPS", "lower", "pairs", digits=4),
     )
 }

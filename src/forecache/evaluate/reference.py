@@ -60,7 +60,7 @@ def prepared(
 ) -> Reference:
     """The reference with features of the layers ``keep`` and moments of ``stream``, extracted where it lacks them."""
     keep = [name for name in keep if not reference.has(name, kept=True)]
-    stream = [name for name in stream if not reference.has(name, kept=False)]
+    stream = [name for name in stream if not (name in keep or reference.has(name, kept=False))]
     known = reference.features
     if known is not None and known.extractor != extractor.name:
         raise InputError(f"The features of {reference.name} are those of {known.extractor}, not of {extractor.name}.")

@@ -37,7 +37,7 @@ def best(rows: Sequence[Row], metric: str) -> int | None:
     """The row whose figure is better than that of every other, by more than the interval of the difference; or None.
 
     It needs another figure to be better than, and intervals; sets of different sizes are not compared where the metric
-    is biased by the size.
+    is biased by the size, and figures that are printed alike do not differ.
     """
     measured = {
         index: figure
@@ -49,8 +49,11 @@ def best(rows: Sequence[Row], metric: str) -> int | None:
     sign = 1 if METRICS[metric].better == "higher" else -1
     first = max(measured, key=lambda index: sign * measured[index].value)
     others = [figure for index, figure in measured.items() if index != first]
-    real = all(comparable(measured[first], other) and difference(measured[first], other).real for other in others)
-    return first if real else None
+    return first if all(_differ(measured[first], other) for other in others) else None
+
+
+def _differ(a: Figure, b: Figure) -> bool:
+    return comparable(a, b) and difference(a, b).real and a.text != b.text
 
 
 def markdown(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> list[str]:
@@ -63,7 +66,7 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> list[
 
 
 def rich_table(rows: Sequence[Row], metrics: Sequence[str] | None = None, title: str | None = None) -> Any:
-    """A `rich.table.Table`. Needs the extra ``cli``."""
+    """A `rich.table.Table` with a line for each metric, narrow enough for a terminal. Needs the extra ``cli``."""
     try:
         from rich.table import Table
         from rich.text import Text
@@ -71,10 +74,11 @@ def rich_table(rows: Sequence[Row], metrics: Sequence[str] | None = None, title:
         raise MissingExtraError("rich", "cli", "A table for a terminal") from error
     cells = _cells(rows, metrics)
     table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(cells.header):
+    for number, name in enumerate(["", *(texts[0] for texts in cells.texts)]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for i, texts in enumerate(cells.texts):
-        table.add_row(*(Text(text, style="bold" if (i, j) in cells.bold else "") for j, text in enumerate(texts)))
+    for j, name in list(enumerate(cells.header))[1:]:
+        texts = [Text(each[j], style="bold" if (i, j) in cells.bold else "") for i, each in enumerate(cells.texts)]
+        table.add_row(name, *texts)
     return table
 
 
