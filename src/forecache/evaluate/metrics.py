@@ -16,7 +16,7 @@ Needs = Literal["reference", "samples", "pairs", "prompts", "labels"]
 class Metric:
     """needs: what the samples are held against. layer: the features it reads, None for pixels. kept: whether it reads
     the features themselves and not only their moments. at_least: samples below which it is not defined. biased: whether
-    its value shifts with the number of samples, so that only sets of one size compare. least, most: the range of values.
+    its value shifts with the number of samples, so that only sets of one size compare. least, most: its range.
     """
 
     name: str
