@@ -131,7 +131,8 @@ def _kept(images: Any, judges: evaluate.Judges, batch: int, show: Any, path: Pat
 
 def _seeds(samples: Path) -> list[int]:
     """The seed of the sampling, where `forecache sample` left it beside the images."""
-    record = imagesets.run_record(samples) if samples.is_dir() else None
+    folder = samples if samples.is_dir() else samples.parent if samples.name == "samples.npz" else None
+    record = imagesets.run_record(folder) if folder is not None else None
     settings = record.get("settings") if isinstance(record, dict) else None
     seed = settings.get("seed") if isinstance(settings, dict) else None
     return [seed] if isinstance(seed, int) else []

@@ -154,8 +154,13 @@ class Images:
 
 
 def open_images(path: str | Path) -> ImageSet:
-    """The images at a path: a folder (with folders in it), or an ``.npz`` with ``arr_0``."""
+    """The images at a path: a folder (with folders in it), or an ``.npz`` with ``arr_0``.
+
+    Of a folder that `forecache sample --num-samples` wrote it is its ``samples.npz``.
+    """
     path = Path(path)
+    if (path / "samples.npz").is_file():
+        path = path / "samples.npz"
     if path.is_dir():
         found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in SUFFIXES and each.is_file()]
         files = tuple(each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts))
