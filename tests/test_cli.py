@@ -14,7 +14,18 @@ from PIL import Image
 import forecache as fc
 from forecache.zoo import load_digits, router_path
 
-COMMANDS = ["demo", "sample", "calibrate", "show", "import-router", "train-router", "search", "bench"]
+COMMANDS = [
+    "demo",
+    "sample",
+    "calibrate",
+    "show",
+    "import-router",
+    "train-router",
+    "search",
+    "bench",
+    "evaluate",
+    "compare",
+]
 
 
 def pictures(folder):

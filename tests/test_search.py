@@ -258,12 +258,10 @@ def test_the_frechet_score_is_the_distance_of_the_features():
     assert score.of(images, Context(())) == frechet_distance(Moments.of(images.flatten(1)), reference) > 0
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A small random CLIP model as a folder, with a tokenizer that knows letters."""
+def make_clip(folder):
+    """A small random CLIP model in a folder, with a tokenizer that knows letters."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-    folder = tmp_path_factory.mktemp("clip")
     signs = [*"abcdefghijklmnopqrstuvwxyz", *[f"{each}</w>" for each in "abcdefghijklmnopqrstuvwxyz"]]
     words = [*signs, "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
@@ -277,6 +275,11 @@ def clip(tmp_path_factory):
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
     CLIPProcessor(CLIPImageProcessor(**resize), tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_the_clip_score_is_the_cosine_of_each_image_and_its_text(clip):

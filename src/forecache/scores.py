@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError, MissingExtraError
-from forecache.evaluate import Moments, frechet_distance, psnr
-
-EQUAL_DB = 100.0
-"""An image counts with so many dB at most: one that is equal, with infinitely many, would hide all the others."""
+from forecache._errors import InputError
+from forecache.evaluate import Moments, clip, frechet_distance, psnr
+from forecache.evaluate.images import EQUAL_DB
 
 
 @dataclass(frozen=True)
@@ -72,43 +70,21 @@ def frechet(features: Callable[[Tensor], Tensor], reference: Moments, name: str 
     return Score(name, lambda images, _: frechet_distance(Moments.of(features(images)), reference), better="lower")
 
 
-def clip_score(prompts: Sequence[str], model: str = "openai/clip-vit-base-patch16", batch: int = 32) -> Score:
+def clip_score(prompts: Sequence[str], model: str = clip.USUAL, batch: int = 32) -> Score:
     """CLIP score (arXiv 2104.08718): 100 times the cosine of an image and its prompt, at least 0, mean over images.
 
     prompts: one for each condition of the search, in order. model: a repository on the hub or a folder, loaded when the
     first pattern is scored. Needs the extra ``diffusers``.
     """
-    loaded: list[tuple[Any, Any]] = []
+    loaded: list[clip.Clip] = []
 
     def of(images: Tensor, context: Context) -> float:
         if len(prompts) != len(context.conditions):
             raise InputError(f"There are {len(prompts)} prompts for {len(context.conditions)} samples: give one each.")
         if not loaded:
-            loaded.append(_clip(model))
+            loaded.append(clip.load_clip(model))
+        pixels = (images * 255).round().to(torch.uint8)
         parts = [slice(first, first + batch) for first in range(0, len(images), batch)]
-        return (
-            100 * torch.cat([_cosines(*loaded[0], images[part], list(prompts[part])) for part in parts]).mean().item()
-        )
+        return torch.cat([loaded[0].score(pixels[part], prompts[part]) for part in parts]).mean().item()
 
     return Score(f"CLIP score ({model}, {prompts[0]!r}...)", of)
-
-
-def _clip(name: str) -> tuple[Any, Any]:
-    try:
-        from transformers import CLIPModel, CLIPProcessor
-    except ImportError as error:
-        raise MissingExtraError("transformers", "diffusers", "The CLIP score") from error
-    try:
-        model: Any = CLIPModel.from_pretrained(name)
-        return model.eval(), CLIPProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The CLIP model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-
-
-@torch.no_grad()
-def _cosines(model: Any, processor: Any, images: Tensor, prompts: list[str]) -> Tensor:
-    """The cosine (B,) between each image and its prompt, at least 0."""
-    pixels = list((images * 255).round().to(torch.uint8))
-    inputs = processor(text=prompts, images=pixels, return_tensors="pt", padding=True, truncation=True)
-    output = model(**inputs)
-    return torch.cosine_similarity(output.image_embeds, output.text_embeds).clamp_min(0)

@@ -11,7 +11,14 @@ def main() -> None:
     """Run the command line; errors are a sentence on stderr and exit code 1, an interruption is exit code 130."""
     try:
         try:
-            from forecache.cli import bench, calibration, commands, routers, search  # noqa: F401 - each adds its commands
+            from forecache.cli import (  # noqa: F401 - each adds its commands
+                bench,
+                calibration,
+                commands,
+                evaluation,
+                routers,
+                search,
+            )
             from forecache.cli.terminal import app
         except ImportError as error:
             raise MissingExtraError(error.name or "typer", "cli", "The command line") from error

@@ -1,11 +1,20 @@
-"""Distances between two sets of images, pair by pair."""
+"""Distances between two sets of images, pair by pair.
+
+B images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from forecache._errors import InputError
+
+EQUAL_DB = 100.0
+"""In a mean, an image counts with so many dB at most: an equal one, with infinitely many, would hide all others."""
+
+WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
@@ -13,9 +22,45 @@ def psnr(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
 
     peak: the range of the pixels, 1 for images in [0, 1].
     """
-    if images.shape != reference.shape:
-        raise InputError(
-            f"PSNR compares images pair by pair; {tuple(images.shape)} and {tuple(reference.shape)} differ."
-        )
+    _check_pairs("PSNR", images, reference)
     error_B = (images.double() - reference.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(peak**2 / error_B)
+
+
+def ssim(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of each image to its reference: (B, C, H, W) twice -> (B,), 1 if equal.
+
+    As published: a Gaussian window of 11 x 11 pixels and width 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside
+    the image count, and the mean is over these and the channels. Images are at least 11 x 11.
+    """
+    _check_pairs("SSIM", images, reference)
+    if min(images.shape[-2:]) < WINDOW:
+        raise InputError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels; these are {_size(images)}.")
+    x, y = (each.double().flatten(0, 1)[:, None] for each in (images, reference))
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x = _blurred(x * x) - mean_x.square()
+    var_y = _blurred(y * y) - mean_y.square()
+    cov = _blurred(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    light = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    shape = (2 * cov + c2) / (var_x + var_y + c2)
+    return (light * shape).unflatten(0, images.shape[:2]).flatten(1).mean(1)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Weighted means over the windows inside the image, rows first."""
+    offset = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    weight = torch.exp(-offset.square() / (2 * SIGMA**2))
+    weight = weight / weight.sum()
+    return conv2d(conv2d(x, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))
+
+
+def _check_pairs(name: str, images: Tensor, reference: Tensor) -> None:
+    if images.shape != reference.shape:
+        raise InputError(
+            f"{name} compares images pair by pair; {tuple(images.shape)} and {tuple(reference.shape)} differ."
+        )
+
+
+def _size(images: Tensor) -> str:
+    return f"{images.shape[-2]} x {images.shape[-1]}"

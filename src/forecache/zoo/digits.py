@@ -48,15 +48,12 @@ class Digits:
     @cached_property
     def classifier(self) -> DigitClassifier:
         """The MNIST classifier, float32 on the CPU."""
-        model = DigitClassifier()
-        model.load_state_dict(load_file(FOLDER / "classifier.safetensors"))
-        return model.eval()
+        return load_classifier()
 
     @cached_property
     def reference(self) -> Moments:
         """Moments of the classifier's features on the 10,000 MNIST test images."""
-        tensors = load_file(FOLDER / "reference.safetensors")
-        return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+        return load_reference()[0]["pool"]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -67,6 +64,26 @@ class Digits:
     def recognised(self, images: Tensor) -> Tensor:
         """The class (B,) that the classifier sees in each image (B, 1, 24, 24) in [0, 1]."""
         return torch.cat([self.classifier(part * 2 - 1).argmax(1) for part in images.split(500)])
+
+
+def load_classifier() -> DigitClassifier:
+    """The MNIST classifier, float32 on the CPU."""
+    model = DigitClassifier()
+    model.load_state_dict(load_file(FOLDER / "classifier.safetensors"))
+    return model.eval()
+
+
+def load_reference() -> tuple[dict[str, Moments], Tensor]:
+    """What the extractor "digits" sees in the 10,000 MNIST test images.
+
+    Moments of the layers "pool" and "spatial"; and the "pool" features (5000, 128) of every second image, to float16.
+    """
+    moments = load_file(FOLDER / "reference.safetensors")
+    more = load_file(FOLDER / "reference-features.safetensors")
+    count = int(moments["count"])
+    pool = Moments(count, moments["mean"].double(), moments["covariance"].double())
+    spatial = Moments(count, more["spatial_mean"].double(), more["spatial_covariance"].double())
+    return {"pool": pool, "spatial": spatial}, more["pool"].float()
 
 
 def load_digits(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Digits:

@@ -2,8 +2,10 @@
 
     python -m forecache.zoo.train_classifier --data mnist.npz --export DIR
 
-Writes `classifier.safetensors` (fp16), `reference.safetensors` (mean and covariance of the 10,000 test images'
-features, read through the shipped fp16 weights) and `classifier.json` (the record).
+Writes `classifier.safetensors` (fp16), `classifier.json` (the record), and what the shipped fp16 weights see in the
+10,000 test images: `reference.safetensors` (mean and covariance of the pooled features) and
+`reference-features.safetensors` (those of every second image in fp16, mean and covariance of the spatial ones). With
+`--references-only` the shipped classifier is kept, and only these two files are written.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from forecache.evaluate import Moments
+from forecache.evaluate import Images, extract
+from forecache.evaluate.extractors import digits_extractor
 from forecache.zoo import mnist
 from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.digits import load_classifier
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,6 +66,26 @@ def train(train_split: mnist.Split, *, epochs: int, batch: int, lr: float, seed:
     return model.eval()
 
 
+@torch.no_grad()
+def write_references(split: mnist.Split, folder: Path, model: DigitClassifier) -> None:
+    """What the model sees in the images of the split, as the extractor "digits" says it."""
+    extractor = digits_extractor(model)
+    pixels = ((split.images + 1) * 127.5).round().to(torch.uint8)
+    found = extract(Images(pixels), extractor, ("pool", "spatial"), batch=500)
+    pool, spatial = found.moments("pool"), found.moments("spatial")
+    count = torch.tensor(found.count)
+    save_file(
+        {"mean": pool.mean.float(), "covariance": pool.covariance.float().contiguous(), "count": count},
+        folder / "reference.safetensors",
+    )
+    features = {
+        "pool": found.layer("pool")[::2].half().contiguous(),
+        "spatial_mean": spatial.mean.float(),
+        "spatial_covariance": spatial.covariance.float().contiguous(),
+    }
+    save_file(features, folder / "reference-features.safetensors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=str, default=None, help="mnist.npz; without it, the hub dataset ylecun/mnist")
@@ -70,27 +94,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--references-only", action="store_true", help="keep the shipped classifier")
     args = parser.parse_args()
     train_split, test_split = mnist.load(args.data)
+    args.export.mkdir(parents=True, exist_ok=True)
+    if args.references_only:
+        write_references(test_split, args.export, load_classifier())
+        return
     started = time.perf_counter()
     model = train(train_split, epochs=args.epochs, batch=args.batch, lr=args.lr, seed=args.seed)
     seconds = time.perf_counter() - started
     model = model.half().float()  # judge with the weights that are shipped
     score = accuracy(model, test_split)
-    with torch.no_grad():
-        reference = Moments.of(torch.cat([model.features(x) for x in test_split.images.split(500)]))
-    args.export.mkdir(parents=True, exist_ok=True)
+    write_references(test_split, args.export, model)
     save_file(
         {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()},
         args.export / "classifier.safetensors",
-    )
-    save_file(
-        {
-            "mean": reference.mean.float(),
-            "covariance": reference.covariance.float().contiguous(),
-            "count": torch.tensor(reference.count),
-        },
-        args.export / "reference.safetensors",
     )
     record = {
         "command": "python -m forecache.zoo.train_classifier",

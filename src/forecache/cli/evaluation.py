@@ -1,0 +1,186 @@
+"""`forecache evaluate` and `forecache compare`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from forecache import bench, evaluate, sources
+from forecache._errors import InputError
+from forecache.cli.terminal import app, console, progress, say
+from forecache.evaluate import clip, imagesets, tables
+from forecache.evaluate.evaluation import check, needs_extractor
+from forecache.evaluate.metrics import ALIASES, METRICS, chosen
+
+LIST = ", ".join([*METRICS, *(f"{name} ({' '.join(of)})" for name, of in ALIASES.items())])
+
+
+class ExtractorName(StrEnum):
+    inception = "inception"
+    digits = "digits"
+    clip = "clip"
+
+
+class NetName(StrEnum):
+    alex = "alex"
+    vgg = "vgg"
+    squeeze = "squeeze"
+
+
+@app.command("evaluate")
+def evaluate_command(
+    samples: Annotated[Path, typer.Argument(help="A folder of images, an .npz (arr_0), or features (.safetensors).")],
+    reference: Annotated[str | None, typer.Option(help="The same, ADM's statistics (.npz), or 'digits'.")] = None,
+    metrics: Annotated[str, typer.Option(help=f"With commas between: {LIST}.")] = "fid",
+    extractor: Annotated[ExtractorName, typer.Option(help="What features are of.")] = ExtractorName.inception,
+    weights: Annotated[str | None, typer.Option(help="Of inception, a file; of clip, a folder or repository.")] = None,
+    uncached: Annotated[Path | None, typer.Option(help="For psnr, ssim, lpips; by name [--reference].")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For clip: a line an image, or .json by name.")] = None,
+    clip_model: Annotated[str, typer.Option(help="For clip: a folder or repository.")] = clip.USUAL,
+    lpips_net: Annotated[NetName, typer.Option(help="The trunk of lpips.")] = NetName.alex,
+    lpips_weights: Annotated[Path | None, typer.Option(help="Of the trunk; downloaded without it.")] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the intervals; 0 for none.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    save_features: Annotated[Path | None, typer.Option(help="Keep the samples' features (.safetensors).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a JSON with resamples, for `forecache compare`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure the quality of images, ours or any: each metric with a bootstrap interval.
+
+    Example: `forecache evaluate out/samples.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,is,prc`
+
+    Example: `forecache evaluate out/digits --reference digits --extractor digits --metrics fid,is,prc`
+
+    Example: `forecache evaluate out/fast --uncached out/slow --metrics psnr,ssim --out fast.json`
+    """
+    names = chosen(metrics)  # first, since it is quickest to be wrong
+    where, _ = sources.place(device)
+    images = evaluate.Features.load(samples) if samples.suffix == ".safetensors" else evaluate.open_images(samples)
+    against = _against(images, names, reference, uncached, prompts)
+    check(images, against, names)
+    if save_features is not None and isinstance(images, evaluate.Features):
+        raise InputError(f"{samples} holds features already: --save-features takes images.")
+    needed = save_features is not None or needs_extractor(images, against, names)
+    judges = evaluate.Judges(
+        evaluate.load_extractor(extractor.value, weights, where) if needed else None,
+        evaluate.load_clip(clip_model, where) if "clip" in names else None,
+        evaluate.load_lpips(lpips_net.value, lpips_weights, where) if "lpips" in names else None,
+    )
+    with progress(None) as (bar, task):
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        features = _kept(images, judges, batch, show, save_features) if save_features is not None else None
+        found = evaluate.evaluate(
+            images,
+            against,
+            names,
+            judges,
+            features=features,
+            bootstrap=evaluate.Bootstrap(bootstrap, seed),
+            batch=batch,
+            device=where,
+            on_progress=show,
+        )
+    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment()}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
+    if as_json:
+        typer.echo(json.dumps(found.document(draws=False) | more, indent=2))
+    else:
+        _show(found, bootstrap, seed, more["sampling_seeds"])
+
+
+def _against(
+    images: evaluate.ImageSet | evaluate.Features,
+    names: tuple[str, ...],
+    reference: str | None,
+    uncached: Path | None,
+    prompts: Path | None,
+) -> evaluate.Against:
+    pairs = any(METRICS[name].needs == "pairs" for name in names)
+    if uncached is not None and not pairs:
+        raise InputError(f"--uncached is for psnr, ssim and lpips; {', '.join(names)} was asked for.")
+    if prompts is not None and ("clip" not in names or isinstance(images, evaluate.Features)):
+        raise InputError("--prompts is for the metric clip, on images.")
+    opened = evaluate.open_reference(reference) if reference is not None else None
+    partners = evaluate.open_images(uncached) if uncached is not None else opened.images if opened and pairs else None
+    texts = None
+    if prompts is not None and not isinstance(images, evaluate.Features):
+        texts = clip.read_prompts(prompts, images)
+    return evaluate.Against(opened, partners, texts)
+
+
+def _kept(images: Any, judges: evaluate.Judges, batch: int, show: Any, path: Path) -> evaluate.Features:
+    assert judges.extractor is not None
+    layers = judges.extractor.layers
+    on_images = lambda done: show("samples", done, len(images))  # noqa: E731
+    features = evaluate.extract(images, judges.extractor, layers, batch=batch, on_images=on_images)
+    features.save(path)
+    return features
+
+
+def _seeds(samples: Path) -> list[int]:
+    """The seed of the sampling, where `forecache sample` left it beside the images."""
+    folder = samples if samples.is_dir() else samples.parent if samples.name == "samples.npz" else None
+    record = imagesets.run_record(folder) if folder is not None else None
+    settings = record.get("settings") if isinstance(record, dict) else None
+    seed = settings.get("seed") if isinstance(settings, dict) else None
+    return [seed] if isinstance(seed, int) else []
+
+
+def _show(found: evaluate.Evaluation, resamples: int, seed: int, sampling: Any) -> None:
+    table = Table(title=found.samples, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    for name in ("value", "95 % interval", "samples", "resamples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figure in found.figures.values():
+        kind = figure.kind
+        interval = figure.interval
+        between = f"{interval[0]:.{kind.digits}f} to {interval[1]:.{kind.digits}f}" if interval else ""
+        value = f"{figure.value:.{kind.digits}f}"
+        draws = str(len(figure.draws)) if figure.draws else ""
+        table.add_row(f"{kind.title}, {kind.better} is better", value, between, str(figure.count), draws)
+    console.print(table)
+    said = [f"features of {found.extractor}"] if found.extractor else []
+    said += [f"reference {found.reference}"] if found.reference else []
+    said += [f"sampling seed {sampling[0]}"] if sampling else []
+    said += [f"bootstrap seed {seed}; intervals are for the samples, the reference stays"] if resamples else []
+    say("; ".join(said).capitalize() + "." if said else "")
+    for note in found.notes:
+        say(note)
+
+
+@app.command("compare")
+def compare_command(
+    files: Annotated[list[Path], typer.Argument(help="What `forecache evaluate --out` wrote.")],
+    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+) -> None:
+    """Put evaluations side by side; bold is what is better than all others by more than the interval of the difference.
+
+    Example: `forecache compare fora.json goc.json --markdown`
+    """
+    rows = [_row(path) for path in files]
+    if markdown:
+        typer.echo("\n".join(tables.markdown(rows)))
+    else:
+        console.print(tables.rich_table(rows))
+    say(tables.legend(rows))
+
+
+def _row(path: Path) -> evaluate.Row:
+    try:
+        document = json.loads(path.read_text())
+        figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
+        return evaluate.Row(path.stem, figures, seeds=tuple(map(int, document["sampling_seeds"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error

@@ -1,0 +1,84 @@
+"""CLIP (Radford et al., arXiv 2103.00020): features of images, and how well an image fits its text.
+
+B images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecache._errors import InputError, MissingExtraError
+from forecache.evaluate.imagesets import Folder, ImageSet
+
+USUAL = "openai/clip-vit-base-patch16"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model and its processor; images are uint8, (B, 3, H, W)."""
+
+    name: str
+    model: Any
+    processor: Any
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """CLIP score (B,) of each image and its prompt (arXiv 2104.08718): 100 times their cosine, at least 0."""
+        if len(prompts) != len(images):
+            raise InputError(f"There are {len(prompts)} prompts for {len(images)} images: give one each.")
+        inputs = self.processor(
+            text=list(prompts), images=list(images), return_tensors="pt", padding=True, truncation=True
+        )
+        output = self.model(**inputs.to(self.model.device))
+        return 100 * torch.cosine_similarity(output.image_embeds, output.text_embeds).clamp_min(0).cpu()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The projected features (B, F) of images, not normalised."""
+        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+
+
+def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
+    """The prompt of each image: lines of a text file in the order of the images, or a JSON object by name.
+
+    Names are paths in the folder, with or without their suffix. InputError names an image without a prompt.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        by_name = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts at {path} cannot be read: {error}.") from error
+    if by_name is None:
+        prompts = tuple(text.splitlines())
+        if len(prompts) != len(images):
+            raise InputError(f"{path} has {len(prompts)} lines for {len(images)} images: give one prompt a line.")
+        return prompts
+    if not isinstance(by_name, dict) or not isinstance(images, Folder):
+        raise InputError(f"{path} gives prompts by name, which only a folder of images has: an object of strings.")
+    names = [file.relative_to(images.root).as_posix() for file in images.files]
+    found = [by_name.get(name, by_name.get(key)) for name, key in zip(names, images.keys, strict=True)]
+    if lacking := [name for name, prompt in zip(names, found, strict=True) if not isinstance(prompt, str)]:
+        raise InputError(f"{path} has no prompt for {lacking[0]} ({len(lacking)} of {len(images)} images have none).")
+    return tuple(map(str, found))
+
+
+def load_clip(name: str = USUAL, device: str = "cpu") -> Clip:
+    """The model of this name on the hub, or in this folder. Needs the extra ``eval`` (or ``diffusers``)."""
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+    except ImportError as error:
+        raise MissingExtraError("transformers", "diffusers", "The CLIP score") from error
+    try:
+        model: Any = CLIPModel.from_pretrained(name)
+        return Clip(name, model.eval().to(device), CLIPProcessor.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The CLIP model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error

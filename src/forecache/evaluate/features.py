@@ -1,0 +1,139 @@
+"""Features of a set of images: extracted once, kept in a file, and their moments.
+
+B images, F dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from forecache._errors import InputError
+from forecache.evaluate.extractors import Extractor
+from forecache.evaluate.frechet import Moments, Stream
+from forecache.evaluate.imagesets import ImageSet
+
+FORMAT = "forecache-features"
+VERSION = 1
+
+OnImages = Callable[[int], None]
+"""Called with the number of images done so far."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor saw. layers: {name: (B, F) float32}. streamed: moments of layers that were not kept."""
+
+    extractor: str
+    count: int
+    layers: Mapping[str, Tensor]
+    streamed: Mapping[str, Moments] = field(default_factory=dict)
+    _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
+
+    def layer(self, name: str) -> Tensor:
+        """The features (B, F) of a layer; InputError if they are not here."""
+        if name not in self.layers:
+            raise InputError(f"Features {name!r} of {self.extractor} are needed; there are {self._names()}.")
+        return self.layers[name]
+
+    def moments(self, name: str) -> Moments:
+        """The moments of a layer, computed once."""
+        if name in self.streamed:
+            return self.streamed[name]
+        if name not in self._moments:
+            self._moments[name] = Moments.of(self.layer(name))
+        return self._moments[name]
+
+    def has(self, name: str, *, kept: bool) -> bool:
+        """Whether the layer is here: its features themselves, or at least its moments."""
+        return name in self.layers or (not kept and name in self.streamed)
+
+    def save(self, path: str | Path) -> None:
+        """Write the layers atomically as safetensors; `load` reads them."""
+        path = Path(path)
+        document = {"version": VERSION, "extractor": self.extractor, "count": self.count}
+        tensors = {name: each.contiguous().cpu() for name, each in self.layers.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(save(tensors, metadata={FORMAT: json.dumps(document)}))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Features:
+        """Features that were saved; InputError says what is wrong with a file."""
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                document = json.loads((file.metadata() or {})[FORMAT])
+                layers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            if document["version"] != VERSION:
+                raise ValueError(f"it has version {document['version']}; this forecache reads version {VERSION}")
+            found = cls(str(document["extractor"]), int(document["count"]), layers)
+        except FileNotFoundError:
+            raise InputError(f"There are no features at {path}.") from None
+        except KeyError as error:
+            raise InputError(f"{path} is no file of features: it lacks {error}.") from error
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise InputError(f"{path} is not a readable file of features: {error}.") from error
+        for name, each in layers.items():
+            if each.ndim != 2 or len(each) != found.count or not bool(each.isfinite().all()):
+                raise InputError(f"{path} is damaged: {name} is not {found.count} rows of finite numbers.")
+        return found
+
+    def _names(self) -> str:
+        kept = [*self.layers, *(f"moments of {name}" for name in self.streamed)]
+        return ", ".join(kept) or "none"
+
+
+def extract(
+    images: ImageSet,
+    extractor: Extractor,
+    keep: Sequence[str],
+    *,
+    stream: Sequence[str] = (),
+    batch: int = 64,
+    on_images: OnImages | None = None,
+) -> Features:
+    """Features of every image in one pass. keep: layers to hold, in float32; stream: layers whose moments are enough.
+
+    InputError names a layer that the extractor does not have, or an image whose features are NaN or infinite.
+    """
+    if lacking := [name for name in (*keep, *stream) if name not in extractor.layers]:
+        raise InputError(
+            f"The extractor {extractor.name} has the features {', '.join(extractor.layers)}, but no {lacking[0]!r}."
+        )
+    if batch < 1:
+        raise InputError(f"A batch has at least 1 image; {batch} was asked for.")
+    held: dict[str, Tensor] = {}
+    streams = {name: Stream() for name in stream if name not in keep}
+    done = 0
+    for part in images.batches(batch):
+        found = extractor.of(part)
+        for name in (*keep, *streams):
+            features = found[name].float().cpu()
+            _check(features, images, done)
+            if name in streams:
+                streams[name].add(features)
+                continue
+            if name not in held:
+                held[name] = torch.empty(len(images), features.shape[1])
+            held[name][done : done + len(part)] = features
+        done += len(part)
+        if on_images is not None:
+            on_images(done)
+    return Features(extractor.name, done, held, {name: each.moments() for name, each in streams.items()})
+
+
+def _check(features: Tensor, images: ImageSet, first: int) -> None:
+    bad = ~features.isfinite().all(1)
+    if bool(bad.any()):
+        which = images.which(first + int(bad.nonzero()[0, 0]))
+        raise InputError(f"The features of {which} have NaN or infinite entries: the image or the weights are broken.")

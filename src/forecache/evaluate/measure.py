@@ -1,0 +1,193 @@
+"""The metrics of one evaluation, each by the functions that compute it.
+
+B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from forecache._errors import InputError
+from forecache.evaluate.bootstrap import Bootstrap
+from forecache.evaluate.clip import Clip, load_clip
+from forecache.evaluate.extractors import Extractor
+from forecache.evaluate.features import Features
+from forecache.evaluate.figures import Figure
+from forecache.evaluate.frechet import frechet_distance
+from forecache.evaluate.images import EQUAL_DB, psnr, ssim
+from forecache.evaluate.imagesets import ImageSet, paired
+from forecache.evaluate.inception_score import inception_score, inception_scores
+from forecache.evaluate.metrics import METRICS
+from forecache.evaluate.neighbours import precision_recall
+from forecache.evaluate.perceptual import Perceptual, load_lpips
+from forecache.evaluate.reference import Reference
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """What samples are held against. reference: for fid, sfid, precision, recall. uncached: the same samples without a
+    cache, for psnr, ssim, lpips. prompts: one a sample, for clip. labels: one a sample, for accuracy; those that the
+    samples bring by default.
+    """
+
+    reference: Reference | None = None
+    uncached: ImageSet | None = None
+    prompts: tuple[str, ...] | None = None
+    labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks. extractor: gives the features. clip, lpips: loaded with their usual weights where they are None."""
+
+    extractor: Extractor | None = None
+    clip: Clip | None = None
+    lpips: Perceptual | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the metrics of one evaluation share."""
+
+    samples: ImageSet | None
+    against: Against
+    judges: Judges
+    features: Features | None
+    reference: Reference | None
+    bootstrap: Bootstrap
+    batch: int
+    device: str
+    tell: OnProgress
+    notes: list[str] = field(default_factory=list)
+
+
+def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Figure]:
+    """The figure of a metric, with those that come in the same pass."""
+    if name in ("fid", "sfid"):
+        return {name: _frechet(name, setting)}
+    if name == "is":
+        return {name: _inception_score(setting)}
+    if name in ("precision", "recall"):
+        return _neighbours(setting)
+    if name == "accuracy":
+        return {name: _accuracy(setting)}
+    if name == "clip":
+        return {name: _mean("clip", _clip(setting), setting.bootstrap)}
+    pixels = _pairs([each for each in names if METRICS[each].needs == "pairs"], setting)
+    return {each: _mean(each, values, setting.bootstrap) for each, values in pixels.items()}
+
+
+def _mean(name: str, values: Tensor, bootstrap: Bootstrap, count: int | None = None) -> Figure:
+    values = values.double().cpu()
+    if not bool(values.isfinite().all()):
+        raise InputError(f"{name} is NaN or infinite for sample {int((~values.isfinite()).nonzero()[0, 0])}.")
+    return Figure(name, values.mean().item(), count or len(values), bootstrap.of_mean(values), bootstrap.seed)
+
+
+def _frechet(name: str, setting: Setting) -> Figure:
+    features, reference, bootstrap = setting.features, setting.reference, setting.bootstrap
+    layer = METRICS[name].layer
+    assert features is not None
+    assert reference is not None
+    assert layer is not None
+    target = reference.of(layer)
+    value = frechet_distance(features.moments(layer), target)
+    draws: tuple[float, ...] = ()
+    if bootstrap.resamples:
+        on_draw = partial(setting.tell, f"resampling {name}")
+        draws = bootstrap.of_frechet(features.layer(layer).to(setting.device), target, on_draw)
+    if features.count <= (dimensions := len(target.mean)):
+        setting.notes.append(
+            f"{METRICS[name].title}: {features.count} samples for {dimensions} dimensions; it is biased upwards, so "
+            "compare it with sets of this size only."
+        )
+    return Figure(name, value, features.count, draws, bootstrap.seed)
+
+
+def _inception_score(setting: Setting) -> Figure:
+    assert setting.features is not None
+    logits = setting.features.layer("logits").to(setting.device)
+    draws = setting.bootstrap.of(lambda weights: inception_scores(logits, weights), len(logits))
+    return Figure("is", inception_score(logits), len(logits), draws, setting.bootstrap.seed)
+
+
+def _neighbours(setting: Setting) -> dict[str, Figure]:
+    assert setting.features is not None
+    assert setting.reference is not None
+    known = setting.reference.features
+    assert known is not None
+    samples, others = setting.features.layer("pool"), known.layer("pool")
+    total, done = 2 * (len(samples) + len(others)), 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        done += rows
+        setting.tell("precision, recall", done, total)
+
+    precise, recalled = precision_recall(samples.to(setting.device), others.to(setting.device), on_rows=on_rows)
+    return {
+        "precision": _mean("precision", precise, setting.bootstrap),
+        "recall": _mean("recall", recalled, setting.bootstrap, count=len(samples)),
+    }
+
+
+def _accuracy(setting: Setting) -> Figure:
+    assert setting.features is not None
+    labels = setting.against.labels or (setting.samples.labels if setting.samples is not None else None)
+    logits = setting.features.layer("logits")
+    if labels is None or len(labels) != len(logits):
+        found = "no labels" if labels is None else f"{len(labels)} labels"
+        raise InputError(f"accuracy needs the label that each of {len(logits)} samples was made for; found {found}.")
+    hits = logits.argmax(1) == torch.tensor(labels)
+    return _mean("accuracy", hits, setting.bootstrap)
+
+
+def _clip(setting: Setting) -> Tensor:
+    samples, prompts = setting.samples, setting.against.prompts
+    assert samples is not None
+    assert prompts is not None
+    if len(prompts) != len(samples):
+        raise InputError(f"There are {len(prompts)} prompts for {len(samples)} samples: give one each.")
+    clip = setting.judges.clip or load_clip(device=setting.device)
+    scores: list[Tensor] = []
+    done = 0
+    for part in samples.batches(setting.batch):
+        scores.append(clip.score(part, prompts[done : done + len(part)]))
+        done += len(part)
+        setting.tell("CLIP score", done, len(samples))
+    return torch.cat(scores)
+
+
+def _pairs(names: Sequence[str], setting: Setting) -> dict[str, Tensor]:
+    """Every metric of pairs (B,), in one pass over both sets."""
+    samples, uncached = setting.samples, setting.against.uncached
+    assert samples is not None
+    assert uncached is not None
+    uncached = paired(samples, uncached)
+    lpips = (setting.judges.lpips or load_lpips(device=setting.device)) if "lpips" in names else None
+    of = {
+        "psnr": lambda x, y: psnr(x, y, peak=255).clamp_max(EQUAL_DB),
+        "ssim": lambda x, y: ssim(x, y, peak=255),
+        "lpips": lambda x, y: lpips.of(x / 255, y / 255) if lpips is not None else None,
+    }
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    done = 0
+    for x, y in zip(samples.batches(setting.batch), uncached.batches(setting.batch), strict=True):
+        if x.shape != y.shape:
+            raise InputError(
+                f"{samples.which(done)} has {x.shape[2]} x {x.shape[3]} pixels, its partner {uncached.which(done)} has "
+                f"{y.shape[2]} x {y.shape[3]}."
+            )
+        for name, values in found.items():
+            values.append(of[name](x, y))
+        done += len(x)
+        setting.tell("pairs", done, len(samples))
+    return {name: torch.cat(values) for name, values in found.items()}

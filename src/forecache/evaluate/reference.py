@@ -1,0 +1,128 @@
+"""What samples are compared with as a whole: moments in ADM's ``.npz``, images, features in a file, or bundled ones.
+
+F dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forecache._errors import InputError
+from forecache.evaluate.extractors import Extractor
+from forecache.evaluate.features import Features, OnImages, extract
+from forecache.evaluate.frechet import Moments
+from forecache.evaluate.imagesets import ImageSet, npz_names, open_images
+
+ADM_KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A distribution to be close to. moments: by layer, as a file says them; features, images: where they are known.
+
+    `prepared` fills in what an evaluation needs, so that a table reads its reference once.
+    """
+
+    name: str
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    features: Features | None = None
+    images: ImageSet | None = None
+
+    def of(self, layer: str) -> Moments:
+        """The moments of a layer; InputError if the reference has none."""
+        if layer in self.moments:
+            return self.moments[layer]
+        if self.features is not None and self.features.has(layer, kept=False):
+            return self.features.moments(layer)
+        raise InputError(f"The reference {self.name} has no moments of the features {layer!r}.")
+
+    def has(self, layer: str, *, kept: bool) -> bool:
+        """Whether the layer is here: its features themselves, or at least its moments."""
+        return (not kept and layer in self.moments) or (
+            self.features is not None and self.features.has(layer, kept=kept)
+        )
+
+
+def prepared(
+    reference: Reference,
+    extractor: Extractor,
+    keep: Sequence[str],
+    *,
+    stream: Sequence[str] = (),
+    batch: int = 64,
+    on_images: OnImages | None = None,
+) -> Reference:
+    """The reference with features of the layers ``keep`` and moments of ``stream``, extracted where it lacks them."""
+    keep = [name for name in keep if not reference.has(name, kept=True)]
+    stream = [name for name in stream if not (name in keep or reference.has(name, kept=False))]
+    known = reference.features
+    if known is not None and known.extractor != extractor.name:
+        raise InputError(f"The features of {reference.name} are those of {known.extractor}, not of {extractor.name}.")
+    if not keep and not stream:
+        return reference
+    if reference.images is None:
+        what = f"features {keep[0]!r}" if keep else f"moments of the features {stream[0]!r}"
+        raise InputError(f"The reference {reference.name} has no {what}, and no images to take them from.")
+    found = extract(reference.images, extractor, keep, stream=stream, batch=batch, on_images=on_images)
+    if known is not None:
+        found = replace(found, layers={**known.layers, **found.layers}, streamed={**known.streamed, **found.streamed})
+    return replace(reference, features=found)
+
+
+def open_reference(path: str | Path) -> Reference:
+    """The reference at a path: a folder of images, an ``.npz`` of the ADM suite (statistics ``mu``, ``sigma``,
+    ``mu_s``, ``sigma_s``, images ``arr_0``, or both), features that were saved, or ``digits``: MNIST's test set, for
+    the extractor of that name.
+    """
+    if str(path) == "digits":
+        return _digits()
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return Reference(str(path), features=Features.load(path))
+    if path.suffix == ".npz" and path.exists():
+        names = npz_names(path)
+        if "mu" in names:
+            return Reference(str(path), _adm(path, names), images=open_images(path) if "arr_0" in names else None)
+    return Reference(str(path), images=open_images(path))
+
+
+def _adm(path: Path, names: set[str]) -> dict[str, Moments]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for keys in ADM_KEYS.values() for key in keys if key in names}
+    except Exception as error:  # a damaged archive fails in many ways
+        raise InputError(f"{path} is damaged: {error}.") from error
+    return {
+        layer: Moments(None, _checked(path, arrays, mean, 1), _checked(path, arrays, covariance, 2))
+        for layer, (mean, covariance) in ADM_KEYS.items()
+        if mean in arrays and _belong(path, arrays, mean, covariance)
+    }
+
+
+def _belong(path: Path, arrays: Mapping[str, Any], mean: str, covariance: str) -> bool:
+    if covariance not in arrays or arrays[covariance].shape != (len(arrays[mean]),) * 2:
+        found = arrays[covariance].shape if covariance in arrays else "missing"
+        raise InputError(f"{covariance} of {path} does not belong to {mean} {arrays[mean].shape}: it is {found}.")
+    return True
+
+
+def _checked(path: Path, arrays: Mapping[str, Any], key: str, dimensions: int) -> torch.Tensor:
+    values = arrays[key]
+    if values.ndim != dimensions or values.dtype.kind != "f":
+        raise InputError(f"{key} of {path} is {values.dtype} {values.shape}: it is no statistic of features.")
+    if not np.isfinite(values).all():
+        raise InputError(f"{key} of {path} has NaN or infinite entries.")
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def _digits() -> Reference:
+    from forecache.zoo.digits import load_reference
+
+    moments, pool = load_reference()
+    return Reference("digits", moments, features=Features("digits", len(pool), {"pool": pool}))
