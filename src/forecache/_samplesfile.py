@@ -22,7 +22,7 @@ Images = np.ndarray[Any, np.dtype[np.uint8]]
 
 def labels_of(conditions: Sequence[Any]) -> np.ndarray[Any, Any]:
     """One entry a sample: class numbers as int64, texts as fixed-width unicode; InputError for anything else."""
-    if all(isinstance(each, int) and not isinstance(each, bool) for each in conditions):
+    if all(isinstance(each, int) for each in conditions):
         return np.asarray(conditions, dtype=np.int64)
     if all(isinstance(each, str) for each in conditions):
         return np.asarray(conditions, dtype=np.str_)
@@ -30,10 +30,9 @@ def labels_of(conditions: Sequence[Any]) -> np.ndarray[Any, Any]:
     raise InputError(f"Conditions are class numbers, or all of them texts, so that a file can keep them; not {odd!r}.")
 
 
-def write(path: Path, count: int, parts: Iterable[Images], labels: np.ndarray[Any, Any], run: str) -> None:
-    """Write ``count`` images, given in parts (n, H, W, C), atomically. run: kept as the comment of the archive."""
+def write(path: Path, count: int, parts: Iterable[Images], labels: np.ndarray[Any, Any]) -> None:
+    """Write ``count`` images, given in parts (n, H, W, C), atomically."""
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = run.encode()
         with _member(archive, "arr_0.npy") as member:
             shape: tuple[int, ...] = ()
             for part in parts:
@@ -51,18 +50,6 @@ def write(path: Path, count: int, parts: Iterable[Images], labels: np.ndarray[An
 def _member(archive: zipfile.ZipFile, name: str) -> Any:
     """A file in the archive, with a fixed date: the same samples give the same bytes."""
     return archive.open(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
-
-
-def is_of(path: Path, run: str, *, checked: bool = False) -> bool:
-    """Whether there is a finished file of this run. checked: read it all, and compare with its checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            right = archive.comment == run.encode() and archive.namelist() == ["arr_0.npy", "arr_1.npy"]
-            return right and (not checked or archive.testzip() is None)
-    except FileNotFoundError:
-        return False
-    except (zipfile.BadZipFile, EOFError):
-        return False
 
 
 def images(path: Path) -> Iterator[Images]:

@@ -5,6 +5,7 @@ B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -65,8 +66,12 @@ class Folder:
 
     def is_collected(self, *, checked: bool) -> bool:
         """Whether samples.npz is there, so that shards may have been deleted. checked: and whether it is intact."""
-        written = (self.path / "run.json").exists()
-        return written and _samplesfile.is_of(self.samples, self.settings.run, checked=checked)
+        try:
+            record = json.loads((self.path / "run.json").read_bytes())
+            there = record["run"] == self.settings.run and self.samples.exists()
+            return there and (not checked or record["sha256"] == _digest(self.samples))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not yet, or not by us
+            return False
 
     def sweep(self) -> None:
         """Removes what killed processes left behind."""
@@ -111,9 +116,11 @@ class ShardRun:
         settings = self.folder.settings
         if not self._collected:
             seen: list[Shard] = []
-            _samplesfile.write(self.folder.samples, settings.count, self._parts(seen), labels, settings.run)
+            _samplesfile.write(self.folder.samples, settings.count, self._parts(seen), labels)
             record = {
+                "run": settings.run,
                 "settings": asdict(settings),
+                "sha256": _digest(self.folder.samples),
                 "shape": [settings.count, *seen[0].images.shape[1:]],
                 "seconds": sum(shard.seconds for shard in seen),
                 "made_on": dict(Counter(shard.made_on for shard in seen)),
@@ -177,6 +184,11 @@ class ShardRun:
         on_gpu = next(find(self.source.target).parameters()).is_cuda
         hardware = place["gpu"] if on_gpu else f"{place['cpu']}, {place['threads']} threads"
         return f"{hardware}, torch {place['torch']}, diffusers {place['diffusers']}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

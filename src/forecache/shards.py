@@ -40,9 +40,9 @@ class Sampled:
     """What a process did for a run, and what the run became.
 
     shards: how many the run has. made, damaged: those that this process sampled, and those whose files were there but
-    damaged. images: the ``.npz``. record: what run.json says: settings, shape (N, H, W, C), seconds of sampling summed
-    over shards, and made_on, shards by hardware; bytes can only be compared within one kind. The first process alone
-    has images and record, which are None on the others.
+    damaged. images: the ``.npz``. record: what run.json says: settings, shape (N, H, W, C) and sha256 of the ``.npz``,
+    seconds of sampling summed over shards, and made_on, shards by hardware; bytes can only be compared within one kind.
+    The first process alone has images and record, which are None on the others.
     """
 
     folder: Path

@@ -1,0 +1,131 @@
+"""Samples in shards: the same bytes from one process and from two that were killed, and what equal bytes cost.
+
+One process samples digits with batches of 64. Two others, with batches of 48, are killed together (SIGKILL) at two random
+moments, and started again. Then calls of other sizes, on fewer samples: their time, and the pixels that differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from forecache import bench
+
+RESULT = Path(__file__).parent / "results" / "shards.json"
+STEPS = 10
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def command(out: Path, samples: int, *words: object) -> list[str]:
+    settings = ["--model", "digits", "--steps", STEPS, "--method", "goc", "--num-samples", samples, "--out", out]
+    return [sys.executable, "-m", "forecache", "sample", *map(str, settings), *map(str, words)]
+
+
+def start(out: Path, samples: int, rank: int, size: int, *words: object) -> subprocess.Popen[bytes]:
+    place = ONE_THREAD | {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    return subprocess.Popen(command(out, samples, *words), env=os.environ | place, stdout=subprocess.DEVNULL)
+
+
+def finished(out: Path) -> int:
+    return len(list(out.glob("shards/*.safetensors")))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def one_process(out: Path, samples: int) -> float:
+    started = time.monotonic()
+    if start(out, samples, 0, 1, "--shard-size", 64, "--batch", 64).wait():
+        raise SystemExit("the single process failed")
+    return time.monotonic() - started
+
+
+def two_processes(out: Path, samples: int, seed: int) -> tuple[float, list[dict[str, float]]]:
+    """Seconds, and what was there at every kill: the moments are drawn between one and two thirds of what is left."""
+    rng, started, kills = random.Random(seed), time.monotonic(), []
+    words = ("--shard-size", 64, "--batch", 48)
+    shards = -(-samples // 64)
+    for _ in range(2):
+        both = [start(out, samples, rank, 2, *words) for rank in (0, 1)]
+        goal = finished(out) + max(1, int((shards - finished(out)) * rng.uniform(0.15, 0.5)))
+        while finished(out) < goal:
+            time.sleep(0.05)
+        time.sleep(pause := rng.uniform(0, 8))
+        for process in both:
+            process.kill()
+            process.wait()
+        kills.append({"finished_shards": finished(out), "seconds_after_the_last": pause})
+        print(f"killed with {finished(out)} of {shards} shards finished", flush=True)
+    if any(process.wait() for process in [start(out, samples, rank, 2, *words) for rank in (0, 1)]):
+        raise SystemExit("one of two processes failed")
+    return time.monotonic() - started, kills
+
+
+def sizes(folder: Path, samples: int, rounds: int) -> list[dict[str, float]]:
+    """Calls of other sizes: fastest time of sampling, and pixels that differ from those of calls of 16."""
+    chosen, rows = (16, 1, 2, 4, 8, 32, 64), []
+    seconds: dict[int, list[float]] = {size: [] for size in chosen}
+    for turn in range(rounds):
+        for size in chosen:
+            out = folder / f"{size}-{turn}"
+            words = ("--shard-size", 64, "--batch", 64, "--call-size", size)
+            if start(out, samples, 0, 1, *words).wait():
+                raise SystemExit(f"calls of {size} failed")
+            seconds[size].append(json.loads((out / "run.json").read_text())["seconds"])
+    usual = np.load(folder / "16-0" / "samples.npz")["arr_0"]
+    for size in chosen:
+        images = np.load(folder / f"{size}-0" / "samples.npz")["arr_0"]
+        differ = int((images != usual).sum())
+        most = int(np.abs(images.astype(int) - usual).max())
+        rows.append({"call_size": size, "seconds": min(seconds[size]), "pixels_that_differ": differ, "by_most": most})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--fewer", type=int, default=128, help="samples for calls of other sizes")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        alone = one_process(folder / "one", args.samples)
+        together, kills = two_processes(folder / "two", args.samples, args.seed)
+        digests = {name: digest(folder / name / "samples.npz") for name in ("one", "two")}
+        made_on = json.loads((folder / "two" / "run.json").read_text())["made_on"]
+        rows = sizes(folder, args.fewer, args.rounds)
+    finally:
+        shutil.rmtree(folder)
+    same = digests["one"] == digests["two"]
+    print(f"{'the same bytes' if same else 'OTHER BYTES'}: {digests}")
+    document = {
+        "command": "python benchmarks/shards.py " + " ".join(sys.argv[1:]),
+        "environment": bench.environment() | {"made_on": list(made_on)},
+        "samples": args.samples,
+        "sampler": f"DDIM-{STEPS}, goc(fora(interval=2), eta=0.8)",
+        "one_process": {"batch": 64, "seconds": alone, "sha256": digests["one"]},
+        "two_processes": {"batch": 48, "seconds": together, "kills": kills, "sha256": digests["two"]},
+        "same_bytes": same,
+        "call_sizes": {"samples": args.fewer, "rows": rows},
+    }
+    RESULT.write_text(json.dumps(document, indent=2) + "\n")
+    if not same:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
