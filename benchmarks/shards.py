@@ -1,7 +1,7 @@
 """Samples in shards: the same bytes from one process and from two that were killed, and what equal bytes cost.
 
-One process samples digits with batches of 64. Two others, with batches of 48, are killed together (SIGKILL) at two random
-moments, and started again. Then calls of other sizes, on fewer samples: their time, and the pixels that differ.
+One process samples digits with batches of 64. Two others, with batches of 48, are killed together (SIGKILL) at two
+random moments, and started again. Then calls of other sizes, on fewer samples: their time, and pixels that differ.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from digits import ROOT, fill
 
 from forecache import bench
 
@@ -53,7 +55,7 @@ def one_process(out: Path, samples: int) -> float:
 
 
 def two_processes(out: Path, samples: int, seed: int) -> tuple[float, list[dict[str, float]]]:
-    """Seconds, and what was there at every kill: the moments are drawn between one and two thirds of what is left."""
+    """Seconds, and what was there at every kill: the moments are drawn."""
     rng, started, kills = random.Random(seed), time.monotonic(), []
     words = ("--shard-size", 64, "--batch", 48)
     shards = -(-samples // 64)
@@ -94,6 +96,31 @@ def sizes(folder: Path, samples: int, rounds: int) -> list[dict[str, float]]:
     return rows
 
 
+def tell(document: dict[str, Any]) -> None:
+    """The sentences and the table of docs/sampling.md."""
+    place, calls = document["environment"], document["call_sizes"]
+    where = f"{place['cpu']}, 1 thread a process, torch {place['torch']}"
+    usual = next(row["seconds"] for row in calls["rows"] if row["call_size"] == 16)
+    pixels = calls["samples"] * 24 * 24
+    rows = [
+        f"| {row['call_size']} | {row['seconds'] / usual:.2f} | {row['pixels_that_differ']} of {pixels} |"
+        for row in sorted(calls["rows"], key=lambda row: row["call_size"])
+    ]
+    head = ["| samples a call | time, to calls of 16 | pixels that differ |", "|---|---|---|"]
+    note = f"{calls['samples']} digits, {document['sampler']}, fastest of {document['rounds']} runs. {where}."
+    fill(ROOT / "docs/sampling.md", "sizes", [*head, *rows, "", note])
+    one, two = document["one_process"], document["two_processes"]
+    shards = -(-document["samples"] // 64)
+    kept = " and ".join(str(kill["finished_shards"]) for kill in two["kills"])
+    outcome = "the same bytes" if document["same_bytes"] else "OTHER BYTES"
+    sentences = [
+        f"Measured: {document['samples']} digits from one process with batches of {one['batch']}, and from two with "
+        f"batches of {two['batch']}",
+        f"that were killed twice at random, with {kept} of {shards} shards finished: {outcome}.",
+    ]
+    fill(ROOT / "docs/sampling.md", "killed", sentences)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000)
@@ -120,9 +147,11 @@ def main() -> None:
         "one_process": {"batch": 64, "seconds": alone, "sha256": digests["one"]},
         "two_processes": {"batch": 48, "seconds": together, "kills": kills, "sha256": digests["two"]},
         "same_bytes": same,
+        "rounds": args.rounds,
         "call_sizes": {"samples": args.fewer, "rows": rows},
     }
     RESULT.write_text(json.dumps(document, indent=2) + "\n")
+    tell(document)
     if not same:
         sys.exit(1)
 
