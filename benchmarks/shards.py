@@ -19,18 +19,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from digits import ROOT, fill
 
+import forecache as fc
 from forecache import bench
+from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.zoo import load_digits
 
 RESULT = Path(__file__).parent / "results" / "shards.json"
 STEPS = 10
+CALLS = (1, 2, 5, 8, 16, 32, 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def command(out: Path, samples: int, *words: object) -> list[str]:
-    settings = ["--model", "digits", "--steps", STEPS, "--method", "goc", "--num-samples", samples, "--out", out]
+    settings = ["--model", "digits", "--method", "goc", "--num-samples", samples, "--out", out]
     return [sys.executable, "-m", "forecache", "sample", *map(str, settings), *map(str, words)]
 
 
@@ -47,17 +51,17 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def one_process(out: Path, samples: int) -> float:
+def one_process(out: Path, samples: int, steps: int) -> float:
     started = time.monotonic()
-    if start(out, samples, 0, 1, "--shard-size", 64, "--batch", 64).wait():
+    if start(out, samples, 0, 1, "--shard-size", 64, "--batch", 64, "--steps", steps).wait():
         raise SystemExit("the single process failed")
     return time.monotonic() - started
 
 
-def two_processes(out: Path, samples: int, seed: int) -> tuple[float, list[dict[str, float]]]:
+def two_processes(out: Path, samples: int, steps: int, seed: int) -> tuple[float, list[dict[str, float]]]:
     """Seconds, and what was there at every kill: the moments are drawn."""
     rng, started, kills = random.Random(seed), time.monotonic(), []
-    words = ("--shard-size", 64, "--batch", 48)
+    words = ("--shard-size", 64, "--batch", 48, "--steps", steps)
     shards = -(-samples // 64)
     for _ in range(2):
         both = [start(out, samples, rank, 2, *words) for rank in (0, 1)]
@@ -75,23 +79,28 @@ def two_processes(out: Path, samples: int, seed: int) -> tuple[float, list[dict[
     return time.monotonic() - started, kills
 
 
-def sizes(folder: Path, samples: int, rounds: int) -> list[dict[str, float]]:
-    """Calls of other sizes: fastest time of sampling, and pixels that differ from those of calls of 16."""
-    chosen, rows = (16, 1, 2, 4, 8, 32, 64), []
-    seconds: dict[int, list[float]] = {size: [] for size in chosen}
-    for turn in range(rounds):
-        for size in chosen:
-            out = folder / f"{size}-{turn}"
-            words = ("--shard-size", 64, "--batch", 64, "--call-size", size)
-            if start(out, samples, 0, 1, *words).wait():
-                raise SystemExit(f"calls of {size} failed")
-            seconds[size].append(json.loads((out / "run.json").read_text())["seconds"])
-    usual = np.load(folder / "16-0" / "samples.npz")["arr_0"]
-    for size in chosen:
-        images = np.load(folder / f"{size}-0" / "samples.npz")["arr_0"]
-        differ = int((images != usual).sum())
-        most = int(np.abs(images.astype(int) - usual).max())
-        rows.append({"call_size": size, "seconds": min(seconds[size]), "pixels_that_differ": differ, "by_most": most})
+def sizes(samples: int, rounds: int) -> list[dict[str, float]]:
+    """Calls of other sizes: fastest CPU time of sampling, and pixels that differ from those of calls of 16."""
+    torch.set_num_threads(1)
+    source = DigitsSource(load_digits())
+    plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(source.target, STEPS))
+    labels = [index % 10 for index in range(samples)]
+    seconds: dict[int, list[float]] = {size: [] for size in CALLS}
+    images: dict[int, torch.Tensor] = {}
+    with fc.apply(source.target, plan):
+        for _ in range(rounds):
+            for size in CALLS:
+                started = time.process_time()
+                made = in_batches(source, labels, Sampling(STEPS, 1.5, 0), size)
+                seconds[size].append(time.process_time() - started)
+                images[size] = (made * 255).round()
+    rows = []
+    for size in CALLS:
+        apart = (images[size] - images[16]).abs()
+        differ, most = int((apart > 0).sum()), int(apart.max())
+        rows.append(
+            {"call_size": size, "cpu_seconds": min(seconds[size]), "pixels_that_differ": differ, "by_most": most}
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -100,23 +109,22 @@ def tell(document: dict[str, Any]) -> None:
     """The sentences and the table of docs/sampling.md."""
     place, calls = document["environment"], document["call_sizes"]
     where = f"{place['cpu']}, 1 thread a process, torch {place['torch']}"
-    usual = next(row["seconds"] for row in calls["rows"] if row["call_size"] == 16)
+    usual = next(row["cpu_seconds"] for row in calls["rows"] if row["call_size"] == 16)
     pixels = calls["samples"] * 24 * 24
     rows = [
-        f"| {row['call_size']} | {row['seconds'] / usual:.2f} | {row['pixels_that_differ']} of {pixels} |"
-        for row in sorted(calls["rows"], key=lambda row: row["call_size"])
+        f"| {row['call_size']} | {row['cpu_seconds'] / usual:.2f} | {row['pixels_that_differ']} of {pixels} |"
+        for row in calls["rows"]
     ]
-    head = ["| samples a call | time, to calls of 16 | pixels that differ |", "|---|---|---|"]
-    note = f"{calls['samples']} digits, {document['sampler']}, fastest of {document['rounds']} runs. {where}."
+    head = ["| samples a call | CPU time, to calls of 16 | pixels that differ |", "|---|---|---|"]
+    note = f"{calls['samples']} digits, {calls['sampler']}, fastest of {document['rounds']} runs. {where}."
     fill(ROOT / "docs/sampling.md", "sizes", [*head, *rows, "", note])
     one, two = document["one_process"], document["two_processes"]
     shards = -(-document["samples"] // 64)
     kept = " and ".join(str(kill["finished_shards"]) for kill in two["kills"])
     outcome = "the same bytes" if document["same_bytes"] else "OTHER BYTES"
     sentences = [
-        f"Measured: {document['samples']} digits from one process with batches of {one['batch']}, and from two with "
-        f"batches of {two['batch']}",
-        f"that were killed twice at random, with {kept} of {shards} shards finished: {outcome}.",
+        f"Measured: {document['samples']} digits ({document['sampler']}) from one process with batches of",
+        f"{one['batch']}, and from two with batches of {two['batch']} that were killed twice at random, with {kept} of {shards} shards finished: {outcome}.",
     ]
     fill(ROOT / "docs/sampling.md", "killed", sentences)
 
@@ -125,16 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--fewer", type=int, default=128, help="samples for calls of other sizes")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the many samples")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     args = parser.parse_args()
+    rows = sizes(args.fewer, args.rounds)
     folder = Path(tempfile.mkdtemp())
     try:
-        alone = one_process(folder / "one", args.samples)
-        together, kills = two_processes(folder / "two", args.samples, args.seed)
+        alone = one_process(folder / "one", args.samples, args.steps)
+        together, kills = two_processes(folder / "two", args.samples, args.steps, args.seed)
         digests = {name: digest(folder / name / "samples.npz") for name in ("one", "two")}
         made_on = json.loads((folder / "two" / "run.json").read_text())["made_on"]
-        rows = sizes(folder, args.fewer, args.rounds)
     finally:
         shutil.rmtree(folder)
     same = digests["one"] == digests["two"]
@@ -143,12 +152,12 @@ def main() -> None:
         "command": "python benchmarks/shards.py " + " ".join(sys.argv[1:]),
         "environment": bench.environment() | {"made_on": list(made_on)},
         "samples": args.samples,
-        "sampler": f"DDIM-{STEPS}, goc(fora(interval=2), eta=0.8)",
+        "sampler": f"DDIM-{args.steps}, goc(fora(interval=2), eta=0.8)",
         "one_process": {"batch": 64, "seconds": alone, "sha256": digests["one"]},
         "two_processes": {"batch": 48, "seconds": together, "kills": kills, "sha256": digests["two"]},
         "same_bytes": same,
         "rounds": args.rounds,
-        "call_sizes": {"samples": args.fewer, "rows": rows},
+        "call_sizes": {"samples": args.fewer, "sampler": f"DDIM-{STEPS}, goc(fora(interval=2), eta=0.8)", "rows": rows},
     }
     RESULT.write_text(json.dumps(document, indent=2) + "\n")
     tell(document)
