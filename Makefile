@@ -36,8 +36,8 @@ statistics: $(READY)
 	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
 
-# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/calibration.md and docs/evaluation.md (three hours on two
-# cores, after make statistics)
+# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/calibration.md, docs/evaluation.md and docs/sampling.md (three
+# hours on two cores, after make statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
@@ -47,6 +47,7 @@ tables: $(READY)
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/intervals.py
+	$(BIN)/python benchmarks/shards.py
 
 # the tables of docs/performance.md: ours (a quarter of an hour), and beside other caches (an hour; it can be stopped)
 bench: $(READY)

@@ -12,13 +12,24 @@ import forecache
 ROOT = Path(forecache.__file__).parent
 
 FLOORS = [
-    ["_core", "_errors", "_version", "_distributed", "_tensorfile", "_published", "_modelcall", "_searchfile"],
+    [
+        "_core",
+        "_errors",
+        "_version",
+        "_distributed",
+        "_tensorfile",
+        "_published",
+        "_modelcall",
+        "_searchfile",
+        "_shardfile",
+        "_samplesfile",
+    ],
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "cost", "_constants", "_planfile", "plan"],
     ["_smoothcache", "methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
     ["generations", "session", "_lesson"],
-    ["accumulators", "bench", "calibrate", "scores", "search", "router", "subjects", "speed"],
+    ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],
 ]

@@ -21,6 +21,7 @@ from forecache._errors import (
     RouterFileError,
     RunError,
     SearchFileError,
+    ShardError,
     SiteError,
     StatisticsError,
     StatisticsFileError,
@@ -52,6 +53,7 @@ from forecache.plan import Method, Plan
 from forecache.router import train_router
 from forecache.search import Candidate, SearchResult, search
 from forecache.session import Session, apply
+from forecache.shards import Sampled, sample_shards
 from forecache.statistics import Statistics
 from forecache.tally import Stats
 
@@ -106,6 +108,9 @@ __all__ = [
     "Candidate",
     "patterns",
     "scores",
+    # samples in numbers
+    "sample_shards",
+    "Sampled",
     # errors
     "ForecacheError",
     "PlanError",
@@ -117,6 +122,7 @@ __all__ = [
     "PlanMismatchError",
     "StatisticsError",
     "StatisticsFileError",
+    "ShardError",
     "RunError",
     "StepCountError",
     "AlreadyAppliedError",

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from forecache._errors import InputError
+
 
 @dataclass(frozen=True)
 class World:
@@ -50,6 +52,29 @@ def current() -> World:
     return World()
 
 
+def launched() -> World:
+    """The processes that a launcher names in the environment (RANK, WORLD_SIZE), without joining them.
+
+    For work in which no process waits for another: one may be killed, and the others do not notice.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return current()
+    words = [os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+    if not all(word.isdecimal() for word in words) or not int(words[0]) < int(words[1]):
+        raise InputError(
+            f"RANK={words[0]} and WORLD_SIZE={words[1]} in the environment name no process of a run: they are set by "
+            "torchrun and accelerate launch, and a rank is less than the size of its world."
+        )
+    return World(int(words[0]), int(words[1]))
+
+
+def take_gpu() -> bool:
+    """Makes the GPU of the local rank this process's own; False where there is no GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.cuda.is_available()
+
+
 @contextmanager
 def started() -> Iterator[World]:
     """The processes that the launcher started, joined for the block; a single one without a launcher.
@@ -59,9 +84,7 @@ def started() -> Iterator[World]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield current()
         return
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    gpu = take_gpu()
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         yield current()

@@ -10,6 +10,7 @@ ForecacheError
 │   └── PlanMismatchError           a plan made for another model
 ├── StatisticsError (ValueError)    statistics of another model, scheduler or number of steps, or too coarse ones
 │   └── StatisticsFileError         a file that is not statistics this version can read
+├── ShardError (ValueError)         a folder of samples that holds another run, or a file of it that is damaged
 ├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
 │   ├── StepCountError              more or fewer model calls than the plan has steps
 │   ├── AlreadyAppliedError         a second `apply` on a model that already has a session
@@ -59,6 +60,10 @@ class StatisticsError(ForecacheError, ValueError):
 
 class StatisticsFileError(StatisticsError):
     """A file that is not statistics this version can read."""
+
+
+class ShardError(ForecacheError, ValueError):
+    """A folder of samples that holds another run, or a file of it that is damaged."""
 
 
 class RunError(ForecacheError, RuntimeError):

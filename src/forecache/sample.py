@@ -6,6 +6,7 @@ Every sample's noise depends on the seed and on the sample's own number, never o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,17 @@ def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
 
 def noise(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
     """Standard normal noise (len(indices), *shape), float32 on the CPU; row i depends on (seed, indices[i]) alone."""
-    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators(seed, indices)])
+    return _noise(shape, generators(seed, indices))
+
+
+def _noise(shape: Sequence[int], drawn: Sequence[torch.Generator]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=each) for each in drawn])
+
+
+def random_labels(count: int, classes: int, seed: int) -> list[int]:
+    """``count`` classes, uniform at random as in ADM's sampling; label i depends on (seed, i) alone."""
+    rngs = (np.random.default_rng((seed, index, 1)) for index in range(count))  # (seed, index) is the noise's
+    return [int(rng.integers(classes)) for rng in rngs]
 
 
 def check_labels(labels: Sequence[int], classes: int) -> None:
@@ -51,8 +62,8 @@ def sample(
     model: called as ``model(x, timestep=..., class_labels=...)``, with ``num_embeds_ada_norm`` classes and the label
     after the last one meaning "no class"; an output of twice the channels is (prediction, variance). guidance: with a
     scale over 1 each step is one call on the batch [conditional; unconditional]. indices: the numbers of the
-    samples, 0, 1, ... by default; noise depends on them and the seed alone. on_step: called with the number of the
-    finished step.
+    samples, 0, 1, ... by default; noise depends on them and the seed alone, also what a stochastic scheduler adds on
+    its way if its `step` takes generators. on_step: called with the number of the finished step.
     """
     config = model.config
     check_labels(labels, config.num_embeds_ada_norm)
@@ -61,8 +72,9 @@ def sample(
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(num_steps, device=model.device)
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    x_BCHW = noise(shape, seed, range(len(labels)) if indices is None else indices)
-    x_BCHW = x_BCHW.to(model.device, model.dtype) * scheduler.init_noise_sigma
+    drawn = generators(seed, range(len(labels)) if indices is None else indices)
+    more = {"generator": drawn} if "generator" in signature(scheduler.step).parameters else {}
+    x_BCHW = _noise(shape, drawn).to(model.device, model.dtype) * scheduler.init_noise_sigma
     y_B = torch.tensor(list(labels), device=model.device)
     pair = guidance > 1
     if pair:
@@ -74,7 +86,7 @@ def sample(
         if pair:
             conditional, unconditional = out.chunk(2)
             out = unconditional + guidance * (conditional - unconditional)
-        x_BCHW = scheduler.step(out, t, x_BCHW, return_dict=False)[0]
+        x_BCHW = scheduler.step(out, t, x_BCHW, return_dict=False, **more)[0]
         if on_step is not None:
             on_step(step)
     return x_BCHW

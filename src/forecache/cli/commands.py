@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import bench, demo, report, runs, sources
+from forecache import _distributed, bench, demo, report, runs, sources
 from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, ImportanceName, MethodName, Options, PerName
+from forecache.cli.shards import Many
 from forecache.cli.terminal import app, console, progress, say
 from forecache.zoo import load_digits, statistics_path
 
@@ -107,12 +109,15 @@ def _legend(samples: int) -> str:
 def sample_command(
     labels: Annotated[str | None, typer.Option(help="Classes, by number or name: 207,360 or 'shark,umbrella'.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text, for text-to-image models; once an image.")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="So many, in shards: what is given, or all classes, in turn.")
+    ] = None,
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
-    out: Annotated[Path, typer.Option(help="Folder for PNGs, plan.json and run.json.")] = Path("out/sample"),
+    out: Annotated[Path, typer.Option(help="Folder for images, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images a model call; does not change the noise.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images a model call, at most; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
     base: Annotated[BaseName | None, typer.Option(help="The schedule under goc, eoc, ... [fora].")] = None,
@@ -141,6 +146,18 @@ def sample_command(
     importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None,
     from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="--num-samples: images a file [256].")] = None,
+    call_size: Annotated[
+        int | None, typer.Option(min=1, help="--num-samples: images in every model call, for equal bytes [16].")
+    ] = None,
+    exact: Annotated[
+        bool | None, typer.Option(help="--num-samples: or calls of --batch images, equal up to rounding.")
+    ] = None,
+    random_classes: Annotated[
+        bool | None, typer.Option("--random-classes", help="--num-samples: classes at random instead of in turn.")
+    ] = None,
+    png: Annotated[bool | None, typer.Option("--png", help="--num-samples: write PNGs as well.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of sentences.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
@@ -159,7 +176,14 @@ def sample_command(
 
     Example: `forecache sample --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus with a happy face"
     --steps 20 --method goc --out out/`
+
+    With --num-samples it writes shards and an ADM .npz; the same command continues, and several GPUs or machines share
+    the work: `torchrun --nproc-per-node 8 -m forecache sample ...`, or `accelerate launch -m forecache sample ...`.
+
+    Example: `forecache sample --model digits --num-samples 1000 --method goc --out out/goc-1000`
     """
+    many = Many(num_samples, shard_size, call_size, exact, random_classes, png)
+    many.check(labels is not None or bool(prompt), compare)
     options = Options(
         method, base, warmup, interval, anchor, level, skip, pattern, router, router_threshold, change, schedule,
         eta, correct, history, stats, gamma, threshold, order, theta, form, judge, per, share, importance, from_depth,
@@ -174,10 +198,15 @@ def sample_command(
         )
     num_steps = loaded.num_steps if loaded is not None else steps or 20
     built = options.build(num_steps)
+    if num_samples is not None:
+        _distributed.take_gpu()
     source = sources.open_source(model, device, dtype)
-    scale = sources.own_guidance(source) if guidance is None else guidance
-    settings = runs.Settings(runs.chosen(source, labels, prompt or []), num_steps, scale, seed, batch)
     chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
+    scale = sources.own_guidance(source) if guidance is None else guidance
+    settings = runs.Settings(many.given(source, labels, prompt or []), num_steps, scale, seed, batch)
+    if num_samples is not None:
+        many.sample(source, chosen, settings, out, as_json=as_json)
+        return
     batches = -(-len(settings.conditions) // batch)
     with progress(num_steps * batches * (1 + compare)) as (bar, task):
         bar.update(task, description="sampling")
@@ -186,6 +215,9 @@ def sample_command(
         uncached = runs.generate(source, None, settings, lambda _: bar.advance(task)) if compare else None
     cost = runs.cost(source, chosen, run) if chosen is not None else None
     record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+        return
     if chosen is not None:
         say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
     if uncached is not None:

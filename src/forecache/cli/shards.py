@@ -1,0 +1,110 @@
+"""`forecache sample --num-samples`: many images, in shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+import forecache as fc
+from forecache import _distributed, runs
+from forecache.cli.terminal import progress, say
+from forecache.sample import random_labels
+from forecache.shards import CALL_SIZE
+from forecache.sources import Condition, Source
+
+
+@dataclass(frozen=True)
+class Many:
+    """The options of many images, as typed; None where nothing was given."""
+
+    num_samples: int | None
+    shard_size: int | None
+    call_size: int | None
+    exact: bool | None
+    random_classes: bool | None
+    png: bool | None
+
+    def check(self, labels: bool, compare: bool) -> None:
+        """InputError for options that say nothing, or two things. labels, compare: whether these were given."""
+        if self.num_samples is None:
+            names = ("shard_size", "call_size", "exact", "random_classes", "png")
+            if given := [name for name in names if getattr(self, name) is not None]:
+                raise fc.InputError(f"--{given[0].replace('_', '-')} belongs to --num-samples.")
+            if not labels:
+                raise fc.InputError(
+                    "Say what to sample: --labels, such as 207,360, --prompt, a text, or --num-samples, a number."
+                )
+        elif compare:
+            raise fc.InputError(
+                "--compare is for a few images. Sample twice, with the plan and without one, and compare the folders."
+            )
+        if self.exact is False and self.call_size is not None:
+            raise fc.InputError("--call-size is what makes a run exact, and --no-exact says that it is not: give one.")
+        if self.random_classes and labels:
+            raise fc.InputError("--labels or --prompt and --random-classes both say what to sample: give one of them.")
+
+    def given(self, source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
+        """What was typed, one sample each or in turn; all classes where nothing was."""
+        if self.num_samples is not None and labels is None and not prompts and source.classes:
+            return tuple(range(source.classes))
+        return runs.chosen(source, labels, prompts)
+
+    def conditions(self, source: Source, settings: runs.Settings) -> list[Condition]:
+        """One class or text a sample."""
+        count = self.num_samples or 0
+        if self.random_classes and source.classes:
+            return [*random_labels(count, source.classes, settings.seed)]
+        return [settings.conditions[index % len(settings.conditions)] for index in range(count)]
+
+    def sample(
+        self, source: Source, plan: fc.Plan | None, settings: runs.Settings, out: Path, *, as_json: bool
+    ) -> None:
+        """Sample, with a bar, and say what was done; of several processes the first one talks."""
+        world, started = _distributed.launched(), time.monotonic()
+        call_size = None if self.exact is False else self.call_size or CALL_SIZE
+        with progress(self.num_samples, shown=world.leads) as (bar, task):
+            try:
+                done = fc.sample_shards(
+                    source,
+                    self.conditions(source, settings),
+                    out,
+                    num_steps=settings.num_steps,
+                    plan=plan,
+                    guidance=settings.guidance,
+                    seed=settings.seed,
+                    shard_size=self.shard_size or 256,
+                    batch=settings.batch,
+                    call_size=call_size,
+                    png=bool(self.png),
+                    on_progress=lambda what, count, _: bar.update(task, description=what, completed=count),
+                )
+            except KeyboardInterrupt:
+                kept = len(list(out.glob("shards/*.safetensors")))
+                if world.leads and not as_json:
+                    say(f"{kept} finished shards are kept in {out}: the same command continues.")
+                raise
+        if world.leads and as_json:
+            typer.echo(json.dumps(done.record, indent=2))
+        elif world.leads:
+            _tell(done, plan, time.monotonic() - started)
+
+
+def _tell(done: fc.Sampled, plan: fc.Plan | None, seconds: float) -> None:
+    if plan is not None:
+        say(f"{plan.provenance.get('method', 'plan')}\n{plan.picture()}")
+    if done.damaged:
+        say(f"Damaged, and sampled again: {', '.join(map(str, done.damaged))}.")
+    others = done.shards - len(done.made)
+    say(f"Sampled {len(done.made)} of {done.shards} shards; {others} were there, or are the work of other processes.")
+    record = done.record or {}
+    if len(record["made_on"]) > 1:
+        say("Made on different hardware or versions, so that bytes may differ by rounding from a run on one of them:")
+        for place, shards in record["made_on"].items():
+            say(f"  {shards} shards: {place}")
+    size = "x".join(map(str, record["shape"]))
+    say(f"{done.images}: {size} uint8 and labels ({seconds:.1f} s).")
