@@ -6,6 +6,7 @@ followed one another, and the median over the rounds counts; quartiles say how f
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,10 +118,12 @@ def measure(
     compiled: bool = False,
     on_run: Callable[[str], None] | None = None,
 ) -> list[Timed]:
-    """Time the bare model and every plan; the first row is the bare model. One more round warms up and is not counted.
+    """Time the bare model and every plan; the first row is the bare model.
 
-    plans: by name, all of one number of steps. compiled: `model.compile()` first. Every session compiles anew, so
-    that the runs of a plan then follow one another. on_run: called with the name of the plan whose run begins.
+    Every turn is a session of two generations of which the second counts, as of a pipeline that stays.
+
+    plans: by name, all of one number of steps. compiled: `model.compile()` first. on_run: called with the name of the
+    plan whose turn begins.
     """
     lengths = {plan.num_steps for plan in plans.values()}
     if len(lengths) != 1:
@@ -131,21 +134,16 @@ def measure(
     everything: dict[str, Plan | None] = {BARE: None, **plans}
     seconds: dict[str, list[list[float]]] = {name: [] for name in everything}
     stats: dict[str, Stats | None] = {}
-    turns = (
-        [(name, rounds + 1) for name in everything] if compiled else [(name, 1) for name in everything] * (rounds + 1)
-    )
     if compiled:
         subject.model.compile()
-    for name, runs in turns:
-        plan = everything[name]
+    for _, (name, plan) in itertools.product(range(rounds), everything.items()):
+        if on_run is not None:
+            on_run(name)
         with apply(subject.model, plan) if plan is not None else nullcontext() as session:
-            for _ in range(runs):
-                if on_run is not None:
-                    on_run(name)
-                seconds[name].append(one_run(subject, num_steps))
+            one_run(subject, num_steps)
+            seconds[name].append(one_run(subject, num_steps))
         stats[name] = session.stats if session is not None else None
-    timed = {name: runs[1:] for name, runs in seconds.items()}
-    return [_row(subject, name, plan, timed, stats[name]) for name, plan in everything.items()]
+    return [_row(subject, name, plan, seconds, stats[name]) for name, plan in everything.items()]
 
 
 @torch.no_grad()

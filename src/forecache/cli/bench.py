@@ -53,7 +53,7 @@ def bench_command(
     subject = open_subject(model, batch * (2 if guidance else 1), device, dtype)
     grid = subject.grid(num_steps)
     chosen = {name: method.plan(grid) for name, method in methods.items()} | loaded
-    with progress((rounds + 1) * (len(chosen) + 1), still=True) as (bar, task):
+    with progress(rounds * (len(chosen) + 1), still=True) as (bar, task):
 
         def show(name: str) -> None:
             bar.update(task, advance=1, description=name, refresh=True)
