@@ -50,6 +50,17 @@ def test_frechet_draws_are_the_distances_of_resampled_features(size):
         assert draw == pytest.approx(frechet_distance(Moments.of(again), reference), rel=1e-4)
 
 
+def test_the_jackknife_of_a_mean_has_the_textbook_error():
+    """Of 40 values in 20 groups of 2: the standard deviation of the groups' means over the root of 20."""
+    values = normal(40).double()
+    bootstrap = Bootstrap(20, 3)
+    groups = bootstrap.groups(40)
+    without = torch.stack([values[groups != group].mean() for group in range(20)])
+    means = torch.stack([values[groups == group].mean() for group in range(20)])
+    figure = Figure("recall", values.mean().item(), 40, bootstrap.of_jackknife(without), 3)
+    assert figure.error == pytest.approx(means.std().item() / 20**0.5, rel=1e-6)
+
+
 def test_the_cost_of_resampling_is_bounded():
     assert Bootstrap(100).frechet_resamples(1000, 128) == 100
     assert Bootstrap(100).frechet_resamples(50_000, 2048) == 20

@@ -17,6 +17,9 @@ from forecache.evaluate.frechet import Moments, distance_to
 FEWEST = 20
 """Resamples below which a standard error says little (it is itself known to 16 % here)."""
 
+JACKKNIFE = 20
+"""Groups that are left out in turn, where doubles would spoil a resample."""
+
 FRECHET_BUDGET = 4e12
 """Multiply-adds that the resamples of one Fréchet distance may cost; at least FEWEST are made."""
 
@@ -38,6 +41,16 @@ class Bootstrap:
         for _ in range(self.resamples if resamples is None else resamples):
             drawn = torch.randint(count, (count,), generator=generator)
             yield torch.bincount(drawn, minlength=count)
+
+    def groups(self, count: int) -> Tensor:
+        """The group (B,) of each sample for a jackknife: 20 of one size, as nearly as can be, drawn by the seed."""
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        return order % min(JACKKNIFE, count)
+
+    def of_jackknife(self, without: Tensor) -> tuple[float, ...]:
+        """A statistic without each of G groups (G,), spread so that the standard deviation is the jackknife's error."""
+        centered = without.double().cpu() - without.double().cpu().mean()
+        return tuple((without.double().mean().cpu() + centered * (len(without) - 1) / len(without) ** 0.5).tolist())
 
     def of_mean(self, values: Tensor) -> tuple[float, ...]:
         """The mean of the values (B,) on every resample."""

@@ -18,9 +18,9 @@ Z = 1.96
 class Figure:
     """A value that was measured on ``count`` samples, and its 95 % interval, if a bootstrap was asked for.
 
-    draws: the metric on resamples of the samples. Their spread is the standard error; their mean is not used, since a
-    resample holds fewer distinct samples than the set, and a biased metric (FID) is shifted on it. seed: of the
-    resampling, which draws the same places in every set of the same size.
+    draws: the metric on resamples of the samples (recall: without each of 20 groups, spread likewise). Their spread is
+    the standard error; their mean is not used, since a resample holds fewer distinct samples than the set, and a biased
+    metric (FID) is shifted on it. seed: of the resampling, which draws the same places in every set of the same size.
     """
 
     metric: str

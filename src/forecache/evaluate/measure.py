@@ -23,7 +23,7 @@ from forecache.evaluate.images import EQUAL_DB, psnr, ssim
 from forecache.evaluate.imagesets import ImageSet, paired
 from forecache.evaluate.inception_score import inception_score, inception_scores
 from forecache.evaluate.metrics import METRICS
-from forecache.evaluate.neighbours import precision_recall
+from forecache.evaluate.neighbours import precision_recall, recalls_without
 from forecache.evaluate.perceptual import Perceptual, load_lpips
 from forecache.evaluate.reference import Reference
 
@@ -85,11 +85,11 @@ def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Fig
     return {each: _mean(each, values, setting.bootstrap) for each, values in pixels.items()}
 
 
-def _mean(name: str, values: Tensor, bootstrap: Bootstrap, count: int | None = None) -> Figure:
+def _mean(name: str, values: Tensor, bootstrap: Bootstrap) -> Figure:
     values = values.double().cpu()
     if not bool(values.isfinite().all()):
         raise InputError(f"{name} is NaN or infinite for sample {int((~values.isfinite()).nonzero()[0, 0])}.")
-    return Figure(name, values.mean().item(), count or len(values), bootstrap.of_mean(values), bootstrap.seed)
+    return Figure(name, values.mean().item(), len(values), bootstrap.of_mean(values), bootstrap.seed)
 
 
 def _frechet(name: str, setting: Setting) -> Figure:
@@ -125,18 +125,22 @@ def _neighbours(setting: Setting) -> dict[str, Figure]:
     known = setting.reference.features
     assert known is not None
     samples, others = setting.features.layer("pool"), known.layer("pool")
-    total, done = 2 * (len(samples) + len(others)), 0
+    bootstrap, resampled = setting.bootstrap, setting.bootstrap.resamples > 0
+    total, done = (2 + resampled) * (len(samples) + len(others)), 0
 
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
         setting.tell("precision, recall", done, total)
 
-    precise, recalled = precision_recall(samples.to(setting.device), others.to(setting.device), on_rows=on_rows)
-    return {
-        "precision": _mean("precision", precise, setting.bootstrap),
-        "recall": _mean("recall", recalled, setting.bootstrap, count=len(samples)),
-    }
+    samples, others = samples.to(setting.device), others.to(setting.device)
+    precise, recalled = precision_recall(samples, others, on_rows=on_rows)
+    draws: tuple[float, ...] = ()
+    if resampled:
+        groups = bootstrap.groups(len(samples)).to(setting.device)
+        draws = bootstrap.of_jackknife(recalls_without(samples, others, groups, on_rows=on_rows))
+    recall = Figure("recall", recalled.double().mean().item(), len(samples), draws, bootstrap.seed)
+    return {"precision": _mean("precision", precise, bootstrap), "recall": recall}
 
 
 def _accuracy(setting: Setting) -> Figure:
