@@ -96,6 +96,38 @@ def facebook_dit(model, x, t, labels, emit):
     return unpatchify(model.final_layer(x_BND, c_BD), side, side, model.patch_size)
 
 
+def pixart(model, x, t, text, emit):
+    """A diffusers PixArt by hand; text: what the caption's encoder gives (B, M, C), and its mask (B, M)."""
+    states, mask = text
+    height, width = (side // model.config.patch_size for side in x.shape[-2:])
+    x_BND = model.pos_embed(x)
+    time_B6D, embedded_BD = model.adaln_single(t, hidden_dtype=x_BND.dtype)
+    text_BMD = model.caption_projection(states)
+    bias_B1M = (1 - mask.to(x.dtype))[:, None] * -10000.0
+    for depth, block in enumerate(model.transformer_blocks):
+        x_BND = _pixart_block(block, depth, x_BND, (time_B6D, text_BMD, bias_B1M), emit)
+    shift, scale = (model.scale_shift_table[None] + embedded_BD[:, None]).unbind(1)
+    x_BND = model.proj_out(modulate(model.norm_out(x_BND), shift, scale))
+    return unpatchify(x_BND, height, width, model.config.patch_size)
+
+
+def _pixart_block(block, depth, x_BND, condition, emit):
+    time_B6D, text_BMD, bias_B1M = condition
+    table = block.scale_shift_table + time_B6D.unflatten(1, (6, -1))
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.unbind(1)
+    h_BND = modulate(block.norm1(x_BND), shift_a, scale_a)
+
+    def compute():
+        return block.attn1(h_BND)
+
+    compute.received = lambda: received(block.attn1, h_BND)
+    y_BND = x_BND + gate_a[:, None] * emit((depth, "attn"), compute)
+    cross = emit((depth, "cross"), lambda: block.attn2(y_BND, text_BMD, bias_B1M))
+    z_BND = y_BND + cross
+    mlp = emit((depth, "mlp"), lambda: block.ff(modulate(block.norm2(z_BND), shift_m, scale_m)))
+    return z_BND + gate_m[:, None] * mlp
+
+
 def received(attention, h_BND):
     """What every token receives: the columns of the attention maps summed, mean over heads."""
     batch, tokens, width = h_BND.shape
@@ -348,11 +380,12 @@ def goc_on(computed, eta, opened):
     return rule
 
 
-def selective(computed, partial, share, score, *, age=0.0, bonus=None, order=0):
+def selective(computed, partial, share, score, *, age=0.0, bonus=None, order=0, kinds=("mlp",)):
     """Some tokens of the MLPs at the steps ``partial(depth)``; reuse, or a Taylor expansion of order 1, elsewhere.
 
     score(attention) ranks tokens by what the attention of the block gave out in this call; "received" by what they
-    received when it was last computed. bonus: (factor, rows, columns) for the best token of each 2 x 2 patch.
+    received when it was last computed. bonus: (factor, rows, columns) for the best token of each 2 x 2 patch. kinds:
+    the branches that have partial cells.
     """
     blocks = {}
 
@@ -389,7 +422,7 @@ def selective(computed, partial, share, score, *, age=0.0, bonus=None, order=0):
                 block["received"] = compute.received()
         else:
             feature = expansion(memory, step) + memory["found"]
-            if kind == "mlp" and step in partial(depth):
+            if kind in kinds and step in partial(depth):
                 truth, chosen = compute(), choose(block, memory, feature.shape[1])
                 feature = feature.clone()
                 memory["ages"] += 1

@@ -109,7 +109,7 @@ def test_the_cost_of_dit_xl_is_the_published_one():
     assert cost.macs_uncached == pytest.approx(2 * 4 * 118.6e9, rel=0.02)
 
 
-def test_pixart_is_timed_by_its_modules(monkeypatch):
+def test_pixart_is_timed_by_its_branches(monkeypatch):
     """Two small blocks; attention, cross attention and MLP of each are skipped, and the cache is as predicted."""
     small = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
     config = zoo.SHAPES["pixart-alpha"].config | small | {"sample_size": 8, "caption_channels": 12}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from forecache import adapters
 from forecache._core import Grid
-from forecache._errors import InputError, SiteError
+from forecache._errors import InputError
 from forecache.cost import Cost
 from forecache.methods import explicit, fora, goc, taylorseer
 from forecache.plan import Method, Plan
@@ -20,12 +20,11 @@ from forecache.zoo import SHAPES, call_inputs, shaped
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to time. inputs: the arguments of one call, but for the timestep. sites: patterns, without an adapter."""
+    """A model to time. inputs: the arguments of one call, but for the timestep."""
 
     name: str
     model: Any
     inputs: Mapping[str, Any]
-    sites: Sequence[str] | None = None
 
     @property
     def rows(self) -> int:
@@ -38,7 +37,7 @@ class Subject:
         return [value.to(self.model.device).expand(self.rows) for value in values]
 
     def grid(self, num_steps: int) -> Grid:
-        return adapters.grid(self.model, num_steps, sites=self.sites)
+        return adapters.grid(self.model, num_steps)
 
     def cost(self, plan: Plan) -> Cost:
         """What the plan costs for these inputs."""
@@ -52,12 +51,7 @@ def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto"
         return Subject(name, model, call_inputs(model, rows))
     where, kind = place(device, dtype)
     model = shaped(name, kind, where)
-    try:
-        adapters.layout(model)
-        sites = None
-    except SiteError:
-        sites = SHAPES[name].sites
-    return Subject(name, model, call_inputs(model, rows), sites)
+    return Subject(name, model, call_inputs(model, rows))
 
 
 PRESETS: Mapping[str, Callable[[int], Method]] = {

@@ -43,29 +43,33 @@ class Branch:
     """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
 
     compute: norm, modulation and module, up to but without the gate; (B, N, D) -> (B, N, D). gate: the gate of the
-    current step, broadcastable to (B, N, D). tokenwise: every token is computed by itself, so that ``compute`` of some
-    tokens (B, K, D) is possible. received: of an attention, what every token receives from all queries, mean over
-    heads, (B, N), float32.
+    current step, broadcastable to (B, N, D); None where the branch is added as it is. tokenwise: every token is
+    computed by itself, so that ``compute`` of some tokens (B, K, D) is possible. received: of an attention, what every
+    token receives from all queries, mean over heads, (B, N), float32.
     """
 
     kind: str
     compute: Callable[[Tensor, Any], Tensor]
-    gate: Callable[[Any], Tensor]
+    gate: Callable[[Any], Tensor] | None
     tokenwise: bool = False
     received: Callable[[Tensor, Any], Tensor] | None = None
+
+    def added(self, x_BND: Tensor, y_BND: Tensor, condition: Any) -> Tensor:
+        """x after the branch, whose ungated output is y."""
+        return y_BND + x_BND if self.gate is None else self.gate(condition) * y_BND + x_BND
 
 
 @dataclass(frozen=True)
 class Block:
     """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
 
-    conditioning: the module whose weights make gates.
+    weights: the tensors that gates are made of, where those of many blocks are stacked.
     """
 
     module: nn.Module
     condition: Callable[..., Any]
     branches: tuple[Branch, ...]
-    conditioning: nn.Module
+    weights: Callable[[], Iterable[Tensor]] = tuple
 
     def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
         """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
@@ -80,7 +84,7 @@ class Block:
             condition = self.condition(x_BND, *args, **kwargs)
             for site, branch in enumerate(self.branches, first_site):
                 y_BND = value(site, branch.compute, x_BND, condition)
-                x_BND = branch.gate(condition) * y_BND + x_BND
+                x_BND = branch.added(x_BND, y_BND, condition)
             return x_BND
 
         return forward
@@ -113,7 +117,7 @@ class Layout:
 
     def weights(self) -> tuple[tuple[int, int], ...]:
         """Where the weights that make gates lie, and their versions: another value where one has changed."""
-        found = (each for _, block in self.blocks for each in block.conditioning.parameters())
+        found = (each for _, block in self.blocks for each in block.weights())
         return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in found)
 
     def gates(self, numbers: Iterable[int]) -> Gates:
@@ -146,7 +150,8 @@ def _one_by_one(blocks: Sequence[Block], x_BND: Tensor, *args: Any, **kwargs: An
     gates = []
     for block in blocks:
         condition = block.condition(x_BND, *args, **kwargs)
-        gates.extend(branch.gate(condition) for branch in block.branches)
+        one = x_BND.new_ones(1)
+        gates.extend(one if branch.gate is None else branch.gate(condition) for branch in block.branches)
     return gates
 
 
@@ -176,6 +181,11 @@ def from_blocks(
     tokenwise = frozenset(site for site, branch in enumerate(branches) if branch.tokenwise)
     received = {site: branch.received for site, branch in enumerate(branches) if branch.received is not None}
     return Layout(model, tuple(sites), forwards, example, tokenwise, received, tuple(placed), stacked)
+
+
+def is_named(model: object, name: str) -> bool:
+    """Whether the model is of this diffusers class or a subclass; diffusers is not imported for it."""
+    return any(each.__name__ == name and each.__module__.startswith("diffusers.") for each in type(model).__mro__)
 
 
 @contextmanager

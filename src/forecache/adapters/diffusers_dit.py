@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from forecache.adapters import stacked_gates
-from forecache.adapters.base import Block, Branch, Layout, from_blocks
+from forecache.adapters.attention import received as received_by
+from forecache.adapters.base import Block, Branch, Layout, from_blocks, is_named
 
 
 class Modulation(NamedTuple):
@@ -28,11 +29,7 @@ class Modulation(NamedTuple):
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether the model is a DiTTransformer2DModel or a subclass; diffusers is not imported for it."""
-    return any(
-        each.__name__ == "DiTTransformer2DModel" and each.__module__.startswith("diffusers.")
-        for each in type(model).__mro__
-    )
+    return is_named(model, "DiTTransformer2DModel")
 
 
 def layout(model: Any) -> Layout:
@@ -61,7 +58,7 @@ def _block(block: Any) -> Block:
         return block.attn1(block.norm1.norm(x_BND) * (1 + c.scale_attn) + c.shift_attn, **c.attention)
 
     def received(x_BND: Tensor, c: Modulation) -> Tensor:
-        return _received(block.attn1, block.norm1.norm(x_BND) * (1 + c.scale_attn) + c.shift_attn)
+        return received_by(block.attn1, block.norm1.norm(x_BND) * (1 + c.scale_attn) + c.shift_attn)
 
     def mlp(x_BND: Tensor, c: Modulation) -> Tensor:
         return block.ff(block.norm3(x_BND) * (1 + c.scale_mlp) + c.shift_mlp)
@@ -73,23 +70,8 @@ def _block(block: Any) -> Block:
             Branch("attn", attention, lambda c: c.gate_attn, received=received),
             Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True),
         ),
-        block.norm1,
+        block.norm1.parameters,
     )
-
-
-def _received(attention: Any, x_BND: Tensor) -> Tensor:
-    """The attention that every token receives from all queries, mean over heads (B, N): one map (B, N, N) at a time."""
-    q_BHNd, k_BHNd = (
-        part.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for part in (attention.to_q(x_BND), attention.to_k(x_BND))
-    )
-    if attention.norm_q is not None:
-        q_BHNd, k_BHNd = attention.norm_q(q_BHNd), attention.norm_k(k_BHNd)
-    total_BN = x_BND.new_zeros(x_BND.shape[:2], dtype=torch.float32)
-    for q_BNd, k_BNd in zip(q_BHNd.unbind(1), k_BHNd.unbind(1), strict=True):
-        map_BNN = (q_BNd @ k_BNd.transpose(1, 2) * attention.scale).softmax(-1, dtype=torch.float32)
-        total_BN += map_BNN.sum(1)
-    return total_BN / attention.heads
 
 
 def _example(model: Any, batch: int) -> dict[str, Tensor]:

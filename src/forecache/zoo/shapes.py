@@ -18,15 +18,11 @@ from forecache._errors import InputError, MissingExtraError
 
 @dataclass(frozen=True)
 class Shape:
-    """A model by its class in diffusers and what it is made with.
-
-    sites: patterns of the modules to cache, for a class that forecache has no adapter for.
-    """
+    """A model by its class in diffusers and what it is made with."""
 
     about: str
     kind: str
     config: Mapping[str, Any]
-    sites: tuple[str, ...] = ()
 
 
 def _dit(about: str, blocks: int, heads: int, head_width: int, size: int, **more: Any) -> Shape:
@@ -50,7 +46,6 @@ PIXART = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
 }
-BRANCHES = ("transformer_blocks.*.attn1", "transformer_blocks.*.attn2", "transformer_blocks.*.ff")
 
 SHAPES: Mapping[str, Shape] = {
     "tiny": _dit("28 blocks, width 128, 64 tokens: all that is not matrix products shows", 28, 4, 32, 16),
@@ -60,7 +55,6 @@ SHAPES: Mapping[str, Shape] = {
         "PixArt-alpha at 512 x 512: 28 blocks, width 1152, 1024 tokens, 120 of the caption",
         "PixArtTransformer2DModel",
         {**_dit("", 28, 16, 72, 64).config, **PIXART},
-        BRANCHES,
     ),
 }
 CAPTION_TOKENS = 120
