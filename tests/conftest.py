@@ -6,14 +6,25 @@ import sys
 import pytest
 import reference
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 from diffusers.utils import logging
 from facebook_dit import DiT
 from hypothesis import settings
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from forecache import cli
 
 logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 settings.register_profile("forecache", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("forecache")
@@ -35,6 +46,37 @@ def small_dit(num_layers=3, classes=CLASSES, seed=0):
         patch_size=2,
         num_embeds_ada_norm=classes,
     ).eval()
+
+
+def small_pixart(num_layers=3, seed=0, head=8, captions=12, **config):
+    """A random diffusers PixArt, (B, 4, 8, 8) to (B, 8, 8, 8), for captions (B, M, 12)."""
+    torch.manual_seed(seed)
+    return PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=head,
+        in_channels=4,
+        out_channels=8,
+        num_layers=num_layers,
+        sample_size=8,
+        cross_attention_dim=2 * head,
+        caption_channels=captions,
+        **config,
+    ).eval()
+
+
+def small_t5(width=12, seed=0):
+    """A random T5 encoder and a tokenizer of a few words."""
+    words = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁green", "▁cat", "▁cactus", "▁apple", "▁small", "▁happy"]
+    tokenizer = T5Tokenizer(vocab=[(word, -float(index)) for index, word in enumerate(words)], extra_ids=0)
+    torch.manual_seed(seed)
+    config = T5Config(vocab_size=len(words), d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    return T5EncoderModel(config).eval(), tokenizer
+
+
+def small_vae():
+    """Pixels of 8 x 8 from latents of the same size."""
+    torch.manual_seed(0)
+    return AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
 
 
 def small_facebook_dit(depth=3):
@@ -88,8 +130,17 @@ def pipe_folder(tmp_path_factory):
     """A small random DiTPipeline as a folder. DiTPipeline's "no label" is 1000, whatever its model."""
     folder = tmp_path_factory.mktemp("pipeline")
     transformer = small_dit(classes=1000, seed=2)
-    vae = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
-    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(folder)
+    DiTPipeline(transformer, small_vae(), DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixart_folder(tmp_path_factory):
+    """A small random PixArtAlphaPipeline as a folder, text encoder and tokenizer included."""
+    folder = tmp_path_factory.mktemp("pixart")
+    encoder, tokenizer = small_t5()
+    parts = tokenizer, encoder, small_vae(), small_pixart(seed=3), DPMSolverMultistepScheduler()
+    PixArtAlphaPipeline(*parts).save_pretrained(folder)
     return folder
 
 

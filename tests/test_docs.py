@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HUB = "facebook/DiT-XL-2-256"
+PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
 
 
 def blocks(page, language):
@@ -43,10 +44,10 @@ def test_the_readme_has_commands():
     assert len(commands()) >= 4
 
 
-def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, tmp_path, monkeypatch):
+def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in commands():
-        _, *words = shlex.split(line.replace(HUB, str(pipe_folder)))
+        _, *words = shlex.split(line.replace(HUB, str(pipe_folder)).replace(PIXART, str(pixart_folder)))
         if words[0] == "demo":
             words += ["--samples", "4", "--repeats", "1"]
         if words[0] == "bench":

@@ -1,11 +1,14 @@
 """PixArt: three branches a block under adaLN-single, against sampling written out by hand, and through its pipeline."""
 
 import copy
+import json
 
 import pytest
 import reference
 import torch
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from conftest import small_pixart
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,21 +20,6 @@ from forecache.session import Session
 STEPS = 20
 TEXT, WIDTH = 5, 12
 """Tokens of a caption, and the width of what its encoder gives."""
-
-
-def small_pixart(num_layers=3, seed=0, head=8, **config):
-    torch.manual_seed(seed)
-    return PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=head,
-        in_channels=4,
-        out_channels=8,
-        num_layers=num_layers,
-        sample_size=8,
-        cross_attention_dim=2 * head,
-        caption_channels=WIDTH,
-        **config,
-    ).eval()
 
 
 @pytest.fixture
@@ -283,3 +271,110 @@ def test_partial_of_all_tokens_is_computed(pixart):
     kind, every, at = fc.schedules.kind, fc.schedules.every, fc.schedules.at
     attention = fc.Method("attention alone", at(kind("attn"), every(2), every(1))).plan(grid)
     torch.testing.assert_close(found, sampled(pixart, attention)[0], rtol=1e-5, atol=1e-5)
+
+
+# ---- through the real pipeline --------------------------------------------------------------------------------------
+
+PROMPTS = ["a red cat", "a small happy cactus"]
+
+
+@pytest.fixture
+def pipe(pixart_folder):
+    pipe = DiffusionPipeline.from_pretrained(pixart_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def images(pipe, prompts=PROMPTS, seed=0):
+    generator = [torch.Generator().manual_seed(seed + index) for index, _ in enumerate(prompts)]
+    how = {"num_inference_steps": 6, "generator": generator, "output_type": "np", "use_resolution_binning": False}
+    return torch.tensor(pipe(prompts, **how).images)
+
+
+def test_a_pipeline_samples_by_a_plan_and_as_before_after_it(pipe):
+    bare = images(pipe)
+    with fc.apply(pipe, fc.fora(1).plan(fc.grid(pipe, 6))) as session:
+        assert torch.equal(images(pipe), bare)
+    assert (session.stats.calls, session.stats.generations) == (6, 1)
+    plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(pipe, 6))
+    with fc.apply(pipe, plan):
+        first, second = images(pipe), images(pipe, PROMPTS[:1], seed=4)
+    with fc.apply(pipe, plan):
+        assert torch.equal(images(pipe, PROMPTS[:1], seed=4), second)
+    assert not torch.equal(first, bare)
+    assert torch.equal(images(pipe), bare)
+
+
+def test_the_caption_counts(pipe):
+    assert not torch.equal(images(pipe), images(pipe, PROMPTS[::-1]))
+
+
+def test_the_command_line_samples_texts(forecache, pipe, pixart_folder, tmp_path):
+    """The folder's images are those of the pipeline under the same plan, called by hand."""
+    from forecache.sample import generators
+
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    words = [*prompts, "--steps", 6, "--method", "goc", "--eta", 0.7, "--compare", "--out", tmp_path]
+    code, _, err = forecache("sample", "--model", pixart_folder, *words)
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert [each["prompt"] for each in record["images"]] == PROMPTS
+    assert record["settings"]["guidance"] == 4.5  # the pipeline's own
+    plan = fc.goc(fc.fora(2), 0.7).plan(fc.grid(pipe, 6))
+    with fc.apply(pipe, plan):
+        how = {"num_inference_steps": 6, "generator": generators(0, [0, 1]), "output_type": "np"}
+        expected = pipe(PROMPTS, use_resolution_binning=False, **how).images
+    for image, name in zip(expected, ("00000.png", "00001.png"), strict=True):
+        got = torch.tensor(list(Image.open(tmp_path / name).tobytes()))
+        assert (got - torch.tensor(image * 255).round().flatten()).abs().max() <= 1
+    assert record["cost_per_batch"]["macs"] == plan.cost(pipe, batch_size=2).macs  # captions are padded to 120 tokens
+    assert fc.Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_calibration_averages_the_conditional_half(pipe):
+    """The second half of PixArt's pairs, not the first one."""
+    stats = fc.calibrate(pipe, PROMPTS, num_steps=4, guidance=4.5)
+    assert (stats.origin.rows, stats.origin.conditions) == ("second", tuple(PROMPTS))
+    second, first = (fc.calibrate(pipe, PROMPTS, num_steps=4, guidance=4.5, rows=rows) for rows in ("second", "first"))
+    assert all(map(torch.equal, stats.means, second.means))
+    assert not all(map(torch.equal, stats.means, first.means))
+    eoc = fc.eoc(fc.fora(2), stats, judge="all").plan(fc.grid(pipe, 4))
+    with fc.apply(pipe, eoc) as session:
+        pipe(PROMPTS, num_inference_steps=4, use_resolution_binning=False, output_type="latent")
+    assert session.stats.skipped == 2 * 9
+
+
+def test_commands_take_a_file_of_texts(forecache, pixart_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red cat\n\n  a green apple\n")
+    common = ["--model", pixart_folder, "--steps", 4, "--samples", 3, "--prompts", tmp_path / "prompts.txt"]
+    code, _, err = forecache("calibrate", *common, "--out", tmp_path / "s.safetensors")
+    assert (code, err) == (0, "")
+    stats = fc.Statistics.load(tmp_path / "s.safetensors")
+    assert stats.origin.conditions == ("a red cat", "a green apple", "a red cat")
+    for _ in range(2):  # the second goes on from the file of the first
+        code, _, err = forecache("search", *common, "--budget", 2, "--out", tmp_path)
+        assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "--labels", "1"], "texts, such as --prompt"),
+        (["sample"], "texts, such as --prompt"),
+        (["sample", "--model", "digits", "--prompt", "a cat"], "labels, such as --labels 207,360"),
+        (["sample", "--prompt", "a", "--labels", "1"], "give these alone"),
+        (["calibrate"], "give a file of them, one a line, with --prompts"),
+        (["calibrate", "--prompts", "nowhere.txt"], "prompts in nowhere.txt cannot be read"),
+        (["calibrate", "--model", "digits", "--prompts", __file__], "takes class labels, 0 to 9"),
+    ],
+)
+def test_the_wrong_kind_of_condition_is_refused(forecache, pixart_folder, words, said):
+    model = [] if "--model" in words else ["--model", pixart_folder]
+    code, _, err = forecache(*words, *model)
+    assert code == 1
+    assert said in err
+
+
+def test_texts_and_labels_are_told_apart_in_python(pipe):
+    with pytest.raises(fc.InputError, match=r"takes texts; 3 is none"):
+        fc.calibrate(pipe, [3], num_steps=2)

@@ -52,7 +52,7 @@ class Settings:
     """What decides the score of a pattern, besides the pattern.
 
     method: its name on a pattern that computes step 0 alone. score, better: the proxy and its direction.
-    conditions: class labels, one sample each.
+    conditions: class labels or texts, one sample each.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Settings:
     guidance: float
     seed: int
     batch: int
-    conditions: tuple[int, ...]
+    conditions: tuple[int | str, ...]
 
     def differences(self, other: Settings) -> list[str]:
         """The names of what differs; the fingerprint, which is compared with a tolerance, is left out."""
@@ -104,7 +104,8 @@ def read(path: Path) -> tuple[Settings, list[Candidate]]:
         if document["version"] != VERSION:
             raise ValueError(f"its version is {document['version']}; this forecache reads version {VERSION}")
         settings = fields(document["settings"], SETTINGS)
-        settings["conditions"] = each(settings["conditions"], "conditions", int)
+        texts = isinstance(next(iter(settings["conditions"]), None), str)
+        settings["conditions"] = each(settings["conditions"], "conditions", str if texts else int)
         return Settings(**settings), _candidates(document["candidates"])
 
 

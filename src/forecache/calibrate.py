@@ -55,14 +55,14 @@ def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int
 
 def calibrate(
     target: Any,
-    conditions: Sequence[int],
+    conditions: Sequence[sources.Condition],
     *,
     num_steps: int,
     guidance: float = 1.5,
     seed: int = 0,
     batch: int = 32,
     gaps: int = 3,
-    rows: Rows = "first",
+    rows: Rows | None = None,
     shared_noise: bool = False,
     keep_on: str | torch.device | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -71,11 +71,11 @@ def calibrate(
 ) -> Statistics:
     """The average features of a model and their changes, over one sample per condition, in one pass without a cache.
 
-    target: a DiTPipeline, the bundled digits, or any `sources.Source`. conditions: class labels. gaps: the changes over
-    1 to ``gaps`` steps are measured. rows: in a batch with a guidance pair, the half that is averaged; the first is the
-    conditional one in DiT. shared_noise: start every sample from the same noise, as the EOC paper does. keep_on: device
-    of the accumulators; where the features are by default. on_start: called with the number of model calls to come;
-    on_step: after each.
+    target: a DiTPipeline, one that makes images of texts, the bundled digits, or any `sources.Source`. conditions:
+    class labels, or texts. gaps: the changes over 1 to ``gaps`` steps are measured. rows: in a batch with a guidance
+    pair, the half that is averaged; by default the conditional one, which is the first in DiT and the second in PixArt.
+    shared_noise: start every sample from the same noise, as the EOC paper does. keep_on: device of the accumulators;
+    where the features are by default. on_start: called with the number of model calls to come; on_step: after each.
 
     path: the file to write, every minute and at the end. If there is one already, of the same run, it is continued; an
     interruption (Ctrl-C) leaves a valid one. Under torchrun or ``accelerate launch`` the processes share the conditions
@@ -83,7 +83,9 @@ def calibrate(
 
     Nothing per sample is kept: see `calibration_bytes`. Raises StatisticsError if ``path`` holds other statistics.
     """
-    source, labels = sources.as_source(target), tuple(int(each) for each in conditions)
+    source = sources.as_source(target)
+    labels = sources.checked(source, conditions)
+    rows = getattr(source, "conditional", "first") if rows is None else rows
     if not labels or batch < 1 or gaps < 1:
         raise InputError("Calibration needs at least one condition, and a batch and gaps of at least 1.")
     if rows not in ("first", "second", "all"):
@@ -167,7 +169,7 @@ class _Run:
             recent.clear()
         session.new_run()
         how = sources.Sampling(self._grid.num_steps, origin.guidance, origin.seed, origin.shared_noise)
-        labels = [int(each) for each in origin.conditions[batch.first : batch.first + batch.count]]
+        labels = list(origin.conditions[batch.first : batch.first + batch.count])
         self._source.generate(labels, how, batch.first, on_step)
         session.check_complete()
 

@@ -14,20 +14,21 @@ from torch import Tensor
 
 from forecache import bench
 from forecache._errors import InputError
+from forecache.adapters import Arguments, find, seen
 from forecache.cost import Cost
 from forecache.evaluate import psnr
 from forecache.plan import Plan
 from forecache.sample import check_labels
 from forecache.session import apply
-from forecache.sources import OnStep, Sampling, Source, in_batches
+from forecache.sources import Condition, OnStep, Sampling, Source, checked, in_batches
 from forecache.tally import Stats
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run samples. batch: images a call; it does not change the images."""
+    """What a run samples: one image for each label or text. batch: images a call; it does not change the images."""
 
-    labels: tuple[int, ...]
+    conditions: tuple[Condition, ...]
     num_steps: int
     guidance: float
     seed: int
@@ -40,11 +41,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """The images (B, C, H, W) in [0, 1] of one run, its seconds, and the session's count (None without a plan)."""
+    """The images (B, C, H, W) in [0, 1] of one run, its seconds, the session's count (None without a plan).
+
+    call: what the model was first called with, on the meta device.
+    """
 
     images: Tensor
     seconds: float
     stats: Stats | None
+    call: Arguments | None = None
 
 
 def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnStep | None = None) -> Run:
@@ -52,19 +57,19 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
 
     def images() -> Tensor:
         how = Sampling(settings.num_steps, settings.guidance, settings.seed)
-        return in_batches(source, settings.labels, how, settings.batch, on_step)
+        return in_batches(source, settings.conditions, how, settings.batch, on_step)
 
-    if plan is None:
-        return Run(*bench.timed(images), None)
-    with apply(source.target, plan) as session:
-        made, seconds = bench.timed(images)
-    return Run(made, seconds, session.stats)
+    with seen(find(source.target)) as calls:
+        if plan is None:
+            return Run(*bench.timed(images), None, *calls)
+        with apply(source.target, plan) as session:
+            made, seconds = bench.timed(images)
+    return Run(made, seconds, session.stats, *calls)
 
 
-def cost(source: Source, plan: Plan, settings: Settings) -> Cost:
-    """What the plan costs for one batch of the run."""
-    batch = min(settings.batch, len(settings.labels))
-    return plan.cost(source.target, batch, guidance=settings.guidance > 1)
+def cost(source: Source, plan: Plan, run: Run) -> Cost:
+    """What the plan costs for the first batch of the run, by what the model was called with."""
+    return plan.cost(source.target, inputs=run.call)
 
 
 def write(
@@ -95,7 +100,10 @@ def write(
         "seconds": run.seconds,
         "stats": asdict(run.stats) if run.stats else None,
         "environment": bench.environment(),
-        "images": [{"file": file, "label": label} for file, label in zip(files, settings.labels, strict=True)],
+        "images": [
+            {"file": file, "prompt" if isinstance(each, str) else "label": each}
+            for file, each in zip(files, settings.conditions, strict=True)
+        ],
     }
     if uncached is not None:
         record["uncached_seconds"] = uncached.seconds
@@ -127,6 +135,37 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions that were typed: labels for a model with classes, texts for one without; else InputError."""
+    if labels is not None and not prompts and source.classes:
+        return parse_labels(labels, source)
+    if prompts and labels is None and not source.classes:
+        return tuple(prompts)
+    wanted = "labels, such as --labels 207,360" if source.classes else "texts, such as --prompt 'a red apple'"
+    raise InputError(f"The model makes images of {wanted}: give these alone.")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One text a line; empty lines do not count."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts in {path} cannot be read: {error}") from error
+    if not (texts := [line for line in lines if line]):
+        raise InputError(f"{path} has no prompts: write one a line.")
+    return texts
+
+
+def conditions(source: Source, count: int, labels: str | None, prompts: Path | None) -> tuple[Condition, ...]:
+    """The conditions of ``count`` samples: the classes, or a file's texts, in turn; or the labels, one sample each."""
+    if labels is not None:
+        return chosen(source, labels, [] if prompts is None else read_prompts(prompts))
+    if prompts is None and not source.classes:
+        raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
+    given = range(source.classes) if prompts is None else read_prompts(prompts)
+    return checked(source, [given[index % len(given)] for index in range(count)])
 
 
 def parse_labels(text: str, source: Source) -> tuple[int, ...]:

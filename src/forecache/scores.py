@@ -26,11 +26,11 @@ EQUAL_DB = 100.0
 
 @dataclass(frozen=True)
 class Context:
-    """What a score may compare images with. conditions: the label of each. uncached: the same samples without a cache,
-    (B, C, H, W) in [0, 1], or None where the score did not ask for them.
+    """What a score may compare images with. conditions: the label or text of each. uncached: the same samples without a
+    cache, (B, C, H, W) in [0, 1], or None where the score did not ask for them.
     """
 
-    conditions: tuple[int, ...]
+    conditions: tuple[int | str, ...]
     uncached: Tensor | None = None
 
 

@@ -23,7 +23,7 @@ from forecache.patterns import Constraints, computed
 from forecache.plan import Method, Plan
 from forecache.scores import Context, Score
 from forecache.session import apply
-from forecache.sources import OnStep, Sampling, Source, as_source, in_batches
+from forecache.sources import Condition, OnStep, Sampling, Source, as_source, checked, in_batches
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SearchResult:
 def search(
     target: Any,
     constraints: Constraints,
-    conditions: Sequence[int],
+    conditions: Sequence[Condition],
     *,
     score: Score,
     method: Callable[[Method], Method] = lambda base: base,
@@ -73,8 +73,9 @@ def search(
     """The pattern whose samples score best, and its plan (ProCache, arXiv 2512.17298).
 
     target: a DiTPipeline, the bundled digits, or any `sources.Source`. constraints: the space, `patterns.Constraints`.
-    conditions: class labels, one sample each; every pattern starts from the same noise. score: one of `scores`, or a
-    `scores.Score` of your own. method: what is made of the pattern, which computes its steps and reuses in between:
+    conditions: class labels or texts, one sample each; every pattern starts from the same noise. score: one of
+    `scores`, or a `scores.Score` of your own. method: what is made of the pattern, which computes its steps and reuses
+    in between:
     ``lambda base: taylorseer(base, 1)`` searches for the best pattern under a Taylor forecast.
 
     candidates: a space of at most so many patterns is enumerated; of a larger one so many are drawn by stick-breaking
@@ -86,7 +87,8 @@ def search(
     share the candidates and all give the same result. Raises SearchFileError if ``path`` holds another search,
     InputError for a score that is not a finite number.
     """
-    source, labels = as_source(target), tuple(int(each) for each in conditions)
+    source = as_source(target)
+    labels = checked(source, conditions)
     if not labels or batch < 1 or candidates < 1:
         raise InputError("A search needs at least one condition, a batch of at least 1 and at least 1 candidate.")
     chosen = constraints.choose(candidates, sampling_seed)
@@ -169,7 +171,7 @@ class _Run:
     score: Score
     method: Callable[[Method], Method]
     how: Sampling
-    labels: tuple[int, ...]
+    labels: tuple[Condition, ...]
     batch: int
 
     def plan(self, pattern: str) -> Plan:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +20,8 @@ from forecache.sample import check_labels, generators, sample, to_images
 from forecache.zoo import Digits, load_digits
 
 OnStep = Callable[[int], None]
+Condition = int | str
+"""What a sample is of: a class by its label, or a text."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class Sampling:
 
 
 class Source(Protocol):
-    """A model that makes images from class labels."""
+    """A model that makes images from class labels or from texts.
+
+    It may say which half of a guidance pair is the conditional one: ``conditional``, "first" where it does not.
+    """
 
     @property
     def target(self) -> Any:
@@ -46,17 +54,18 @@ class Source(Protocol):
 
     @property
     def classes(self) -> int:
-        """Number of classes, labels 0 to classes - 1."""
+        """Number of classes, labels 0 to classes - 1; 0 where it takes texts."""
         ...
 
     def label(self, name: str) -> int:
         """The label of a class by its name; InputError if there is none."""
         ...
 
-    def generate(
-        self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
-    ) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], float32 on the CPU. Image i depends on seed and first_index + i alone."""
+    def generate(self, labels: Any, how: Sampling, first_index: int = 0, on_step: OnStep | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1], float32 on the CPU, of a sequence of labels, or of texts.
+
+        Image i depends on its condition, the seed and first_index + i alone.
+        """
         ...
 
 
@@ -121,11 +130,7 @@ class DiTSource:
         self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
         check_labels(labels, self.classes)
-        hook = None
-        if on_step is not None:  # DiTPipeline has no callback
-            calls = itertools.count()
-            hook = self.pipe.transformer.register_forward_hook(lambda *_: on_step(next(calls)))
-        try:
+        with _told(self.pipe.transformer, on_step):
             images = self.pipe(
                 list(labels),
                 guidance_scale=how.guidance,
@@ -133,30 +138,107 @@ class DiTSource:
                 generator=generators(how.seed, how.indices(first_index, len(labels))),
                 output_type="pt",
             ).images
-        finally:
-            if hook is not None:
-                hook.remove()
         return images.float().cpu()
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """A diffusers pipeline that makes an image of a text, such as PixArt's."""
+
+    pipe: Any
+
+    classes = 0
+    conditional = "second"
+
+    @property
+    def target(self) -> Any:
+        return self.pipe
+
+    def label(self, name: str) -> int:
+        raise InputError(f"A {type(self.pipe).__name__} makes images of texts, not of classes: use --prompt {name!r}.")
+
+    def generate(
+        self, labels: Sequence[str], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
+    ) -> Tensor:
+        more: dict[str, Any] = {}
+        if "use_resolution_binning" in _parameters(self.pipe):
+            more["use_resolution_binning"] = False  # the model's own size is asked for
+        if "clean_caption" in _parameters(self.pipe) and not all(map(find_spec, ("bs4", "ftfy"))):
+            more["clean_caption"] = False  # as the pipeline does by itself, with warnings
+        with _told(self.pipe.transformer, on_step):
+            images = self.pipe(
+                prompt=list(labels),
+                guidance_scale=how.guidance,
+                num_inference_steps=how.num_steps,
+                generator=generators(how.seed, how.indices(first_index, len(labels))),
+                output_type="pt",
+                **more,
+            ).images
+        return images.float().cpu()
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def takes_texts(pipe: Any) -> bool:
+    """Whether it is a diffusers pipeline that makes images of texts with a transformer."""
+    needed = {"prompt", "guidance_scale", "num_inference_steps", "generator", "output_type", "num_images_per_prompt"}
+    return hasattr(pipe, "transformer") and callable(pipe) and needed <= set(_parameters(pipe))
+
+
+def own_guidance(source: Source) -> float:
+    """The guidance scale that a pipeline for texts has by default; 1.5, the papers', for classes."""
+    return _parameters(source.target)["guidance_scale"].default if isinstance(source, TextSource) else 1.5
+
+
+@contextmanager
+def _told(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
+    """Calls ``on_step`` after every call of the transformer: not every pipeline has a callback."""
+    if on_step is None:
+        yield
+        return
+    calls = itertools.count()
+    hook = transformer.register_forward_hook(lambda *_: on_step(next(calls)))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def checked(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
+    """Labels as whole numbers for a model with classes, texts for one without; InputError for the other kind."""
+    given = tuple(conditions)
+    if source.classes:
+        if texts := [each for each in given if isinstance(each, str)]:
+            raise InputError(f"The model takes class labels, 0 to {source.classes - 1}; {texts[0]!r} is a text.")
+        return tuple(int(each) for each in given)
+    if labels := [each for each in given if not isinstance(each, str)]:
+        raise InputError(f"The model takes texts; {labels[0]!r} is none.")
+    return given
+
+
 def in_batches(
-    source: Source, labels: Sequence[int], how: Sampling, batch: int, on_step: OnStep | None = None
+    source: Source, labels: Sequence[Condition], how: Sampling, batch: int, on_step: OnStep | None = None
 ) -> Tensor:
-    """The images of all labels, ``batch`` a generation; how they are cut into batches does not change their noise."""
+    """The images of all labels or texts, ``batch`` a generation; how they are cut up does not change their noise."""
     starts = range(0, len(labels), batch)
     return torch.cat([source.generate(labels[first : first + batch], how, first, on_step) for first in starts])
 
 
 def as_source(target: Any) -> Source:
-    """The source of what is in hand: the bundled `Digits`, a diffusers DiTPipeline, or a `Source` as it is."""
+    """The source of what is in hand: the bundled `Digits`, a DiTPipeline, one for texts, or a `Source` as it is."""
     if isinstance(target, Digits):
         return DigitsSource(target)
     if type(target).__name__ == "DiTPipeline":
         return DiTSource(target)
+    if takes_texts(target):
+        return TextSource(target)
     if all(hasattr(target, name) for name in ("target", "classes", "generate")):
         return target
     raise InputError(
-        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, the digits model, "
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a pipeline "
+        "that makes images of texts, the digits model, "
         "or an object with `target`, `classes` and `generate`, as forecache.sources.Source describes it."
     )
 
@@ -169,7 +251,7 @@ def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
     where, kind = place(device, dtype)
     if name == "digits":
         return DigitsSource(load_digits(kind, where))
-    return DiTSource(_pipeline(name, kind).to(where))
+    return as_source(_pipeline(name, kind).to(where))
 
 
 def place(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
@@ -208,10 +290,10 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
         place = "the folder" if is_folder else "the hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{name} cannot be loaded as a diffusers pipeline from {place}: {reason}") from error
-    if type(pipe).__name__ != "DiTPipeline":
+    if type(pipe).__name__ != "DiTPipeline" and not takes_texts(pipe):
         raise InputError(
-            f"{name} is a {type(pipe).__name__}; `sample` runs class-conditional DiTPipelines. "
-            "In Python, forecache.apply works on its transformer."
+            f"{name} is a {type(pipe).__name__}; `sample` runs DiTPipelines, and pipelines with a transformer that "
+            "make images of texts. In Python, forecache.apply works on any pipeline with a transformer."
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe

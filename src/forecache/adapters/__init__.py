@@ -16,7 +16,7 @@ from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import diffusers_dit, modules, pixart
 from forecache.adapters.base import Block, Branch, Gates, Layout, Value, is_mounted, mounted, replaced
-from forecache.adapters.counting import Arguments, Parts, Special, count
+from forecache.adapters.counting import Arguments, Parts, Special, count, seen
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
 FAMILIES = (diffusers_dit, pixart)
@@ -44,6 +44,7 @@ __all__ = [
     "optimized",
     "replaced",
     "scheduler_differences",
+    "seen",
 ]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from forecache._core import Tokens
 from forecache._errors import InputError
@@ -179,4 +181,21 @@ def _call(layout: Layout, batch: int, inputs: Any) -> tuple[tuple[Any, ...], Map
 
 
 def _meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
+    """The tensors in a value, also in tuples, lists and dicts, without their data."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
+
+
+@contextmanager
+def seen(model: nn.Module) -> Iterator[list[Arguments]]:
+    """What the model is first called with in this block, on the meta device, in the list that it gives."""
+    calls: list[Arguments] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not calls:
+            calls.append(Arguments(_meta(args), _meta(kwargs)))
+
+    hook = model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()

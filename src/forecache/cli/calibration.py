@@ -32,14 +32,17 @@ class RowsName(StrEnum):
 def calibrate_command(
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps; statistics are for runs of this length.")] = 20,
-    samples: Annotated[int, typer.Option(min=1, help="Samples, the classes in turn.")] = 256,
+    samples: Annotated[int, typer.Option(min=1, help="Samples, the classes or texts in turn.")] = 256,
     labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Use another one to measure quality.")] = 1000,
     shared_noise: Annotated[bool, typer.Option("--shared-noise", help="One noise for all, as the EOC paper.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     gaps: Annotated[int, typer.Option(min=1, help="Measure changes over 1 to so many steps.")] = 3,
-    rows: Annotated[RowsName, typer.Option(help="Half of a guidance pair that is averaged.")] = RowsName.first,
+    rows: Annotated[RowsName | None, typer.Option(help="Half of a guidance pair [conditional].")] = None,
     keep: Annotated[KeepName, typer.Option(help="Per token in float32 or 16, or per channel.")] = KeepName.full,
     keep_on: Annotated[str | None, typer.Option(help="Where the means are kept: cpu saves GPU memory.")] = None,
     out: Annotated[Path, typer.Option(help="The file; a partial one is continued.")] = Path("statistics.safetensors"),
@@ -58,8 +61,7 @@ def calibrate_command(
     """
     with _distributed.started() as world:
         source = sources.open_source(model, device, dtype)
-        count = samples if labels is None else 0
-        conditions = [i % source.classes for i in range(count)] if labels is None else runs.parse_labels(labels, source)
+        conditions = runs.conditions(source, samples, labels, prompts)
         grid = fc.grid(source.target, steps)
         need = fc.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
         if world.leads:
@@ -73,11 +75,11 @@ def calibrate_command(
                     source,
                     conditions,
                     num_steps=steps,
-                    guidance=guidance,
+                    guidance=sources.own_guidance(source) if guidance is None else guidance,
                     seed=seed,
                     batch=batch,
                     gaps=gaps,
-                    rows=rows.value,
+                    rows=rows.value if rows is not None else None,
                     shared_noise=shared_noise,
                     keep_on=keep_on,
                     path=out,

@@ -105,11 +105,12 @@ def _legend(samples: int) -> str:
 
 @app.command("sample")
 def sample_command(
-    labels: Annotated[str, typer.Option(help="Classes, by number or name: 207,360 or 'white shark,umbrella'.")],
+    labels: Annotated[str | None, typer.Option(help="Classes, by number or name: 207,360 or 'shark,umbrella'.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text, for text-to-image models; once an image.")] = None,
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for PNGs, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images a model call; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
@@ -143,7 +144,7 @@ def sample_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
-    """Sample images from class labels, by a method or a plan file, and write how they were made.
+    """Sample images from class labels or texts, by a method or a plan file, and write how they were made.
 
     Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare`
 
@@ -155,6 +156,9 @@ def sample_command(
 
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`
+
+    Example: `forecache sample --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus with a happy face"
+    --steps 20 --method goc --out out/`
     """
     options = Options(
         method, base, warmup, interval, anchor, level, skip, pattern, router, router_threshold, change, schedule,
@@ -171,15 +175,16 @@ def sample_command(
     num_steps = loaded.num_steps if loaded is not None else steps or 20
     built = options.build(num_steps)
     source = sources.open_source(model, device, dtype)
-    settings = runs.Settings(runs.parse_labels(labels, source), num_steps, guidance, seed, batch)
+    scale = sources.own_guidance(source) if guidance is None else guidance
+    settings = runs.Settings(runs.chosen(source, labels, prompt or []), num_steps, scale, seed, batch)
     chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
-    cost = runs.cost(source, chosen, settings) if chosen is not None else None
-    batches = -(-len(settings.labels) // batch)
+    batches = -(-len(settings.conditions) // batch)
     with progress(num_steps * batches * (1 + compare)) as (bar, task):
         bar.update(task, description="sampling")
         run = runs.generate(source, chosen, settings, lambda _: bar.advance(task))
         bar.update(task, description="sampling without a cache")
         uncached = runs.generate(source, None, settings, lambda _: bar.advance(task)) if compare else None
+    cost = runs.cost(source, chosen, run) if chosen is not None else None
     record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
     if chosen is not None:
         say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")

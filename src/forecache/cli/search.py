@@ -34,12 +34,15 @@ def search_command(
     v_max: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at most.")] = 3,
     any_order: Annotated[bool, typer.Option("--any-order", help="Intervals may grow towards the end.")] = False,
     proxy: Annotated[ProxyName, typer.Option(help="What ranks the patterns.")] = ProxyName.psnr,
-    samples: Annotated[int, typer.Option(min=1, help="Samples a pattern, the classes in turn.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Samples a pattern, the classes or texts in turn.")] = 64,
     labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
+    ] = None,
     order: Annotated[int, typer.Option(min=0, help="Taylor forecast of this order in between; 0 is reuse.")] = 0,
     candidates: Annotated[int, typer.Option(min=1, help="Larger spaces are sampled, so many patterns.")] = 100,
     sampling_seed: Annotated[int, typer.Option(min=0, help="Which patterns of a larger space.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; use another one to measure quality.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     out: Annotated[Path, typer.Option(help="Folder for plan.json, search.json and search.png.")] = Path("out/search"),
@@ -58,8 +61,7 @@ def search_command(
     space = Constraints(steps, budget, v_min, v_max, not any_order)
     with _distributed.started() as world:
         source = sources.open_source(model, device, dtype)
-        count = samples if labels is None else 0
-        conditions = [i % source.classes for i in range(count)] if labels is None else runs.parse_labels(labels, source)
+        conditions = runs.conditions(source, samples, labels, prompts)
         score = _score(proxy, source, conditions)
         if world.leads:
             say(_what(space, candidates, len(conditions)))
@@ -74,7 +76,7 @@ def search_command(
                 conditions,
                 score=score,
                 method=lambda base: fc.taylorseer(base, order) if order else base,
-                guidance=guidance,
+                guidance=sources.own_guidance(source) if guidance is None else guidance,
                 seed=seed,
                 batch=batch,
                 candidates=candidates,
@@ -94,7 +96,7 @@ def _what(space: Constraints, candidates: int, samples: int) -> str:
     return f"{size:,} patterns fit: {how} sampled with, {samples} images each."
 
 
-def _score(proxy: ProxyName, source: sources.Source, conditions: list[int] | tuple[int, ...]) -> Score:
+def _score(proxy: ProxyName, source: sources.Source, conditions: tuple[sources.Condition, ...]) -> Score:
     """The proxy by its name, with what it needs of the model."""
     if proxy is ProxyName.psnr:
         return fc.scores.psnr_to_uncached()
@@ -105,6 +107,8 @@ def _score(proxy: ProxyName, source: sources.Source, conditions: list[int] | tup
                 "forecache.search with scores.frechet(features, reference)."
             )
         return fc.scores.frechet(source.digits.features, source.digits.reference, "Fréchet distance to MNIST test")
+    if not source.classes:
+        return fc.scores.clip_score([str(text) for text in conditions])
     names = {label: name for name, label in getattr(getattr(source, "pipe", None), "labels", {}).items()}
     if missing := [label for label in conditions if label not in names]:
         raise fc.InputError(
