@@ -7,7 +7,7 @@ with such steps finds it compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from forecache import _modelcall
 from forecache._modelcall import Inputs
-from forecache.adapters import Gates, Layout
+from forecache.adapters import Gate, Gates, Layout
 from forecache.choosing import Chooser, Meter
 from forecache.history import Lent, Made, Past
 from forecache.liveness import Choice, Op
@@ -47,12 +47,12 @@ class Place:
 class Graphs:
     """The steps of one session as pure functions.
 
-    spans: the sites of every block. own: the functions of the model, by what they do. Each has a code object of its
-    own: a compiler counts recompilations by code, and gives up after a few.
+    spans: the sites of every block. starts: blocks where a run begins anew. own: the functions of the model, by what
+    they do. Each has a code object of its own: a compiler counts recompilations by code, and gives up after a few.
     """
 
-    def __init__(self, spans: Sequence[range], own: dict[tuple[Op, ...], Pure]) -> None:
-        self._spans, self._own = spans, own
+    def __init__(self, spans: Sequence[range], starts: Collection[int], own: dict[tuple[Op, ...], Pure]) -> None:
+        self._spans, self._starts, self._own = spans, starts, own
         self._found: dict[tuple[int, Compiler | None], Pure] = {}
 
     def of(self, number: int, step: Step, compiler: Compiler | None = None) -> Pure:
@@ -62,7 +62,7 @@ class Graphs:
             ops = tuple(map(_normal, step.ops))
             run = self._own.get(ops)
             if run is None:
-                run = self._own[ops] = _pure(step_of(ops, self._spans), len(self._own))
+                run = self._own[ops] = _pure(step_of(ops, self._spans, self._starts), len(self._own))
             run = self._found[number, compiler] = run if compiler is None else compiler(run)
         return run
 
@@ -70,9 +70,9 @@ class Graphs:
 _OF_MODELS: WeakKeyDictionary[nn.Module, dict[tuple[Op, ...], Pure]] = WeakKeyDictionary()
 
 
-def graphs(model: nn.Module, spans: Sequence[range]) -> Graphs:
-    """The graphs of a model; spans: the sites of every block."""
-    return Graphs(spans, _OF_MODELS.setdefault(model, {}))
+def graphs(layout: Layout) -> Graphs:
+    """The graphs of a model."""
+    return Graphs(layout.spans, layout.starts, _OF_MODELS.setdefault(layout.model, {}))
 
 
 def _normal(op: Op) -> Op:
@@ -105,7 +105,7 @@ class Borrowed(Past):
     """The past of one step, lent to it: nothing is counted, freed or kept from here."""
 
     def __init__(self, step: Step, place: Place, lent: Lent, inputs: Inputs | None) -> None:
-        super().__init__(Chooser(place.layout, Meter(), self._random), place.gates)
+        super().__init__(place.layout, Chooser(place.layout, Meter(), self._random), place.gates)
         self._step = step
         self._done = [False] * len(step.ops)
         self._lent = lent
@@ -140,15 +140,13 @@ class Borrowed(Past):
     def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
         return None if name is None else self._lent.constants[site][name == "shift"]
 
-    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
-        weighted = []
+    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+        weighted: list[Gate] = []
         for branch, (site, op) in enumerate(zip(run.sites, run.ops, strict=True)):
             if op.is_sum and op.is_reuse:
                 weighted.append(gates[branch])
             elif op.is_sum:
-                gate = gates[branch]
-                wide = torch.promote_types(gate.dtype, torch.float32)
-                weighted += [(gate.to(wide) * weight).to(gate.dtype) for weight in self._weights[site]]
+                weighted += [_times(gates[branch], weight) for weight in self._weights[site]]
         return weighted
 
     def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:
@@ -157,6 +155,17 @@ class Borrowed(Past):
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
         if op.store is not None and output is not None:
             self._features[site] = output.to(self._cache_dtype or output.dtype), output.dtype
+
+
+def _times(gate: Gate, weight: Tensor) -> Gate:
+    """A gate times a weight, in the gate's dtype."""
+    return tuple(_product(each, weight) for each in gate) if isinstance(gate, tuple) else _product(gate, weight)
+
+
+def _product(gate: Tensor | float, weight: Tensor) -> Tensor:
+    if not isinstance(gate, Tensor):
+        return gate * weight
+    return (gate.to(torch.promote_types(gate.dtype, torch.float32)) * weight).to(gate.dtype)
 
 
 def _weights(step: Step, lent: Lent) -> dict[int, Sequence[Tensor]]:

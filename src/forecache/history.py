@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forecache._errors import RunError
-from forecache.adapters import Gates, Layout
+from forecache.adapters import Gate, Gates, Layout, Streams, add_up
 from forecache.choosing import Chooser, Meter
 from forecache.liveness import Choice, Op, Score, slots
 from forecache.placed import Placed
@@ -25,12 +25,13 @@ from forecache.shelf import Kept, Shelf, checked
 class Past(ABC):
     """What sites gave out in the steps before, and what they give out in this one.
 
-    chooser: for partial cells. gates: of runs of skipped blocks.
+    layout: of the model. chooser: for partial cells. gates: of runs of skipped blocks.
     """
 
-    def __init__(self, chooser: Chooser, gates: Mapping[tuple[int, int], Gates]) -> None:
+    def __init__(self, layout: Layout, chooser: Chooser, gates: Mapping[tuple[int, int], Gates]) -> None:
         self._chooser = chooser
         self._gates = gates
+        self._streams = layout.streams
         self._step: Step
         self._done: list[bool] = []
 
@@ -48,37 +49,37 @@ class Past(ABC):
         self._keep(site, op, output)
         return output
 
-    def collapsed(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """What a block gives out that is skipped as a whole: the first of a run speaks for all; None for another."""
+    def collapsed(self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams | None:
+        """What a block hands on that is skipped as a whole: the first of a run speaks for all; None for another."""
         run = self._step.runs[block]
         if run is None:
             return None
         if run is INSIDE:
-            return x_BND
+            return streams
         if any(self._done[run.sites.start : run.sites.stop]):
             raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
         self._done[run.sites.start : run.sites.stop] = [True] * len(run.sites)
-        return self._sum(run, x_BND, self._gates[run.key](x_BND, *args, **kwargs))
+        return self._sum(run, streams, self._gates[run.key](*args, **kwargs))
 
     def missed(self) -> int | None:
         """The first site that did not run in this call, if any."""
         return self._done.index(False) if False in self._done else None
 
-    def _sum(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
-        """x plus the gated estimates of a run of skipped blocks; gates: one a branch, broadcastable to (B, N, D)."""
+    def _sum(self, run: Run, given: Streams, gates: Sequence[Gate] | Tensor) -> Streams:
+        """The streams plus the gated estimates of a run of skipped blocks; gates: one a branch."""
         terms = iter(self._weighted(run, gates))
-        total_BND = x_BND.clone(memory_format=torch.contiguous_format)  # patch embeddings lie the other way round
+        totals = _copied(given)
         for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
             if slots_read is None:
                 estimate_BND = self._estimate(site, op)
-                total_BND.addcmul_(estimate_BND, gate)
+                add_up(totals, self._streams[site], estimate_BND, gate)
                 self._keep(site, op, estimate_BND)
                 continue
             for slot in slots_read:
-                total_BND.addcmul_(self._feature(site, slot), next(terms))
+                add_up(totals, self._streams[site], self._feature(site, slot), next(terms))
             if op.frees:
                 self._keep(site, op, None)
-        return total_BND
+        return totals
 
     def _estimate(self, site: int, op: Op) -> Tensor:
         total = self._combined(site, op)
@@ -101,7 +102,7 @@ class Past(ABC):
         """A correction of a cell for a feature like this one, (B, N, D)."""
 
     @abstractmethod
-    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         """The gates of a run times the weights of its features, one a feature."""
 
     @abstractmethod
@@ -144,7 +145,7 @@ class History(Past):
     """
 
     def __init__(self, layout: Layout, program: Program, meter: Meter, placed: Placed) -> None:
-        super().__init__(Chooser(layout, meter, self._random), program.gates)
+        super().__init__(layout, Chooser(layout, meter, self._random), program.gates)
         self._shelf = Shelf(placed.cache_dtype, placed.cache_device)
         self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in program.rows]
         self._meter = meter
@@ -204,17 +205,19 @@ class History(Past):
                     kept[slot] = None
         self._chooser.clear()
 
-    def _sum(self, run: Run, x_BND: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
+    def _sum(self, run: Run, given: Streams, gates: Sequence[Gate] | Tensor) -> Streams:
         if not run.is_sum:
-            return super()._sum(run, x_BND, gates)
-        total_BND = x_BND.clone(memory_format=torch.contiguous_format)
+            return super()._sum(run, given, gates)
+        totals = _copied(given)
+        streams = [self._streams[site] for site, _ in run.reads]
         entries = [self._slots[site][slot] for site, slot in run.reads]
-        for entry, following, gate in zip(entries, [*entries[1:], None], self._weighted(run, gates), strict=True):
-            total_BND.addcmul_(self._shelf.get(entry, following), gate)
+        terms = zip(streams, entries, [*entries[1:], None], self._weighted(run, gates), strict=True)
+        for own, entry, following, gate in terms:
+            add_up(totals, own, self._shelf.get(entry, following), gate)
         del entries
         for site in run.freeing:
             self._keep(site, self._step.ops[site], None)
-        return total_BND
+        return totals
 
     def _feature(self, site: int, slot: int) -> Tensor:
         return self._shelf.get(self._slots[site][slot])
@@ -226,7 +229,7 @@ class History(Past):
     def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
         return None if name is None else self._placed.like(name, like)
 
-    def _weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         return gates if run.is_plain else self._placed.weighted(run, gates)
 
     def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:
@@ -246,6 +249,11 @@ class History(Past):
     def _store(self, site: int, slot: int, entry: Kept) -> None:
         self._slots[site][slot] = entry
         self._meter.held += entry.feature.nbytes
+
+
+def _copied(streams: Streams) -> Streams:
+    """Patch embeddings lie the other way round: sums walk every feature with the grain of a copy that does not."""
+    return tuple(stream.clone(memory_format=torch.contiguous_format) for stream in streams)
 
 
 def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:

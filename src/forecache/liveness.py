@@ -7,7 +7,7 @@ holds for the scores by which partial cells choose their tokens, and for the tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from forecache._core import Cell, Importance, Site, Tokens
@@ -73,11 +73,11 @@ def skipped_blocks(ops: Sequence[Op], spans: Sequence[range]) -> list[int]:
     return [block for block, sites in enumerate(spans) if all(ops[site].skipped for site in sites)]
 
 
-def runs(blocks: Sequence[int]) -> list[range]:
-    """Numbers in ascending order as runs without a gap: [0, 1, 2, 5] is 0 to 2, and 5."""
+def runs(blocks: Sequence[int], starts: Collection[int] = ()) -> list[range]:
+    """Numbers in ascending order as runs without a gap: [0, 1, 2, 5] is 0 to 2, and 5. A run begins anew at starts."""
     found: list[range] = []
     for block in blocks:
-        if found and found[-1].stop == block:
+        if found and found[-1].stop == block and block not in starts:
             found[-1] = range(found[-1].start, block + 1)
         else:
             found.append(range(block, block + 1))

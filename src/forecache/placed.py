@@ -9,7 +9,12 @@ from torch import Tensor
 
 from forecache import selection
 from forecache._errors import RunError
+from forecache.adapters import Gate
 from forecache.program import Run
+
+
+def _times(gate: Gate, weight: float) -> Gate:
+    return tuple(each * weight for each in gate) if isinstance(gate, tuple) else gate * weight
 
 
 class Placed:
@@ -46,10 +51,10 @@ class Placed:
             placed = self._placed[key] = constant.to(feature.device, feature.dtype)
         return placed
 
-    def weighted(self, run: Run, gates: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    def weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
         """The gates of a run times the weights of its features, one a feature."""
         if not isinstance(gates, Tensor):
-            return [gates[branch] * weight for branch, weight in zip(run.index, run.weights, strict=True)]
+            return [_times(gates[branch], weight) for branch, weight in zip(run.index, run.weights, strict=True)]
         key = run, gates.device
         if key not in self._terms:
             shape = (-1, *[1] * (gates.ndim - 1))

@@ -6,7 +6,7 @@ gates of all its branches made at once. That is the papers' arithmetic: gates ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -92,10 +92,10 @@ class Step:
         return tuple(weight for op in self.ops if not op.is_reuse for _, weight in op.reads)
 
 
-def step_of(ops: tuple[Op, ...], spans: Sequence[range]) -> Step:
-    """A model call with these operations; spans: the sites of every block."""
+def step_of(ops: tuple[Op, ...], spans: Sequence[range], starts: Collection[int] = ()) -> Step:
+    """A model call with these operations; spans: the sites of every block. starts: blocks where a run begins anew."""
     runs: list[Run | Inside | None] = [None] * len(spans)
-    for blocks in liveness.runs(liveness.skipped_blocks(ops, spans)):
+    for blocks in liveness.runs(liveness.skipped_blocks(ops, spans), starts):
         runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
         runs[blocks.start] = _run(blocks, ops, spans)
     computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
@@ -122,7 +122,7 @@ class Program:
         self.gates: dict[tuple[int, int], Gates] = {}
         self._layout = layout
         self._weights: object = None
-        self.steps = [step_of(ops, layout.spans) for ops in zip(*self.rows, strict=True)]
+        self.steps = [step_of(ops, layout.spans, layout.starts) for ops in zip(*self.rows, strict=True)]
         self._blocks = {run.blocks for step in self.steps for run in step.runs if isinstance(run, Run)}
 
     def refresh(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forecache._errors import AlreadyAppliedError, PlanError, RunError
-from forecache.adapters import Layout, find, is_mounted, layout_for, mounted, optimized, replaced
+from forecache.adapters import Layout, Streams, find, is_mounted, layout_for, mounted, optimized, replaced
 from forecache.generations import Generations, Lane
 from forecache.graphs import Borrowed, Place, Pure, graphs
 from forecache.history import Lent, Made
@@ -55,7 +55,7 @@ class Session:
         placed = Placed(plan.constants, cache_dtype, cache_device)
         self._generations = Generations(layout, plan, self._program, placed, scheduler, max_cache_bytes)
         self._local = self._generations.local
-        self._graphs = graphs(layout.model, layout.spans)
+        self._graphs = graphs(layout)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -119,10 +119,12 @@ class Session:
             raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
         return past.value(site, compute, args, kwargs)
 
-    def _collapse(self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> Tensor | None:
-        """What a block gives out that is skipped as a whole: the first of a run of them speaks for all."""
+    def _collapse(
+        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
+    ) -> Streams | None:
+        """What a block hands on that is skipped as a whole: the first of a run of them speaks for all."""
         past = self._local.current
-        return None if past is None else past.collapsed(block, x_BND, args, kwargs)
+        return None if past is None else past.collapsed(block, streams, args, kwargs)
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""

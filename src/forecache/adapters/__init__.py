@@ -14,22 +14,26 @@ from torch import nn
 
 from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
-from forecache.adapters import diffusers_dit, modules, pixart
-from forecache.adapters.base import Block, Branch, Gates, Layout, Value, is_mounted, mounted, replaced
+from forecache.adapters import diffusers_dit, families, flux, modules, pixart, sd3, wan
+from forecache.adapters.base import Layout, is_mounted, mounted, replaced
+from forecache.adapters.blocks import Block, Branch, Gate, Gates, Streams, Value, add_up
 from forecache.adapters.counting import Arguments, Parts, Special, count, seen
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 
-FAMILIES = (diffusers_dit, pixart)
+FAMILIES = (diffusers_dit, pixart, sd3, flux, wan, families)
 
 __all__ = [
     "Arguments",
     "Block",
     "Branch",
+    "Gate",
     "Gates",
     "Layout",
     "Parts",
     "Special",
+    "Streams",
     "Value",
+    "add_up",
     "describe",
     "describe_scheduler",
     "find",

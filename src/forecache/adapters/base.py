@@ -5,89 +5,20 @@ B batch, N tokens, D width.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from forecache._core import Cell, Site
 from forecache._errors import PlanMismatchError
+from forecache.adapters.blocks import Block, Collapse, Forward, Gate, Gates, Value
 
-Forward = Callable[..., Any]
-Example = Callable[[int], Mapping[str, Tensor]]
-
-
-class Value(Protocol):
-    """Who decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
-
-    def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
-
-
-class Collapse(Protocol):
-    """Who knows which blocks are skipped as a whole: what such a block gives out, or None if it is not skipped."""
-
-    def __call__(
-        self, block: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Tensor | None: ...
-
-
-Gates = Callable[..., Sequence[Tensor] | Tensor]
-"""The gates of a run of blocks, one a branch, broadcastable to (B, N, D), from the arguments of a block's forward."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
-
-    compute: norm, modulation and module, up to but without the gate; (B, N, D) -> (B, N, D). gate: the gate of the
-    current step, broadcastable to (B, N, D); None where the branch is added as it is. tokenwise: every token is
-    computed by itself, so that ``compute`` of some tokens (B, K, D) is possible. received: of an attention, what every
-    token receives from all queries, mean over heads, (B, N), float32.
-    """
-
-    kind: str
-    compute: Callable[[Tensor, Any], Tensor]
-    gate: Callable[[Any], Tensor] | None
-    tokenwise: bool = False
-    received: Callable[[Tensor, Any], Tensor] | None = None
-
-    def added(self, x_BND: Tensor, y_BND: Tensor, condition: Any) -> Tensor:
-        """x after the branch, whose ungated output is y."""
-        return y_BND + x_BND if self.gate is None else self.gate(condition) * y_BND + x_BND
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
-
-    weights: the tensors that gates are made of, where those of many blocks are stacked.
-    """
-
-    module: nn.Module
-    condition: Callable[..., Any]
-    branches: tuple[Branch, ...]
-    weights: Callable[[], Iterable[Tensor]] = tuple
-
-    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
-        """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
-
-        number: of the block. first_site: the index of branch 0.
-        """
-
-        @functools.wraps(self.module.forward)
-        def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if collapse is not None and (given := collapse(number, x_BND, args, kwargs)) is not None:
-                return given
-            condition = self.condition(x_BND, *args, **kwargs)
-            for site, branch in enumerate(self.branches, first_site):
-                y_BND = value(site, branch.compute, x_BND, condition)
-                x_BND = branch.added(x_BND, y_BND, condition)
-            return x_BND
-
-        return forward
+Example = Callable[[int], Mapping[str, Any]]
+Level = Literal["branches", "blocks", "modules"]
+"""What sites are: the branches of known blocks, what whole blocks add, or modules."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +28,9 @@ class Layout:
     forwards: given ``value`` and ``collapse``, the (module, forward) pairs that route every site through them. example:
     inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
     sites that treat every token by itself. received: for sites that are attentions, called as they are computed, what
-    every token receives, (B, N). blocks: where sites are the branches of a stack of blocks, each with the index of its
-    first site. stacked: the gates of some of these blocks at once; None if they are made one by one.
+    every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
+    the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
+    before which the model does something else than hand on; a run of skipped blocks ends there. level: what sites are.
     """
 
     model: nn.Module
@@ -109,11 +41,18 @@ class Layout:
     received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
     blocks: tuple[tuple[int, Block], ...] = ()
     stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None
+    starts: frozenset[int] = frozenset()
+    level: Level = "modules"
 
     @property
     def spans(self) -> tuple[range, ...]:
         """The sites of every block."""
         return tuple(range(first, first + len(block.branches)) for first, block in self.blocks)
+
+    @property
+    def streams(self) -> tuple[tuple[int, ...], ...]:
+        """The streams that every site adds to, where sites belong to blocks."""
+        return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
 
     def weights(self) -> tuple[tuple[int, int], ...]:
         """Where the weights that make gates lie, and their versions: another value where one has changed."""
@@ -124,7 +63,7 @@ class Layout:
         """The gates of these blocks, from one batched product where the family has one and the modules allow it."""
         blocks = [self.blocks[number][1] for number in numbers]
         made = self.stacked([block.module for block in blocks]) if self.stacked is not None else None
-        return made or functools.partial(_one_by_one, blocks)
+        return made or _one_by_one(blocks)
 
     def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
@@ -146,22 +85,31 @@ class Layout:
                 )
 
 
-def _one_by_one(blocks: Sequence[Block], x_BND: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
-    gates = []
-    for block in blocks:
-        condition = block.condition(x_BND, *args, **kwargs)
-        one = x_BND.new_ones(1)
-        gates.extend(one if branch.gate is None else branch.gate(condition) for branch in block.branches)
+def _one_by_one(blocks: Sequence[Block]) -> Gates:
+    if all(branch.gate is None for block in blocks for branch in block.branches):
+        ones = [1.0 for block in blocks for _ in block.branches]
+        return lambda *_, **__: ones
+
+    def gates(*args: Any, **kwargs: Any) -> list[Gate]:
+        found: list[Gate] = []
+        for block in blocks:
+            condition = block.condition(*args, **kwargs)
+            found.extend(1.0 if branch.gate is None else branch.gate(condition) for branch in block.branches)
+        return found
+
     return gates
 
 
 def from_blocks(
     model: nn.Module,
     blocks: Iterable[Block],
-    example: Example,
+    example: Example | None = None,
     stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None,
+    *,
+    starts: Iterable[int] = (),
+    level: Level = "branches",
 ) -> Layout:
-    """The layout of a stack of blocks, each called with what the one before gave out.
+    """The layout of a stack of blocks, each called with what the one before gave out, except for ``starts``.
 
     Sites are named ``blocks.<depth>.<kind>`` in every family.
     """
@@ -178,9 +126,18 @@ def from_blocks(
         ]
 
     branches = [branch for _, block in placed for branch in block.branches]
-    tokenwise = frozenset(site for site, branch in enumerate(branches) if branch.tokenwise)
-    received = {site: branch.received for site, branch in enumerate(branches) if branch.received is not None}
-    return Layout(model, tuple(sites), forwards, example, tokenwise, received, tuple(placed), stacked)
+    return Layout(
+        model,
+        tuple(sites),
+        forwards,
+        example,
+        frozenset(site for site, branch in enumerate(branches) if branch.tokenwise),
+        {site: branch.received for site, branch in enumerate(branches) if branch.received is not None},
+        tuple(placed),
+        stacked,
+        frozenset(starts),
+        level,
+    )
 
 
 def is_named(model: object, name: str) -> bool:

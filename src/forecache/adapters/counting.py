@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from forecache._core import Tokens
 from forecache._errors import InputError
 from forecache.adapters.base import Layout, is_mounted, mounted
+from forecache.adapters.blocks import Streams
 
 
 class Arguments(NamedTuple):
@@ -119,11 +120,11 @@ class _Counts:
         self.condition_macs: dict[int, int] = {}
         self.gate_macs: dict[int, int] = {}
 
-    def block(self, number: int, x_BND: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
+    def block(self, number: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
         if number in self._special.skipped:
             condition = self._layout.blocks[number][1].condition
-            self.condition_macs[number] = self._macs(condition, x_BND, *args, **kwargs)[1]
-            self.gate_macs[number] = self._macs(self._layout.gates([number]), x_BND, *args, **kwargs)[1]
+            self.condition_macs[number] = self._macs(condition, *args, **kwargs)[1]
+            self.gate_macs[number] = self._macs(self._layout.gates([number]), *args, **kwargs)[1]
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output, self.macs[site] = self._macs(compute, *args, **kwargs)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from forecache.adapters import stacked_gates
 from forecache.adapters.attention import received as received_by
-from forecache.adapters.base import Block, Branch, Layout, from_blocks, is_named
+from forecache.adapters.base import Layout, from_blocks, is_named
+from forecache.adapters.blocks import Block, Branch
 
 
 class Modulation(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from forecache._core import Site
 from forecache._errors import ModelError, SiteError
-from forecache.adapters.base import Collapse, Forward, Layout, Value
+from forecache.adapters.base import Layout
+from forecache.adapters.blocks import Collapse, Forward, Value
 
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from forecache.adapters import tables
 from forecache.adapters.attention import received as received_by
-from forecache.adapters.base import Block, Branch, Gates, Layout, from_blocks, is_named
+from forecache.adapters.base import Layout, from_blocks, is_named
+from forecache.adapters.blocks import Block, Branch, Gates
 
 CAPTION_TOKENS = 120
 """Tokens that PixArt-alpha's pipeline pads captions to; Sigma's pads to 300."""
@@ -81,25 +83,10 @@ def _block(block: Any) -> Block:
 
 
 def _stacked(blocks: Sequence[Any]) -> Gates | None:
-    """The gates of these blocks at once: their tables in one tensor, to which the timestep's part is added."""
-    tables = [block.scale_shift_table for block in blocks]
-    if len({(each.dtype, each.device) for each in tables}) != 1:
+    crosses = {block.attn2 is not None for block in blocks}
+    if len(crosses) != 1:
         return None
-    kinds = {block.attn2 is not None for block in blocks}
-    if len(kinds) != 1:
-        return None
-    tables_LG1D = torch.stack([table.detach() for table in tables])[:, 2::3, None]
-    step = 2 if kinds.pop() else 1
-
-    def gates(x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[3]
-        made_LGBD = tables_LG1D + timestep.reshape(len(x_BND), 6, -1)[:, 2::3].transpose(0, 1)
-        number, _, batch, width = made_LGBD.shape
-        all_LKBD = made_LGBD.new_ones(number, 1 + step, batch, width)  # cross-attention has no gate
-        all_LKBD[:, ::step] = made_LGBD
-        return all_LKBD.flatten(0, 1)[:, :, None]
-
-    return gates
+    return tables.stacked([block.scale_shift_table for block in blocks], "timestep", 4, crosses.pop())
 
 
 def _example(model: Any, batch: int) -> dict[str, Any]:

@@ -1,0 +1,193 @@
+"""What a block is made of: residual branches on one or several streams of tokens.
+
+A stream is what a block hands on: the tokens of an image, and in joint models those of a text beside them. A feature is
+one tensor; of a branch that adds to several streams, their parts one after the other. B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[..., Any]
+Streams = tuple[Tensor, ...]
+"""What blocks hand on, each (B, N, D)."""
+Gate = Tensor | float | tuple[Tensor | float, ...]
+"""Of a branch: broadcastable to its feature, a number, or one for each of its streams."""
+Gates = Callable[..., Sequence[Gate] | Tensor]
+"""The gates of a run of blocks, one a branch, from the arguments of a block's forward."""
+
+
+class Value(Protocol):
+    """Who decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
+
+    def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+class Collapse(Protocol):
+    """Who knows which blocks are skipped as a whole: what such a block hands on, or None if it is not skipped."""
+
+    def __call__(
+        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
+    ) -> Streams | None: ...
+
+
+def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
+    """x + gate * y."""
+    return gate * y_BND + x_BND
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
+
+    compute: norm, modulation and module, up to but without the gate, from the branch's streams; (B, N, D) -> (B, N, D).
+    gate: the gate of the current step, broadcastable to (B, N, D), or one for each stream; None where the branch is
+    added as it is. tokenwise: every token is computed by itself, so that ``compute`` of some tokens (B, K, D) is
+    possible. received: of an attention, what every token receives from all queries, mean over heads, (B, N), float32.
+    streams: which of the block's it adds to. reads: which it is computed from, where these are others. add: x, y and a
+    gate to what is handed on, bit for bit.
+    """
+
+    kind: str
+    compute: Callable[..., Tensor]
+    gate: Callable[[Any], Any] | None
+    tokenwise: bool = False
+    received: Callable[[Tensor, Any], Tensor] | None = None
+    streams: tuple[int, ...] = (0,)
+    reads: tuple[int, ...] | None = None
+    add: Callable[[Tensor, Tensor, Any], Tensor] = gated
+
+    def added(self, streams: list[Tensor], y_BND: Tensor, condition: Any) -> None:
+        """Put the branch, whose ungated output is y, onto its streams."""
+        gate = self.gate(condition) if self.gate is not None else None
+        for stream, part, each in _parts(self.streams, streams, y_BND, gate):
+            x_BND = streams[stream]
+            streams[stream] = x_BND + part if each is None else self.add(x_BND, part, each)
+
+
+def add_up(totals: Sequence[Tensor], streams: Sequence[int], feature_BND: Tensor, gate: Any) -> None:
+    """Add a gated feature to its streams, in place."""
+    for stream, part, each in _parts(streams, totals, feature_BND, gate):
+        if isinstance(each, Tensor):
+            totals[stream].addcmul_(part, each)
+        else:
+            totals[stream].add_(part, alpha=each)
+
+
+def _parts(
+    streams: Sequence[int], given: Sequence[Tensor], feature_BND: Tensor, gate: Any
+) -> Iterable[tuple[int, Tensor, Any]]:
+    """(stream, its part of a feature, its gate)."""
+    if len(streams) == 1:
+        return [(streams[0], feature_BND, gate[0] if isinstance(gate, tuple) else gate)]
+    parts = feature_BND.split([given[stream].shape[1] for stream in streams], 1)
+    return zip(streams, parts, gate if isinstance(gate, tuple) else [gate] * len(parts), strict=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
+
+    weights: the tensors that gates are made of, where those of many blocks are stacked. inputs: the names of the
+    streams in the signature of the forward. outputs: the streams that it gives out, None for nothing; one alone is not
+    in a tuple.
+    """
+
+    module: nn.Module
+    condition: Callable[..., Any]
+    branches: tuple[Branch, ...]
+    weights: Callable[[], Iterable[Tensor]] = tuple
+    inputs: tuple[str, ...] = ("hidden_states",)
+    outputs: tuple[int | None, ...] = (0,)
+
+    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+        """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
+
+        number: of the block. first_site: the index of branch 0.
+        """
+        take = _taking(self.module.forward, self.inputs)
+
+        @functools.wraps(self.module.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            streams = take(args, kwargs)
+            if collapse is not None and (after := collapse(number, streams, args, kwargs)) is not None:
+                return self.handed(after)
+            condition, now = self.condition(*args, **kwargs), list(streams)
+            for site, branch in enumerate(self.branches, first_site):
+                given_BND = [now[stream] for stream in branch.reads or branch.streams]
+                y_BND = value(site, branch.compute, *given_BND, condition)
+                branch.added(now, y_BND, condition)
+            return self.handed(now)
+
+        return forward
+
+    def handed(self, streams: Sequence[Tensor]) -> Any:
+        """The streams as the block's forward gives them out."""
+        found = [None if stream is None else streams[stream] for stream in self.outputs]
+        return tuple(found) if len(found) > 1 else found[0]
+
+
+@dataclass(frozen=True)
+class Residual(Block):
+    """A block as one site: what it adds to its streams as a whole, output minus input.
+
+    Computed, the block's own output is handed on; skipped, its input plus the estimate.
+    """
+
+    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+        own = self.module.forward
+        take = _taking(own, self.inputs)
+        (branch,) = self.branches
+
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            streams = take(args, kwargs)
+            if collapse is not None and (given := collapse(number, streams, args, kwargs)) is not None:
+                return self.handed(given)
+            outputs: list[tuple[Any, Tensor]] = []
+
+            def compute(*streams: Tensor) -> Tensor:
+                output = own(*args, **kwargs)
+                found = output if isinstance(output, tuple) else (output,)
+                after = {stream: each for stream, each in zip(self.outputs, found, strict=True) if stream is not None}
+                residual_BND = torch.cat([after[stream] - streams[stream] for stream in branch.streams], 1)
+                outputs.append((output, residual_BND))
+                return residual_BND
+
+            y_BND = value(first_site, compute, *streams)
+            if outputs and y_BND is outputs[0][1]:
+                return outputs[0][0]
+            now = list(streams)
+            branch.added(now, y_BND, None)
+            return self.handed(now)
+
+        return forward
+
+
+def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...]) -> Residual:
+    """The block as one site, kind ``block``."""
+    streams = tuple(sorted(stream for stream in outputs if stream is not None))
+    branch = Branch("block", _nothing, None, streams=streams)
+    return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs)
+
+
+def _nothing(*_: Any, **__: Any) -> Any:
+    return None
+
+
+def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
+    """Reads the streams from the arguments of a block's forward."""
+    known = list(inspect.signature(forward).parameters)
+    places = [(name, known.index(name)) for name in names]
+
+    def take(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
+        return tuple(args[place] if place < len(args) else kwargs[name] for name, place in places)
+
+    return take
