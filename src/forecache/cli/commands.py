@@ -187,7 +187,7 @@ def sample_command(
     cost = runs.cost(source, chosen, run) if chosen is not None else None
     record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
     if chosen is not None:
-        say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
+        say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost or 'cost not known from shapes'}")
     if uncached is not None:
         values = [entry["psnr_db"] for entry in record["images"]]
         worst = "equal images" if None in values else f"PSNR {min(values):.1f} to {max(values):.1f} dB"
