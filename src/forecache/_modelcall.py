@@ -38,8 +38,10 @@ def is_at_hand(timestep: Any) -> bool:
     return not isinstance(timestep, Tensor) or timestep.device.type in ("cpu", "meta")
 
 
-def number(timestep: Any) -> float | None:
-    """The timestep of a call as a number, the largest of its samples; None if it is none."""
+def number(timestep: Any, rising: bool = False) -> float | None:
+    """The timestep of a call as a number, the largest of its samples; None if it is none. Negated where it rises."""
     if isinstance(timestep, Tensor):
-        return None if timestep.is_meta or timestep.numel() == 0 else float(timestep.detach().to(torch.float64).max())
-    return float(timestep) if isinstance(timestep, int | float) else None
+        if timestep.is_meta or timestep.numel() == 0:
+            return None
+        timestep = float(timestep.detach().to(torch.float64).max())
+    return (-float(timestep) if rising else float(timestep)) if isinstance(timestep, int | float) else None

@@ -70,7 +70,7 @@ class Chooser:
 
     def _scores_for(self, site: int, choice: Choice, estimate_BND: Tensor) -> Tensor:
         if choice.score is not None:
-            return self.scores[choice.score]
+            return self.scores[choice.score][:, : estimate_BND.shape[1]]  # the image's part of a joint attention
         return self._random(site, choice, estimate_BND).expand(len(estimate_BND), -1)
 
     def clear(self) -> None:

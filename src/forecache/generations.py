@@ -97,7 +97,7 @@ class Generations:
         value = self._timestep(args, kwargs)
         inputs = _modelcall.inputs(args, kwargs)
         lane = run.lanes.get(run.lane)
-        timestep = self._expected(lane, value) if lane is not None else _modelcall.number(value)
+        timestep = self._expected(lane, value) if lane is not None else _modelcall.number(value, self._layout.rising)
         if lane is not None and not self._goes_on(lane, inputs, timestep):
             if self.is_short(lane):
                 run.drop()
@@ -121,7 +121,11 @@ class Generations:
         There is no need where set_timesteps has told how long the generation is.
         """
         announced = lane.length_known and lane.step < self.plan.num_steps
-        return lane.timestep if announced and not _modelcall.is_at_hand(value) else _modelcall.number(value)
+        return (
+            lane.timestep
+            if announced and not _modelcall.is_at_hand(value)
+            else _modelcall.number(value, self._layout.rising)
+        )
 
     def _goes_on(self, lane: Lane, inputs: Inputs | None, timestep: float | None) -> bool:
         if lane.inputs != inputs:

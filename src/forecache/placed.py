@@ -15,13 +15,11 @@ from forecache.program import Run
 
 def times(gate: Gate, weight: float | Tensor) -> Gate:
     """A gate, or those of several streams, times a number; in the gate's dtype."""
-    if isinstance(gate, tuple):
-        return tuple(_times(each, weight) for each in gate)
-    return _times(gate, weight) if isinstance(gate, Tensor) else gate * weight
+    return tuple(_times(each, weight) for each in gate) if isinstance(gate, tuple) else _times(gate, weight)
 
 
-def _times(gate: Tensor, weight: float | Tensor) -> Tensor:
-    if not isinstance(weight, Tensor):
+def _times(gate: Tensor | float, weight: float | Tensor) -> Tensor | float:
+    if not isinstance(gate, Tensor) or not isinstance(weight, Tensor):
         return gate * weight
     return (gate.to(torch.promote_types(gate.dtype, torch.float32)) * weight).to(gate.dtype)
 

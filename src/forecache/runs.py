@@ -67,9 +67,12 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
     return Run(made, seconds, session.stats, *calls)
 
 
-def cost(source: Source, plan: Plan, run: Run) -> Cost:
-    """What the plan costs for the first batch of the run, by what the model was called with."""
-    return plan.cost(source.target, inputs=run.call)
+def cost(source: Source, plan: Plan, run: Run) -> Cost | None:
+    """What the plan costs for the first batch of the run, by what the model was called with; None if nobody knows."""
+    try:
+        return plan.cost(source.target, inputs=run.call)
+    except InputError:  # the model's forward reads values
+        return None
 
 
 def write(

@@ -31,6 +31,7 @@ class Layout:
     every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
     the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
     before which the model does something else than hand on; a run of skipped blocks ends there. level: what sites are.
+    rising: the model's time goes up while it samples.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Layout:
     stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None
     starts: frozenset[int] = frozenset()
     level: Level = "modules"
+    rising: bool = False
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -108,6 +110,7 @@ def from_blocks(
     *,
     starts: Iterable[int] = (),
     level: Level = "branches",
+    rising: bool = False,
 ) -> Layout:
     """The layout of a stack of blocks, each called with what the one before gave out, except for ``starts``.
 
@@ -137,6 +140,7 @@ def from_blocks(
         stacked,
         frozenset(starts),
         level,
+        rising,
     )
 
 

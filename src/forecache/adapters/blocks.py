@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Forward = Callable[..., Any]
 Streams = tuple[Tensor, ...]
 """What blocks hand on, each (B, N, D)."""
-Gate = Tensor | float | tuple[Tensor, ...]
+Gate = Tensor | float | tuple[Tensor | float, ...]
 """Of a branch: broadcastable to its feature, a number, or one for each of its streams."""
 Gates = Callable[..., Sequence[Gate] | Tensor]
 """The gates of a run of blocks, one a branch, from the arguments of a block's forward."""
@@ -87,8 +87,33 @@ def _parts(
     """(stream, its part of a feature, its gate)."""
     if len(streams) == 1:
         return [(streams[0], feature_BND, gate[0] if isinstance(gate, tuple) else gate)]
-    parts = feature_BND.split([given[stream].shape[1] for stream in streams], 1)
+    wholes = [given[stream] for stream in streams]
+    rows = feature_BND.split([_rows(whole, feature_BND.shape[2]) for whole in wholes], 1)
+    parts = [_like(part, whole) for part, whole in zip(rows, wholes, strict=True)]
     return zip(streams, parts, gate if isinstance(gate, tuple) else [gate] * len(parts), strict=True)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One feature of the parts of several streams; narrower ones fill rows of the first one's width."""
+    width = parts[0].shape[2]
+    rows = [part if part.shape[2] == width else _filled(part, width) for part in parts]
+    return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+
+
+def _rows(part: Tensor, width: int) -> int:
+    return part.shape[1] if part.shape[2] == width else -(-part.shape[1] * part.shape[2] // width)
+
+
+def _filled(part: Tensor, width: int) -> Tensor:
+    flat = part.flatten(1)
+    return nn.functional.pad(flat, (0, -flat.shape[1] % width)).unflatten(1, (-1, width))
+
+
+def _like(rows: Tensor, whole: Tensor) -> Tensor:
+    """Rows as tokens of a stream's width."""
+    if rows.shape[2] == whole.shape[2]:
+        return rows
+    return rows.flatten(1)[:, : whole[0].numel()].unflatten(1, whole.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -157,7 +182,7 @@ class Residual(Block):
                 output = own(*args, **kwargs)
                 found = output if isinstance(output, tuple) else (output,)
                 after = {stream: each for stream, each in zip(self.outputs, found, strict=True) if stream is not None}
-                residual_BND = torch.cat([after[stream] - streams[stream] for stream in branch.streams], 1)
+                residual_BND = joined([after[stream] - streams[stream] for stream in branch.streams])
                 outputs.append((output, residual_BND))
                 return residual_BND
 

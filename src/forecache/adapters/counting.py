@@ -92,7 +92,7 @@ def count(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         found = _Counts(layout, special, counter)
         with mounted(layout.forwards(found.value, found.block)):
-            layout.model(*args, **kwargs)
+            _run(layout.model, args, kwargs)
     outputs = [found.outputs.get(site) for site in range(len(layout.sites))]
     return Parts(
         tuple(found.macs.get(site, 0) for site in range(len(layout.sites))),
@@ -105,6 +105,18 @@ def count(
         found.condition_macs,
         found.gate_macs,
     )
+
+
+def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    try:
+        model(*args, **kwargs)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        raise InputError(
+            f"The cost of {type(model).__name__} cannot be known from shapes alone, because its forward reads values: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 class _Counts:

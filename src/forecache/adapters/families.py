@@ -39,7 +39,7 @@ class Family:
 
     name: as its users know it. reads: the model reads what
     single blocks hand on, for long skips, so that blocks are never added up as a run. turns: blocks of the stacks take
-    turns, on tokens that lie otherwise.
+    turns, on tokens that lie otherwise. rising: the model is told a time that goes up.
     """
 
     kind: str
@@ -47,6 +47,7 @@ class Family:
     stacks: tuple[Stack, ...]
     reads: bool = False
     turns: bool = False
+    rising: bool = False
 
 
 FAMILIES = (
@@ -56,9 +57,9 @@ FAMILIES = (
         (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)), Stack("single_transformer_blocks")),
     ),
     Family("QwenImageTransformer2DModel", "Qwen-Image", (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)),)),
-    Family("ZImageTransformer2DModel", "Z-Image", (Stack("layers", ("x",)),)),
+    Family("ZImageTransformer2DModel", "Z-Image", (Stack("layers", ("x",)),), rising=True),
     Family("SanaTransformer2DModel", "Sana", (Stack("transformer_blocks"),)),
-    Family("Lumina2Transformer2DModel", "Lumina 2", (Stack("layers"),)),
+    Family("Lumina2Transformer2DModel", "Lumina 2", (Stack("layers"),), rising=True),
     Family(
         "AuraFlowTransformer2DModel",
         "AuraFlow",
@@ -104,7 +105,7 @@ def layout(model: Any) -> Layout:
         starts = range(len(blocks))
     else:
         starts = {sum(map(len, stacks[:number])) for number, _ in enumerate(stacks) if _other(found, number)}
-    return from_blocks(model, blocks, starts=starts, level="blocks")
+    return from_blocks(model, blocks, starts=starts, level="blocks", rising=found.rising)
 
 
 def _other(found: Family, number: int) -> bool:

@@ -71,5 +71,5 @@ def weights(*norms: nn.Module) -> list[nn.Parameter]:
 
 
 def both(image_BND: Tensor, text_BMD: Tensor) -> Tensor:
-    """The feature of a branch on both streams."""
+    """The feature of a branch on both streams, in this order."""
     return torch.cat([image_BND, text_BMD], 1)

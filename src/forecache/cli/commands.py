@@ -219,7 +219,7 @@ def sample_command(
         typer.echo(json.dumps(record, indent=2))
         return
     if chosen is not None:
-        say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost}")
+        say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost or 'cost not known from shapes'}")
     if uncached is not None:
         values = [entry["psnr_db"] for entry in record["images"]]
         worst = "equal images" if None in values else f"PSNR {min(values):.1f} to {max(values):.1f} dB"

@@ -1,0 +1,318 @@
+"""Every diffusers family as a tiny random model of its real class, and what one call of it takes.
+
+B batch (2), M tokens of a text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+
+TIMES = (990, 850, 700, 550, 400, 250, 120, 20)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """config: of the class. shape: of what is sampled, (B, ...). inputs: x and a time 0 to 999 to the arguments."""
+
+    kind: str
+    config: dict
+    shape: tuple
+    inputs: Callable
+
+    def model(self):
+        torch.manual_seed(0)
+        model = getattr(diffusers, self.kind)(**self.config).eval()
+        with torch.no_grad():  # what is zero at first, such as gates, must matter
+            for parameter in model.parameters():
+                if not parameter.any() or parameter.std() < 1e-3:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+    def generate(self, model, times=TIMES, seed=0):
+        """What is sampled after a plain descent through ``times``."""
+        x = normal(*self.shape, seed=seed)
+        with torch.no_grad():
+            for time in times:
+                x = x - 0.1 * self.predict(model, x, time)
+        return x
+
+    def predict(self, model, x, time):
+        output = model(**self.inputs(x, time), return_dict=False)[0]
+        output = torch.stack(output) if isinstance(output, list) else output
+        return output[:, : x.shape[1]] if output.shape[1] == 2 * x.shape[1] else output
+
+
+def normal(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def t(time):
+    return torch.full((2,), time)
+
+
+def fraction(time):
+    return torch.full((2,), time / 1000)
+
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+IDS = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0))
+
+
+def mask():
+    """The second text is shorter."""
+    return torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+TINY = {
+    "DiT": Tiny(
+        "DiTTransformer2DModel",
+        {**HEADS, "num_layers": 3, "sample_size": 8, "num_embeds_ada_norm": 10, "in_channels": 4, "out_channels": 8},
+        (2, 4, 8, 8),
+        lambda x, time: {"hidden_states": x, "timestep": t(time), "class_labels": torch.tensor([3, 7])},
+    ),
+    "PixArt": Tiny(
+        "PixArtTransformer2DModel",
+        {**HEADS, "num_layers": 3, "sample_size": 8, "cross_attention_dim": 32, "caption_channels": 12},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": t(time),
+            "encoder_attention_mask": mask(),
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        },
+    ),
+    "SD3": Tiny(
+        "SD3Transformer2DModel",
+        {
+            **HEADS, "num_layers": 3, "sample_size": 8, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 8,
+            "joint_attention_dim": 12, "caption_projection_dim": 32, "pooled_projection_dim": 10,
+        },
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "pooled_projections": normal(2, 10, seed=2),
+            "timestep": t(time),
+        },
+    ),
+    "SD3.5": Tiny(
+        "SD3Transformer2DModel",
+        {
+            **HEADS, "num_layers": 3, "sample_size": 8, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 8,
+            "joint_attention_dim": 12, "caption_projection_dim": 32, "pooled_projection_dim": 10,
+            "dual_attention_layers": (0, 1), "qk_norm": "rms_norm",
+        },
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "pooled_projections": normal(2, 10, seed=2),
+            "timestep": t(time),
+        },
+    ),
+    "FLUX.1": Tiny(
+        "FluxTransformer2DModel",
+        {
+            **HEADS, "num_layers": 2, "num_single_layers": 3, "in_channels": 4, "joint_attention_dim": 12,
+            "pooled_projection_dim": 10, "axes_dims_rope": (4, 4, 8), "guidance_embeds": True,
+        },
+        (2, 16, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "pooled_projections": normal(2, 10, seed=2),
+            "timestep": fraction(time),
+            "img_ids": IDS,
+            "txt_ids": torch.zeros(5, 3),
+            "guidance": torch.full((2,), 3.5),
+        },
+    ),
+    "Wan 2.1": Tiny(
+        "WanTransformer3DModel",
+        {
+            **HEADS, "num_layers": 3, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 16,
+            "ffn_dim": 48, "rope_max_seq_len": 32,
+        },
+        (2, 4, 2, 8, 8),
+        lambda x, time: {"hidden_states": x, "timestep": t(time), "encoder_hidden_states": normal(2, 5, 12)},
+    ),
+    "Wan 2.2 5B": Tiny(
+        "WanTransformer3DModel",
+        {
+            **HEADS, "num_layers": 3, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 16,
+            "ffn_dim": 48, "rope_max_seq_len": 32,
+        },
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(time)[:, None] * (torch.arange(32) > 3),
+            "encoder_hidden_states": normal(2, 5, 12),
+        },
+    ),
+    "FLUX.2": Tiny(
+        "Flux2Transformer2DModel",
+        {
+            **HEADS, "num_layers": 2, "num_single_layers": 3, "in_channels": 4, "joint_attention_dim": 12,
+            "timestep_guidance_channels": 16, "axes_dims_rope": (4, 4, 4, 4),
+        },
+        (2, 16, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": fraction(time),
+            "img_ids": torch.cat([IDS, torch.zeros(16, 1)], 1),
+            "txt_ids": torch.zeros(5, 4),
+            "guidance": torch.full((2,), 3.5),
+        },
+    ),
+    "Qwen-Image": Tiny(
+        "QwenImageTransformer2DModel",
+        {**HEADS, "num_layers": 3, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 12,
+         "axes_dims_rope": (4, 4, 8)},
+        (2, 16, 16),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_hidden_states_mask": mask(),
+            "timestep": fraction(time),
+            "img_shapes": [[(1, 4, 4)], [(1, 4, 4)]],
+        },
+    ),
+    "Z-Image": Tiny(
+        "ZImageTransformer2DModel",
+        {"in_channels": 4, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+         "cap_feat_dim": 12, "axes_dims": [4, 4, 8], "axes_lens": [256, 32, 32]},
+        (2, 4, 1, 8, 8),
+        lambda x, time: {"x": list(x), "t": fraction(1000 - time), "cap_feats": list(normal(2, 5, 12))},
+    ),
+    "Sana": Tiny(
+        "SanaTransformer2DModel",
+        {**HEADS, "num_layers": 3, "in_channels": 4, "out_channels": 4, "num_cross_attention_heads": 2,
+         "cross_attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 12, "sample_size": 8},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": t(time),
+            "encoder_attention_mask": mask(),
+        },
+    ),
+    "Lumina 2": Tiny(
+        "Lumina2Transformer2DModel",
+        {"sample_size": 8, "in_channels": 4, "hidden_size": 24, "num_layers": 3, "num_refiner_layers": 1,
+         "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": (4, 4, 4),
+         "axes_lens": (32, 32, 32), "cap_feat_dim": 12},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": fraction(1000 - time),
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_attention_mask": mask(),
+        },
+    ),
+    "AuraFlow": Tiny(
+        "AuraFlowTransformer2DModel",
+        {**HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 2,
+         "num_single_dit_layers": 2, "joint_attention_dim": 12, "caption_projection_dim": 32,
+         "pos_embed_max_size": 16},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": fraction(time),
+        },
+    ),
+    "HunyuanDiT": Tiny(
+        "HunyuanDiT2DModel",
+        {**HEADS, "in_channels": 4, "patch_size": 2, "sample_size": 8, "hidden_size": 32, "num_layers": 4,
+         "cross_attention_dim": 16, "cross_attention_dim_t5": 16, "pooled_projection_dim": 16, "text_len": 5,
+         "text_len_t5": 5, "use_style_cond_and_image_meta_size": False},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(float(time)),
+            "encoder_hidden_states": normal(2, 5, 16),
+            "text_embedding_mask": mask(),
+            "encoder_hidden_states_t5": normal(2, 5, 16, seed=3),
+            "text_embedding_mask_t5": mask(),
+            "image_rotary_emb": (normal(16, 16, seed=4), normal(16, 16, seed=5)),
+        },
+    ),
+    "CogVideoX": Tiny(
+        "CogVideoXTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12, "num_layers": 3,
+         "sample_width": 8, "sample_height": 8, "sample_frames": 5, "max_text_seq_length": 5},
+        (2, 2, 4, 8, 8),
+        lambda x, time: {"hidden_states": x, "encoder_hidden_states": normal(2, 5, 12), "timestep": t(time)},
+    ),
+    "HunyuanVideo": Tiny(
+        "HunyuanVideoTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
+         "num_refiner_layers": 1, "text_embed_dim": 12, "pooled_projection_dim": 10, "rope_axes_dim": (4, 4, 8)},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(time),
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_attention_mask": mask(),
+            "pooled_projections": normal(2, 10, seed=2),
+            "guidance": torch.full((2,), 3500.0),
+        },
+    ),
+    "LTX-Video": Tiny(
+        "LTXVideoTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 32, "num_layers": 3,
+         "caption_channels": 12},
+        (2, 32, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": t(time),
+            "encoder_attention_mask": mask(),
+            "num_frames": 2,
+            "height": 4,
+            "width": 4,
+        },
+    ),
+    "Mochi 1": Tiny(
+        "MochiTransformer3DModel",
+        {**HEADS, "in_channels": 4, "num_layers": 3, "pooled_projection_dim": 16, "text_embed_dim": 16,
+         "time_embed_dim": 8, "max_sequence_length": 5},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 16),
+            "timestep": t(time),
+            "encoder_attention_mask": mask().bool(),
+        },
+    ),
+    "Latte": Tiny(
+        "LatteTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 8, "num_layers": 2, "cross_attention_dim": 32, "sample_size": 8,
+         "patch_size": 2, "norm_type": "ada_norm_single", "num_embeds_ada_norm": 1000, "caption_channels": 12,
+         "video_length": 2, "norm_elementwise_affine": False},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(time),
+            "encoder_hidden_states": normal(2, 5, 12),
+        },
+    ),
+    "Stable Audio": Tiny(
+        "StableAudioDiTModel",
+        {**HEADS, "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 3,
+         "num_key_value_attention_heads": 2, "cross_attention_dim": 12, "time_proj_dim": 8,
+         "global_states_input_dim": 12, "cross_attention_input_dim": 12},
+        (2, 4, 16),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": fraction(time),
+            "encoder_hidden_states": normal(2, 5, 12),
+            "global_hidden_states": normal(2, 1, 12, seed=2),
+            "rotary_embedding": (normal(17, 8, seed=4), normal(17, 8, seed=5)),
+        },
+    ),
+}  # fmt: skip
