@@ -157,6 +157,8 @@ def test_images_stream_through_memory(tmp_path, monkeypatch):
 
 def test_conditions_may_be_texts_and_nothing_that_a_file_cannot_hold(digits, tmp_path):
     class Prompted(DigitsSource):
+        classes = 0
+
         def generate(self, labels, how, first_index=0, on_step=None):
             return super().generate([len(text) for text in labels], how, first_index, on_step)
 
@@ -665,7 +667,8 @@ def test_a_few_images_can_be_told_as_json(forecache, tmp_path):
 
 
 SENTENCES = {
-    "nothing": ([], "Say what to sample"),
+    "nothing": ([], "labels, such as --labels 207,360"),
+    "prompts alone": (["--labels", "1", "--prompts", "p.txt"], "--prompts belongs to --num-samples"),
     "png alone": (["--labels", "1", "--png"], "--png belongs to --num-samples"),
     "shard size alone": (["--labels", "1", "--shard-size", 3], "--shard-size belongs to --num-samples"),
     "compare": (["--num-samples", 3, "--compare"], "--compare is for a few images"),
@@ -682,3 +685,19 @@ def test_options_that_do_not_fit_are_answered_with_a_sentence(forecache, tmp_pat
     assert sentence in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_come_from_a_file_in_turn(forecache, tmp_path, pixart_folder):
+    (tmp_path / "prompts.txt").write_text("a cat\n\na red apple\n")
+    words = ["sample", "--model", pixart_folder, "--num-samples", 3, "--shard-size", 2, "--call-size", 2, "--steps", 2]
+    words += ["--method", "fora", "--prompts", tmp_path / "prompts.txt"]
+    for out, batch in (("a", 2), ("b", 5)):
+        code, _, err = forecache(*words, "--batch", batch, "--out", tmp_path / out)
+        assert (code, err) == (0, "")
+    images, texts = (np.load(tmp_path / "a" / "samples.npz")[name] for name in ("arr_0", "arr_1"))
+    assert texts.tolist() == ["a cat", "a red apple", "a cat"]
+    assert len({image.tobytes() for image in images}) == 3
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    code, _, err = forecache(*words[:-2], "--random-classes", "--out", tmp_path / "c")
+    assert code == 1
+    assert "with --prompts" in err

@@ -29,7 +29,7 @@ from forecache.adapters import describe_scheduler, find, fingerprint, is_same, s
 from forecache.plan import Plan
 from forecache.sample import check_labels
 from forecache.session import apply
-from forecache.sources import Sampling, Source, as_source
+from forecache.sources import Sampling, Source, as_source, checked
 
 CALL_SIZE = 16
 """Samples in every model call, unless asked for otherwise."""
@@ -89,6 +89,9 @@ def sample_shards(
     """
     source, wanted = as_source(target), [int(each) if isinstance(each, Integral) else each for each in conditions]
     labels = _samplesfile.labels_of(wanted)
+    if wanted and labels.dtype.kind == "i" and source.classes:
+        check_labels(sorted(set(wanted)), source.classes)
+    checked(source, wanted)
     call = _check_sizes(batch, shard_size, call_size)
     how = Sampling(num_steps, float(guidance), seed)
     folder, world = Path(out), _distributed.launched()
@@ -132,8 +135,6 @@ def _settings(
 ) -> Settings:
     if not conditions or how.num_steps < 1:
         raise InputError("Sampling needs at least one condition and at least one step.")
-    if all(isinstance(each, int) for each in conditions):
-        check_labels(sorted(set(conditions)), source.classes)
     model = find(source.target)
     parts = getattr(source.target, "components", {"transformer": model})
     return Settings(

@@ -110,8 +110,9 @@ def sample_command(
     labels: Annotated[str | None, typer.Option(help="Classes, by number or name: 207,360 or 'shark,umbrella'.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text, for text-to-image models; once an image.")] = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="So many, in shards: what is given, or all classes, in turn.")
+        int | None, typer.Option(min=1, help="So many, in shards, as samples.npz: what is given, or classes, in turn.")
     ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of texts, one a line.")] = None,
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for images, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
@@ -182,7 +183,7 @@ def sample_command(
 
     Example: `forecache sample --model digits --num-samples 1000 --method goc --out out/goc-1000`
     """
-    many = Many(num_samples, shard_size, call_size, exact, random_classes, png)
+    many = Many(num_samples, prompts, shard_size, call_size, exact, random_classes, png)
     many.check(labels is not None or bool(prompt), compare)
     options = Options(
         method, base, warmup, interval, anchor, level, skip, pattern, router, router_threshold, change, schedule,
@@ -201,9 +202,10 @@ def sample_command(
     if num_samples is not None:
         _distributed.take_gpu()
     source = sources.open_source(model, device, dtype)
-    chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
     scale = sources.own_guidance(source) if guidance is None else guidance
-    settings = runs.Settings(many.given(source, labels, prompt or []), num_steps, scale, seed, batch)
+    asked = runs.chosen(source, labels, prompt or []) if labels is not None or prompt or num_samples is None else ()
+    settings = runs.Settings(asked, num_steps, scale, seed, batch)
+    chosen = loaded or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
     if num_samples is not None:
         many.sample(source, chosen, settings, out, as_json=as_json)
         return

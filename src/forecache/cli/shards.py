@@ -23,43 +23,38 @@ class Many:
     """The options of many images, as typed; None where nothing was given."""
 
     num_samples: int | None
+    prompts: Path | None
     shard_size: int | None
     call_size: int | None
     exact: bool | None
     random_classes: bool | None
     png: bool | None
 
-    def check(self, labels: bool, compare: bool) -> None:
-        """InputError for options that say nothing, or two things. labels, compare: whether these were given."""
+    def check(self, given: bool, compare: bool) -> None:
+        """InputError for options that do not belong, or say two things. given: whether labels or texts were typed."""
         if self.num_samples is None:
-            names = ("shard_size", "call_size", "exact", "random_classes", "png")
-            if given := [name for name in names if getattr(self, name) is not None]:
-                raise fc.InputError(f"--{given[0].replace('_', '-')} belongs to --num-samples.")
-            if not labels:
-                raise fc.InputError(
-                    "Say what to sample: --labels, such as 207,360, --prompt, a text, or --num-samples, a number."
-                )
+            names = ("prompts", "shard_size", "call_size", "exact", "random_classes", "png")
+            if idle := [name for name in names if getattr(self, name) is not None]:
+                raise fc.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
         elif compare:
             raise fc.InputError(
                 "--compare is for a few images. Sample twice, with the plan and without one, and compare the folders."
             )
         if self.exact is False and self.call_size is not None:
             raise fc.InputError("--call-size is what makes a run exact, and --no-exact says that it is not: give one.")
-        if self.random_classes and labels:
-            raise fc.InputError("--labels or --prompt and --random-classes both say what to sample: give one of them.")
+        if sum((given, self.prompts is not None, bool(self.random_classes))) > 1:
+            raise fc.InputError(
+                "--labels, --prompt, --prompts and --random-classes all say what to sample: give one of them."
+            )
 
-    def given(self, source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
-        """What was typed, one sample each or in turn; all classes where nothing was."""
-        if self.num_samples is not None and labels is None and not prompts and source.classes:
-            return tuple(range(source.classes))
-        return runs.chosen(source, labels, prompts)
-
-    def conditions(self, source: Source, settings: runs.Settings) -> list[Condition]:
-        """One class or text a sample."""
+    def conditions(self, source: Source, settings: runs.Settings) -> Sequence[Condition]:
+        """One class or text a sample: what was typed, the texts of the file, or the model's classes, in turn."""
         count = self.num_samples or 0
         if self.random_classes and source.classes:
-            return [*random_labels(count, source.classes, settings.seed)]
-        return [settings.conditions[index % len(settings.conditions)] for index in range(count)]
+            return random_labels(count, source.classes, settings.seed)
+        if given := settings.conditions:
+            return [given[index % len(given)] for index in range(count)]
+        return runs.conditions(source, count, None, self.prompts)
 
     def sample(
         self, source: Source, plan: fc.Plan | None, settings: runs.Settings, out: Path, *, as_json: bool
