@@ -25,6 +25,7 @@ COMMANDS = [
     "bench",
     "evaluate",
     "compare",
+    "models",
 ]
 
 

@@ -29,7 +29,7 @@ from forecache._errors import (
 )
 from forecache._routerfile import Router
 from forecache._version import __version__
-from forecache.adapters import grid
+from forecache.adapters import grid, register_adapter
 from forecache.calibrate import calibrate, calibration_bytes
 from forecache.cost import Cost
 from forecache.methods import (
@@ -72,6 +72,7 @@ __all__ = [
     "forecasts",
     "gates",
     "tokens",
+    "register_adapter",
     # methods
     "Method",
     "fora",

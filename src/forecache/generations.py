@@ -150,7 +150,8 @@ class Generations:
         if timesteps is None or run.lane in run.checked:
             return False
         run.checked.add(run.lane)  # the scheduler spoke of one generation
-        if timestep is not None and timestep in timesteps:
+        # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
+        if timestep is not None and timestep in timesteps[:-1]:
             timesteps = timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
         if len(timesteps) != self.plan.num_steps:
             raise StepCountError(

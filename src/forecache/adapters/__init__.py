@@ -14,13 +14,12 @@ from torch import nn
 
 from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
-from forecache.adapters import diffusers_dit, families, flux, modules, pixart, sd3, wan
-from forecache.adapters.base import Layout, is_mounted, mounted, replaced
-from forecache.adapters.blocks import Block, Branch, Gate, Gates, Streams, Value, add_up
+from forecache.adapters import modules, original
+from forecache.adapters.base import Layout, from_blocks, is_mounted, mounted, replaced
+from forecache.adapters.blocks import Block, Branch, Gate, Gates, Streams, Value, add_up, residual
 from forecache.adapters.counting import Arguments, Parts, Special, count, seen
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
-
-FAMILIES = (diffusers_dit, pixart, sd3, flux, wan, families)
+from forecache.adapters.registry import Registration, adapter_for, adapters, register_adapter, table
 
 __all__ = [
     "Arguments",
@@ -30,14 +29,17 @@ __all__ = [
     "Gates",
     "Layout",
     "Parts",
+    "Registration",
     "Special",
     "Streams",
     "Value",
+    "adapters",
     "add_up",
     "describe",
     "describe_scheduler",
     "find",
     "fingerprint",
+    "from_blocks",
     "grid",
     "is_mounted",
     "is_same",
@@ -46,21 +48,36 @@ __all__ = [
     "measure",
     "mounted",
     "optimized",
+    "register_adapter",
     "replaced",
+    "residual",
     "scheduler_differences",
     "seen",
+    "table",
 ]
 
 
 def find(target: Any) -> nn.Module:
     """The transformer of a diffusers pipeline, or the module itself; what torch.compile has wrapped is unwrapped."""
-    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    model = target if isinstance(target, nn.Module) else _only_transformer(target)
     if isinstance(model, nn.Module):
         return getattr(model, "_orig_mod", model)
     raise ModelError(
         f"{type(target).__name__} is neither a torch module nor a pipeline with a `transformer`: "
         "pass the diffusion transformer itself."
     )
+
+
+def _only_transformer(pipe: Any) -> Any:
+    """The transformer of a pipeline that has one; Wan 2.2 has two, one after the other in a run."""
+    found = [each for name in ("transformer", "transformer_2") if (each := getattr(pipe, name, None)) is not None]
+    if len(found) > 1:
+        raise ModelError(
+            f"This {type(pipe).__name__} has two transformers, and a feature of the one says nothing of the other: "
+            "make two plans of one method, on forecache.grid(pipe.transformer, n) and on "
+            "forecache.grid(pipe.transformer_2, m), for the steps that each of them makes, and apply both."
+        )
+    return found[0] if found else None
 
 
 def optimized(target: Any) -> nn.Module | None:
@@ -76,11 +93,11 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     """
     if patterns is not None:
         return modules.matching(model, patterns)
-    for family in FAMILIES:
-        if family.fits(model):
-            return family.layout(model)
+    if (found := adapter_for(model)) is not None:
+        return found.layout(model)
     if modules.fits(model):
         return modules.matching(model, modules.DIT_PATTERNS)
+    original.refuse_skips(model)
     raise SiteError(
         f"forecache knows no branches of {type(model).__name__}: name the modules to cache, "
         'for example sites=["blocks.*.attn", "blocks.*.mlp"].'
@@ -103,7 +120,7 @@ def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> 
 def describe(model: nn.Module, found: Layout) -> str:
     """The model's class, and for module sites how many modules it has of their kinds."""
     name = type(model).__name__
-    if any(family.fits(model) and family.layout(model).sites == found.sites for family in FAMILIES):
+    if found.level != "modules":
         return name
     return f"{name} ({modules.census(model, found.sites)})"
 
@@ -111,9 +128,9 @@ def describe(model: nn.Module, found: Layout) -> str:
 def layout_for(model: nn.Module, grid: Grid) -> Layout:
     """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
     wanted = grid.sites
-    for family in FAMILIES:
-        if family.fits(model) and (found := family.layout(model)).sites == wanted:
-            return found
+    known = adapter_for(model)
+    if known is not None and (found := known.layout(model)).sites == wanted:
+        return found
     if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
         return modules.named(model, wanted)
     try:

@@ -49,6 +49,9 @@ class Family:
     turns: bool = False
     rising: bool = False
 
+    def fits(self, model: nn.Module) -> bool:
+        return is_named(model, self.kind)
+
 
 FAMILIES = (
     Family(
@@ -89,11 +92,7 @@ FAMILIES = (
 
 def family(model: nn.Module) -> Family | None:
     """The row of the table that the model belongs to."""
-    return next((each for each in FAMILIES if is_named(model, each.kind)), None)
-
-
-def fits(model: nn.Module) -> bool:
-    return family(model) is not None
+    return next((each for each in FAMILIES if each.fits(model)), None)
 
 
 def layout(model: Any) -> Layout:

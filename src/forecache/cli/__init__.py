@@ -16,6 +16,7 @@ def main() -> None:
                 calibration,
                 commands,
                 evaluation,
+                models,
                 routers,
                 search,
             )

@@ -1,0 +1,35 @@
+"""`forecache models`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from forecache import adapters
+from forecache.cli.terminal import app, console, say
+
+
+@app.command("models")
+def models_command(
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """List the models that forecache knows, and what it can skip in them.
+
+    By branches, norms and modulations of what is skipped do not run either, and gates are the current step's; by
+    blocks, what a whole block adds is one site. Any other model works by the names of its modules.
+
+    Example: `forecache models`
+    """
+    rows = adapters.table()
+    if as_json:
+        say(json.dumps(rows, indent=2))
+        return
+    shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in rows[0]:
+        shown.add_column(name)
+    for row in rows:
+        shown.add_row(*row.values())
+    console.print(shown)
