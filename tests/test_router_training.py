@@ -435,7 +435,7 @@ def test_settings_that_cannot_be_used_are_refused(source, changed, words):
 
 
 def test_what_cannot_be_sampled_from_is_refused(facebook):
-    with pytest.raises(fc.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, the digits model"):
+    with pytest.raises(fc.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, .*the digits model"):
         fc.train_router(facebook, **SHORT)
 
 
@@ -485,14 +485,14 @@ def test_a_model_that_gives_no_numbers_is_refused(facebook):
 
 def test_a_site_that_runs_twice_is_refused(facebook):
     facebook.blocks.append(facebook.blocks[0])
-    with pytest.raises(fc.RunError, match=r"blocks\.0\.attn ran twice in one model call"):
+    with pytest.raises(fc.RunError, match=r"blocks\.3\.attn ran twice in one model call"):
         fc.train_router(Trajectories(facebook), **SHORT)
 
 
 def test_a_feature_that_is_written_into_is_noticed(facebook):
     handle = facebook.blocks[0].mlp.register_forward_hook(lambda module, args, output: output.mul_(1.0))
     with pytest.raises(fc.RunError, match=r"What blocks\.0\.mlp gave out was changed in place"):
-        fc.train_router(Trajectories(facebook), **SHORT)
+        fc.train_router(Trajectories(facebook), sites=["blocks.*.mlp"], **SHORT)
     handle.remove()
 
 

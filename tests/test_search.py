@@ -206,7 +206,11 @@ SPOILT = {
     "no candidates": (spoilt(lambda d: d.pop("candidates")), "lacks candidates"),
     "an unknown setting": (spoilt(lambda d: d["settings"].update(extra=1)), "unknown keys"),
     "a setting of another type": (spoilt(lambda d: d["settings"].update(seed="7")), "seed must be of type int"),
-    "a label that is none": (spoilt(lambda d: d["settings"].update(conditions=["3"])), "conditions must hold"),
+    "a label that is none": (spoilt(lambda d: d["settings"].update(conditions=[0, "3"])), "conditions must hold"),
+    "a text for a label": (
+        spoilt(lambda d: d["settings"].update(conditions=["3"])),
+        r"another search \(conditions differ\)",
+    ),
     "a score that is none": (spoilt(lambda d: d["candidates"][0].update(score="31")), "score must be of type float"),
     "an infinite score": (spoilt(lambda d: d["candidates"][0].update(score=math.inf)), "must be finite"),
     "a pattern twice": (spoilt(lambda d: d["candidates"].append(d["candidates"][0])), "stands in it twice"),
