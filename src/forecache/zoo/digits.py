@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
-from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.classifier import DigitClassifier, load_classifier
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
 ROUTERS = (22, 40)
