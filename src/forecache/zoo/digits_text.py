@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import pad
 
 from forecache._errors import MissingExtraError
 from forecache.evaluate import Moments
-from forecache.zoo import captions, mnist
+from forecache.zoo import captions
 from forecache.zoo.classifier import DigitClassifier, load_classifier
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = Path(__file__).parent / "assets" / "digits-text"
-HEIGHT, WIDTH = 24, 40
+HEIGHT, WIDTH = 24, 48
 CALL: Mapping[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
@@ -78,22 +77,21 @@ class DigitsText:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """The judge's features (B, 256) of both halves of images (B, 1, 24, 40) in [0, 1]."""
+        """The judge's features (B, 256) of both halves of images (B, 1, 24, 48) in [0, 1]."""
         parts = images.split(500)
         return torch.cat([torch.cat([self.classifier.features(x) for x in halves(part * 2 - 1)], 1) for part in parts])
 
     @torch.no_grad()
     def recognised(self, images: Tensor) -> Tensor:
-        """The digits (B, 2), left and right, that the judge sees in images (B, 1, 24, 40) in [0, 1]."""
+        """The digits (B, 2), left and right, that the judge sees in images (B, 1, 24, 48) in [0, 1]."""
         parts = images.split(500)
         return torch.cat([torch.stack([self.classifier(x).argmax(1) for x in halves(p * 2 - 1)], 1) for p in parts])
 
 
 def halves(canvas: Tensor) -> tuple[Tensor, Tensor]:
-    """The left and right half (B, 1, 24, 24) of canvases (B, 1, 24, 40) in [-1, 1], with black at the sides."""
-    edge = (mnist.SIZE - WIDTH // 2) // 2
+    """The left and right half (B, 1, 24, 24) of canvases (B, 1, 24, 48) in [-1, 1]."""
     left, right = canvas.chunk(2, -1)
-    return pad(left, (edge, edge), value=-1.0), pad(right, (edge, edge), value=-1.0)
+    return left, right
 
 
 def load_digits_text(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DigitsText:

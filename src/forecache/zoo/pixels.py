@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
@@ -17,6 +18,7 @@ class Pixels(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, block_out_channels: tuple[int, ...] = (1,), scaling_factor: float = 1.0) -> None:
         super().__init__()
+        self.register_buffer("place", torch.empty(0), persistent=False)  # by which it has a device and a dtype
 
     def decode(self, z: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         """The pixels (B, C, H, W) in [-1, 1], as they came."""

@@ -20,7 +20,7 @@ from transformers import T5Config, T5EncoderModel
 from forecache.evaluate import Moments
 from forecache.zoo import captions, mnist
 from forecache.zoo.classifier import load_classifier
-from forecache.zoo.digits_text import HEIGHT, WIDTH, halves
+from forecache.zoo.digits_text import WIDTH, halves
 from forecache.zoo.train_digits import Trainer, parser, train, write_record
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 TEXT_WIDTH = 64
 
 
-def build(layers: int = 8, heads: int = 4, head_dim: int = 32, patch: int = 4) -> Any:
-    """An untrained transformer: canvases (B, 1, 24, 40) and caption features (B, L, 64) to v-predictions."""
+def build(layers: int = 8, heads: int = 4, head_dim: int = 32, patch: int = 6) -> Any:
+    """An untrained transformer: canvases (B, 1, 24, 48) and caption features (B, L, 64) to v-predictions."""
     model = PixArtTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=head_dim,
@@ -93,7 +93,7 @@ class Painter(torch.nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, noisy: Tensor, times: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Predictions of v (B, 1, 24, 40) for token ids and mask (B, L)."""
+        """Predictions of v (B, 1, 24, 48) for token ids and mask (B, L)."""
         text = self.text_encoder(ids, attention_mask=mask)[0]
         unused = {"resolution": None, "aspect_ratio": None}
         return self.transformer(
@@ -128,16 +128,8 @@ class TextTrainer(Trainer):
         choice = (torch.rand(batch, generator=draw) * self.counts[pair]).long()
         dropped = torch.rand(batch, generator=draw) < self.args.label_dropout
         row = torch.where(dropped, len(self.ids) - 1, self.first[pair] + choice)
-        noisy, times, target = self.corrupted(side_by_side(train.images[index[0]], train.images[index[1]]))
+        noisy, times, target = self.corrupted(torch.cat([train.images[index[0]], train.images[index[1]]], -1))
         return (self.forward(noisy, times, self.ids[row], self.mask[row]) - target).square().mean()
-
-
-def side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    """Canvases (B, 1, 24, 40) of two batches of MNIST's central (B, 1, 24, 24): the middle 20 columns of each."""
-    edge = (mnist.SIZE - WIDTH // 2) // 2
-    canvas = torch.cat([image[..., edge:-edge] for image in (left, right)], -1)
-    assert canvas.shape[-2:] == (HEIGHT, WIDTH)
-    return canvas
 
 
 @torch.no_grad()
@@ -145,7 +137,7 @@ def reference(split: mnist.Split, seed: int = 0) -> Moments:
     """Moments of the judge's features of both halves (256 numbers) on canvases that use every image once a side."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     judge = load_classifier()
-    canvases = side_by_side(split.images, split.images[order])
+    canvases = torch.cat([split.images, split.images[order]], -1)
     features = [torch.cat([judge.features(half) for half in halves(part)], 1) for part in canvases.split(500)]
     return Moments.of(torch.cat(features))
 
@@ -168,7 +160,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__, "runs/digits-text", images=180_000, batch=48).parse_args()
+    args = parser(__doc__, "runs/digits-text", images=140_000, batch=32).parse_args()
     if args.export is not None:
         export(args)
     else:
