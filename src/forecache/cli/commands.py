@@ -107,7 +107,7 @@ def _legend(samples: int) -> str:
 def sample_command(
     labels: Annotated[str | None, typer.Option(help="Classes, by number or name: 207,360 or 'shark,umbrella'.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text, for text-to-image models; once an image.")] = None,
-    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for PNGs, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
@@ -153,6 +153,8 @@ def sample_command(
     Example: `forecache sample --model digits --labels 2,7 --method goc --base l2c --router digits-22 --eta 1 --compare`
 
     Example: `forecache sample --model digits --labels 2,7 --steps 50 --method procache --pattern published --compare`
+
+    Example: `forecache sample --model digits-text --prompt "a seven left of a three" --method goc --compare`
 
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`
