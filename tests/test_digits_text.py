@@ -12,6 +12,7 @@ import forecache as fc
 from forecache import sources
 from forecache.sample import generators
 from forecache.sources import Sampling
+from forecache.subjects import open_subject
 from forecache.zoo import captions, load_digits, load_digits_text
 from forecache.zoo.digits_text import CALL, FOLDER, GUIDANCE, statistics_path
 
@@ -119,6 +120,17 @@ def test_what_a_plan_costs_is_what_was_counted(source):
     with fc.apply(source.target, plan) as session:
         source.generate(asked()[:3], Sampling(4, GUIDANCE, 0))
     assert session.stats.peak_cache_bytes == plan.cost(source.target, inputs=source.call(6)).cache_bytes
+
+
+def test_it_is_timed_at_its_own_size(source):
+    """`forecache bench --model digits-text` calls it on its canvases, with captions."""
+    subject = open_subject("digits-text", 2)
+    assert subject.inputs["hidden_states"].shape == (2, 1, 24, 48)
+    with torch.no_grad():
+        out = subject.model(**{**subject.inputs, "timestep": subject.timesteps(3)[1]}, return_dict=False)[0]
+    assert out.shape == (2, 1, 24, 48)
+    plan = fc.fora(2).plan(subject.grid(4))
+    assert subject.cost(plan).macs == plan.cost(source.target, inputs=source.call(2)).macs
 
 
 def test_the_reference_is_of_every_test_image_on_both_sides(digits):

@@ -77,7 +77,7 @@ class DigitsText:
     def generate(
         self, labels: Sequence[str], how: Sampling, first_index: int = 0, on_step: Callable[[int], None] | None = None
     ) -> Tensor:
-        """Images (B, 1, 24, 48) in [0, 1] of captions; image i depends on its caption, seed and first_index + i alone."""
+        """Images (B, 1, 24, 48) in [0, 1] of captions; image i depends on caption, seed and first_index + i alone."""
         images = self.target(
             list(labels),
             guidance_scale=how.guidance,
