@@ -86,7 +86,7 @@ def draw(images: Tensor) -> None:
     figure, axes = plt.subplots(6, 4, figsize=(11, 7), layout="constrained")
     pairs = captions.pairs(len(images))
     for number, axis in enumerate(axes.flat):
-        index = number * 4
+        index = number * 7
         axis.imshow(images[index, 0], cmap="gray", vmin=0, vmax=1)
         axis.set_title(captions.captions(*pairs[index])[index % len(captions.TEMPLATES)], fontsize=8)
         axis.axis("off")
