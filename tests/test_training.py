@@ -1,6 +1,7 @@
 """The scripts that made the bundled model and its judge, on a few random images."""
 
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -28,7 +29,8 @@ def data(tmp_path):
 
 def settings(**changed):
     values = {"seed": 0, "lr": 1e-3, "images": 32, "batch": 8, "warmup": 2, "label_dropout": 0.1, "ema": 0.9}
-    return SimpleNamespace(**values | {"no_compile": True, "out": None, "data": None, "export": None} | changed)
+    none = dict.fromkeys(("out", "data", "export", "init"))
+    return SimpleNamespace(**values | none | {"no_compile": True, "reading": 0} | changed)
 
 
 def test_the_crop_is_central_and_scaled(data):
@@ -42,7 +44,7 @@ def test_the_crop_is_central_and_scaled(data):
 @pytest.mark.parametrize("model", TRAINERS)
 def test_a_resumed_training_goes_on_as_if_never_stopped(data, tmp_path, model):
     train, _ = mnist.load(data)
-    through, first, second = (TRAINERS[model](settings()) for _ in range(3))
+    through, first, second = (TRAINERS[model](settings(reading=1)) for _ in range(3))
     losses = [through.train_step(train) for _ in range(4)]
     for _ in range(2):
         first.train_step(train)
@@ -106,8 +108,39 @@ def nearest(split, image):
     return split.labels[(split.images - image).square().flatten(1).mean(1).argmin()].item()
 
 
+def test_the_encoder_learns_to_read_before_it_learns_to_paint():
+    """The loss of an untrained reader is that of ten equally likely digits, and falls; nothing else is changed."""
+    before, after = (train_digits_text.TextTrainer(settings(reading=count)) for count in (0, 12))
+    pairs = torch.tensor([(7, 3), (7, 3), (6, 6)])
+    ids, mask = captions.tokens(before.tokenizer, ["a seven left of a three", "a three right of a seven", "two sixes"])
+    torch.nn.init.zeros_(before.model.reader.weight)
+    torch.nn.init.zeros_(before.model.reader.bias)
+    assert before.model.reading_loss(ids, mask, pairs).item() == pytest.approx(math.log(10))
+    after.start()
+    assert after.model.reading_loss(ids, mask, pairs).item() < 0.95 * math.log(10)
+    for name, value in before.model.transformer.state_dict().items():
+        assert torch.equal(value, after.model.transformer.state_dict()[name])
+        assert torch.equal(value, after.average[f"transformer.{name}"])
+
+
+def test_a_run_begins_with_the_average_of_another_and_says_so(data, tmp_path):
+    train, _ = mnist.load(data)
+    first = train_digits_text.TextTrainer(settings(data=str(data)))
+    first.train_step(train)
+    first.save(tmp_path / "first.pt")
+    second = train_digits_text.TextTrainer(settings(init=str(tmp_path / "first.pt"), seed=3))
+    second.start()
+    for name, value in first.average.items():
+        assert torch.equal(second.model.state_dict()[name], value)
+    second.save(tmp_path / "second.pt")
+    made = train_digits.settings(torch.load(tmp_path / "second.pt", weights_only=True)["args"])
+    assert (made["before"]["steps"], made["before"]["seed"], made["seed"]) == (1, 0, 3)
+    assert str(tmp_path) not in json.dumps(made)
+
+
 def test_train_and_export_of_digits_text_write_what_ships(data, tmp_path, monkeypatch):
     words = ["--data", data, "--out", tmp_path / "run", "--images", 16, "--batch", 8, "--log", 1, "--no-compile"]
+    words += ["--reading", 2]
     for more in ([], ["--export", tmp_path / "zoo"]):
         monkeypatch.setattr(sys, "argv", ["train_digits_text", *map(str, [*words, *more])])
         train_digits_text.main()

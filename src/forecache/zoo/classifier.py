@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-
-WEIGHTS = Path(__file__).parent / "assets" / "digits" / "classifier.safetensors"
 
 
 class DigitClassifier(nn.Module):
@@ -38,10 +33,3 @@ class DigitClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(images)))
-
-
-def load_classifier() -> DigitClassifier:
-    """The bundled judge, float32 on the CPU."""
-    model = DigitClassifier()
-    model.load_state_dict(load_file(WEIGHTS))
-    return model.eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
-from forecache.zoo.classifier import DigitClassifier, load_classifier
+from forecache.zoo.classifier import DigitClassifier
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
 ROUTERS = (22, 40)

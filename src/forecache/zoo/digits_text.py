@@ -15,7 +15,8 @@ from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
 from forecache.sample import generators
 from forecache.zoo import captions
-from forecache.zoo.classifier import DigitClassifier, load_classifier
+from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.digits import load_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -185,7 +185,7 @@ def write_record(args: argparse.Namespace, state: dict[str, Any], command: str, 
     rows = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     record = {
         "command": command,
-        "settings": {name: value for name, value in state["args"].items() if name != "data"},
+        "settings": settings(state["args"]),
         "steps": state["step"],
         "images_seen": state["step"] * state["args"]["batch"],
         "final_loss": rows[-1]["loss"],
@@ -194,6 +194,12 @@ def write_record(args: argparse.Namespace, state: dict[str, Any], command: str, 
         "versions": {"torch": torch.__version__, **versions},
     }
     (args.export / "training.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def settings(args: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, and of the run ``before`` it that it began with, without paths."""
+    kept = {name: value for name, value in args.items() if name not in ("data", "init")}
+    return kept | {"before": settings(kept["before"])} if "before" in kept else kept
 
 
 def parser(description: str | None, out: str, images: int, batch: int) -> argparse.ArgumentParser:

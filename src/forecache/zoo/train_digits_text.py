@@ -1,9 +1,12 @@
 """How the reference model "digits-text" was made: a text-to-image PixArt for pairs of MNIST digits, v-prediction.
 
     python -m forecache.zoo.train_digits_text --data mnist.npz --out runs/digits-text   # starts, or resumes
-    python -m forecache.zoo.train_digits_text --data mnist.npz --out runs/digits-text --export DIR   # what ships
+    python -m forecache.zoo.train_digits_text --data mnist.npz --out runs/more --init runs/digits-text/checkpoint.pt
+    python -m forecache.zoo.train_digits_text --data mnist.npz --out runs/more --export DIR   # what ships
 
-A small T5 encoder is trained with the transformer. Checkpoints, log and record are those of `train_digits`.
+A small T5 encoder is trained with the transformer, after it was taught to read: which digit is on the left and which on
+the right can be told from the features of every token. Without that the digits come early and their places late.
+Checkpoints, log and record are those of `train_digits`.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import torch
 import transformers
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5EncoderModel
 
 from forecache.evaluate import Moments
 from forecache.zoo import captions, mnist
-from forecache.zoo.classifier import load_classifier
+from forecache.zoo.digits import load_classifier
 from forecache.zoo.digits_text import WIDTH, halves
 from forecache.zoo.train_digits import Trainer, parser, train, write_record
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT_WIDTH = 64
+READING = 0.02
+"""Weight of the reading loss beside the error of v."""
 
 
 def build(layers: int = 8, heads: int = 4, head_dim: int = 32, patch: int = 6) -> Any:
@@ -91,6 +97,14 @@ class Painter(torch.nn.Module):
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
+        self.reader = torch.nn.Linear(TEXT_WIDTH, 20)  # of the training alone
+
+    def reading_loss(self, ids: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
+        """Cross-entropy of reading the left and the right digit (B, 2) off the features of every token (B, L)."""
+        features = self.text_encoder(ids, attention_mask=mask)[0]
+        logits = self.reader(features[mask.bool()]).unflatten(-1, (2, 10))
+        answers = pairs[:, None].expand(*mask.shape, 2)[mask.bool()]
+        return cross_entropy(logits.flatten(0, 1), answers.flatten())
 
     def forward(self, noisy: Tensor, times: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Predictions of v (B, 1, 24, 48) for token ids and mask (B, L)."""
@@ -121,6 +135,24 @@ class TextTrainer(Trainer):
     def untrained(self) -> torch.nn.Module:
         return Painter(build(), build_text_encoder(len(self.tokenizer)))
 
+    def start(self) -> None:
+        """Begin a run: with the averaged weights of another one, if ``--init`` names it; then learn to read."""
+        if self.args.init is not None:
+            state = torch.load(self.args.init, weights_only=True)
+            self.model.load_state_dict(state["average"], strict=False)
+            self.args.before = state["args"] | {"steps": state["step"], "seconds": round(state["seconds"])}
+        model: Any = self.model
+        optimizer = torch.optim.AdamW([*model.text_encoder.parameters(), *model.reader.parameters()], lr=1e-3)
+        pairs = torch.arange(100).repeat_interleave(self.counts)
+        for step in range(self.args.reading):
+            loss = model.reading_loss(self.ids[:-1], self.mask[:-1], torch.stack([pairs // 10, pairs % 10], 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 50 == 49:
+                print(f"reading, step {step + 1}: loss {loss.item():.4f}", flush=True)
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
     def loss(self, train: mnist.Split) -> Tensor:
         batch, draw = self.args.batch, self.generator
         index = torch.randint(len(train), (2, batch), generator=draw)
@@ -129,7 +161,13 @@ class TextTrainer(Trainer):
         dropped = torch.rand(batch, generator=draw) < self.args.label_dropout
         row = torch.where(dropped, len(self.ids) - 1, self.first[pair] + choice)
         noisy, times, target = self.corrupted(torch.cat([train.images[index[0]], train.images[index[1]]], -1))
-        return (self.forward(noisy, times, self.ids[row], self.mask[row]) - target).square().mean()
+        painting = (self.forward(noisy, times, self.ids[row], self.mask[row]) - target).square().mean()
+        if not self.args.reading:
+            return painting
+        kept = row[~dropped]
+        return painting + READING * self.model.reading_loss(
+            self.ids[kept], self.mask[kept], train.labels[index].T[~dropped]
+        )
 
 
 @torch.no_grad()
@@ -160,11 +198,17 @@ def export(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__, "runs/digits-text", images=140_000, batch=32).parse_args()
+    words = parser(__doc__, "runs/digits-text", images=140_000, batch=32)
+    words.add_argument("--init", type=str, default=None, help="begin with the weights of this checkpoint")
+    words.add_argument("--reading", type=int, default=300, help="steps that teach the encoder to read; 0 for none")
+    args = words.parse_args()
     if args.export is not None:
         export(args)
-    else:
-        train(TextTrainer(args))
+        return
+    trainer = TextTrainer(args)
+    if not (args.out / "checkpoint.pt").exists():
+        trainer.start()
+    train(trainer)
 
 
 if __name__ == "__main__":
