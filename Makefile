@@ -25,10 +25,11 @@ format: $(READY)
 # every figure in README, docs and the model card, measured again (about 25 minutes on two cores)
 figures: $(READY)
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/digits_text.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/routers.py
 
-# the statistics that ship with digits, and the ones per token that benchmarks/quality.py uses (ten minutes)
+# the statistics that ship with digits and digits-text, and the ones per token that benchmarks/quality.py uses (ten minutes)
 DIGITS := src/forecache/zoo/assets/digits
 statistics: $(READY)
 	for steps in 20 50; do \
@@ -36,14 +37,19 @@ statistics: $(READY)
 	  cp out/statistics-$$steps.safetensors $(DIGITS)/statistics-$$steps.safetensors && \
 	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
+	$(BIN)/forecache calibrate --model digits-text --samples 300 --out out/digits-text-statistics-20.safetensors
+	cp out/digits-text-statistics-20.safetensors $(DIGITS)-text/statistics-20.safetensors
+	$(BIN)/forecache calibrate --model digits-text --samples 300 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
 
-# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/calibration.md, docs/evaluation.md and docs/sampling.md (three
-# hours on two cores, after make statistics)
+# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/digits-text.md, docs/calibration.md, docs/evaluation.md and
+# docs/sampling.md (four hours on two cores, after make statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
 	$(BIN)/python benchmarks/procache.py
 	$(BIN)/python benchmarks/quality.py procache
+	$(BIN)/python benchmarks/quality.py text-corrections
+	$(BIN)/python benchmarks/quality.py text-procache
 	$(BIN)/python benchmarks/partial.py
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/calibration.py

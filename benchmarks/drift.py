@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from digits import ROOT, fill
-from quality import GUIDANCE, TABLES, per_token
+from quality import DIGITS, TABLES, per_token
 from torch import Tensor
 
 import forecache as fc
@@ -38,13 +38,13 @@ class Watched:
         self.calls = -1
         self.output = torch.empty(0)
         model = find(source.target)
-        how = Sampling(STEPS, GUIDANCE, 5)
+        how = Sampling(STEPS, DIGITS.guidance, 5)
 
         def watch(module: Any, args: Any, output: Any) -> None:
             self.calls += 1
             if self.calls == step:
                 conditional, unconditional = output[0].chunk(2)
-                self.output = unconditional + GUIDANCE * (conditional - unconditional)
+                self.output = unconditional + DIGITS.guidance * (conditional - unconditional)
 
         def keep(site: int, compute: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             feature = compute(*args, **kwargs)
@@ -116,8 +116,9 @@ def main() -> None:
         lines.append(f"| PSNR of the samples, {name} | {values} |")
     place = bench.environment()
     note = (
-        f"digits, DDIM-{STEPS}, guidance {GUIDANCE}, {args.samples} samples. Errors are root mean squares over the "
-        f"conditional halves (features) and the guided prediction (output). {place['cpu']}, torch {place['torch']}."
+        f"digits, DDIM-{STEPS}, guidance {DIGITS.guidance}, {args.samples} samples. Errors are root mean squares "
+        f"over the conditional halves (features) and the guided prediction (output). {place['cpu']}, torch "
+        f"{place['torch']}."
     )
     fill(ROOT / "docs/eoc.md", "drift", [*lines, "", note])
     document = {"command": "python benchmarks/drift.py " + " ".join(sys.argv[1:]), "environment": place, "steps": rows}

@@ -1,27 +1,44 @@
-"""The methods of ProCache's ablation on digits, DDIM-50, at the MACs of 17 computed steps; measured by quality.py.
+"""The methods of ProCache's ablation at the MACs of FORA N = 3: on digits with DDIM-50, on digits-text with 20 steps.
 
-    python benchmarks/procache.py            search the patterns (about ten minutes on one core)
+    python benchmarks/procache.py            search the patterns for digits (about ten minutes on one core)
     python benchmarks/quality.py procache    then every row, three seeds, and the table of docs/procache.md
+    python benchmarks/quality.py text-procache    the same for digits-text, its searches included: docs/digits-text.md
 
-The searches sample 48 digits with a seed of their own (1000), rank by PSNR, and are kept in out/procache/.
+The searches take 48 samples with a seed of their own (1000), rank by PSNR, and are kept in out/procache/.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from digits import ROOT
 
 import forecache as fc
-from forecache import tokens, zoo
+from forecache import sources, tokens, zoo
 from forecache.patterns import Constraints
-from forecache.sources import DigitsSource
+from forecache.zoo.digits_text import GUIDANCE
 
-STEPS, BUDGET = 50, 17
 KEPT = ROOT / "out/procache"
 Making = Callable[[fc.Method], fc.Method]
+
+
+class Ablation(NamedTuple):
+    """A model, its sampling steps, how many are computed, its tokens; where selective computation begins."""
+
+    name: str
+    load: Callable[[], Any]
+    steps: int
+    budget: int
+    tokens: int
+    guidance: float
+    from_depth: float
+
+
+DIGITS = Ablation("digits", zoo.load_digits, 50, 17, 36, 1.5, 0.75)
+TEXT = Ablation("digits-text", zoo.load_digits_text, 20, 7, 32, GUIDANCE, 0.5)
 
 
 def plain(base: fc.Method) -> fc.Method:
@@ -32,81 +49,93 @@ def taylor(base: fc.Method) -> fc.Method:
     return fc.taylorseer(base, 1)
 
 
-SEARCHES: dict[str, tuple[Constraints, Making]] = {
-    "monotone": (Constraints(STEPS, BUDGET, 1, 3), plain),
-    "monotone-16": (Constraints(STEPS, BUDGET - 1, 1, 3), plain),
-    "any-order": (Constraints(STEPS, BUDGET, 0, 4, monotone=False), plain),
-    "monotone-taylor": (Constraints(STEPS, BUDGET, 1, 3), taylor),
-}
+def spaces(on: Ablation) -> dict[str, tuple[Constraints, Making]]:
+    """The searches by name: what is searched, and what is made of a pattern."""
+    few = on.budget - 1
+    return {
+        "monotone": (Constraints(on.steps, on.budget, 1, 3), plain),
+        f"monotone-{few}": (Constraints(on.steps, few, 1, 3), plain),
+        "any-order": (Constraints(on.steps, on.budget, 0, 4, monotone=False), plain),
+        "monotone-taylor": (Constraints(on.steps, on.budget, 1, 3), taylor),
+    }
 
 
-def found(name: str) -> fc.SearchResult:
+def found(name: str, on: Ablation = DIGITS) -> fc.SearchResult:
     """The result of a search; searched now if it was not."""
-    space, making = SEARCHES[name]
+    space, making = spaces(on)[name]
+    source = sources.as_source(on.load())
     return fc.search(
-        DigitsSource(zoo.load_digits()),
+        source,
         space,
-        [index % 10 for index in range(48)],
+        sources.everything(source)[:48] if not source.classes else [index % 10 for index in range(48)],
         score=fc.scores.psnr_to_uncached(),
         method=making,
+        guidance=on.guidance,
         seed=1000,
         batch=48,
         candidates=40,
-        path=KEPT / f"{name}.json",
+        path=KEPT / f"{name}.json" if on is DIGITS else KEPT / on.name / f"{name}.json",
         on_candidate=lambda each: print(f"{name}: {each.pattern} {each.score:.2f} dB", flush=True),
     )
 
 
-def best(name: str) -> fc.Method:
-    pattern = found(name).ranked[0].pattern
+def best(name: str, on: Ablation) -> fc.Method:
+    pattern = found(name, on).ranked[0].pattern
     return fc.explicit(compute=fc.patterns.computed(pattern))
 
 
-def uniform(count: int) -> fc.Method:
+def uniform(on: Ablation, count: int) -> fc.Method:
     """So many steps, evenly spread; the last of them where FORA N = 3 has its last one."""
-    return fc.explicit(compute=[round(index * 48 / (count - 1)) for index in range(count)])
+    last = (on.steps - 1) // 3 * 3
+    return fc.explicit(compute=[round(index * last / (count - 1)) for index in range(count)])
 
 
-def at_equal_macs(base: fc.Method, importance: tokens.Importance) -> fc.Method:
+def at_equal_macs(on: Ablation, base: fc.Method, importance: tokens.Importance) -> fc.Method:
     """Selective computation on a base that computes one step less, with the share that brings its MACs back."""
-    model = zoo.load_digits()
-    grid = fc.grid(model, STEPS)
+    source = sources.as_source(on.load())
+    grid, inputs = fc.grid(source.target, on.steps), sources.call(source, 2)
 
     def made(count: int) -> fc.Method:
-        return fc.selective(base, share=count / 36, importance=importance)
+        return fc.selective(base, on.from_depth, share=count / on.tokens, importance=importance)
 
-    def macs(count: int) -> int:
-        return made(count).plan(grid).cost(model).macs
+    def macs(method: fc.Method) -> int:
+        return method.plan(grid).cost(source.target, inputs=inputs).macs
 
-    wanted = fc.fora(3).plan(grid).cost(model).macs
-    count = bisect.bisect_left(range(37), wanted, key=macs)
-    return made(min((count - 1, count), key=lambda each: abs(macs(each) - wanted)))
+    wanted = macs(fc.fora(3))
+    count = min(bisect.bisect_left(range(on.tokens + 1), wanted, key=lambda each: macs(made(each))), on.tokens)
+    return made(min((count - 1, count), key=lambda each: abs(macs(made(each)) - wanted)))
 
 
-def methods() -> dict[str, fc.Method]:
+def methods(on: Ablation = DIGITS) -> dict[str, fc.Method]:
     """Rows by their names, with the MACs of FORA N = 3 but for the one that says how many steps it computes."""
-    return {
+    few = on.budget - 1
+    pattern = f"monotone-{few}"
+    rows = {
         "uniform (FORA N = 3)": fc.fora(3),
-        "pattern, searched": best("monotone"),
-        "uniform, 16 computed": uniform(BUDGET - 1),
-        "the same, selective": at_equal_macs(uniform(BUDGET - 1), "attn_norm"),
-        "both (ProCache)": at_equal_macs(best("monotone-16"), "attn_norm"),
+        "pattern, searched": best("monotone", on),
+        f"uniform, {few} computed": uniform(on, few),
+        "the same, selective": at_equal_macs(on, uniform(on, few), "attn_norm"),
+        "both (ProCache)": at_equal_macs(on, best(pattern, on), "attn_norm"),
         "Taylor 1, uniform": fc.taylorseer(fc.fora(3), 1),
-        "pattern, searched in any order": best("any-order"),
+        "pattern, searched in any order": best("any-order", on),
         "pattern, as published for DiT-XL/2": fc.procache_paper(partial=False),
-        "both, random tokens": at_equal_macs(best("monotone-16"), "random"),
-        "Taylor 1, pattern searched with it": fc.taylorseer(best("monotone-taylor"), 1),
+        "both, random tokens": at_equal_macs(on, best(pattern, on), "random"),
+        "Taylor 1, pattern searched with it": fc.taylorseer(best("monotone-taylor", on), 1),
     }
+    if on.steps != DIGITS.steps:
+        del rows["pattern, as published for DiT-XL/2"]  # it has 50 steps
+    return rows
 
 
 def draw() -> None:
     """How features change from step to step, and under it every pattern of the search with its score."""
     plt.switch_backend("Agg")
-    stats = fc.Statistics.load(zoo.statistics_path(STEPS))
+    steps = DIGITS.steps
+    stats = fc.Statistics.load(zoo.statistics_path(steps))
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 5.4), sharex=True, layout="constrained")
     for gap in (1, 2, 3):
         upper.plot(
-            range(gap, STEPS), stats.changes[gap:, :, gap - 1].mean(1), label=f"over {gap} step{'s' * (gap > 1)}"
+            range(gap, steps), stats.changes[gap:, :, gap - 1].mean(1), label=f"over {gap} step{'s' * (gap > 1)}"
         )
     upper.set_ylabel("relative L1 change,\nmean over sites")
     upper.set_yscale("log")
@@ -118,8 +147,8 @@ def draw() -> None:
         for each in result.ranked:
             place = len(labels)
             labels.append(f"{name}: {each.score:.1f} dB")
-            steps = fc.patterns.computed(each.pattern)
-            lower.scatter(steps, [place] * len(steps), marker="s", s=14, color="C0" if name == "reuse" else "C1")
+            computed = fc.patterns.computed(each.pattern)
+            lower.scatter(computed, [place] * len(computed), marker="s", s=14, color="C0" if name == "reuse" else "C1")
     lower.set_yticks(range(len(labels)), labels, fontsize=7)
     lower.invert_yaxis()
     lower.set_xlabel("step (0 is the noisiest); squares are computed, 17 in each of the 9 patterns")
@@ -127,6 +156,6 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    for each in SEARCHES:
+    for each in spaces(DIGITS):
         print(found(each).show(9))
     draw()

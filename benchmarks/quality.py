@@ -1,12 +1,13 @@
-"""Quality of many plans on the bundled digits model, with the spread over seeds: the tables of docs/.
+"""Quality of many plans on the bundled models, with the spread over seeds: the tables of docs/.
 
     python benchmarks/quality.py corrections                 every seed, then the table (about 35 minutes)
     python benchmarks/quality.py corrections --seeds 0       one seed; several processes can share the work
     python benchmarks/quality.py corrections --seeds         the table from what was measured
+    python benchmarks/quality.py text-corrections            on digits-text (text-procache: the same)
 
-Guidance 1.5, label i is i mod 10. Every row is written when it is done (out/quality/), and not measured again.
-Writes benchmarks/results/quality-<table>.json with command, hardware and versions, and the table between the markers in
-its page. Statistics: `make statistics`, measured with another seed than the ones here.
+Conditions in turn: label i is i mod 10, and the hundred captions. Every row is written when it is done (out/quality/),
+and not measured again. Writes benchmarks/results/quality-<table>.json with command, hardware and versions, and the
+table between the markers in its page. Statistics: `make statistics`, measured with another seed than the ones here.
 """
 
 from __future__ import annotations
@@ -25,18 +26,42 @@ from routers import at_random, in_order
 from torch import Tensor
 
 import forecache as fc
-from forecache import bench, zoo
+from forecache import bench, sources, zoo
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.forecasts import Gradient
-from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.sources import Condition, Sampling, Source, in_batches
+from forecache.zoo import Digits, DigitsText
+from forecache.zoo.captions import pairs
+from forecache.zoo.digits_text import GUIDANCE
 
-GUIDANCE, BATCH = 1.5, 50
+BATCH = 50
 KEPT = ROOT / "out/quality"
 UNCACHED = "no cache"
 
 
-def per_token() -> fc.Statistics:
-    return fc.Statistics.load(ROOT / "out/statistics-20.safetensors")
+class Model(NamedTuple):
+    """What a table is measured on. sampler: the scheduler's name. about: what the columns of a note mean."""
+
+    name: str
+    load: Callable[[], Digits | DigitsText]
+    guidance: float
+    sampler: str
+    statistics: str
+    about: str
+
+
+DIGITS = Model(
+    "digits", zoo.load_digits, 1.5, "DDIM", "statistics-20",
+    "classifier features to the MNIST test set; share recognised as the class asked for",
+)  # fmt: skip
+TEXT = Model(
+    "digits-text", zoo.load_digits_text, GUIDANCE, "DPM-Solver++ 2M", "digits-text-statistics-20",
+    "the judge's features to the MNIST test set; share with both digits as the caption says",
+)  # fmt: skip
+
+
+def per_token(model: Model = DIGITS) -> fc.Statistics:
+    return fc.Statistics.load(ROOT / f"out/{model.statistics}.safetensors")
 
 
 class Undivided(Gradient):
@@ -46,9 +71,9 @@ class Undivided(Gradient):
         return super().weights(step, past)
 
 
-def corrections() -> dict[str, fc.Method]:
+def corrections(model: Model = DIGITS) -> dict[str, fc.Method]:
     """FORA 50 % and 75 %, and every correction on both."""
-    stats = per_token()
+    stats = per_token(model)
     gate = fc.gates.god(stats, gamma=0.5, threshold=0.45)
     rows = {}
     for level in (50, 75):
@@ -86,17 +111,22 @@ def l2c() -> dict[str, fc.Method]:
 
 
 class Table(NamedTuple):
-    """The rows of a table, the page that it stands on, and the steps of its runs."""
+    """The rows of a table, the page that it stands on, the steps of its runs, the model, and how much is measured."""
 
     methods: Callable[[], dict[str, fc.Method]]
     page: str
     steps: int
+    model: Model = DIGITS
+    samples: int = 1000
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 TABLES: Mapping[str, Table] = {
     "corrections": Table(corrections, "docs/eoc.md", 20),
     "l2c": Table(l2c, "docs/l2c.md", 20),
-    "procache": Table(procache.methods, "docs/procache.md", procache.STEPS),
+    "procache": Table(procache.methods, "docs/procache.md", procache.DIGITS.steps),
+    "text-corrections": Table(lambda: corrections(TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
+    "text-procache": Table(lambda: procache.methods(procache.TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
 }
 
 
@@ -106,40 +136,48 @@ class Seed:
     def __init__(self, table: str, seed: int, samples: int) -> None:
         self.path = KEPT / f"{table}-{seed}-{samples}.json"
         self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.labels = [index % 10 for index in range(samples)]
-        self.how = Sampling(TABLES[table].steps, GUIDANCE, seed)
-        self.uncached = KEPT / f"uncached-{self.how.num_steps}-{seed}-{samples}.pt"
+        model, steps = TABLES[table].model, TABLES[table].steps
+        self.how = Sampling(steps, model.guidance, seed)
+        prefix = "" if model is DIGITS else f"{model.name}-"
+        self.samples = samples
+        self.uncached = KEPT / f"{prefix}uncached-{steps}-{seed}-{samples}.pt"
 
-    def measure(self, source: DigitsSource, methods: Mapping[str, fc.Method]) -> None:
+    def measure(self, model: Digits | DigitsText, methods: Mapping[str, fc.Method]) -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
-        reference = self._reference(source)
-        self._keep(UNCACHED, self._figures(source, reference, reference))
+        source = sources.as_source(model)
+        every = sources.everything(source)
+        asked = [every[index % len(every)] for index in range(self.samples)]
+        reference = self._reference(source, asked)
+        self._keep(UNCACHED, self._figures(model, reference, reference))
         for name, method in methods.items():
             if name in self.rows:
                 continue
             plan = method.plan(fc.grid(source.target, self.how.num_steps))
             with fc.apply(source.target, plan):
-                images = in_batches(source, self.labels, self.how, BATCH)
+                images = in_batches(source, asked, self.how, BATCH)
             about = {
                 "method": method.name,
                 "picture": plan.picture(),
-                "macs_ratio": plan.cost(source.target).speedup,
+                "macs_ratio": plan.cost(source.target, inputs=sources.call(source, 2)).speedup,
                 "constant_bytes": plan.constants.nbytes,
             }
-            self._keep(name, about | self._figures(source, images, reference))
+            self._keep(name, about | self._figures(model, images, reference))
             print(f"seed {self.how.seed}, {name}: {self.rows[name]['psnr_db']:.2f} dB", flush=True)
 
-    def _reference(self, source: DigitsSource) -> Tensor:
+    def _reference(self, source: Source, asked: list[Condition]) -> Tensor:
         if not self.uncached.exists():
-            torch.save(in_batches(source, self.labels, self.how, BATCH), self.uncached)
+            torch.save(in_batches(source, asked, self.how, BATCH), self.uncached)
         return torch.load(self.uncached, weights_only=True)
 
-    def _figures(self, source: DigitsSource, images: Tensor, reference: Tensor) -> dict[str, float]:
-        digits = source.digits
+    def _figures(self, model: Digits | DigitsText, images: Tensor, reference: Tensor) -> dict[str, float]:
+        if isinstance(model, DigitsText):
+            right = (model.recognised(images) == torch.tensor(pairs(self.samples))).all(1)
+        else:
+            right = model.recognised(images) == torch.arange(self.samples) % 10
         return {
             "psnr_db": psnr(images, reference).mean().item(),
-            "frechet": frechet_distance(Moments.of(digits.features(images)), digits.reference),
-            "class_accuracy": (digits.recognised(images) == torch.tensor(self.labels)).float().mean().item(),
+            "frechet": frechet_distance(Moments.of(model.features(images)), model.reference),
+            "class_accuracy": right.float().mean().item(),
         }
 
     def _keep(self, name: str, row: dict[str, Any]) -> None:
@@ -154,9 +192,10 @@ def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
 
 
 def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) -> None:
-    page, steps = TABLES[table].page, TABLES[table].steps
+    page, steps, model = TABLES[table].page, TABLES[table].steps, TABLES[table].model
+    right = "class" if model is DIGITS else "as asked"
     names = [name for name in wanted if all(name in seed.rows for seed in seeds)]
-    lines = ["| plan | fewer MACs | PSNR, dB | Fréchet | class, % |", "|---|---|---|---|---|"]
+    lines = [f"| plan | fewer MACs | PSNR, dB | Fréchet | {right}, % |", "|---|---|---|---|---|"]
     for name in names:
         rows = [seed.rows[name] for seed in seeds]
         macs = f"{rows[0]['macs_ratio']:.2f}x" if name != UNCACHED else ""
@@ -165,16 +204,17 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
         accuracy = spread([row["class_accuracy"] for row in rows], 2, 100)
         lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")
     environment = bench.environment()
+    count = seeds[0].samples
+    sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (
-        f"digits, DDIM-{steps}, guidance {GUIDANCE}, {len(seeds[0].labels)} samples a row and seed, mean and half the "
-        f"range over {len(seeds)} seeds. PSNR to the uncached samples; Fréchet distance of classifier features to the "
-        f"MNIST test set; share recognised as the class asked for. {environment['cpu']}, torch {environment['torch']}, "
-        f"diffusers {environment['diffusers']}."
+        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row and seed, mean and half the "
+        f"range over {len(seeds)} seeds. PSNR to the uncached samples; Fréchet distance of {model.about}. "
+        f"{environment['cpu']}, torch {environment['torch']}, diffusers {environment['diffusers']}."
     )
     document = {
         "command": command,
         "environment": environment,
-        "sampler": {"name": f"DDIM-{steps}", "guidance": GUIDANCE, "samples": len(seeds[0].labels), "batch": BATCH},
+        "sampler": {"name": sampler, "guidance": model.guidance, "samples": count, "batch": BATCH},
         "seeds": {seed.how.seed: {name: seed.rows[name] for name in names} for seed in seeds},
     }
     (ROOT / f"benchmarks/results/quality-{table}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -185,20 +225,21 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument(
-        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="measure these; none only writes the table"
-    )
+    parser.add_argument("--samples", type=int, default=None, help="a row and seed [1000; 300 on digits-text]")
+    parser.add_argument("--seeds", type=int, nargs="*", default=None, help="measure these; none only writes the table")
     args = parser.parse_args()
-    methods = TABLES[args.table].methods()
-    if args.seeds:
-        source = DigitsSource(zoo.load_digits())
-        for seed in args.seeds:
-            Seed(args.table, seed, args.samples).measure(source, methods)
-    if args.seeds in ([], [0, 1, 2]):
-        seeds = [Seed(args.table, seed, args.samples) for seed in (0, 1, 2)]
-        wanted = [UNCACHED, *methods]
-        write_table(args.table, wanted, seeds, f"python benchmarks/quality.py {args.table} --samples {args.samples}")
+    table = TABLES[args.table]
+    samples, all_seeds = args.samples or table.samples, list(table.seeds)
+    wanted = all_seeds if args.seeds is None else args.seeds
+    methods = table.methods()
+    if wanted:
+        model = table.model.load()
+        for seed in wanted:
+            Seed(args.table, seed, samples).measure(model, methods)
+    if wanted in ([], all_seeds):
+        seeds = [Seed(args.table, seed, samples) for seed in all_seeds]
+        command = f"python benchmarks/quality.py {args.table} --samples {samples}"
+        write_table(args.table, [UNCACHED, *methods], seeds, command)
 
 
 if __name__ == "__main__":

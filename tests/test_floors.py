@@ -35,7 +35,7 @@ FLOORS = [
 ]
 """From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
 
-ALONE = ["sample", "sources", "evaluate", "zoo"]
+ALONE = ["sample", "_place", "sources", "evaluate", "zoo"]
 """These import nothing of the library but its errors, and each other."""
 
 WITHOUT_TORCH = [

@@ -47,8 +47,9 @@ def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int
     means: float32, on the accumulators' device. recent: ``gaps`` features per site and sample of a batch, where the
     model is; twice as many with rows="all" and guidance.
     """
-    model = sources.as_source(target).target
-    feature = sum(measure(model, grid(model, num_steps), 1).site_bytes)
+    source = sources.as_source(target)
+    model, inputs = source.target, sources.call(source, 1)
+    feature = sum(measure(model, grid(model, num_steps), 1, inputs).site_bytes)
     itemsize = next(find(model).parameters()).dtype.itemsize
     return Need(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
 

@@ -28,7 +28,7 @@ from forecache._errors import InputError, RouterFileError, RunError
 from forecache._lesson import Lesson, frozen
 from forecache._routerfile import Router
 from forecache.adapters import Layout, describe, find, layout
-from forecache.sources import Sampling, Source, as_source
+from forecache.sources import Sampling, Source, as_source, everything
 
 START = 2.0
 """Logits begin here, p = 0.88: near the full output, so that a cell is judged among others that are computed."""
@@ -245,12 +245,13 @@ class Training:
 
 
 def _trajectory(source: Source, settings: Settings, number: int, device: torch.device) -> None:
-    """Sample trajectory ``number`` of a training: its labels and noise depend on the seed and the number alone."""
-    labels = np.random.default_rng((settings.seed, number)).integers(source.classes, size=settings.batch)
+    """Sample trajectory ``number`` of a training: its conditions and noise depend on the seed and the number alone."""
+    every = everything(source)
+    chosen = np.random.default_rng((settings.seed, number)).integers(len(every), size=settings.batch)
     # a stream of its own: `forecache sample` with the same seed draws other noise
     noise_seed = int(np.random.SeedSequence((settings.seed, 2406, 1733)).generate_state(1)[0])
     how = Sampling(settings.num_steps, settings.guidance, noise_seed)
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(noise_seed + number)  # for schedulers that draw noise in every step
-        source.generate(labels.tolist(), how, first_index=number * settings.batch)
+        source.generate([every[index] for index in chosen.tolist()], how, first_index=number * settings.batch)

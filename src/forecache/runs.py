@@ -20,7 +20,7 @@ from forecache.evaluate import psnr
 from forecache.plan import Plan
 from forecache.sample import check_labels
 from forecache.session import apply
-from forecache.sources import Condition, OnStep, Sampling, Source, checked, in_batches
+from forecache.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
 from forecache.tally import Stats
 
 
@@ -165,9 +165,9 @@ def conditions(source: Source, count: int, labels: str | None, prompts: Path | N
     """The conditions of ``count`` samples: the classes, or a file's texts, in turn; or the labels, one sample each."""
     if labels is not None:
         return chosen(source, labels, [] if prompts is None else read_prompts(prompts))
-    if prompts is None and not source.classes:
+    given = everything(source) if prompts is None else read_prompts(prompts)
+    if not given:
         raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
-    given = range(source.classes) if prompts is None else read_prompts(prompts)
     return checked(source, [given[index % len(given)] for index in range(count)])
 
 

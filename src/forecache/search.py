@@ -23,7 +23,7 @@ from forecache.patterns import Constraints, computed
 from forecache.plan import Method, Plan
 from forecache.scores import Context, Score
 from forecache.session import apply
-from forecache.sources import Condition, OnStep, Sampling, Source, as_source, checked, in_batches
+from forecache.sources import Condition, OnStep, Sampling, Source, as_source, call, checked, in_batches
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ class _Run:
 
     def _macs_ratio(self, plan: Plan) -> float | None:
         try:
-            return plan.cost(self.source.target, guidance=self.how.guidance > 1).speedup
+            pair = self.how.guidance > 1
+            return plan.cost(self.source.target, guidance=pair, inputs=call(self.source, 1 + pair)).speedup
         except InputError:  # a model without an adapter: nobody knows here what it is called with
             return None
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
+from forecache._place import place
 from forecache.sample import check_labels, generators, sample, to_images
-from forecache.zoo import Digits, load_digits
+from forecache.zoo import Digits, DigitsText, load_digits, load_digits_text
 
 OnStep = Callable[[int], None]
 Condition = int | str
@@ -188,8 +189,9 @@ def takes_texts(pipe: Any) -> bool:
 
 
 def own_guidance(source: Source) -> float:
-    """The guidance scale that a pipeline for texts has by default; 1.5, the papers', for classes."""
-    return _parameters(source.target)["guidance_scale"].default if isinstance(source, TextSource) else 1.5
+    """The guidance scale that a model for texts has by default; 1.5, the papers', for classes."""
+    default = _parameters(source.target)["guidance_scale"].default if isinstance(source, TextSource) else 1.5
+    return getattr(source, "guidance", default)
 
 
 @contextmanager
@@ -206,6 +208,11 @@ def _told(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
         hook.remove()
 
 
+def everything(source: Source) -> Sequence[Condition]:
+    """What the model can be asked for: its classes, or the texts that it names as its ``prompts``; empty without."""
+    return range(source.classes) if source.classes else getattr(source, "prompts", ())
+
+
 def checked(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
     """Labels as whole numbers for a model with classes, texts for one without; InputError for the other kind."""
     given = tuple(conditions)
@@ -216,6 +223,11 @@ def checked(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
     if labels := [each for each in given if not isinstance(each, str)]:
         raise InputError(f"The model takes texts; {labels[0]!r} is none.")
     return given
+
+
+def call(source: Source, rows: int) -> dict[str, Any] | None:
+    """The arguments of a model call on so many rows, where the source knows better than its model's configuration."""
+    return source.call(rows) if isinstance(source, DigitsText) else None
 
 
 def in_batches(
@@ -237,41 +249,23 @@ def as_source(target: Any) -> Source:
     if all(hasattr(target, name) for name in ("target", "classes", "generate")):
         return target
     raise InputError(
-        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a pipeline "
-        "that makes images of texts, the digits model, "
-        "or an object with `target`, `classes` and `generate`, as forecache.sources.Source describes it."
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a pipeline that "
+        "makes images of texts, the digits model, or an object with `target`, `classes` and "
+        "`generate`, as forecache.sources.Source describes it."
     )
 
 
 def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
-    """The model of this name: ``digits``, a folder written by ``save_pretrained``, or a repository on the hub.
+    """The model of this name: ``digits``, ``digits-text``, a folder of ``save_pretrained``, or a repository on the hub.
 
     device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU.
     """
     where, kind = place(device, dtype)
     if name == "digits":
         return DigitsSource(load_digits(kind, where))
+    if name == "digits-text":
+        return load_digits_text(kind, where)
     return as_source(_pipeline(name, kind).to(where))
-
-
-def place(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
-    """The device and dtype that these words stand for here; InputError if the device cannot be used."""
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    kind = _dtype(dtype, where)
-    try:
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {where!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return where, kind
-
-
-def _dtype(name: str, device: str) -> torch.dtype:
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    if name not in names:
-        raise InputError(f"dtype must be auto, {', '.join(names)}; not {name!r}.")
-    return names[name]
 
 
 def _pipeline(name: str, dtype: torch.dtype) -> Any:
@@ -282,7 +276,8 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
     is_folder = Path(name).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(
-            f"There is no model {name!r}: give 'digits', a pipeline folder or a hub repository owner/name."
+            f"There is no model {name!r}: give 'digits', 'digits-text', a pipeline folder or a hub repository "
+            "owner/name."
         )
     try:
         pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)

@@ -11,10 +11,11 @@ import torch
 from forecache import adapters
 from forecache._core import Grid
 from forecache._errors import InputError
+from forecache._place import place
 from forecache.cost import Cost
 from forecache.methods import explicit, fora, goc, taylorseer
 from forecache.plan import Method, Plan
-from forecache.sources import open_source, place
+from forecache.sources import call, open_source
 from forecache.zoo import SHAPES, call_inputs, shaped
 
 
@@ -45,10 +46,11 @@ class Subject:
 
 
 def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto") -> Subject:
-    """A shape with random weights (`zoo.SHAPES`), ``digits``, or a pipeline's transformer; ``rows`` samples a call."""
+    """A shape with random weights (`zoo.SHAPES`), a bundled model, or a pipeline's transformer; ``rows`` a call."""
     if name not in SHAPES:
-        model: Any = adapters.find(open_source(name, device, dtype).target)
-        return Subject(name, model, call_inputs(model, rows))
+        source = open_source(name, device, dtype)
+        model: Any = adapters.find(source.target)
+        return Subject(name, model, call(source, rows) or call_inputs(model, rows))
     where, kind = place(device, dtype)
     model = shaped(name, kind, where)
     return Subject(name, model, call_inputs(model, rows))

@@ -30,7 +30,7 @@ class RowsName(StrEnum):
 
 @app.command("calibrate")
 def calibrate_command(
-    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps; statistics are for runs of this length.")] = 20,
     samples: Annotated[int, typer.Option(min=1, help="Samples, the classes or texts in turn.")] = 256,
     labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,

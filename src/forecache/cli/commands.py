@@ -113,7 +113,7 @@ def sample_command(
         int | None, typer.Option(min=1, help="So many, in shards, as samples.npz: what is given, or classes, in turn.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of texts, one a line.")] = None,
-    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for images, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
@@ -171,6 +171,8 @@ def sample_command(
     Example: `forecache sample --model digits --labels 2,7 --method goc --base l2c --router digits-22 --eta 1 --compare`
 
     Example: `forecache sample --model digits --labels 2,7 --steps 50 --method procache --pattern published --compare`
+
+    Example: `forecache sample --model digits-text --prompt "a seven left of a three" --method goc --compare`
 
     Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
     --interval 2 --eta 1.2 --out out/`

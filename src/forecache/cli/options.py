@@ -15,7 +15,7 @@ from forecache._routerfile import Router
 from forecache.gates import god
 from forecache.plan import Method
 from forecache.statistics import Statistics
-from forecache.zoo import router_path, statistics_path
+from forecache.zoo import digits, digits_text, router_path
 
 
 class BaseName(StrEnum):
@@ -201,9 +201,10 @@ class Options:
         if self.stats is None:
             raise InputError(
                 "--method eoc, --base smoothcache and GOC's gate need --stats: a file of `forecache calibrate`, or for "
-                "the model digits --stats digits, the bundled one."
+                "the model digits --stats digits, the bundled one (digits-text for digits-text)."
             )
-        return Statistics.load(statistics_path(num_steps) if self.stats == "digits" else self.stats)
+        bundled = {"digits": digits.statistics_path, "digits-text": digits_text.statistics_path}.get(self.stats or "")
+        return Statistics.load(bundled(num_steps) if bundled else self.stats)
 
     def _base(self, name: BaseName, num_steps: int) -> Method:
         if name is BaseName.explicit:

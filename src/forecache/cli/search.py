@@ -14,6 +14,7 @@ from forecache import _distributed, report, runs, sources
 from forecache.cli.terminal import app, console, progress, say
 from forecache.patterns import Constraints
 from forecache.scores import Score
+from forecache.zoo import Digits, DigitsText
 
 SHOWN = 20
 """Rows of the table; search.json has all of them."""
@@ -28,7 +29,7 @@ class ProxyName(StrEnum):
 @app.command("search")
 def search_command(
     budget: Annotated[int, typer.Option(min=1, help="Steps that are computed.")],
-    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     v_min: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at least.")] = 1,
     v_max: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at most.")] = 3,
@@ -101,12 +102,13 @@ def _score(proxy: ProxyName, source: sources.Source, conditions: tuple[sources.C
     if proxy is ProxyName.psnr:
         return fc.scores.psnr_to_uncached()
     if proxy is ProxyName.frechet:
-        if not isinstance(source, sources.DigitsSource):
+        judge = source.digits if isinstance(source, sources.DigitsSource) else source
+        if not isinstance(judge, Digits | DigitsText):
             raise fc.InputError(
-                "--proxy frechet has features and a reference for digits alone: use --proxy psnr, or in Python "
-                "forecache.search with scores.frechet(features, reference)."
+                "--proxy frechet has features and a reference for the bundled models alone: use --proxy psnr, or in "
+                "Python forecache.search with scores.frechet(features, reference)."
             )
-        return fc.scores.frechet(source.digits.features, source.digits.reference, "Fréchet distance to MNIST test")
+        return fc.scores.frechet(judge.features, judge.reference, "Fréchet distance to MNIST test")
     if not source.classes:
         return fc.scores.clip_score([str(text) for text in conditions])
     names = {label: name for name, label in getattr(getattr(source, "pipe", None), "labels", {}).items()}

@@ -1,6 +1,17 @@
 """The reference models that ship with the package, and how they were made."""
 
 from forecache.zoo.digits import Digits, load_digits, router_path, statistics_path
+from forecache.zoo.digits_text import DigitsText, load_digits_text
 from forecache.zoo.shapes import SHAPES, call_inputs, shaped
 
-__all__ = ["SHAPES", "Digits", "call_inputs", "load_digits", "router_path", "shaped", "statistics_path"]
+__all__ = [
+    "SHAPES",
+    "Digits",
+    "DigitsText",
+    "call_inputs",
+    "load_digits",
+    "load_digits_text",
+    "router_path",
+    "shaped",
+    "statistics_path",
+]

@@ -57,8 +57,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args = args
-        self.model = build()
-        zero_gates(self.model)
+        self.model = self.untrained()
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
         self.generator = torch.Generator().manual_seed(args.seed)
@@ -69,22 +68,36 @@ class Trainer:
         # eval(): the model has no dropout, and labels are dropped here, once for all blocks
         self.forward: Callable[..., Any] = self.model.eval() if args.no_compile else torch.compile(self.model.eval())
 
+    def untrained(self) -> torch.nn.Module:
+        """What is trained, at its start."""
+        model = build()
+        zero_gates(model)
+        return model
+
     def learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / self.args.warmup)
         return self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps_total))
 
-    def train_step(self, train: mnist.Split) -> Tensor:
-        batch, draw = self.args.batch, self.generator
-        index = torch.randint(len(train), (batch,), generator=draw)
-        clean, labels = train.images[index], train.labels[index]
-        labels = torch.where(torch.rand(batch, generator=draw) < self.args.label_dropout, CLASSES, labels)
-        # stratified timesteps: one in each of `batch` equal parts of the schedule
+    def corrupted(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised images, their timesteps (one in each of B equal parts of the schedule) and v, the target."""
+        batch, draw = len(clean), self.generator
         times = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch * len(self.alphas_cumprod)).long()
         noise = torch.randn(clean.shape, generator=draw)
         signal = self.alphas_cumprod[times].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas_cumprod[times]).sqrt()[:, None, None, None]
-        predicted = self.forward(signal * clean + sigma * noise, times, labels, return_dict=False)[0]
-        loss = (predicted - (signal * noise - sigma * clean)).square().mean()
+        return signal * clean + sigma * noise, times, signal * noise - sigma * clean
+
+    def loss(self, train: mnist.Split) -> Tensor:
+        """The mean square error of v on a batch of images, some of them without their label."""
+        batch, draw = self.args.batch, self.generator
+        index = torch.randint(len(train), (batch,), generator=draw)
+        labels = train.labels[index]
+        labels = torch.where(torch.rand(batch, generator=draw) < self.args.label_dropout, CLASSES, labels)
+        noisy, times, target = self.corrupted(train.images[index])
+        return (self.forward(noisy, times, labels, return_dict=False)[0] - target).square().mean()
+
+    def train_step(self, train: mnist.Split) -> Tensor:
+        loss = self.loss(train)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,10 +143,11 @@ def zero_gates(model: Any) -> None:
         torch.nn.init.zeros_(layer.bias)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(trainer: Trainer) -> None:
+    """Go on from the checkpoint, if there is one, to the last step; one line of figures every ``--log`` steps."""
+    args = trainer.args
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
-    trainer = Trainer(args)
     if checkpoint.exists():
         trainer.load(checkpoint)
         print(f"resuming at step {trainer.step} of {trainer.steps_total}")
@@ -163,27 +177,39 @@ def export(args: argparse.Namespace) -> None:
     model.load_state_dict(state["average"])
     model.half().save_pretrained(args.export / "transformer", safe_serialization=True)
     build_scheduler().save_pretrained(args.export / "scheduler")
+    write_record(args, state, "python -m forecache.zoo.train_digits", {"diffusers": diffusers.__version__})
+
+
+def write_record(args: argparse.Namespace, state: dict[str, Any], command: str, versions: dict[str, str]) -> None:
+    """training.json: what was run, on what, for how long, and the last loss."""
     rows = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     record = {
-        "command": "python -m forecache.zoo.train_digits",
-        "settings": {name: value for name, value in state["args"].items() if name != "data"},
+        "command": command,
+        "settings": settings(state["args"]),
         "steps": state["step"],
         "images_seen": state["step"] * state["args"]["batch"],
         "final_loss": rows[-1]["loss"],
         "seconds": round(state["seconds"]),
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "versions": {"torch": torch.__version__, **versions},
     }
     (args.export / "training.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def settings(args: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, and of the run ``before`` it that it began with, without paths."""
+    kept = {name: value for name, value in args.items() if name not in ("data", "init")}
+    return kept | {"before": settings(kept["before"])} if "before" in kept else kept
+
+
+def parser(description: str | None, out: str, images: int, batch: int) -> argparse.ArgumentParser:
+    """The options of a training, with these defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=str, default=None, help="mnist.npz; without it, the hub dataset ylecun/mnist")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="checkpoints and log")
+    parser.add_argument("--out", type=Path, default=Path(out), help="checkpoints and log")
     parser.add_argument("--export", type=Path, default=None, help="write the shipped files here and stop")
-    parser.add_argument("--images", type=int, default=800_000, help="images to see")
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--images", type=int, default=images, help="images to see")
+    parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--label-dropout", type=float, default=0.1)
@@ -192,11 +218,15 @@ def main() -> None:
     parser.add_argument("--log", type=int, default=50, help="steps between two lines")
     parser.add_argument("--checkpoint", type=int, default=250, help="steps between two checkpoints")
     parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser(__doc__, "runs/digits", images=800_000, batch=96).parse_args()
     if args.export is not None:
         export(args)
     else:
-        train(args)
+        train(Trainer(args))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""digits-text: a text-to-image pixel-space PixArt for two MNIST digits side by side, its text encoder and its judge."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from forecache._errors import InputError, MissingExtraError
+from forecache.evaluate import Moments
+from forecache.sample import generators
+from forecache.zoo import captions
+from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.digits import load_classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from forecache.sources import Sampling
+
+FOLDER = Path(__file__).parent / "assets" / "digits-text"
+HEIGHT, WIDTH = 24, 48
+GUIDANCE = 2.0
+"""The guidance scale of the card's figures and of the bundled statistics."""
+CALL: Mapping[str, Any] = {
+    "height": HEIGHT,
+    "width": WIDTH,
+    "use_resolution_binning": False,  # the bins are PixArt's own sizes
+    "clean_caption": False,
+    "max_sequence_length": captions.LENGTH,
+}
+"""What `DigitsText.pipeline` is called with beside prompts, steps and guidance: ``pipe(prompts, **CALL)``."""
+
+
+def statistics_path(num_steps: int) -> Path:
+    """The bundled statistics, for `forecache.Statistics.load`: per channel, 20 steps of DPM-Solver++, `GUIDANCE`."""
+    path = FOLDER / f"statistics-{num_steps}.safetensors"
+    if not path.exists():
+        raise InputError(
+            f"digits-text comes with statistics for 20 steps, not for {num_steps}: make them with "
+            f"`forecache calibrate --model digits-text --steps {num_steps}`."
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class DigitsText:
+    """The transformer (a diffusers PixArtTransformer2DModel), its DPM-Solver++, the T5 encoder, the tokenizer.
+
+    It is a `forecache.sources.Source` for texts: calibration, search and routers take it as it is.
+    """
+
+    transformer: Any
+    scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+
+    classes = 0
+    conditional = "second"
+    guidance = GUIDANCE
+    prompts = tuple(captions.captions(*pair)[0] for pair in captions.pairs(100))
+
+    @cached_property
+    def target(self) -> Any:
+        """What plans are applied to: a `pipeline`."""
+        return self.pipeline()
+
+    def label(self, name: str) -> int:
+        raise InputError(f"digits-text makes images of texts, not of classes: use --prompt {name!r}.")
+
+    def generate(
+        self, labels: Sequence[str], how: Sampling, first_index: int = 0, on_step: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Images (B, 1, 24, 48) in [0, 1] of captions; image i depends on caption, seed and first_index + i alone."""
+        images = self.target(
+            list(labels),
+            guidance_scale=how.guidance,
+            num_inference_steps=how.num_steps,
+            generator=generators(how.seed, how.indices(first_index, len(labels))),
+            output_type="pt",
+            callback=None if on_step is None else lambda step, *_: on_step(step),
+            **CALL,
+        ).images
+        return images.float().cpu()
+
+    @cached_property
+    def classifier(self) -> DigitClassifier:
+        """The MNIST classifier that judges each half, float32 on the CPU: the one of `digits`."""
+        return load_classifier()
+
+    @cached_property
+    def reference(self) -> Moments:
+        """Moments of `features` on 10,000 canvases of MNIST test images, each of them once on each side."""
+        tensors = load_file(FOLDER / "reference.safetensors")
+        return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+
+    def pipeline(self) -> Any:
+        """diffusers' PixArtAlphaPipeline of these parts, to be called with `CALL`; for a VAE it has the identity."""
+        from diffusers import PixArtAlphaPipeline
+
+        from forecache.zoo.pixels import Pixels
+
+        pipe = PixArtAlphaPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            vae=Pixels(),  # pyright: ignore[reportArgumentType]
+            transformer=self.transformer,
+            scheduler=self.scheduler,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompts' features (B, 12, 64) and mask (B, 12), as the pipeline makes them."""
+        texts = [prompt.lower().strip() for prompt in prompts]
+        ids, mask = (each.to(self.text_encoder.device) for each in captions.tokens(self.tokenizer, texts))
+        return self.text_encoder(ids, attention_mask=mask)[0], mask
+
+    def call(self, rows: int, seed: int = 0) -> dict[str, Any]:
+        """The arguments of a call of the transformer on ``rows`` canvases of noise."""
+        model, draw = self.transformer, torch.Generator().manual_seed(seed)
+        noise = torch.randn(rows, model.config.in_channels, HEIGHT, WIDTH, generator=draw)
+        text, mask = self.encode([captions.captions(*pair)[0] for pair in captions.pairs(rows)])
+        return {
+            "hidden_states": noise.to(model.device, model.dtype),
+            "encoder_hidden_states": text,
+            "timestep": torch.zeros(rows, dtype=torch.long, device=model.device),
+            "encoder_attention_mask": mask,
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        }
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The judge's features (B, 256) of both halves of images (B, 1, 24, 48) in [0, 1]."""
+        parts = images.split(500)
+        return torch.cat([torch.cat([self.classifier.features(x) for x in halves(part * 2 - 1)], 1) for part in parts])
+
+    @torch.no_grad()
+    def recognised(self, images: Tensor) -> Tensor:
+        """The digits (B, 2), left and right, that the judge sees in images (B, 1, 24, 48) in [0, 1]."""
+        parts = images.split(500)
+        return torch.cat([torch.stack([self.classifier(x).argmax(1) for x in halves(p * 2 - 1)], 1) for p in parts])
+
+
+def halves(canvas: Tensor) -> tuple[Tensor, Tensor]:
+    """The left and right half (B, 1, 24, 24) of canvases (B, 1, 24, 48) in [-1, 1]."""
+    left, right = canvas.chunk(2, -1)
+    return left, right
+
+
+def load_digits_text(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DigitsText:
+    """The bundled text-to-image model. Needs the extra ``diffusers``; no network."""
+    return load_from(FOLDER, dtype, device)
+
+
+def load_from(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DigitsText:
+    """The model that `train_digits_text --export` wrote to a folder."""
+    try:
+        from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+        from transformers import PreTrainedTokenizerFast, T5EncoderModel
+    except ImportError as error:
+        raise MissingExtraError(error.name or "diffusers", "diffusers", "The digits-text model") from error
+    transformer: Any = PixArtTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    with _quiet():
+        text_encoder: Any = T5EncoderModel.from_pretrained(folder / "text_encoder")
+    return DigitsText(
+        transformer.eval().to(device),
+        DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler"),
+        text_encoder.eval().to(device, dtype),
+        PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar over a file of a few kilobytes; not here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
