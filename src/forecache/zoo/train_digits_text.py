@@ -11,7 +11,7 @@ Checkpoints, log and record are those of `train_digits`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import diffusers
 import torch
@@ -164,10 +164,9 @@ class TextTrainer(Trainer):
         painting = (self.forward(noisy, times, self.ids[row], self.mask[row]) - target).square().mean()
         if not self.args.reading:
             return painting
-        kept = row[~dropped]
-        return painting + READING * self.model.reading_loss(
-            self.ids[kept], self.mask[kept], train.labels[index].T[~dropped]
-        )
+        kept, painter = row[~dropped], cast("Painter", self.model)
+        reading = painter.reading_loss(self.ids[kept], self.mask[kept], train.labels[index].T[~dropped])
+        return painting + READING * reading
 
 
 @torch.no_grad()
