@@ -27,8 +27,9 @@ FLOORS = [
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
     ["liveness", "cost", "_constants", "_planfile", "plan"],
-    ["_smoothcache", "methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
-    ["generations", "session", "_lesson"],
+    ["_smoothcache", "guards", "resample", "ends"],
+    ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
+    ["course", "generations", "session", "applied", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],

@@ -1,5 +1,7 @@
 """Where a generation begins and ends: it starts clean, and a run of another length is an error, not a wrong image."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import reference
@@ -26,6 +28,12 @@ def call(dit, time, count=2, dtype=None):
 
 def calls(dit, times, **how):
     return torch.stack([call(dit, time, **how) for time in times])
+
+
+@pytest.fixture
+def parts(pipe):
+    """What a loop of the user's own takes of a pipeline."""
+    return SimpleNamespace(transformer=pipe.transformer, scheduler=pipe.scheduler)
 
 
 def alone(dit, times=TIMES, **how):
@@ -153,46 +161,46 @@ def test_new_run_starts_a_generation_whose_timesteps_only_fall(dit):
         assert torch.equal(calls(dit, [0.5] * T), expected)
 
 
-def test_setting_the_schedulers_timesteps_starts_a_generation(pipe):
+def test_setting_the_schedulers_timesteps_starts_a_generation(parts):
     """A loop of the user's own around a pipeline's parts, stopped in the middle and begun again."""
-    with fc.apply(pipe, plan(pipe)) as session:
-        pipe.scheduler.set_timesteps(T)
-        times = pipe.scheduler.timesteps.tolist()
-        expected = calls(pipe.transformer, times)
-        pipe.scheduler.set_timesteps(T)
-        calls(pipe.transformer, times[:2])
-        pipe.scheduler.set_timesteps(T)
-        assert torch.equal(calls(pipe.transformer, times), expected)
+    with fc.apply(parts, plan(parts)) as session:
+        parts.scheduler.set_timesteps(T)
+        times = parts.scheduler.timesteps.tolist()
+        expected = calls(parts.transformer, times)
+        parts.scheduler.set_timesteps(T)
+        calls(parts.transformer, times[:2])
+        parts.scheduler.set_timesteps(T)
+        assert torch.equal(calls(parts.transformer, times), expected)
     assert session.stats.generations == 3
 
 
-def test_setting_the_schedulers_timesteps_starts_a_generation_whose_timesteps_go_on_falling(pipe):
+def test_setting_the_schedulers_timesteps_starts_a_generation_whose_timesteps_go_on_falling(parts):
     """Stopped after two calls, then image-to-image from a lower timestep: the noise that is left tells nothing."""
     later = list(range(T, 0, -1))
-    with fc.apply(pipe, plan(pipe)):
-        expected = calls(pipe.transformer, later)
-    with fc.apply(pipe, plan(pipe)) as session:
-        pipe.scheduler.set_timesteps(T)
-        calls(pipe.transformer, pipe.scheduler.timesteps.tolist()[:2])
-        pipe.scheduler.set_timesteps(T)
-        assert torch.equal(calls(pipe.transformer, later), expected)
+    with fc.apply(parts, plan(parts)):
+        expected = calls(parts.transformer, later)
+    with fc.apply(parts, plan(parts)) as session:
+        parts.scheduler.set_timesteps(T)
+        calls(parts.transformer, parts.scheduler.timesteps.tolist()[:2])
+        parts.scheduler.set_timesteps(T)
+        assert torch.equal(calls(parts.transformer, later), expected)
     assert session.stats.generations == 2
 
 
-def test_a_generation_that_was_stopped_is_not_counted_as_held(pipe):
+def test_a_generation_that_was_stopped_is_not_counted_as_held(parts):
     """Three runs stopped where the cache is full, and a whole one: the peak is that of one run."""
-    made = plan(pipe)
-    with fc.apply(pipe, made) as session:
-        pipe.scheduler.set_timesteps(T)
-        times = pipe.scheduler.timesteps.tolist()
-        calls(pipe.transformer, times[:3])
-        calls(pipe.transformer, times)  # the timestep went up
+    made = plan(parts)
+    with fc.apply(parts, made) as session:
+        parts.scheduler.set_timesteps(T)
+        times = parts.scheduler.timesteps.tolist()
+        calls(parts.transformer, times[:3])
+        calls(parts.transformer, times)  # the timestep went up
         for _ in range(2):
-            pipe.scheduler.set_timesteps(T)
-            calls(pipe.transformer, times[:3])
-        pipe.scheduler.set_timesteps(T)
-        calls(pipe.transformer, times)
-    assert session.stats.peak_cache_bytes == made.cost(pipe, batch_size=2).cache_bytes
+            parts.scheduler.set_timesteps(T)
+            calls(parts.transformer, times[:3])
+        parts.scheduler.set_timesteps(T)
+        calls(parts.transformer, times)
+    assert session.stats.peak_cache_bytes == made.cost(parts, batch_size=2).cache_bytes
 
 
 # ---- runs of another length -----------------------------------------------------------------------------------------
@@ -238,14 +246,14 @@ def test_a_loop_that_is_shorter_than_the_plan_is_refused_when_the_next_begins(di
         assert torch.equal(calls(dit, TIMES), expected)
 
 
-def test_a_pipeline_that_starts_in_the_middle_of_its_timesteps_needs_a_plan_of_the_calls_it_makes(pipe):
+def test_a_pipeline_that_starts_in_the_middle_of_its_timesteps_needs_a_plan_of_the_calls_it_makes(parts):
     """Image-to-image: ten timesteps are set, the last six are run."""
-    with fc.apply(pipe, plan(pipe)) as session:
-        pipe.scheduler.set_timesteps(10)
-        calls(pipe.transformer, pipe.scheduler.timesteps.tolist()[4:])
-        pipe.scheduler.set_timesteps(10)
+    with fc.apply(parts, plan(parts)) as session:
+        parts.scheduler.set_timesteps(10)
+        calls(parts.transformer, parts.scheduler.timesteps.tolist()[4:])
+        parts.scheduler.set_timesteps(10)
         with pytest.raises(fc.StepCountError, match="going to call the model 7 times"):
-            call(pipe.transformer, pipe.scheduler.timesteps.tolist()[3])
+            call(parts.transformer, parts.scheduler.timesteps.tolist()[3])
     assert session.stats.calls == T
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -130,8 +131,9 @@ def test_a_lane_that_stopped_early_is_refused_when_the_block_ends(dit):
 
 def test_a_generation_of_known_length_may_be_stopped_in_every_lane(pipe):
     """The scheduler told the length, so stopping early is the user's choice; one lane or two make no difference."""
+    parts = SimpleNamespace(transformer=pipe.transformer, scheduler=pipe.scheduler)
     for lanes in (("cond",), ("cond", "uncond")):
-        with fc.apply(pipe, plan(pipe)) as session:
+        with fc.apply(parts, plan(parts)) as session:
             pipe.scheduler.set_timesteps(T)
             for time in pipe.scheduler.timesteps.tolist()[:3]:
                 for name in lanes:

@@ -30,8 +30,10 @@ from forecache._errors import (
 from forecache._routerfile import Router
 from forecache._version import __version__
 from forecache.adapters import grid, register_adapter
+from forecache.applied import apply, disable, enable
 from forecache.calibrate import calibrate, calibration_bytes
 from forecache.cost import Cost
+from forecache.guards import Guards
 from forecache.methods import (
     eoc,
     explicit,
@@ -50,9 +52,10 @@ from forecache.methods import (
     warmup,
 )
 from forecache.plan import Method, Plan
+from forecache.resample import resampled
 from forecache.router import train_router
 from forecache.search import Candidate, SearchResult, search
-from forecache.session import Session, apply
+from forecache.session import Session
 from forecache.shards import Sampled, sample_shards
 from forecache.statistics import Statistics
 from forecache.tally import Stats
@@ -94,6 +97,10 @@ __all__ = [
     "Plan",
     "Cost",
     "apply",
+    "enable",
+    "disable",
+    "Guards",
+    "resampled",
     "Session",
     "Stats",
     # calibration

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from forecache._version import __version__
+from forecache.applied import apply
 from forecache.plan import Plan
-from forecache.session import apply
 from forecache.tally import Stats
 
 

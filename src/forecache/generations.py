@@ -16,40 +16,42 @@ from forecache._errors import StepCountError
 from forecache._modelcall import Inputs
 from forecache.adapters import Arguments, Layout
 from forecache.choosing import Meter
+from forecache.course import Course, Courses
 from forecache.history import History, Past
-from forecache.placed import Placed
-from forecache.plan import Plan
-from forecache.program import Budget, Program
+from forecache.tally import Tally
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane:
     """One generation in one lane: how far it is, and what it keeps.
 
-    length_known: a scheduler has told how many calls it has.
+    announced: the timesteps of its calls, where a scheduler has told them.
     """
 
+    course: Course
     history: History
     inputs: Inputs | None
+    announced: list[float] | None
     step: int = 0
     first_timestep: float | None = None
     timestep: float | None = None
-    length_known: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """How many calls it has."""
+        return self.course.plan.num_steps
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
-    """The state of one thread: its lanes, and what it has done."""
+    """The state of one thread: its lanes. timesteps: that a scheduler has set; told: the lanes that know them."""
 
     lanes: dict[str, Lane] = field(default_factory=dict)
     lane: str = "default"
     timesteps: list[float] | None = None
-    checked: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
     meter: Meter = field(default_factory=Meter)
-    generations: int = 0
-    calls: int = 0
-    computed: int = 0
-    partial: int = 0
+    thread: threading.Thread = field(default_factory=threading.current_thread)
 
     def drop(self) -> None:
         """Let go of every lane."""
@@ -57,31 +59,37 @@ class Running:
             lane.history.clear()
         self.lanes.clear()
 
+    def announce(self, timesteps: list[float] | None) -> None:
+        """A new generation has these timesteps, or ones that nobody told."""
+        self.drop()
+        self.timesteps = timesteps
+        self.told.clear()
+
 
 class Local(threading.local):
-    """What a thread has of its own. current: the past of the model call that runs now. compiler: what it runs under."""
+    """What a thread has of its own. current: the past of the model call that runs now. compiler: what it runs under.
+    calling: how many calls of the session's pipeline it is in."""
 
     running: Running | None = None
     current: Past | None = None
     lane: Lane | None = None
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    calling: int = 0
 
 
 class Generations:
     """The lanes of a session over all threads.
 
-    layout, program, plan: of its model. scheduler: of its pipeline, if it has one. budget: of what a generation keeps.
+    courses: what a generation does, by its number of calls. scheduler: of the model's pipeline, if it has one.
     """
 
-    def __init__(
-        self, layout: Layout, plan: Plan, program: Program, placed: Placed, scheduler: Any, max_bytes: int | None
-    ) -> None:
-        self.plan = plan
-        self.local = Local()
+    def __init__(self, layout: Layout, courses: Courses, local: Local, tally: Tally, scheduler: Any) -> None:
+        self.local = local
         self.threads: list[Running] = []
-        self._layout, self._program, self._placed = layout, program, placed
+        self.stopped: Lane | None = None
+        self._layout, self._courses, self._tally = layout, courses, tally
         self._scheduler = scheduler
-        self._budget = Budget(max_bytes, placed.cache_dtype) if max_bytes is not None else None
+        self._lock = threading.Lock()
         self._timestep = _modelcall.timestep_of(layout.model.forward)
 
     def running(self) -> Running:
@@ -89,8 +97,17 @@ class Generations:
         running = self.local.running
         if running is None:
             running = self.local.running = Running()
-            self.threads.append(running)
+            with self._lock:
+                self.threads = [each for each in self.threads if each.thread.is_alive() or not self.drop(each)]
+                self.threads.append(running)
         return running
+
+    def drop(self, run: Running) -> bool:
+        """Let go of a thread's lanes, and remember one that stopped too early."""
+        short = [lane for lane in run.lanes.values() if self.is_short(lane)]
+        self.stopped = next(iter(short), self.stopped)
+        run.drop()
+        return True
 
     def begin(self, run: Running, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         """The lane of this call, at the step that the call is; a new generation starts with an empty history."""
@@ -105,14 +122,20 @@ class Generations:
             lane.history.clear()
             lane = None
         if lane is None:
-            if self._budget is not None:
-                self._budget.check(self._layout.model, self._program, self.plan.grid, Arguments(args, kwargs))
-            self._program.refresh()
-            history = History(self._layout, self._program, run.meter, self._placed)
-            lane = run.lanes[run.lane] = Lane(history, inputs, first_timestep=timestep)
-            lane.length_known = self._check_length(run, timestep)
-            run.generations += run.lane == next(iter(run.lanes))
+            lane = self._start(run, inputs, timestep, Arguments(args, kwargs))
         lane.timestep = timestep
+        return lane
+
+    def _start(self, run: Running, inputs: Inputs | None, timestep: float | None, arguments: Arguments) -> Lane:
+        announced = self._announced(run, timestep)
+        course = self._courses.own if announced is None else self._courses.of(len(announced))
+        if course.budget is not None:
+            course.budget.check(self._layout.model, course.program, course.plan.grid, arguments)
+        course.program.refresh()
+        history = History(self._layout, course.program, run.meter, course.placed)
+        lane = run.lanes[run.lane] = Lane(course, history, inputs, announced, first_timestep=timestep)
+        if run.lane == next(iter(run.lanes)):
+            self._tally.start()
         return lane
 
     def _expected(self, lane: Lane, value: Any) -> float | None:
@@ -120,67 +143,57 @@ class Generations:
 
         There is no need where set_timesteps has told how long the generation is.
         """
-        announced = lane.length_known and lane.step < self.plan.num_steps
-        return (
-            lane.timestep
-            if announced and not _modelcall.is_at_hand(value)
-            else _modelcall.number(value, self._layout.rising)
-        )
+        needless = lane.announced is not None and lane.step < lane.num_steps and not _modelcall.is_at_hand(value)
+        return lane.timestep if needless else _modelcall.number(value, self._layout.rising)
 
     def _goes_on(self, lane: Lane, inputs: Inputs | None, timestep: float | None) -> bool:
         if lane.inputs != inputs:
             return False
-        done = lane.step == self.plan.num_steps
+        done = lane.step == lane.num_steps
         if timestep is None or lane.timestep is None or lane.first_timestep is None:
             return not done
+        if not done and lane.announced is not None and timestep == lane.announced[lane.step]:
+            return True  # also where a sampler goes up on its way
         if timestep > lane.timestep or (done and timestep == lane.first_timestep):
             return False
         if done:
             raise StepCountError(
-                f"The plan has {self.plan.num_steps} steps, and this run makes one more model call (timestep "
+                f"The plan has {lane.num_steps} steps, and this run makes one more model call (timestep "
                 f"{timestep:g}): make the plan for this run's number of calls, "
                 "method.plan(forecache.grid(model, num_steps=...)). If the model is called several times a step, "
                 "name the calls with session.lane(name)."
             )
         return True
 
-    def _check_length(self, run: Running, timestep: float | None) -> bool:
-        """Whether a watched scheduler has told the number of calls of this generation; an error if it is not ours."""
+    def _announced(self, run: Running, timestep: float | None) -> list[float] | None:
+        """The timesteps of the generation that starts with this call, if a watched scheduler has told them."""
         timesteps = run.timesteps
-        if timesteps is None or run.lane in run.checked:
-            return False
-        run.checked.add(run.lane)  # the scheduler spoke of one generation
+        if timesteps is None or run.lane in run.told:
+            return None
+        run.told.add(run.lane)  # the scheduler spoke of one generation
         # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
         if timestep is not None and timestep in timesteps[:-1]:
-            timesteps = timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
-        if len(timesteps) != self.plan.num_steps:
-            raise StepCountError(
-                f"The plan has {self.plan.num_steps} steps, but the pipeline is going to call the model "
-                f"{len(timesteps)} times: make the plan with forecache.grid(pipe, num_steps={len(timesteps)}), or "
-                f"sample with num_inference_steps={self.plan.num_steps}."
-            )
-        return True
+            return timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
+        return timesteps
 
     def is_short(self, lane: Lane) -> bool:
         """Stopped in the middle, and nobody told how long it should have been."""
-        return 0 < lane.step < self.plan.num_steps and not lane.length_known
+        return 0 < lane.step < lane.num_steps and lane.announced is None
 
     def too_short(self, lane: Lane) -> StepCountError:
         return StepCountError(
-            f"The last run made {lane.step} model calls, the plan has {self.plan.num_steps} steps: make the plan with "
+            f"The last run made {lane.step} model calls, the plan has {lane.num_steps} steps: make the plan with "
             f"forecache.grid(model, num_steps={lane.step}). If the run was stopped on purpose, call session.new_run()."
         )
 
-    def watch(self, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:
         """The scheduler's set_timesteps, which every pipeline calls when a generation starts."""
 
         @functools.wraps(set_timesteps)
         def watched(*args: Any, **kwargs: Any) -> Any:
             result = set_timesteps(*args, **kwargs)
-            run = self.running()
-            run.drop()
-            run.timesteps = [float(each) for each in self._scheduler.timesteps]
-            run.checked.clear()
+            if is_ours():
+                self.running().announce([float(each) for each in self._scheduler.timesteps])
             return result
 
         return watched

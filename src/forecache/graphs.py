@@ -30,8 +30,8 @@ Pure = Callable[..., tuple[Any, Made]]
 """``run(place, forward, args, kwargs, lent)``: what ``forward(*args, **kwargs)`` gives out in this step."""
 
 
-Does = tuple[tuple[Site, ...], tuple[Op, ...]]
-"""What a step does: an operation for every site."""
+Does = tuple[tuple[Site, ...], tuple[Op, ...], bool]
+"""What a step does: an operation for every site, and whether estimates are looked at."""
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -46,6 +46,7 @@ class Place:
     layout: Layout
     gates: Mapping[tuple[int, int], Gates]
     cache_dtype: torch.dtype | None
+    max_error: float | None
 
 
 class Graphs:
@@ -55,8 +56,8 @@ class Graphs:
     own: a compiler counts recompilations by code, and gives up after a few.
     """
 
-    def __init__(self, layout: Layout, own: dict[Does, Pure]) -> None:
-        self._layout, self._own = layout, own
+    def __init__(self, layout: Layout, own: dict[Does, Pure], guarded: bool = False) -> None:
+        self._layout, self._own, self._guarded = layout, own, guarded
         self._found: dict[tuple[int, Compiler | None], Pure] = {}
 
     def of(self, number: int, step: Step, compiler: Compiler | None = None) -> Pure:
@@ -64,10 +65,10 @@ class Graphs:
         run = self._found.get((number, compiler))
         if run is None:
             ops = tuple(map(_normal, step.ops))
-            key = self._layout.sites, ops
+            key = self._layout.sites, ops, self._guarded
             run = self._own.get(key)
             if run is None:
-                run = self._own[key] = _pure(step_of(ops, self._layout), len(self._own))
+                run = self._own[key] = _pure(step_of(ops, self._layout, self._guarded), len(self._own))
             run = self._found[number, compiler] = run if compiler is None else compiler(run)
         return run
 
@@ -75,9 +76,9 @@ class Graphs:
 _OF_MODELS: WeakKeyDictionary[nn.Module, dict[Does, Pure]] = WeakKeyDictionary()
 
 
-def graphs(layout: Layout) -> Graphs:
-    """The graphs of the layout's model."""
-    return Graphs(layout, _OF_MODELS.setdefault(layout.model, {}))
+def graphs(layout: Layout, guarded: bool = False) -> Graphs:
+    """The graphs of the layout's model. guarded: of steps whose estimates are looked at."""
+    return Graphs(layout, _OF_MODELS.setdefault(layout.model, {}), guarded)
 
 
 def _normal(op: Op) -> Op:
@@ -110,7 +111,7 @@ class Borrowed(Past):
     """The past of one step, lent to it: nothing is counted, freed or kept from here."""
 
     def __init__(self, step: Step, place: Place, lent: Lent, inputs: Inputs | None) -> None:
-        super().__init__(place.layout, Chooser(place.layout, Meter(), self._random), place.gates)
+        super().__init__(place.layout, Chooser(place.layout, Meter(), self._random), place.gates, place.max_error)
         self._step = step
         self._done = [False] * len(step.ops)
         self._lent = lent
@@ -126,7 +127,7 @@ class Borrowed(Past):
         scores = {key: value for key, value in self._chooser.scores.items() if key not in self._lent.scores}
         choices = enumerate(op.choice for op in self._step.ops)
         ages = {site: self._chooser.ages[site] for site, choice in choices if choice is not None and choice.ages}
-        return Made(self._features, scores, ages, self.missed())
+        return Made(self._features, scores, ages, self.missed(), self.fallen)
 
     def _feature(self, site: int, slot: int) -> Tensor:
         feature, dtype = self._lent.features[site][slot], self._lent.dtypes[site]
@@ -148,9 +149,11 @@ class Borrowed(Past):
     def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         weighted = []
         for branch, (site, op) in enumerate(zip(run.sites, run.ops, strict=True)):
-            if op.is_sum and op.is_reuse:
+            if run.sums[branch] is None:
+                continue
+            if op.is_reuse:
                 weighted.append(gates[branch])
-            elif op.is_sum:
+            else:
                 weighted += [times(gates[branch], weight) for weight in self._weights[site]]
         return weighted
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from forecache._errors import RunError
 from forecache.adapters import Gate, Gates, Layout, Streams, add_up
 from forecache.choosing import Chooser, Meter
+from forecache.guards import limited
 from forecache.liveness import Choice, Op, Score, slots
 from forecache.placed import Placed
 from forecache.program import INSIDE, Program, Run, Step
@@ -25,11 +26,20 @@ from forecache.shelf import Kept, Shelf, checked
 class Past(ABC):
     """What sites gave out in the steps before, and what they give out in this one.
 
-    layout: of the model. chooser: for partial cells. gates: of runs of skipped blocks.
+    layout: of the model. chooser: for partial cells. gates: of runs of skipped blocks. max_error: of estimates, and
+    ``fallen`` how many of those lay beyond it, so far.
     """
 
-    def __init__(self, layout: Layout, chooser: Chooser, gates: Mapping[tuple[int, int], Gates]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        chooser: Chooser,
+        gates: Mapping[tuple[int, int], Gates],
+        max_error: float | None,
+    ) -> None:
+        self.fallen: Tensor | None = None
         self._chooser = chooser
+        self._max_error = max_error
         self._gates = gates
         self._streams = layout.streams
         self._step: Step
@@ -88,7 +98,13 @@ class Past(ABC):
         shift = self._constant(site, op.shift, total)
         if gain is not None:
             total = torch.addcmul(total, total, gain)
-        return total if shift is None else total + shift
+        if shift is not None:
+            total = total + shift
+        if self._max_error is None or (op.is_reuse and gain is None and shift is None):
+            return total
+        total, fallen = limited(total, self._feature(site, op.reads[0][0]), self._max_error)
+        self.fallen = fallen if self.fallen is None else self.fallen + fallen
+        return total
 
     @abstractmethod
     def _feature(self, site: int, slot: int) -> Tensor:
@@ -130,12 +146,13 @@ class Lent(NamedTuple):
 
 class Made(NamedTuple):
     """What such a step gives out besides its output: features with the dtype that they had, scores and ages to
-    keep, and a site that did not run."""
+    keep, a site that did not run, and how many estimates fell back to reuse, as a tensor."""
 
     features: dict[int, tuple[Tensor, torch.dtype]]
     scores: dict[Score, Tensor]
     ages: dict[int, Tensor]
     missed: int | None
+    fallen: Tensor | None
 
 
 class History(Past):
@@ -146,7 +163,7 @@ class History(Past):
     """
 
     def __init__(self, layout: Layout, program: Program, meter: Meter, placed: Placed) -> None:
-        super().__init__(layout, Chooser(layout, meter, self._random), program.gates)
+        super().__init__(layout, Chooser(layout, meter, self._random), program.gates, placed.max_error)
         self._shelf = Shelf(placed.cache_dtype, placed.cache_device)
         self._slots: list[list[Kept | None]] = [[None] * slots(row) for row in program.rows]
         self._meter = meter
@@ -195,6 +212,8 @@ class History(Past):
                 # the memory of a CUDA graph's outputs is written again when it is replayed
                 self._store(site, op.store, self._shelf.put(feature.clone() if feature.is_cuda else feature, dtype))
         self._chooser.take(self._step.ops, made.scores, made.ages)
+        if made.fallen is not None:
+            self.fallen = made.fallen.clone() if self.fallen is None else self.fallen + made.fallen
         self._meter.peak = max(self._meter.peak, self._meter.held)
 
     def clear(self) -> None:

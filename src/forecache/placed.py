@@ -28,7 +28,7 @@ class Placed:
     """What a plan holds besides cells, moved once a device and dtype.
 
     A constant of another shape is refused. cache_dtype, cache_device: what features are kept in and where, if it is not
-    as and where they are.
+    as and where they are. max_error: how far an estimate may lie from the newest feature, if there is a limit.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class Placed:
         constants: Mapping[str, Tensor],
         cache_dtype: torch.dtype | None = None,
         cache_device: torch.device | None = None,
+        max_error: float | None = None,
     ) -> None:
-        self.cache_dtype, self.cache_device = cache_dtype, cache_device
+        self.cache_dtype, self.cache_device, self.max_error = cache_dtype, cache_device, max_error
         self._constants = constants
         self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
         self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}

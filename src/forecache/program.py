@@ -92,22 +92,25 @@ class Step:
         return tuple(weight for op in self.ops if not op.is_reuse for _, weight in op.reads)
 
 
-def step_of(ops: tuple[Op, ...], layout: Layout) -> Step:
-    """A call of the layout's model with these operations."""
+def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
+    """A call of the layout's model with these operations. guarded: estimates are made one by one, to be looked at."""
     spans = layout.spans
     runs: list[Run | Inside | None] = [None] * len(spans)
     for blocks in liveness.runs(liveness.skipped_blocks(ops, spans), layout.starts):
         runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
-        runs[blocks.start] = _run(blocks, ops, spans)
+        runs[blocks.start] = _run(blocks, ops, spans, guarded)
     computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
     return Step(ops, tuple(runs), computed, partial)
 
 
-def _run(blocks: range, ops: tuple[Op, ...], spans: Sequence[range]) -> Run:
+def _run(blocks: range, ops: tuple[Op, ...], spans: Sequence[range], guarded: bool) -> Run:
     sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
     own = ops[sites.start : sites.stop]
-    sums = tuple(tuple(slot for slot, _ in op.reads) if op.is_sum else None for op in own)
-    terms = [(branch, weight) for branch, op in enumerate(own) if op.is_sum for _, weight in op.reads]
+    plain = [op.is_sum and (op.is_reuse or not guarded) for op in own]
+    sums = tuple(
+        tuple(slot for slot, _ in op.reads) if is_plain else None for op, is_plain in zip(own, plain, strict=True)
+    )
+    terms = [(branch, weight) for branch, op in enumerate(own) if plain[branch] for _, weight in op.reads]
     index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
     return Run(blocks, sites, own, sums, index, weights)
 
@@ -118,12 +121,13 @@ class Program:
     rows: the operations of every site, [site][step]. gates: of every run of blocks that occurs, by its `Run.key`.
     """
 
-    def __init__(self, layout: Layout, plan: Plan) -> None:
+    def __init__(self, layout: Layout, plan: Plan, guarded: bool = False) -> None:
         self.rows = liveness.operations(plan.grid.sites, plan.rows)
         self.gates: dict[tuple[int, int], Gates] = {}
         self._layout = layout
         self._weights: object = None
-        self.steps = [step_of(ops, layout) for ops in zip(*self.rows, strict=True)]
+        self.guarded = guarded
+        self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
         self._blocks = {run.blocks for step in self.steps for run in step.runs if isinstance(run, Run)}
 
     def refresh(self) -> None:

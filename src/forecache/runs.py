@@ -15,11 +15,11 @@ from torch import Tensor
 from forecache import bench
 from forecache._errors import InputError
 from forecache.adapters import Arguments, find, seen
+from forecache.applied import apply
 from forecache.cost import Cost
 from forecache.evaluate import psnr
 from forecache.plan import Plan
 from forecache.sample import check_labels
-from forecache.session import apply
 from forecache.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
 from forecache.tally import Stats
 

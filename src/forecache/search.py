@@ -18,11 +18,11 @@ from forecache._distributed import World
 from forecache._errors import InputError, SearchFileError
 from forecache._searchfile import Candidate, Settings
 from forecache.adapters import find, grid, is_same
+from forecache.applied import apply
 from forecache.methods import explicit
 from forecache.patterns import Constraints, computed
 from forecache.plan import Method, Plan
 from forecache.scores import Context, Score
-from forecache.session import apply
 from forecache.sources import Condition, OnStep, Sampling, Source, as_source, call, checked, in_batches
 
 

@@ -6,19 +6,20 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from forecache._errors import AlreadyAppliedError, PlanError, RunError
-from forecache.adapters import Layout, Streams, find, is_mounted, layout_for, mounted, optimized, replaced
-from forecache.generations import Generations, Lane
-from forecache.graphs import Borrowed, Place, Pure, graphs
+from forecache._errors import AlreadyAppliedError, RunError
+from forecache.adapters import Layout, Streams, is_mounted, mounted, replaced
+from forecache.course import Courses, Keeping
+from forecache.ends import Ends, calls_of
+from forecache.generations import Generations, Lane, Local
+from forecache.graphs import Borrowed, Place, Pure
 from forecache.history import Lent, Made
-from forecache.placed import Placed
 from forecache.plan import Plan
-from forecache.program import Program
-from forecache.tally import Stats
+from forecache.tally import Stats, Tally
 
 COMPILE_FIRST = (
     "a model that samples by a plan keeps books between its steps: call torch.compile(model, fullgraph=True) before "
@@ -27,73 +28,116 @@ COMPILE_FIRST = (
 """What a compiler is told that meets a session's forward and must not break its graph there."""
 
 
+_OPEN: WeakKeyDictionary[nn.Module, list[Session]] = WeakKeyDictionary()
+"""The sessions that are open, by the model that they are on."""
+
+
 class Session:
     """``with apply(model, plan) as session:`` - the model samples by the plan inside the block, and as before after it.
 
-    A generation is noticed and started clean by itself: when a pipeline sets its scheduler's timesteps, when the
-    timestep goes up, when shape, dtype or device change, or by `new_run`. Every thread has its own state.
+    A generation is noticed and started clean by itself: when a pipeline is called or sets its scheduler's timesteps,
+    when the timestep goes up, when shape, dtype or device change, or by `new_run`. Every thread has its own state. A
+    session on a pipeline is for the calls of that pipeline: another one with the same transformer samples as before.
     """
 
     def __init__(
         self,
         layout: Layout,
         plan: Plan,
-        scheduler: Any = None,
+        ends: Ends = Ends(),  # noqa: B008 - it is frozen
+        keeping: Keeping = Keeping(),  # noqa: B008
         *,
-        optimized: nn.Module | None = None,
-        cache_dtype: torch.dtype | None = None,
-        cache_device: torch.device | None = None,
-        max_cache_bytes: int | None = None,
+        max_error: float | None = None,
+        resample: bool = False,
     ) -> None:
         self.plan = plan
         self._layout = layout
-        self._scheduler = scheduler
-        self._optimized = optimized
-        self._cache_dtype = cache_dtype
-        layout.check_tokens(plan.rows)
-        self._program = Program(layout, plan)
-        placed = Placed(plan.constants, cache_dtype, cache_device)
-        self._generations = Generations(layout, plan, self._program, placed, scheduler, max_cache_bytes)
-        self._local = self._generations.local
-        self._graphs = graphs(layout)
+        self._ends = ends
+        self._local = Local()
+        self._tally = Tally()
+        self._courses = Courses(layout, plan, self._local, keeping, max_error, resample)
+        self._generations = Generations(layout, self._courses, self._local, self._tally, ends.scheduler)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        model = self._layout.model
-        if any(is_mounted(module) for module in model.modules()):
-            raise AlreadyAppliedError(
-                f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block "
-                "before applying another."
-            )
-        inside = [(module, self._inside(each)) for module, each in self._layout.forwards(self._value, self._collapse)]
+        self._check_free()
+        ends, model = self._ends, self._layout.model
+        inside = [(each, self._inside(each, run)) for each, run in self._layout.forwards(self._value, self._collapse)]
         with ExitStack() as stack:
             stack.enter_context(mounted([*inside, (model, self._around(model.forward))]))
-            if self._optimized is not None:
-                stack.enter_context(mounted([(self._optimized, self._compiled(self._optimized, model))]))
-            if self._scheduler is not None:
-                watch = self._generations.watch(self._scheduler.set_timesteps)
-                stack.enter_context(replaced(self._scheduler, "set_timesteps", watch))
+            if ends.optimized is not None:
+                stack.enter_context(mounted([(ends.optimized, self._compiled(ends.optimized, model))]))
+            if ends.scheduler is not None:
+                watch = self._generations.watch(ends.scheduler.set_timesteps, self._is_ours)
+                stack.enter_context(replaced(ends.scheduler, "set_timesteps", watch))
+            if callable(named := getattr(model, "cache_context", None)):
+                stack.enter_context(replaced(model, "cache_context", self._named(named)))
+            if ends.pipe is not None:
+                stack.enter_context(calls_of(ends.pipe, self._generation))
+            opened = _OPEN.setdefault(model, [])
+            opened.append(self)
+            stack.callback(opened.remove, self)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _check_free(self) -> None:
+        """Only sessions on pipelines share a model, one each."""
+        model, pipe = self._layout.model, self._ends.pipe
+        others = [each._ends.pipe for each in _OPEN.get(model, [])]
+        apart = pipe is not None and all(each is not None and each is not pipe for each in others)
+        if (others and not apart) or (not others and any(map(is_mounted, model.modules()))):
+            raise AlreadyAppliedError(
+                f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block, "
+                "or call forecache.disable, before applying another."
+            )
+
+    def close(self) -> None:
+        """The model is as it was, and what was kept is dropped. Raises StepCountError if a run stopped too early."""
+        self._leave()
+        if (stopped := self._generations.stopped) is not None:
+            raise self._generations.too_short(stopped)
+
+    def _leave(self) -> None:
         self._stack.close()
-        generations = self._generations
-        short = [lane for run in generations.threads for lane in run.lanes.values() if generations.is_short(lane)]
-        for run in generations.threads:
-            run.drop()
-        if kind is None and short:
-            raise generations.too_short(short[0])
+        for run in list(self._generations.threads):
+            self._generations.drop(run)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave()
+            return
+        self.close()
+        if self._tally.elsewhere and not self._tally.calls:
+            raise RunError(
+                f"The plan is on a {type(self._ends.pipe).__name__}, and its transformer was called "
+                f"{self._tally.elsewhere} times in this block, but never by that pipeline, so the plan did nothing: "
+                "call the pipeline, or apply the plan to the transformer itself, forecache.apply(pipe.transformer, "
+                "plan), for a loop of your own."
+            )
 
     @property
     def stats(self) -> Stats:
         """What has been done so far, over all threads."""
-        runs = list(self._generations.threads)
-        calls, computed = sum(run.calls for run in runs), sum(run.computed for run in runs)
-        partial = sum(run.partial for run in runs)
-        skipped = calls * len(self._program.rows) - computed - partial
-        peak = max((run.meter.peak for run in runs), default=0)
-        return Stats(sum(run.generations for run in runs), calls, computed, skipped, peak, partial)
+        return self._tally.stats(len(self.plan.grid.sites))
+
+    @contextmanager
+    def _generation(self) -> Iterator[None]:
+        """One call of the pipeline: nothing is kept from before it, and nothing after it."""
+        run = self._generations.running()
+        run.announce(None)
+        self._local.calling += 1
+        try:
+            yield
+            short = [lane for lane in run.lanes.values() if self._generations.is_short(lane)]
+        finally:
+            self._local.calling -= 1
+            run.announce(None)
+        if short:
+            raise self._generations.too_short(short[0])
+
+    def _is_ours(self) -> bool:
+        """Whether what is called now, in this thread, is called for what the plan is on."""
+        return self._ends.pipe is None or self._local.calling > 0
 
     def new_run(self) -> None:
         """The next model call of this thread starts a new generation; what the last one kept is dropped."""
@@ -113,6 +157,21 @@ class Session:
         finally:
             run.lane = before
 
+    def _named(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
+        """diffusers' own name for the calls of a step, for which the pipelines that make several open it."""
+
+        @functools.wraps(cache_context)
+        @contextmanager
+        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with cache_context(name, *args, **kwargs) as given:
+                if self._is_ours():
+                    with self.lane(name):
+                        yield given
+                else:
+                    yield given
+
+        return named
+
     def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         past = self._local.current
         if past is None:
@@ -128,13 +187,12 @@ class Session:
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""
-        place = Place(self._local, self._layout, self._program.gates, self._cache_dtype)
         disable: Callable[..., Any] = torch.compiler.disable
         begin, end, fail = disable(self._lend), disable(self._take), disable(self._fail)
 
         def step(*args: Any, **kwargs: Any) -> Any:
             """Of all that is called here, the compiler sees one function."""
-            run, lent = begin(args, kwargs)
+            run, place, lent = begin(args, kwargs)
             try:
                 output, made = run(place, forward, args, kwargs, lent)
                 end(made)
@@ -160,18 +218,24 @@ class Session:
 
         @functools.wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_ours():
+                self._tally.elsewhere += 1
+                return forward(*args, **kwargs)
             if torch.compiler.is_compiling() or self._local.compiler is not None:
                 return pure(*args, **kwargs)
             return eager(*args, **kwargs)
 
         return call
 
-    def _inside(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _inside(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A site's or block's forward, which a compiler sees as a part of a step or not at all."""
+        below, shared = module.forward, self._ends.pipe is not None
         hidden = torch.compiler.disable(forward, reason="forecache: compile the whole model, not its blocks")
 
         @functools.wraps(forward)
         def inside(*args: Any, **kwargs: Any) -> Any:
+            if shared and self._local.current is None:
+                return below(*args, **kwargs)
             if torch.compiler.is_compiling() and not isinstance(self._local.current, Borrowed):
                 return hidden(*args, **kwargs)
             return forward(*args, **kwargs)
@@ -181,8 +245,13 @@ class Session:
     def _compiled(self, optimized: Any, model: nn.Module) -> Callable[..., Any]:
         """The forward of what torch.compile(model) gave: the model's own call, with steps compiled as that was."""
 
-        @functools.wraps(optimized.forward)
+        below = optimized.forward
+
+        @functools.wraps(below)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_ours():
+                self._tally.elsewhere += 1
+                return below(*args, **kwargs)
             before, self._local.compiler = self._local.compiler, optimized.dynamo_ctx
             try:
                 return model(*args, **kwargs)
@@ -194,19 +263,20 @@ class Session:
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         generations = self._generations
         lane = self._local.lane = generations.begin(generations.running(), args, kwargs)
-        lane.history.begin(self._program.steps[lane.step], lane.inputs[0] if lane.inputs else None)
+        lane.history.begin(lane.course.program.steps[lane.step], lane.inputs[0] if lane.inputs else None)
         return lane
 
-    def _lend(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pure, Lent]:
-        """The step of this call as a pure function, compiled if that is our part, and what it reads."""
+    def _lend(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pure, Place, Lent]:
+        """The step of this call as a pure function, compiled if that is our part, where it runs, and what it reads."""
         lane = self._begin(args, kwargs)
-        run = self._graphs.of(lane.step, self._program.steps[lane.step], self._local.compiler)
-        return run, lane.history.lend()
+        course = lane.course
+        run = course.graphs.of(lane.step, course.program.steps[lane.step], self._local.compiler)
+        return run, course.place, lane.history.lend()
 
     def _take(self, made: Made) -> None:
-        self._end(made.missed)
         assert self._local.lane is not None
         self._local.lane.history.take(made)
+        self._end(made.missed)
         self._local.lane = None
 
     def _end(self, missed: int | None) -> None:
@@ -217,56 +287,14 @@ class Session:
             )
         run, lane = self._generations.running(), self._local.lane
         assert lane is not None
-        step = self._program.steps[lane.step]
-        run.calls += 1
-        run.computed += step.computed
-        run.partial += step.partial
+        step = lane.course.program.steps[lane.step]
+        self._tally.add(step.computed, step.partial, run.meter.peak)
+        if lane.history.fallen is not None:
+            self._tally.fell(lane.history.fallen)
+            lane.history.fallen = None
         lane.step += 1
 
     def _fail(self) -> None:
         """Nothing of a generation outlives an exception."""
         self._local.current = self._local.lane = None
         self._generations.running().drop()
-
-
-def apply(
-    target: Any,
-    plan: Plan,
-    *,
-    cache_dtype: torch.dtype | None = None,
-    cache_device: str | torch.device | None = None,
-    max_cache_bytes: int | None = None,
-) -> Session:
-    """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
-
-    target: a diffusers pipeline, a diffusers transformer, what torch.compile gave for one, or any module that has the
-    plan's sites. cache_dtype: keep features in this dtype, such as torch.bfloat16 for a float32 model; half the bytes,
-    rounded. cache_device: keep them there, such as "cpu" beside a GPU that is full; they are brought back one ahead of
-    their use. max_cache_bytes: a generation whose plan needs more is refused before its first model call.
-
-    Raises PlanMismatchError for a plan of another model, AlreadyAppliedError for a second session on the model;
-    in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
-    budget.
-    """
-    if cache_dtype is not None and not cache_dtype.is_floating_point:
-        raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
-    scheduler = getattr(target, "scheduler", None)
-    return Session(
-        layout_for(find(target), plan.grid),
-        plan,
-        scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None,
-        optimized=optimized(target),
-        cache_dtype=cache_dtype,
-        cache_device=_device(cache_device),
-        max_cache_bytes=max_cache_bytes,
-    )
-
-
-def _device(name: str | torch.device | None) -> torch.device | None:
-    """The device of this name, as tensors that lie there have it; PlanError where there is none."""
-    if name is None:
-        return None
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise PlanError(f"Features cannot be kept on the device {str(name)!r}: {str(error).splitlines()[0]}") from error

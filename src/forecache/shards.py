@@ -26,9 +26,9 @@ from forecache._errors import InputError, ShardError
 from forecache._shardfile import Settings
 from forecache._shardrun import Folder, OnProgress, ShardRun
 from forecache.adapters import describe_scheduler, find, fingerprint, is_same, scheduler_differences
+from forecache.applied import apply
 from forecache.plan import Plan
 from forecache.sample import check_labels
-from forecache.session import apply
 from forecache.sources import Sampling, Source, as_source, checked
 
 CALL_SIZE = 16

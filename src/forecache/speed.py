@@ -18,9 +18,9 @@ import torch
 
 from forecache import bench
 from forecache._errors import InputError
+from forecache.applied import apply
 from forecache.cost import Cost
 from forecache.plan import Plan
-from forecache.session import apply
 from forecache.subjects import Subject
 from forecache.tally import Stats
 

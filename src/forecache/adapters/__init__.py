@@ -111,8 +111,12 @@ def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> 
     ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's
     family. Raises SiteError if a pattern matches nothing or the family is not known.
     """
+    return grid_of(target, layout(find(target), sites), num_steps)
+
+
+def grid_of(target: Any, found: Layout, num_steps: int) -> Grid:
+    """The grid of a run of ``target``, with the sites of this layout of its model."""
     model = find(target)
-    found = layout(model, sites)
     scheduler = describe_scheduler(getattr(target, "scheduler", None))
     return Grid(num_steps, found.sites, describe(model, found), fingerprint(model), scheduler)
 

@@ -1,0 +1,97 @@
+"""Putting a plan on a model or a pipeline: for a block, or until further notice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from forecache._errors import PlanError, RunError
+from forecache.adapters import find, grid_of, layout_for, optimized
+from forecache.course import Keeping
+from forecache.ends import Ends
+from forecache.guards import OPEN, Guards
+from forecache.plan import Plan
+from forecache.session import Session
+
+
+def apply(
+    target: Any,
+    plan: Plan,
+    *,
+    resample: bool = False,
+    guards: Guards = OPEN,
+    cache_dtype: torch.dtype | None = None,
+    cache_device: str | torch.device | None = None,
+    max_cache_bytes: int | None = None,
+) -> Session:
+    """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
+
+    target: a diffusers pipeline, a diffusers transformer, what torch.compile gave for one, or any module that has the
+    plan's sites. On a pipeline the plan is for that pipeline's calls, and for no other's that has the same transformer;
+    for a sampling loop of your own give the transformer, or an object with its ``transformer`` and ``scheduler``.
+    resample: a generation whose scheduler announces another
+    number of steps gets the plan `resampled` to it, with a line in the log; without, it is an error. guards: what is
+    refused, and when estimates fall back to reuse. cache_dtype: keep features in this dtype, such as torch.bfloat16 for
+    a float32 model; half the bytes, rounded. cache_device: keep them there, such as "cpu" beside a GPU that is full;
+    they are brought back one ahead of their use. max_cache_bytes: a generation whose plan needs more is refused before
+    its first model call.
+
+    Raises PlanMismatchError for a plan of another model, AlreadyAppliedError for a second session on the model;
+    in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
+    budget.
+    """
+    if cache_dtype is not None and not cache_dtype.is_floating_point:
+        raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
+    scheduler = getattr(target, "scheduler", None)
+    layout = layout_for(find(target), plan.grid)
+    guards.check(plan, lambda: grid_of(target, layout, plan.num_steps))
+    return Session(
+        layout,
+        plan,
+        Ends(
+            target if callable(target) and not isinstance(target, nn.Module) else None,
+            scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None,
+            optimized(target),
+        ),
+        Keeping(cache_dtype, _device(cache_device), max_cache_bytes),
+        max_error=guards.max_error,
+        resample=resample,
+    )
+
+
+_ENABLED: dict[int, tuple[Any, Session]] = {}
+"""What `enable` was called for, by its id; it is held, so that the id stays its own."""
+
+
+def enable(target: Any, plan: Plan, **how: Any) -> Session:
+    """From now on ``target`` samples by ``plan``, until `disable`: for servers, where a block has no place.
+
+    ``how`` is that of `apply`; the session tells the ``stats``. After ``disable(target)`` the model is as it was.
+    Raises AlreadyAppliedError if it is enabled already: to change the plan, disable it first.
+    """
+    session = apply(target, plan, **how).__enter__()
+    _ENABLED[id(target)] = target, session
+    return session
+
+
+def disable(target: Any) -> None:
+    """Undo `enable`; what is kept is dropped. Raises RunError if ``target`` is not enabled."""
+    _, session = _ENABLED.pop(id(target), (None, None))
+    if session is None:
+        raise RunError(
+            f"This {type(target).__name__} is not enabled, so there is nothing to disable: give what forecache.enable "
+            "was given; a `with forecache.apply(...)` block ends by itself."
+        )
+    session.close()
+
+
+def _device(name: str | torch.device | None) -> torch.device | None:
+    """The device of this name, as tensors that lie there have it; PlanError where there is none."""
+    if name is None:
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise PlanError(f"Features cannot be kept on the device {str(name)!r}: {str(error).splitlines()[0]}") from error
