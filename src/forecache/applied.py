@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def apply(
     target: Any,
     plan: Plan,
     *,
+    lanes: Sequence[str] = (),
     resample: bool = False,
     guards: Guards = OPEN,
     cache_dtype: torch.dtype | None = None,
@@ -31,12 +33,13 @@ def apply(
     target: a diffusers pipeline, a diffusers transformer, what torch.compile gave for one, or any module that has the
     plan's sites. On a pipeline the plan is for that pipeline's calls, and for no other's that has the same transformer;
     for a sampling loop of your own give the transformer, or an object with its ``transformer`` and ``scheduler``.
-    resample: a generation whose scheduler announces another
-    number of steps gets the plan `resampled` to it, with a line in the log; without, it is an error. guards: what is
-    refused, and when estimates fall back to reuse. cache_dtype: keep features in this dtype, such as torch.bfloat16 for
-    a float32 model; half the bytes, rounded. cache_device: keep them there, such as "cpu" beside a GPU that is full;
-    they are brought back one ahead of their use. max_cache_bytes: a generation whose plan needs more is refused before
-    its first model call.
+    lanes: names of the calls of one step, such as ("cond", "uncond"), for a pipeline that makes several, one after the
+    other at the same timestep, and does not open diffusers' ``cache_context`` for them; each has a history of its own.
+    resample: a generation whose scheduler announces another number of steps gets the plan `resampled` to it, with a
+    line in the log; without, it is an error. guards: what is refused, and when estimates fall back to reuse.
+    cache_dtype: keep features in this dtype, such as torch.bfloat16 for a float32 model; half the bytes, rounded.
+    cache_device: keep them there, such as "cpu" beside a GPU that is full; they are brought back one ahead of their
+    use. max_cache_bytes: a generation whose plan needs more is refused before its first model call.
 
     Raises PlanMismatchError for a plan of another model, AlreadyAppliedError for a second session on the model;
     in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
@@ -54,6 +57,7 @@ def apply(
             target if callable(target) and not isinstance(target, nn.Module) else None,
             scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None,
             optimized(target),
+            tuple(lanes),
         ),
         Keeping(cache_dtype, _device(cache_device), max_cache_bytes),
         max_error=guards.max_error,

@@ -16,12 +16,13 @@ class Ends:
     """What the calls of a model come through, besides the model itself; None for what is not there.
 
     pipe: a pipeline, if the plan is for its calls alone. scheduler: which tells the timesteps of a generation.
-    optimized: what torch.compile gave for the model.
+    optimized: what torch.compile gave for the model. lanes: names of the calls of a step that nobody else names.
     """
 
     pipe: Any = None
     scheduler: Any = None
     optimized: nn.Module | None = None
+    lanes: tuple[str, ...] = ()
 
 
 @contextmanager

@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forecache import _modelcall
-from forecache._errors import StepCountError
+from forecache._errors import RunError, StepCountError
 from forecache._modelcall import Inputs
 from forecache.adapters import Arguments, Layout
 from forecache.choosing import Meter
 from forecache.course import Course, Courses
+from forecache.ends import Ends
 from forecache.history import History, Past
 from forecache.tally import Tally
+
+UNNAMED = "default"
+"""The lane of calls that nobody named."""
 
 
 @dataclass(eq=False)
@@ -44,12 +48,17 @@ class Lane:
 
 @dataclass(eq=False)
 class Running:
-    """The state of one thread: its lanes. timesteps: that a scheduler has set; told: the lanes that know them."""
+    """The state of one thread: its lanes.
+
+    timesteps: that a scheduler has set; told: the lanes that know them. turn: the timestep of the last call, and how
+    many calls were at it before.
+    """
 
     lanes: dict[str, Lane] = field(default_factory=dict)
-    lane: str = "default"
+    lane: str = UNNAMED
     timesteps: list[float] | None = None
     told: set[str] = field(default_factory=set)
+    turn: tuple[float | None, int] = (None, -1)
     meter: Meter = field(default_factory=Meter)
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
@@ -64,11 +73,15 @@ class Running:
         self.drop()
         self.timesteps = timesteps
         self.told.clear()
+        self.turn = (None, -1)
 
 
 class Local(threading.local):
-    """What a thread has of its own. current: the past of the model call that runs now. compiler: what it runs under.
-    calling: how many calls of the session's pipeline it is in."""
+    """What a thread has of its own.
+
+    current: the past of the model call that runs now. compiler: what it runs under. calling: how many calls of the
+    session's pipeline it is in.
+    """
 
     running: Running | None = None
     current: Past | None = None
@@ -80,15 +93,15 @@ class Local(threading.local):
 class Generations:
     """The lanes of a session over all threads.
 
-    courses: what a generation does, by its number of calls. scheduler: of the model's pipeline, if it has one.
+    courses: what a generation does, by its number of calls. ends: of the model.
     """
 
-    def __init__(self, layout: Layout, courses: Courses, local: Local, tally: Tally, scheduler: Any) -> None:
+    def __init__(self, layout: Layout, courses: Courses, local: Local, tally: Tally, ends: Ends) -> None:
         self.local = local
         self.threads: list[Running] = []
         self.stopped: Lane | None = None
         self._layout, self._courses, self._tally = layout, courses, tally
-        self._scheduler = scheduler
+        self._scheduler, self._names = ends.scheduler, ends.lanes
         self._lock = threading.Lock()
         self._timestep = _modelcall.timestep_of(layout.model.forward)
 
@@ -113,7 +126,8 @@ class Generations:
         """The lane of this call, at the step that the call is; a new generation starts with an empty history."""
         value = self._timestep(args, kwargs)
         inputs = _modelcall.inputs(args, kwargs)
-        lane = run.lanes.get(run.lane)
+        name = self._turn(run, value) if self._names and run.lane == UNNAMED else run.lane
+        lane = run.lanes.get(name)
         timestep = self._expected(lane, value) if lane is not None else _modelcall.number(value, self._layout.rising)
         if lane is not None and not self._goes_on(lane, inputs, timestep):
             if self.is_short(lane):
@@ -122,19 +136,33 @@ class Generations:
             lane.history.clear()
             lane = None
         if lane is None:
-            lane = self._start(run, inputs, timestep, Arguments(args, kwargs))
+            lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
         lane.timestep = timestep
         return lane
 
-    def _start(self, run: Running, inputs: Inputs | None, timestep: float | None, arguments: Arguments) -> Lane:
-        announced = self._announced(run, timestep)
+    def _turn(self, run: Running, value: Any) -> str:
+        """The lane of a call that nobody named: calls at one timestep take the names in turn."""
+        number = _modelcall.number(value, self._layout.rising)
+        turn = run.turn[1] + 1 if number == run.turn[0] else 0
+        run.turn = number, turn
+        if turn >= len(self._names):
+            raise RunError(
+                f"The model is called {turn + 1} times at timestep {number}, and lanes names {len(self._names)} calls "
+                f"of a step ({', '.join(self._names)}): give as many names as there are calls."
+            )
+        return self._names[turn]
+
+    def _start(
+        self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
+    ) -> Lane:
+        announced = self._announced(run, name, timestep)
         course = self._courses.own if announced is None else self._courses.of(len(announced))
         if course.budget is not None:
             course.budget.check(self._layout.model, course.program, course.plan.grid, arguments)
         course.program.refresh()
         history = History(self._layout, course.program, run.meter, course.placed)
-        lane = run.lanes[run.lane] = Lane(course, history, inputs, announced, first_timestep=timestep)
-        if run.lane == next(iter(run.lanes)):
+        lane = run.lanes[name] = Lane(course, history, inputs, announced, first_timestep=timestep)
+        if name == next(iter(run.lanes)):
             self._tally.start()
         return lane
 
@@ -161,16 +189,16 @@ class Generations:
                 f"The plan has {lane.num_steps} steps, and this run makes one more model call (timestep "
                 f"{timestep:g}): make the plan for this run's number of calls, "
                 "method.plan(forecache.grid(model, num_steps=...)). If the model is called several times a step, "
-                "name the calls with session.lane(name)."
+                "name the calls with session.lane(name), or with apply(..., lanes=[...])."
             )
         return True
 
-    def _announced(self, run: Running, timestep: float | None) -> list[float] | None:
+    def _announced(self, run: Running, name: str, timestep: float | None) -> list[float] | None:
         """The timesteps of the generation that starts with this call, if a watched scheduler has told them."""
         timesteps = run.timesteps
-        if timesteps is None or run.lane in run.told:
+        if timesteps is None or name in run.told:
             return None
-        run.told.add(run.lane)  # the scheduler spoke of one generation
+        run.told.add(name)  # the scheduler spoke of one generation
         # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
         if timestep is not None and timestep in timesteps[:-1]:
             return timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle

@@ -56,7 +56,7 @@ class Session:
         self._local = Local()
         self._tally = Tally()
         self._courses = Courses(layout, plan, self._local, keeping, max_error, resample)
-        self._generations = Generations(layout, self._courses, self._local, self._tally, ends.scheduler)
+        self._generations = Generations(layout, self._courses, self._local, self._tally, ends)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
