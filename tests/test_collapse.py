@@ -15,7 +15,7 @@ import forecache as fc
 from forecache import liveness
 from forecache.adapters import layout, stacked_gates
 from forecache.program import INSIDE, Program
-from forecache.session import Session
+from forecache.steps import Steps
 
 STEPS = 12
 
@@ -25,7 +25,7 @@ def block_by_block(monkeypatch):
     """Sessions that collapse nothing."""
 
     def switch():
-        monkeypatch.setattr(Session, "_collapse", lambda self, block, x, args, kwargs: None)
+        monkeypatch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
 
     return switch
 
@@ -85,12 +85,12 @@ def test_any_plan_collapses_to_the_same(data):
     plan = fc.Plan(grid, table)
     together, stats = sampled(model, plan)
     assert stats.peak_cache_bytes == plan.cost(model, 2).cache_bytes
-    collapse = Session._collapse
+    collapse = Steps.collapse
     try:
-        Session._collapse = lambda self, block, x, args, kwargs: None
+        Steps.collapse = lambda self, block, x, args, kwargs: None
         apart, _ = sampled(model, plan)
     finally:
-        Session._collapse = collapse
+        Steps.collapse = collapse
     scale = apart.abs().max().clamp(min=1)
     assert (together - apart).abs().max() < 1e-4 * scale or not apart.isfinite().all()
 

@@ -29,7 +29,7 @@ FLOORS = [
     ["liveness", "cost", "_constants", "_planfile", "plan"],
     ["_smoothcache", "guards", "resample", "ends"],
     ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
-    ["course", "generations", "session", "applied", "_lesson"],
+    ["course", "generations", "steps", "session", "applied", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
     [""],  # the package itself: the table of contents
     ["runs", "demo", "report", "cli", "__main__"],

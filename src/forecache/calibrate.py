@@ -248,6 +248,7 @@ class _Observed(Session):
     def __init__(self, layout: Layout, plan: Plan, see: Callable[[int, int, Tensor], None]) -> None:
         super().__init__(layout, plan)
         self._see = see
+        self._steps.see = self._shown
 
     def check_complete(self) -> None:
         """Raises StepCountError if the last generation made fewer calls than there are steps."""
@@ -255,9 +256,7 @@ class _Observed(Session):
             if self._generations.is_short(lane):
                 raise self._generations.too_short(lane)
 
-    def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        output = super()._value(site, compute, *args, **kwargs)
+    def _shown(self, site: int, output: Tensor) -> None:
         run, lane = self._generations.running(), self._local.lane
         if lane is not None and run.lane == next(iter(run.lanes)):
             self._see(lane.step, site, output)
-        return output

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forecache._errors import AlreadyAppliedError, RunError
-from forecache.adapters import Layout, Streams, is_mounted, mounted, replaced
+from forecache.adapters import Layout, is_in_place, is_mounted, replaced
 from forecache.course import Courses, Keeping
 from forecache.ends import Ends, calls_of
-from forecache.generations import Generations, Lane, Local
-from forecache.graphs import Borrowed, Place, Pure
-from forecache.history import Lent, Made
+from forecache.generations import Generations, Local
 from forecache.plan import Plan
+from forecache.steps import Steps
 from forecache.tally import Stats, Tally
-
-COMPILE_FIRST = (
-    "a model that samples by a plan keeps books between its steps: call torch.compile(model, fullgraph=True) before "
-    "forecache.apply and give apply what it returned, or leave fullgraph out"
-)
-"""What a compiler is told that meets a session's forward and must not break its graph there."""
-
 
 _OPEN: WeakKeyDictionary[nn.Module, list[Session]] = WeakKeyDictionary()
 """The sessions that are open, by the model that they are on."""
@@ -55,30 +46,49 @@ class Session:
         self._ends = ends
         self._local = Local()
         self._tally = Tally()
-        self._courses = Courses(layout, plan, self._local, keeping, max_error, resample)
-        self._generations = Generations(layout, self._courses, self._local, self._tally, ends)
-        self._stack = ExitStack()
+        courses = Courses(layout, plan, self._local, keeping, max_error, resample)
+        self._generations = Generations(layout, courses, self._local, self._tally, ends)
+        self._steps = Steps(layout, self._generations, self._tally, ends.pipe is not None)
+        self._mounts: list[tuple[object, str, Callable[..., Any]]] = []
+        self._stack, self._mounted = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
         self._check_free()
-        ends, model = self._ends, self._layout.model
-        inside = [(each, self._inside(each, run)) for each, run in self._layout.forwards(self._value, self._collapse)]
+        self._steps.open = True
+        opened = _OPEN.setdefault(self._layout.model, [])
+        opened.append(self)
         with ExitStack() as stack:
-            stack.enter_context(mounted([*inside, (model, self._around(model.forward))]))
-            if ends.optimized is not None:
-                stack.enter_context(mounted([(ends.optimized, self._compiled(ends.optimized, model))]))
-            if ends.scheduler is not None:
-                watch = self._generations.watch(ends.scheduler.set_timesteps, self._is_ours)
-                stack.enter_context(replaced(ends.scheduler, "set_timesteps", watch))
-            if callable(named := getattr(model, "cache_context", None)):
-                stack.enter_context(replaced(model, "cache_context", self._named(named)))
-            if ends.pipe is not None:
-                stack.enter_context(calls_of(ends.pipe, self._generation))
-            opened = _OPEN.setdefault(model, [])
-            opened.append(self)
             stack.callback(opened.remove, self)
+            if self._ends.pipe is not None:
+                stack.enter_context(calls_of(self._ends.pipe, self._generation))
+            stack.push(self._unmount)
+            self._mount()
             self._stack = stack.pop_all()
         return self
+
+    def _mount(self) -> None:
+        """Put our forwards in place, over whatever is there now."""
+        model, steps, ends = self._layout.model, self._steps, self._ends
+        parts = self._layout.forwards(steps.value, steps.collapse)
+        self._mounts = [(module, "forward", steps.inside(module, part)) for module, part in parts]
+        self._mounts.append((model, "forward", steps.around(model.forward)))
+        if ends.optimized is not None:
+            self._mounts.append((ends.optimized, "forward", steps.compiled(ends.optimized, model)))
+        if ends.scheduler is not None:
+            watch = self._generations.watch(ends.scheduler.set_timesteps, steps.is_ours)
+            self._mounts.append((ends.scheduler, "set_timesteps", watch))
+        if callable(named := getattr(model, "cache_context", None)):
+            self._mounts.append((model, "cache_context", self._named(named)))
+        self._mounted = ExitStack()
+        for mount in self._mounts:
+            self._mounted.enter_context(replaced(*mount))
+
+    def _unmount(self, *_: object) -> None:
+        self._mounted.close()
+
+    def _is_mounted(self) -> bool:
+        """Whether nobody has thrown out a forward of ours, as accelerate does to move its hooks to another device."""
+        return all(is_in_place(*mount) for mount in self._mounts)
 
     def _check_free(self) -> None:
         """Only sessions on pipelines share a model, one each."""
@@ -98,6 +108,7 @@ class Session:
             raise self._generations.too_short(stopped)
 
     def _leave(self) -> None:
+        self._steps.open = False
         self._stack.close()
         for run in list(self._generations.threads):
             self._generations.drop(run)
@@ -106,7 +117,13 @@ class Session:
         if kind is not None:
             self._leave()
             return
+        in_place = self._is_mounted()
         self.close()
+        if not in_place and self._ends.pipe is None:
+            raise RunError(
+                f"Something in this block has put the forward of {type(self._layout.model).__name__} back, as CPU "
+                "offload does after each image, so the plan did nothing from then on: apply the plan to the pipeline."
+            )
         if self._tally.elsewhere and not self._tally.calls:
             raise RunError(
                 f"The plan is on a {type(self._ends.pipe).__name__}, and its transformer was called "
@@ -123,6 +140,9 @@ class Session:
     @contextmanager
     def _generation(self) -> Iterator[None]:
         """One call of the pipeline: nothing is kept from before it, and nothing after it."""
+        if not self._is_mounted():
+            self._unmount()
+            self._mount()
         run = self._generations.running()
         run.announce(None)
         self._local.calling += 1
@@ -134,10 +154,6 @@ class Session:
             run.announce(None)
         if short:
             raise self._generations.too_short(short[0])
-
-    def _is_ours(self) -> bool:
-        """Whether what is called now, in this thread, is called for what the plan is on."""
-        return self._ends.pipe is None or self._local.calling > 0
 
     def new_run(self) -> None:
         """The next model call of this thread starts a new generation; what the last one kept is dropped."""
@@ -164,137 +180,10 @@ class Session:
         @contextmanager
         def named(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
             with cache_context(name, *args, **kwargs) as given:
-                if self._is_ours():
+                if self._steps.is_ours():
                     with self.lane(name):
                         yield given
                 else:
                     yield given
 
         return named
-
-    def _value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        past = self._local.current
-        if past is None:
-            raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
-        return past.value(site, compute, args, kwargs)
-
-    def _collapse(
-        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | None:
-        """What a block hands on that is skipped as a whole: the first of a run of them speaks for all."""
-        past = self._local.current
-        return None if past is None else past.collapsed(block, streams, args, kwargs)
-
-    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's forward as one step of the plan."""
-        disable: Callable[..., Any] = torch.compiler.disable
-        begin, end, fail = disable(self._lend), disable(self._take), disable(self._fail)
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            """Of all that is called here, the compiler sees one function."""
-            run, place, lent = begin(args, kwargs)
-            try:
-                output, made = run(place, forward, args, kwargs, lent)
-                end(made)
-            except BaseException:
-                fail()
-                raise
-            return output
-
-        pure = disable(step, recursive=False, reason=COMPILE_FIRST)
-
-        def eager(*args: Any, **kwargs: Any) -> Any:
-            history = self._begin(args, kwargs).history
-            self._local.current = history
-            try:
-                output = forward(*args, **kwargs)
-                self._end(history.missed())
-            except BaseException:
-                self._fail()
-                raise
-            finally:
-                self._local.current = None
-            return output
-
-        @functools.wraps(forward)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_ours():
-                self._tally.elsewhere += 1
-                return forward(*args, **kwargs)
-            if torch.compiler.is_compiling() or self._local.compiler is not None:
-                return pure(*args, **kwargs)
-            return eager(*args, **kwargs)
-
-        return call
-
-    def _inside(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A site's or block's forward, which a compiler sees as a part of a step or not at all."""
-        below, shared = module.forward, self._ends.pipe is not None
-        hidden = torch.compiler.disable(forward, reason="forecache: compile the whole model, not its blocks")
-
-        @functools.wraps(forward)
-        def inside(*args: Any, **kwargs: Any) -> Any:
-            if shared and self._local.current is None:
-                return below(*args, **kwargs)
-            if torch.compiler.is_compiling() and not isinstance(self._local.current, Borrowed):
-                return hidden(*args, **kwargs)
-            return forward(*args, **kwargs)
-
-        return inside
-
-    def _compiled(self, optimized: Any, model: nn.Module) -> Callable[..., Any]:
-        """The forward of what torch.compile(model) gave: the model's own call, with steps compiled as that was."""
-
-        below = optimized.forward
-
-        @functools.wraps(below)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_ours():
-                self._tally.elsewhere += 1
-                return below(*args, **kwargs)
-            before, self._local.compiler = self._local.compiler, optimized.dynamo_ctx
-            try:
-                return model(*args, **kwargs)
-            finally:
-                self._local.compiler = before
-
-        return call
-
-    def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
-        generations = self._generations
-        lane = self._local.lane = generations.begin(generations.running(), args, kwargs)
-        lane.history.begin(lane.course.program.steps[lane.step], lane.inputs[0] if lane.inputs else None)
-        return lane
-
-    def _lend(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Pure, Place, Lent]:
-        """The step of this call as a pure function, compiled if that is our part, where it runs, and what it reads."""
-        lane = self._begin(args, kwargs)
-        course = lane.course
-        run = course.graphs.of(lane.step, course.program.steps[lane.step], self._local.compiler)
-        return run, course.place, lane.history.lend()
-
-    def _take(self, made: Made) -> None:
-        assert self._local.lane is not None
-        self._local.lane.history.take(made)
-        self._end(made.missed)
-        self._local.lane = None
-
-    def _end(self, missed: int | None) -> None:
-        if missed is not None:
-            raise RunError(
-                f"{self.plan.grid.sites[missed].name} did not run in this model call: a site must run once in every "
-                "call; choose other sites."
-            )
-        run, lane = self._generations.running(), self._local.lane
-        assert lane is not None
-        step = lane.course.program.steps[lane.step]
-        self._tally.add(step.computed, step.partial, run.meter.peak)
-        if lane.history.fallen is not None:
-            self._tally.fell(lane.history.fallen)
-            lane.history.fallen = None
-        lane.step += 1
-
-    def _fail(self) -> None:
-        """Nothing of a generation outlives an exception."""
-        self._local.current = self._local.lane = None
-        self._generations.running().drop()

@@ -15,7 +15,7 @@ from torch import nn
 from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import modules, original
-from forecache.adapters.base import Layout, from_blocks, is_mounted, mounted, replaced
+from forecache.adapters.base import Layout, from_blocks, is_in_place, is_mounted, mounted, replaced
 from forecache.adapters.blocks import Block, Branch, Gate, Gates, Streams, Value, add_up, residual
 from forecache.adapters.counting import Arguments, Parts, Special, count, seen
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
@@ -41,6 +41,7 @@ __all__ = [
     "fingerprint",
     "from_blocks",
     "grid",
+    "is_in_place",
     "is_mounted",
     "is_same",
     "layout",

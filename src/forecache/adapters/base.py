@@ -170,13 +170,33 @@ def replaced(owner: object, name: str, function: Forward) -> Iterator[None]:
     try:
         yield
     finally:
-        before = mark["_forecache"]
-        if (above := _above(function, own.get(name))) is not None:
+        before, top = mark["_forecache"], own.get(name)
+        if (above := _above(function, top)) is not None:
             vars(above)["_forecache"] = before  # a later block goes on: it will restore what we would
-        elif before is None:
-            own.pop(name, None)
-        else:
+        elif top is function and before is None:
+            own.pop(name)
+        elif top is function:
             own[name] = before
+        # else somebody else has put something there since: it stays
+
+
+def is_in_place(owner: object, name: str, function: Forward) -> bool:
+    """Whether ``owner.name`` still comes to ``function``; False if what was there before it is there again.
+
+    Wrappers around either are seen through as far as they say what they wrap.
+    """
+    top, before = vars(owner).get(name), vars(function).get("_forecache")
+    original = getattr(type(owner), name, None)
+    left, seen = [top], set[int]()
+    while left:
+        each = left.pop()
+        if each is function:
+            return True
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            marks = getattr(each, "__dict__", {})
+            left += [marks.get("_forecache"), marks.get("__wrapped__"), getattr(each, "__func__", None)]
+    return top is not None and id(before) not in seen and id(original) not in seen
 
 
 def _above(function: Forward, top: Any) -> Any:
