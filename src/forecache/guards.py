@@ -11,6 +11,7 @@ from torch import Tensor
 
 from forecache._core import Grid
 from forecache._errors import PlanError, PlanMismatchError
+from forecache.adapters import is_same
 from forecache.plan import Plan
 
 
@@ -49,12 +50,13 @@ class Guards:
         if not (self.same_model or self.same_scheduler):
             return
         made, found = plan.grid, grid()
+        same_model = bool(made.fingerprint) and is_same(made.fingerprint, found.fingerprint)
         pairs = {
-            "model's weights": (self.same_model, made.fingerprint, found.fingerprint),
-            "scheduler": (self.same_scheduler, made.scheduler, found.scheduler),
+            "model's weights": (self.same_model and not same_model, made.fingerprint, found.fingerprint),
+            "scheduler": (self.same_scheduler and made.scheduler != found.scheduler, made.scheduler, found.scheduler),
         }
-        for what, (asked, before, now) in pairs.items():
-            if asked and before != now:
+        for what, (differ, before, now) in pairs.items():
+            if differ:
                 raise PlanMismatchError(
                     f"The plan was made for another {what} ({before or 'it does not say which'}) than it is applied to "
                     f"({now or 'none is known here'}): make the plan again, on forecache.grid(pipe, num_steps), or "

@@ -43,7 +43,10 @@ class Steps:
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         past = self._local.current
         if past is None:
-            raise RunError("A block was called outside of its model: sample through the model that the plan is on.")
+            raise RunError(
+                "A block was called outside of its model: sample through the model that the plan is on. If CPU offload "
+                "is on, which puts the model's own forward back after each image, apply the plan to the pipeline."
+            )
         output = past.value(site, compute, args, kwargs)
         if self.see is not None:
             self.see(site, output)

@@ -30,7 +30,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _probe(parameter: Tensor) -> float:
-    return parameter.detach().flatten()[parameter.numel() // 2].item() if parameter.numel() else 0.0
+    values: Any = parameter.detach()
+    if type(values) is not Tensor and hasattr(values, "dequantize"):
+        values = values.dequantize()  # quantisers' own tensors cannot be looked into
+    return values.flatten()[values.numel() // 2].item() if values.numel() else 0.0
 
 
 def is_same(a: str, b: str) -> bool:

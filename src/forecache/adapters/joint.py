@@ -32,7 +32,8 @@ def modulated(norm: nn.Module, x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor
 def is_plain(linear: nn.Module) -> bool:
     """Whether it does what its weight says: no LoRA, quantisation, hook or forward of another's."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks)
-    return type(linear) is nn.Linear and not any(hooks) and "forward" not in vars(linear)
+    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return plain and not any(hooks) and "forward" not in vars(linear)
 
 
 def gates_alone(

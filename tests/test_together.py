@@ -1,0 +1,333 @@
+"""Together with what users combine: LoRA, offload, quantised weights, tiling, other dtypes and layouts, callbacks."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
+from conftest import generate_images, small_dit, small_vae
+from diffusers import DDIMScheduler, DiTPipeline
+from peft import LoraConfig
+from test_models import ONCE, PAIR, POOLED, SQUARE, TEXT, pipeline
+from tiny import TINY, normal
+from torch import nn
+
+import forecache as fc
+
+T = 6
+
+
+def plan(target, method=None, steps=T):
+    return (method or fc.goc(fc.fora(2), 0.8)).plan(fc.grid(target, steps))
+
+
+def dit_pipe():
+    pipe = DiTPipeline(small_dit(classes=1000, seed=2), small_vae(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux_pipe():
+    return pipeline("FluxPipeline", TINY["FLUX.1"].model())
+
+
+def flux(pipe, seed=0, **more):
+    how = SQUARE | {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED, "num_inference_steps": T} | more
+    return pipe(**how, generator=torch.Generator().manual_seed(seed), output_type="latent")[0]
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+def add_lora(transformer, targets, seed=5):
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+FLUX_TARGETS = ["to_q", "to_k", "to_v", "ff.net.0.proj", "norm1.linear"]
+
+
+def test_lora_before_after_and_inside_are_the_same():
+    """Targets have the modulation among them, so that gates that were stacked before must not be used."""
+    bare = flux_pipe()
+    expected_plan = plan(bare)
+    with fc.apply(bare, expected_plan):
+        without = flux(bare)
+    add_lora(bare.transformer, FLUX_TARGETS)
+    uncached = flux(bare)
+    with fc.apply(bare, plan(bare)):
+        expected = flux(bare)
+    assert not torch.equal(expected, without)
+    pipe = flux_pipe()
+    with fc.apply(pipe, expected_plan) as session:
+        assert torch.equal(flux(pipe), without)
+        add_lora(pipe.transformer, FLUX_TARGETS)
+        assert torch.equal(flux(pipe), expected)
+        pipe.transformer.disable_lora()
+        torch.testing.assert_close(flux(pipe), without, rtol=1e-5, atol=1e-5)
+        pipe.transformer.enable_lora()
+        assert torch.equal(flux(pipe), expected)
+    assert session.stats.skipped == session.stats.computed
+    assert torch.equal(flux(pipe), uncached)
+
+
+def test_lora_that_is_fused_in_the_block_counts():
+    pipe, other = flux_pipe(), flux_pipe()
+    add_lora(other.transformer, FLUX_TARGETS)
+    with fc.apply(other, plan(other)):
+        expected = flux(other)
+    with fc.apply(pipe, plan(pipe)):
+        flux(pipe)
+        add_lora(pipe.transformer, FLUX_TARGETS)
+        pipe.transformer.fuse_lora()
+        torch.testing.assert_close(flux(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- offload, storage, layout ---------------------------------------------------------------------------------------
+
+
+def model_offload(pipe):
+    pipe.enable_model_cpu_offload(device=torch.device("cpu"))
+
+
+def every_module(pipe):
+    cpu_offload(pipe.transformer, execution_device="cpu")
+
+
+def layerwise(pipe):
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+
+
+def tiles(pipe):
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+
+
+def channels_last(pipe):
+    pipe.transformer.to(memory_format=torch.channels_last)
+    pipe.vae.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+@pytest.mark.parametrize("prepare", [model_offload, every_module, layerwise, tiles, channels_last])
+def test_a_pipeline_that_was_prepared_samples_by_the_plan_in_every_generation(prepare, when):
+    alone = dit_pipe()
+    prepare(alone)
+    bare, expected = generate_images(alone, T), []
+    for seed in range(2):
+        with fc.apply(alone, plan(alone)):
+            expected.append(generate_images(alone, T, seed))
+    pipe = dit_pipe()
+    made = plan(pipe)
+    if when == "before":
+        prepare(pipe)
+    with fc.apply(pipe, made) as session:
+        if when == "inside":
+            prepare(pipe)
+        found = [generate_images(pipe, T, seed) for seed in range(2)]
+    for image, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(image, wanted, rtol=0, atol=1e-5)
+    assert (session.stats.generations, session.stats.calls) == (2, 2 * T)
+    assert session.stats.skipped == session.stats.computed
+    np.testing.assert_allclose(generate_images(pipe, T), bare, rtol=0, atol=1e-6)
+
+
+def test_the_hooks_of_model_offload_stay_after_the_block():
+    pipe = dit_pipe()
+    model_offload(pipe)
+    with fc.apply(pipe, plan(pipe)):
+        generate_images(pipe, T)
+    assert hasattr(pipe.transformer, "_hf_hook")
+    assert pipe.transformer.forward.__dict__.get("_forecache") is None
+    ran = []
+    hook = pipe.transformer._hf_hook
+    hook.pre_forward, before = lambda *args, **kwargs: ran.append(1) or before(*args, **kwargs), hook.pre_forward
+    generate_images(pipe, T)
+    assert len(ran) == T
+
+
+def test_a_plan_on_a_transformer_whose_forward_is_put_back_is_an_error_not_a_slow_sample():
+    pipe = dit_pipe()
+    model_offload(pipe)
+    session = fc.apply(pipe.transformer, plan(pipe.transformer)).__enter__()
+    generate_images(pipe, T)
+    with pytest.raises(fc.RunError, match=r"called outside of its model.*offload.*to the pipeline"):
+        generate_images(pipe, T)
+    with pytest.raises(fc.RunError, match=r"has put the forward of DiTTransformer2DModel back"):
+        session.__exit__(None, None, None)
+
+
+def test_forwards_that_were_all_put_back_are_an_error_when_the_block_ends():
+    pipe = dit_pipe()
+    every_module(pipe)
+    session = fc.apply(pipe.transformer, plan(pipe.transformer)).__enter__()
+    generate_images(pipe, T)
+    remove_hook_from_module(pipe.transformer, recurse=True)
+    for block in pipe.transformer.transformer_blocks:
+        block.__dict__.pop("forward", None)
+    bare = generate_images(pipe, T)
+    assert session.stats.generations == 1
+    with pytest.raises(fc.RunError, match="has put the forward of DiTTransformer2DModel back.*to the pipeline"):
+        session.__exit__(None, None, None)
+    assert np.array_equal(generate_images(pipe, T), bare)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_group_offload(kind, when):
+    how = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu"), "offload_type": kind}
+    how |= {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    pipe = flux_pipe()
+    bare = flux(pipe)
+    with fc.apply(pipe, plan(pipe)):
+        expected = flux(pipe), flux(pipe, 1)
+    offloaded = flux_pipe()
+    if when == "before":
+        offloaded.transformer.enable_group_offload(**how)
+    with fc.apply(offloaded, plan(offloaded)) as session:
+        if when == "inside":
+            offloaded.transformer.enable_group_offload(**how)
+        found = flux(offloaded), flux(offloaded, 1)
+    for latents, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(latents, wanted, rtol=1e-5, atol=1e-5)
+    assert session.stats.skipped == session.stats.computed
+    assert torch.equal(flux(offloaded), bare)
+
+
+# ---- quantised ------------------------------------------------------------------------------------------------------
+
+
+class Int8Linear(nn.Module):
+    """Weights as int8 with a scale a row, as quantisers replace nn.Linear."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+        self.register_buffer("weight", (linear.weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale.detach())
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+def quantise(module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child))
+        else:
+            quantise(child)
+
+
+@pytest.mark.parametrize("name", ["DiT", "PixArt", "SD3", "FLUX.1", "Wan 2.1", "Qwen-Image"])
+def test_linears_of_another_class(name):
+    tiny = TINY[name]
+    model = tiny.model()
+    for _, block in model.named_children():
+        if isinstance(block, nn.ModuleList):
+            quantise(block)
+    steps = 8
+    bare = tiny.generate(model)
+    with fc.apply(model, plan(model, fc.fora(1), steps)):
+        assert torch.equal(tiny.generate(model), bare)
+    made = plan(model, None, steps)
+    with fc.apply(model, made):
+        found = tiny.generate(model)
+    full = copy.deepcopy(model)
+    for module in full.modules():  # the same weights, as plain linears
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, Int8Linear):
+                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                linear.weight = nn.Parameter(child.weight * child.scale)
+                linear.bias = child.bias
+                setattr(module, child_name, linear)
+    with fc.apply(full, made):
+        torch.testing.assert_close(found, tiny.generate(full), rtol=1e-4, atol=1e-4)
+
+
+def test_torchao():
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    pipe = flux_pipe()
+    torchao.quantize_(pipe.transformer, torchao.Int8WeightOnlyConfig())
+    bare = flux(pipe)
+    with fc.apply(pipe, plan(pipe, fc.fora(1))):
+        assert torch.equal(flux(pipe), bare)
+    with fc.apply(pipe, plan(pipe)) as session:
+        first, again = flux(pipe), flux(pipe)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, bare)
+    assert session.stats.skipped == session.stats.computed
+    assert torch.equal(flux(pipe), bare)
+
+
+# ---- dtypes, batches, callbacks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_through_a_pipeline(dtype):
+    pipe = dit_pipe().to(dtype)
+    wide = dit_pipe()
+    wide.transformer.load_state_dict(pipe.transformer.state_dict())
+    wide.vae.load_state_dict(pipe.vae.state_dict())
+    with fc.apply(wide, plan(wide)):
+        expected = generate_images(wide, T)
+    with fc.apply(pipe, plan(pipe)) as session:
+        first, again = generate_images(pipe, T), generate_images(pipe, T)
+    assert np.array_equal(first, again)
+    assert session.stats.peak_cache_bytes == plan(pipe).cost(pipe, batch_size=2).cache_bytes
+    assert np.abs(first - expected).mean() < 0.02
+
+
+def test_two_generations_of_other_sizes_guidance_off_then_on_and_an_interrupted_one_between():
+    """Each equals what a pipeline gives that has just been made."""
+    hows = [
+        {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED, "guidance_scale": 1.0},
+        PAIR | {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED, "guidance_scale": 4.0},
+        {name: normal(3, *value.shape[1:], seed=4) for name, value in PAIR.items()}
+        | {"pooled_prompt_embeds": normal(3, 10), "negative_pooled_prompt_embeds": normal(3, 10, seed=2)}
+        | {"height": 32, "width": 64},
+    ]
+
+    def sd3():
+        return pipeline("StableDiffusion3Pipeline", TINY["SD3"].model())
+
+    def sample(pipe, how, **more):
+        how_far = SQUARE | {"num_inference_steps": T} | how | more
+        return pipe(**how_far, generator=torch.Generator().manual_seed(0), output_type="latent")[0]
+
+    expected = []
+    for how in hows:
+        fresh = sd3()
+        with fc.apply(fresh, plan(fresh)):
+            expected.append(sample(fresh, how))
+
+    def stop(pipe, step, time, values):
+        pipe._interrupt = step >= 2
+        return values
+
+    pipe = sd3()
+    with fc.apply(pipe, plan(pipe)) as session:
+        for number in (0, 1, 2, 0, 1):
+            assert torch.equal(sample(pipe, hows[number]), expected[number])
+            before = session.stats.calls
+            sample(pipe, hows[1], callback_on_step_end=stop)
+            assert session.stats.calls - before == 3
+            with pytest.raises(ZeroDivisionError):
+                sample(pipe, hows[2], callback_on_step_end=lambda *_: 1 / 0)
+    assert session.stats.generations == 15
+
+
+def test_wan_under_guidance_of_one():
+    """It opens its cache_context for one call a step as well."""
+    pipe = pipeline("WanPipeline", TINY["Wan 2.1"].model())
+    how = {"prompt_embeds": TEXT, "height": 16, "width": 16, "num_frames": 5, "num_inference_steps": T} | ONCE
+    with fc.apply(pipe, plan(pipe)) as session:
+        pipe(**how, generator=torch.Generator().manual_seed(0), output_type="latent")
+    assert session.stats.calls == T
