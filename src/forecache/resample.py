@@ -36,51 +36,49 @@ def resampled(plan: Plan, num_steps: int) -> Plan:
         )
     if num_steps == plan.num_steps:
         return plan
-    method = _method(plan)
-    rows = {site: stretched(row, num_steps) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
-    grid = replace(plan.grid, num_steps=num_steps)
-    opened = {(site, step): _open(rows[site][step]) for site in plan.grid.sites for step in range(num_steps)}
-    if not any(opened.values()):  # the few skipped steps that are left are plain reuse
+    method, opened = _method(plan)
+    like = {site: stretched(row, num_steps) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
+    old = dict(zip(plan.grid.sites, plan.rows, strict=True))
+    rows = {site: [Cell() if at is None else old[site][at] for at in found] for site, found in like.items()}
+    now = {(site, step): (site, at) in opened for site, found in like.items() for step, at in enumerate(found)}
+    if not any(now.values()):  # the few skipped steps that are left are plain reuse
         method = replace(method, forecast=Reuse())
-    new = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=_gate(opened, method.forecast))
-    made = new.plan(grid)
+    made = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=_gate(now, method.forecast)).plan(
+        replace(plan.grid, num_steps=num_steps)
+    )
     origin = {"resampled": f"from {plan.num_steps} to {num_steps} steps"}
     return replace(made, provenance={**plan.provenance, **origin})
 
 
-def stretched(row: Sequence[Cell], num_steps: int) -> list[Cell]:
-    """A row for another number of steps: the old cells that the new ones are like."""
+def stretched(row: Sequence[Cell], num_steps: int) -> list[int | None]:
+    """A row for another number of steps: for each the skipped step that it is like, or None where it is computed."""
     old = len(row)
     anchors = [step for step, cell in enumerate(row) if cell.computed]
     others = [step for step, cell in enumerate(row) if not cell.computed]
-    cells: list[Cell] = []
+    found: list[int | None] = []
     before = -1
     for step in range(num_steps):
         place = step * old / num_steps
         count = math.floor(num_steps / old * _computed_until(place, anchors, old) + 1e-9)
-        if count > before or not others:
-            cells.append(Cell())
-        else:
-            cells.append(row[_nearest(others, place)])
+        found.append(None if count > before or not others else _nearest(others, place))
         before = max(before, count)
-    return cells
+    return found
 
 
 def _computed_until(place: float, anchors: Sequence[int], old: int) -> float:
-    """How many features were computed up to here, as a line through the computed steps; the end counts as one."""
-    points = [*anchors, old]
+    """How many features were computed up to here, as a line through the computed steps.
+
+    The run may end within a gap: the last one is taken to be as long as the one before it.
+    """
+    gap = anchors[-1] - anchors[-2] if len(anchors) > 1 else 1
+    points = [*anchors, max(old, anchors[-1] + gap)]
     after = bisect.bisect_right(points, place)
-    start, end = points[after - 1], points[min(after, len(points) - 1)]
-    return after - 1 + ((place - start) / (end - start) if end > start else 0.0)
+    start, end = points[after - 1], points[after]
+    return after - 1 + (place - start) / (end - start)
 
 
 def _nearest(steps: Sequence[int], place: float) -> int:
     return min(steps, key=lambda step: abs(step - place))
-
-
-def _open(cell: Cell) -> bool:
-    """Whether a forecast other than reuse was at work."""
-    return not cell.computed and (len(cell.reads) > 1 or cell.tokens is not None)
 
 
 def _schedule(rows: dict[Site, list[Cell]]) -> Schedule:
@@ -109,23 +107,35 @@ def _gate(opened: dict[tuple[Site, int], bool], forecast: Forecast) -> Gate:
     return lambda step, site, grid: opened[site, step]
 
 
-def _method(plan: Plan) -> Method:
-    """The method that makes exactly this plan; PlanError if no known forecast does."""
+def _method(plan: Plan) -> tuple[Method, set[tuple[Site, int]]]:
+    """The method that makes exactly this plan, and the cells that its forecast is open for.
+
+    PlanError if no known forecast does. A cell that is reused because its history is too short counts as open.
+    """
     rows = {site: list(row) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
-    opened = {(site, step): _open(cell) for site, row in rows.items() for step, cell in enumerate(row)}
+    forecasting = {
+        (site, step): len(cell.reads) > 1 or cell.tokens is not None
+        for site, row in rows.items()
+        for step, cell in enumerate(row)
+    }
+    name = plan.provenance.get("method", "plan")
     for forecast in _candidates(plan):
-        name = plan.provenance.get("method", "plan")
-        method = Method(name, _schedule(rows), forecast, _gate(opened, forecast), tokens=_tokens(rows))
+        method = Method(name, _schedule(rows), forecast, _gate(forecasting, forecast), tokens=_tokens(rows))
         try:
             again = method.plan(plan.grid)
         except PlanError:
             continue
-        if _same(plan, again):
-            return method
+        if all(_same(*pair) for row in zip(plan.rows, again.rows, strict=True) for pair in zip(*row, strict=True)):
+            everywhere = zip(rows.items(), replace(method, gate=gates.always).plan(plan.grid).rows, strict=True)
+            return method, {
+                (site, step)
+                for (site, row), free in everywhere
+                for step, (cell, other) in enumerate(zip(row, free, strict=True))
+                if not cell.computed and _same(cell, other)
+            }
     raise PlanError(
-        f"The weights of this plan ({plan.provenance.get('method', 'of unknown origin')}) are those of no forecast "
-        "that forecache knows, so it cannot be stretched to another number of steps: make it by its method instead, "
-        "method.plan(forecache.grid(pipe, num_steps))."
+        f"The weights of this plan ({name}) are those of no forecast that forecache knows, so it cannot be stretched "
+        "to another number of steps: make it by its method instead, method.plan(forecache.grid(pipe, num_steps))."
     )
 
 
@@ -150,16 +160,13 @@ def _etas(row: Sequence[Cell]) -> Iterator[float]:
             yield from (weight, weight * max(1, computed[0] - computed[1] - 1))
 
 
-def _same(plan: Plan, again: Plan) -> bool:
-    for row, other in zip(plan.rows, again.rows, strict=True):
-        for cell, found in zip(row, other, strict=True):
-            if replace(cell, reads=()) != replace(found, reads=()) or not _near(cell.reads, found.reads):
-                return False
-    return True
-
-
-def _near(reads: Sequence[tuple[int, float]], others: Sequence[tuple[int, float]]) -> bool:
-    return [step for step, _ in reads] == [step for step, _ in others] and all(
-        math.isclose(weight, other, rel_tol=1e-9, abs_tol=1e-12)
-        for (_, weight), (_, other) in zip(reads, others, strict=True)
+def _same(cell: Cell, other: Cell) -> bool:
+    """Whether two cells do the same, but for rounding of the weights."""
+    return (
+        replace(cell, reads=()) == replace(other, reads=())
+        and [step for step, _ in cell.reads] == [step for step, _ in other.reads]
+        and all(
+            math.isclose(weight, found, rel_tol=1e-9, abs_tol=1e-12)
+            for (_, weight), (_, found) in zip(cell.reads, other.reads, strict=True)
+        )
     )
