@@ -58,11 +58,13 @@ class Reproduction:
     def legend(self) -> str:
         """One paragraph: models, samples, hardware, and what is published."""
         of, place = self.document["protocol"], self.document["environment"]
-        where = place["gpu"] or f"{place['cpu']}, {place['threads']} threads"
+        judged = f"features of {self.document['extractor']}; " if self.document["extractor"] else ""
+        threads = "1 thread" if place["threads"] == 1 else f"{place['threads']} threads"
+        where = f"{place['gpu'] or place['cpu'] + ', ' + threads}, torch {place['torch']}"
         other = "" if self.document["on"] == self.table.model else ", which is another model and other images"
         return (
             f"Measured: {self.document['on']}, {self.table.steps} steps, guidance {of['guidance']:g}, {of['samples']} "
-            f"samples a row, seed {of['seed']}; {where}, torch {place['torch']}, diffusers {place['diffusers']}. "
+            f"samples a row, seed {of['seed']}; {judged}{where}, diffusers {place['diffusers']}. "
             f"Published: {self.table.source}, {self.table.model}{other}; its speed-up stands under fewer MACs. "
             f"{tables.legend(self.rows)}"
         )
@@ -143,6 +145,8 @@ def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]])
         "on": ground.name,
         "notes": list(ground.notes),
         "metrics": list(ground.metrics),
+        "extractor": extractor.name if (extractor := ground.judges.extractor) is not None else None,
+        "reference": ground.reference.name if ground.reference is not None else None,
         "protocol": {
             "sampler": table.sampler,
             "steps": table.steps,
