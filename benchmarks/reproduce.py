@@ -2,9 +2,8 @@
 
     python benchmarks/reproduce.py [--samples 320]       (ten minutes on one core; it continues after an interruption)
 
-Runs what `forecache reproduce goc-table-3 --on digits` runs. Writes benchmarks/results/reproduce-goc-table-3-digits.json
-(with command, hardware and versions), the picture in docs/images, and the tables between the markers in
-docs/reproduce.md and README.md.
+Runs what `forecache reproduce goc-table-3 --on digits` runs, with its result in benchmarks/results (command,
+hardware and versions in it), the picture in docs/images, and the tables between the markers in docs/reproduce.md and README.md.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def short(result: Reproduction) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     protocol, place = result.document["protocol"], result.document["environment"]
     note = (
-        f"Measured on digits ({protocol['samples']} samples, features of its classifier, ± 95 %), {place['cpu']}, torch "
-        f"{place['torch']}; published for DiT-XL/2 on ImageNet ({result.table.source}). The two FIDs are of different images "
-        "and compare down a column only."
+        f"Measured on digits ({protocol['samples']} samples, features of its classifier, ± 95 %), {place['cpu']}, "
+        f"torch {place['torch']}; published for DiT-XL/2 on ImageNet ({result.table.source}): other images, so FID "
+        "compares down a column only."
     )
     return [*lines, "", note]
 
