@@ -3,7 +3,8 @@
     python benchmarks/reproduce.py [--samples 320]       (ten minutes on one core; it continues after an interruption)
 
 Runs what `forecache reproduce goc-table-3 --on digits` runs, with its result in benchmarks/results (command,
-hardware and versions in it), the picture in docs/images, and the tables between the markers in docs/reproduce.md and README.md.
+hardware and versions in it), the picture in docs/images, and the tables between the markers in
+docs/reproduce.md and README.md.
 """
 
 from __future__ import annotations

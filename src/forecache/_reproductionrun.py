@@ -162,7 +162,7 @@ class Run:
         assert done.images is not None
         assert done.record is not None
         started = time.monotonic()
-        found = self._evaluate(row, evaluate.open_images(done.images))
+        figures, notes = self._evaluate(row, evaluate.open_images(done.images))
         cost = self._cost(plan)
         document = {
             "name": row.name,
@@ -178,8 +178,8 @@ class Run:
             "sampling_seconds": done.record["seconds"],
             "evaluation_seconds": time.monotonic() - started,
             "made_on": done.record["made_on"],
-            "figures": {name: figure.document() for name, figure in found.figures.items()},
-            "notes": list(found.notes),
+            "figures": {name: figure.document() for name, figure in figures.items()},
+            "notes": notes,
             "environment": bench.environment(),
         }
         _reproductionfile.write_row(self.file(row), document)
@@ -207,9 +207,12 @@ class Run:
     def _tell(self, row: TableRow, what: str, done: int, total: int) -> None:
         self.tell(f"{row.name}: {what}", done, total)
 
-    def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> evaluate.Evaluation:
+    def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Figure], list[str]]:
+        """The figures of a row, and what to know when reading them."""
         pairs = row.recipe is not None
         names = [name for name in self.ground.metrics if pairs or METRICS[name].needs != "pairs"]
+        if not names:  # all are to the uncached samples, which is this row
+            return {}, []
         assert self._uncached is not None
         assert self._uncached.images is not None
         against = evaluate.Against(
@@ -219,9 +222,10 @@ class Run:
         )
         tell, judges, device = partial(self._tell, row), self.ground.judges, self.ground.device
         bootstrap, batch = self.bootstrap, self.batch
-        return evaluate.evaluate(
+        found = evaluate.evaluate(
             images, against, names, judges, bootstrap=bootstrap, batch=batch, device=device, on_progress=tell
         )
+        return found.figures, list(found.notes)
 
     def _prepared(self, names: Sequence[str]) -> evaluate.Reference | None:
         """The reference with the features that the metrics read, extracted once for all rows."""
