@@ -371,6 +371,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_figures(where, whole, pipe_
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_statistics_are_measured_as_the_table_says_and_kept(pipe_folder, real, tmp_path):
+    """One sample a class, the same noise for all; a run that comes back takes them from its file."""
+    table = shortened(open_table("eoc"))
+    here = ground(table, pipe_folder, real)
+    counting = Counting(here.source)
+    rows = ["FORA 50 % + EOC"]
+    reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
+    assert counting.calls == 1 + 2 * 2  # three samples; two batches a row
+    expected = fc.calibrate(here.source, [0, 1, 2], num_steps=20, guidance=1.5, seed=9, batch=5, shared_noise=True)
+    kept = fc.Statistics.load(tmp_path / "statistics.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(kept.means, expected.means, strict=True))
+    reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
+    assert counting.calls == 5
+    reproduce(table, replace(here, source=counting, statistics=kept), tmp_path, SMALL, rows=rows)
+    assert counting.calls == 5
+
+
 def test_finished_rows_are_skipped_and_damaged_ones_measured_again(whole, pipe_folder, real, router, tmp_path):
     table, folder = open_table("goc-table-3"), shutil.copytree(whole[0], tmp_path / "copy")
     here = ground(table, pipe_folder, real, router)

@@ -75,6 +75,8 @@ def _text(value: Any) -> str:
 def join(folder: Path, asked: Settings) -> None:
     """The folder holds this reproduction, whose manifest is written by the first; TableError if it holds another."""
     path = folder / "reproduction.json"
+    for left in (*folder.glob("*.tmp"), *folder.glob("rows/*.tmp")):  # by a process that was killed
+        left.unlink(missing_ok=True)
     if not path.exists():
         _write(path, {"format": "forecache-reproduction", "version": VERSION, "settings": asdict(asked)})
     if differ := read_manifest(path).differences(asked):

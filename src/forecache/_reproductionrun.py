@@ -80,11 +80,16 @@ class Run:
                 f"{needing[0].name} needs a router that skips about {levels[0]} % of the cells of {self.ground.name} "
                 f"at {self.table.steps} steps: give one with --router, or choose other rows with --row."
             )
+        if any(_calibrated(row) for row in rows) and self.ground.statistics is None and self.table.calibration is None:
+            raise InputError(f"{self.table.name} needs statistics of {self.ground.name}: give them with --stats.")
+        self._planned([row for row in rows if not _calibrated(row)], Ingredients(self.ground.routers))
 
     def plans(self, rows: Sequence[TableRow]) -> dict[str, Plan | None]:
         """The plan of every row, so that one that cannot be made is refused before anything is sampled."""
-        needed = any(row.recipe and row.recipe.uses("eoc", "smoothcache") for row in rows)
-        ingredients = Ingredients(self.ground.routers, self._statistics() if needed else None)
+        needed = any(_calibrated(row) for row in rows)
+        return self._planned(rows, Ingredients(self.ground.routers, self._statistics() if needed else None))
+
+    def _planned(self, rows: Sequence[TableRow], ingredients: Ingredients) -> dict[str, Plan | None]:
         cells = grid(self.ground.source.target, self.table.steps)
         return {row.name: method_of(row.recipe, ingredients).plan(cells) if row.recipe else None for row in rows}
 
@@ -92,11 +97,10 @@ class Run:
         """Those of the ground, or measured as the table says, in a file that an interruption leaves valid."""
         if self.ground.statistics is not None:
             return self.ground.statistics
-        how = self.table.calibration
-        if how is None:
-            raise InputError(f"{self.table.name} needs statistics of {self.ground.name}: give them with --stats.")
-        count = min(how.samples, self.ground.source.classes) if self.ground.source.classes else how.samples
-        given = self.ground.prompts or sources.everything(self.ground.source)
+        how, source = self.table.calibration, self.ground.source
+        assert how is not None
+        count = min(how.samples, source.classes) if source.classes else how.samples
+        given = self.ground.prompts or sources.everything(source)
         total, done = 0, 0
 
         def start(calls: int) -> None:
@@ -108,18 +112,19 @@ class Run:
             done += 1
             self.tell("calibrating", done, total)
 
-        return calibrate(
-            self.ground.source,
-            [given[index % len(given)] for index in range(count)],
-            num_steps=self.table.steps,
-            guidance=how.guidance,
-            seed=how.seed,
-            batch=min(self.batch, 32),
-            shared_noise=how.shared_noise,
-            path=self.out / "statistics.safetensors",
-            on_start=start,
-            on_step=step,
-        )
+        with _distributed.started():
+            return calibrate(
+                source,
+                [given[index % len(given)] for index in range(count)],
+                num_steps=self.table.steps,
+                guidance=how.guidance,
+                seed=how.seed,
+                batch=min(self.batch, 32),
+                shared_noise=how.shared_noise,
+                path=self.out / "statistics.safetensors",
+                on_start=start,
+                on_step=step,
+            )
 
     def settings(self) -> Settings:
         how = sources.Sampling(self.table.steps, self.ground.guidance, self.seed)
@@ -248,3 +253,8 @@ class Run:
             return plan.cost(source.target, guidance=pair, inputs=sources.call(source, 1 + pair))
         except InputError:  # the model's forward reads values, and nobody knows here what it is called with
             return None
+
+
+def _calibrated(row: TableRow) -> bool:
+    """Whether its plan needs statistics of the model."""
+    return row.recipe is not None and row.recipe.uses("eoc", "smoothcache")

@@ -88,9 +88,8 @@ def reproduce(
 
     Every row is sampled by `sample_shards` in a folder of its own and evaluated once; finished rows are skipped, so
     that the same call continues after any interruption, and other rows can be asked for later. Under torchrun or
-    ``accelerate launch`` the processes share the sampling, and the first one evaluates; they have to be joined
-    (``torch.distributed``) where statistics are calibrated. Writes ``result.json`` and
-    ``table.md``; resamples stay in ``rows/``.
+    ``accelerate launch`` the processes share calibration and sampling, and the first one evaluates. Writes
+    ``result.json`` and ``table.md``; resamples stay in ``rows/``.
 
     command: what a reader would type, for the record. on_progress: what is done, how much of it, and how much there is.
 
@@ -99,9 +98,9 @@ def reproduce(
     run = Run(table, ground, Path(out), protocol, on_progress or _silent)
     wanted = run.chosen(rows)
     run.check(wanted)
-    plans = run.plans(wanted)
     if run.world.leads:
         _reproductionfile.join(run.out, run.settings())
+    plans = run.plans(wanted)
     run.refuse_other_plans(plans)
     for row in wanted:
         run.measure(row, plans[row.name])
@@ -133,15 +132,8 @@ def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]])
         "format": "forecache-reproduction-result",
         "version": _reproductionfile.VERSION,
         "command": command,
-        "table": {
-            "name": table.name,
-            "title": table.title,
-            "paper": table.paper,
-            "number": table.number,
-            "model": table.model,
-            "sha256": table.sha256,
-            "notes": list(table.notes),
-        },
+        "table": {key: getattr(table, key) for key in ("name", "title", "paper", "number", "model", "sha256")}
+        | {"notes": list(table.notes)},
         "on": ground.name,
         "notes": list(ground.notes),
         "metrics": list(ground.metrics),

@@ -58,7 +58,9 @@ def reproduce_command(
     chosen = _tablefile.open_table(table)
     given = reproduction.Given(reference, weights, router, stats, prompts, clip_model, metrics)
     folder = out or Path("out/reproduce") / "-".join([chosen.name, *([Path(on).name] if on else [])])
-    with _distributed.started() as world, progress(None, shown=world.leads) as (bar, task):
+    world = _distributed.launched()
+    _distributed.take_gpu()
+    with progress(None, shown=world.leads) as (bar, task):
         ground = reproduction.open_ground(chosen, on, given, device, dtype, judges=world.leads)
         found = reproduction.reproduce(
             chosen,
