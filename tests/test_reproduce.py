@@ -282,7 +282,7 @@ def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, re
             assert all(text in lines[place + 1] for name, text in row.published.items() if name != "speed")
     document = json.loads((tmp_path / "result.json").read_text())
     assert [row["published"] for row in document["rows"]] == [dict(row.published) for row in (table.rows[0], *rows)]
-    assert (tmp_path / "table.md").read_text().startswith("|  | fewer MACs | less time | FID")
+    assert (tmp_path / "table.md").read_text().startswith("|  | fewer MACs | sampling, s | FID")
 
 
 def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, tmp_path):
@@ -326,6 +326,22 @@ def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
     assert found["macs_ratio"] == fc.fora_paper(50).plan(fc.grid(target, 20)).cost(target).speedup
     assert len(set(labels)) > 1
     assert max(labels) < 1000
+
+
+def test_changes_are_those_of_pairs_with_the_same_noise(whole):
+    """Against the spread of the differences of the resamples, by hand; bold where it is larger than that."""
+    result = whole[1]
+    none, fora = (result.measured[name]["figures"] for name in ("no cache", "FORA 50 %"))
+    assert result.changes("no cache") == {}
+    lines = result.changes_markdown()
+    assert lines[0] == "| less no cache | FID | sFID | IS | Prec. | Recall |"
+    cells = next(line for line in lines if line.startswith("| FORA 50 % |")).split("|")[2:-1]
+    for name, cell in zip(("fid", "sfid", "is", "precision", "recall"), cells, strict=True):
+        draws = np.array(fora[name].draws) - np.array(none[name].draws)
+        value, half = fora[name].value - none[name].value, 1.96 * draws.std(ddof=1)
+        assert cell.strip().strip("*") == f"{value:+.3f} ± {half:.3f}"
+        assert cell.strip().startswith("**") == (abs(value) > half)
+    assert lines[2] in result.markdown()
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,10 @@ def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, ti
 
 
 def draw_reproduction(result: Reproduction, path: Path) -> None:
-    """The table's first metric and PSNR against MACs, with their 95 % intervals; the dashed line is without a cache."""
+    """The table's first metric and PSNR against MACs; the dashed line is without a cache.
+
+    The bars are 95 % intervals: of the difference to the row without a cache where there is one, else of the figure.
+    """
     plt = _pyplot()
     metrics = list(dict.fromkeys((*result.document["metrics"][:1], "psnr")))
     figure, panels = plt.subplots(
@@ -179,7 +182,8 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
             if not row["method"]:
                 axis.axhline(value.value, color="gray", linestyle="--", linewidth=0.8, label=name)
             elif row["macs_ratio"]:
-                error = Z * value.error if value.error is not None else None
+                known = result.changes(name).get(metric, value).error
+                error = Z * known if known is not None else None
                 marker = "osD^vP*X"[number % 8]
                 axis.errorbar(100 / row["macs_ratio"], value.value, yerr=error, fmt=marker, capsize=2, label=name)
         kind = METRICS[metric]

@@ -17,10 +17,18 @@ from typing import Any
 from forecache import _reproductionfile, bench
 from forecache._reproductionrun import OnProgress, Protocol, Run
 from forecache._tablefile import Table, open_table
-from forecache.evaluate import Figure, Row, tables
+from forecache.evaluate import Difference, Figure, Row, difference, tables
+from forecache.evaluate.figures import Z
+from forecache.evaluate.metrics import METRICS
 from forecache.grounds import Given, Ground, open_ground
 
 __all__ = ["Given", "Ground", "Protocol", "Reproduction", "open_ground", "open_table", "reproduce"]
+
+
+CHANGES = (
+    "Each row less the one without a cache, ± half of a 95 % interval of the difference: both begin with the same noise, "
+    "so that it is known much better than either figure. Bold: larger than its interval, for better or worse."
+)
 
 
 @dataclass(frozen=True)
@@ -39,21 +47,49 @@ class Reproduction:
             if (here := self.measured.get(row.name)) is None:
                 continue
             figures: Mapping[str, Figure] = here["figures"]
-            more = {"fewer MACs": "", "less time": ""}
-            if row.recipe is not None:
-                more = {"fewer MACs": _times(here["macs_ratio"]), "less time": _times(here.get("time_ratio"))}
+            macs = f"{here['macs_ratio']:.2f}x" if here["macs_ratio"] else ""
+            more = {"fewer MACs": macs, "sampling, s": f"{here['sampling_seconds']:.0f}"}
             found.append(Row(row.name, figures, row.recipe is not None, (here["seed"],), more))
-            if row.published:
-                speed = f"{row.published['speed']}x" if "speed" in row.published else ""
-                known = {name: value for name, value in row.published.items() if name in figures}
-                more = {"fewer MACs": speed if speed != "1x" else "", "less time": ""}
+            speed = f"{row.published['speed']}x" if "speed" in row.published else ""
+            known = {name: value for name, value in row.published.items() if name in figures}
+            if known or speed:
+                more = {"fewer MACs": speed if speed != "1x" else ""}
                 found.append(Row("published", known, competes=False, more=more))
         return found
 
     def markdown(self) -> list[str]:
         """The table with measured and published figures side by side, and what it was measured with."""
         metrics = self.document["metrics"]
-        return [*tables.markdown(self.rows, metrics), "", self.legend()]
+        lines = [*tables.markdown(self.rows, metrics), "", self.legend()]
+        if any(map(self.changes, self.measured)):
+            lines += ["", *self.changes_markdown(), "", CHANGES]
+        return lines
+
+    def changes(self, row: str) -> dict[str, Difference]:
+        """Every metric of a row less that of the row without a cache.
+
+        Both begin with the same noise, so that this is known much better than either figure.
+        """
+        none = self.measured.get(self.table.rows[0].name)
+        if none is None or row == none["name"]:
+            return {}
+        figures = self.measured[row]["figures"]
+        return {name: difference(figures[name], figure) for name, figure in none["figures"].items()}
+
+    def changes_markdown(self) -> list[str]:
+        """`changes` as a table; bold is what is larger than its 95 % interval."""
+        rows = [(name, self.changes(name)) for name in self.measured if self.changes(name)]
+        metrics = [METRICS[name] for name in (rows[0][1] if rows else ())]
+        lines = [f"| less no cache | {' | '.join(each.title for each in metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+        for name, found in rows:
+            cells = []
+            for each in metrics:
+                change = found[each.name]
+                text = f"{change.value:+.{each.digits}f}"
+                text += f" ± {Z * change.error:.{each.digits}f}" if change.error is not None else ""
+                cells.append(f"**{text}**" if change.real else text)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return lines
 
     def legend(self) -> str:
         """One paragraph: models, samples, hardware, and what is published."""
@@ -66,12 +102,9 @@ class Reproduction:
             f"Measured: {self.document['on']}, {self.table.steps} steps, guidance {of['guidance']:g}, {of['samples']} "
             f"samples a row, seed {of['seed']}; {judged}{where}, diffusers {place['diffusers']}. "
             f"Published: {self.table.source}, {self.table.model}{other}; its speed-up stands under fewer MACs. "
+            "Seconds are those of the row's sampling, whatever else the machine did; `forecache bench` compares speed. "
             f"{tables.legend(self.rows)}"
         )
-
-
-def _times(ratio: float | None) -> str:
-    return f"{ratio:.2f}x" if ratio is not None else ""
 
 
 def reproduce(
@@ -119,9 +152,6 @@ def _result(run: Run, command: str) -> Reproduction:
     """What is finished of the table, rows that were asked for before among them."""
     rows = {row.name: _reproductionfile.read_row(run.file(row)) for row in run.table.rows}
     measured = {name: row for name, row in rows.items() if row is not None}
-    none = measured.get(run.table.rows[0].name)
-    for row in measured.values():
-        row["time_ratio"] = none["sampling_seconds"] / row["sampling_seconds"] if none else None
     return Reproduction(run.table, _document(run, command, measured), measured)
 
 
