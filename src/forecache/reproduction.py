@@ -26,8 +26,8 @@ __all__ = ["Given", "Ground", "Protocol", "Reproduction", "open_ground", "open_t
 
 
 CHANGES = (
-    "Each row less the one without a cache, ± half of a 95 % interval of the difference: both begin with the same noise, "
-    "so that it is known much better than either figure. Bold: larger than its interval, for better or worse."
+    "Each row less the one without a cache, ± half of a 95 % interval of the difference: both begin with the same "
+    "noise, so that it is known much better than either figure. Bold: larger than its interval, for better or worse."
 )
 
 
