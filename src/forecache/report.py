@@ -182,7 +182,8 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
             if not row["method"]:
                 axis.axhline(value.value, color="gray", linestyle="--", linewidth=0.8, label=name)
             elif row["macs_ratio"]:
-                known = result.changes(name).get(metric, value).error
+                change = result.changes(name).get(metric)
+                known = change.error if change is not None else value.error
                 error = Z * known if known is not None else None
                 marker = "osD^vP*X"[number % 8]
                 axis.errorbar(100 / row["macs_ratio"], value.value, yerr=error, fmt=marker, capsize=2, label=name)
