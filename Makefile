@@ -42,7 +42,7 @@ statistics: $(READY)
 	$(BIN)/forecache calibrate --model digits-text --samples 300 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
 
 # the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/digits-text.md, docs/calibration.md, docs/evaluation.md and
-# docs/sampling.md (four hours on two cores, after make statistics)
+# docs/sampling.md, docs/reproduce.md (four hours on two cores, after make statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
@@ -55,6 +55,7 @@ tables: $(READY)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/shards.py
+	$(BIN)/python benchmarks/reproduce.py
 
 # the tables of docs/performance.md: ours (a quarter of an hour), and beside other caches (an hour; it can be stopped)
 bench: $(READY)

@@ -54,6 +54,8 @@ def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_fol
             words += ["--steps", "4", "--rounds", "1"]
         if words[0] == "train-router":
             words += ["--iterations", "1", "--batch", "1"]
+        if words[0] == "reproduce" and len(words) > 1:
+            words += ["--row", "fora-50", "--samples", "10", "--batch", "10", "--bootstrap", "0"]
         if "--num-samples" in words:
             words += ["--num-samples", "6", "--shard-size", "4", "--call-size", "2"]
         code, _, err = forecache(*words)

@@ -31,8 +31,9 @@ FLOORS = [
     ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
     ["course", "generations", "steps", "session", "applied", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
+    ["_tablefile", "recipes", "_reproductionfile"],
     [""],  # the package itself: the table of contents
-    ["runs", "demo", "report", "cli", "__main__"],
+    ["runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "cli", "__main__"],
 ]
 """From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
 

@@ -26,6 +26,7 @@ from forecache._errors import (
     StatisticsError,
     StatisticsFileError,
     StepCountError,
+    TableError,
 )
 from forecache._routerfile import Router
 from forecache._version import __version__
@@ -131,6 +132,7 @@ __all__ = [
     "StatisticsError",
     "StatisticsFileError",
     "ShardError",
+    "TableError",
     "RunError",
     "StepCountError",
     "AlreadyAppliedError",

@@ -11,6 +11,7 @@ ForecacheError
 ├── StatisticsError (ValueError)    statistics of another model, scheduler or number of steps, or too coarse ones
 │   └── StatisticsFileError         a file that is not statistics this version can read
 ├── ShardError (ValueError)         a folder of samples that holds another run, or a file of it that is damaged
+├── TableError (ValueError)         a table file that cannot be read, or a folder that holds another reproduction
 ├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
 │   ├── StepCountError              more or fewer model calls than the plan has steps
 │   ├── AlreadyAppliedError         a second `apply` on a model that already has a session
@@ -64,6 +65,10 @@ class StatisticsFileError(StatisticsError):
 
 class ShardError(ForecacheError, ValueError):
     """A folder of samples that holds another run, or a file of it that is damaged."""
+
+
+class TableError(ForecacheError, ValueError):
+    """A table file that cannot be read, or a folder that holds another reproduction."""
 
 
 class RunError(ForecacheError, RuntimeError):

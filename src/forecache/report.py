@@ -13,7 +13,10 @@ from torch import Tensor
 from forecache._core import Grid
 from forecache._errors import MissingExtraError
 from forecache.demo import Row
+from forecache.evaluate.figures import Z
+from forecache.evaluate.metrics import METRICS
 from forecache.gates import god
+from forecache.reproduction import Reproduction
 from forecache.search import SearchResult
 from forecache.speed import KINDS, Timed
 from forecache.statistics import Statistics
@@ -158,6 +161,38 @@ def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, ti
         panels[1].set_yscale("log")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_reproduction(result: Reproduction, path: Path) -> None:
+    """The table's first metric and PSNR against MACs; the dashed line is without a cache.
+
+    The bars are 95 % intervals: of the difference to the row without a cache where there is one, else of the figure.
+    """
+    plt = _pyplot()
+    metrics = list(dict.fromkeys((*result.document["metrics"][:1], "psnr")))
+    figure, panels = plt.subplots(
+        1, len(metrics), figsize=(6.4 * len(metrics), 4.8), squeeze=False, layout="constrained"
+    )
+    for axis, metric in zip(panels[0], metrics, strict=True):
+        for number, (name, row) in enumerate(result.measured.items()):
+            if (value := row["figures"].get(metric)) is None:
+                continue
+            if not row["method"]:
+                axis.axhline(value.value, color="gray", linestyle="--", linewidth=0.8, label=name)
+            elif row["macs_ratio"]:
+                change = result.changes(name).get(metric)
+                known = change.error if change is not None else value.error
+                error = Z * known if known is not None else None
+                marker = "osD^vP*X"[number % 8]
+                axis.errorbar(100 / row["macs_ratio"], value.value, yerr=error, fmt=marker, capsize=2, label=name)
+        kind = METRICS[metric]
+        axis.set_xlabel("MACs, % of the uncached run")
+        axis.set_ylabel(f"{kind.title}, {kind.better} is better")
+        axis.grid(alpha=0.3)
+    panels[0][-1].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{result.table.title}\nmeasured on {result.document['on']}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -95,7 +95,7 @@ def sample_shards(
     call = _check_sizes(batch, shard_size, call_size)
     how = Sampling(num_steps, float(guidance), seed)
     folder, world = Path(out), _distributed.launched()
-    asked = _settings(source, wanted, how, plan, shard_size, call_size)
+    asked = settings_of(source, wanted, how, plan, shard_size, call_size)
     settings = _join(folder, asked, plan if world.leads else None)
     run = ShardRun(Folder(folder, settings), world, source, wanted, how, call, on_progress or _silent)
     with apply(source.target, plan) if plan is not None else nullcontext():
@@ -130,9 +130,10 @@ def _check_sizes(batch: int, shard_size: int, call_size: int | None) -> int:
     return call_size
 
 
-def _settings(
+def settings_of(
     source: Source, conditions: Sequence[Any], how: Sampling, plan: Plan | None, shard_size: int, call_size: int | None
 ) -> Settings:
+    """What decides the samples of a run, as its folder keeps it."""
     if not conditions or how.num_steps < 1:
         raise InputError("Sampling needs at least one condition and at least one step.")
     model = find(source.target)
@@ -142,7 +143,7 @@ def _settings(
         {name: fingerprint(part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)},
         describe_scheduler(getattr(source.target, "scheduler", None)),
         str(next(model.parameters()).dtype).removeprefix("torch."),
-        {"method": plan.provenance.get("method", "plan"), "sha256": _digest(plan)} if plan is not None else {},
+        {"method": plan.provenance.get("method", "plan"), "sha256": plan_digest(plan)} if plan is not None else {},
         how.num_steps,
         how.guidance,
         how.seed,
@@ -153,7 +154,7 @@ def _settings(
     )
 
 
-def _digest(plan: Plan) -> str:
+def plan_digest(plan: Plan) -> str:
     """Of the cells and their constants: what it was made by, and for which weights, is not the plan."""
     bare = replace(plan, grid=replace(plan.grid, model="", fingerprint="", scheduler=""), provenance={})
     with tempfile.TemporaryDirectory() as folder:
@@ -170,14 +171,14 @@ def _join(folder: Path, asked: Settings, plan: Plan | None) -> Settings:
     if not path.exists():
         _shardfile.write_manifest(path, asked)
     there = _shardfile.read_manifest(path)
-    if differ := _differences(there, asked):
+    if differ := differences(there, asked):
         raise ShardError(f"{folder} holds another run ({'; '.join(differ)}): sample into another folder, or delete it.")
     if plan is not None:
         plan.save(folder / "plan.json")
     return there
 
 
-def _differences(there: Settings, asked: Settings) -> list[str]:
+def differences(there: Settings, asked: Settings) -> list[str]:
     """What the folder's run has otherwise than the one that was asked for."""
     found = []
     for name in (each.name for each in fields(Settings)):

@@ -13,15 +13,17 @@ from forecache.evaluate.metrics import METRICS
 
 @dataclass(frozen=True)
 class Row:
-    """figures: by metric; a plain number is one that was not measured here (published), and never competes.
+    """figures: by metric; a plain number, or a text, is one that was not measured here (published), and never competes.
 
     competes: whether the row takes part in what is best; the row without a cache need not. seeds: of the sampling.
+    more: texts by the title of their column, which stands before those of the metrics.
     """
 
     name: str
-    figures: Mapping[str, Figure | float | None]
+    figures: Mapping[str, Figure | float | str | None]
     competes: bool = True
     seeds: tuple[int, ...] = ()
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,20 +103,24 @@ def _cells(rows: Sequence[Row], metrics: Sequence[str] | None) -> _Cells:
     seeded = any(row.seeds for row in rows)
     arrows = {"higher": "↑", "lower": "↓"}
     titles = [f"{METRICS[name].title} {arrows[METRICS[name].better]}" for name in names]
-    header = ["", *titles, "samples", *(["seeds"] if seeded else [])]
+    columns = list(dict.fromkeys(title for row in rows for title in row.more))
+    header = ["", *columns, *titles, "samples", *(["seeds"] if seeded else [])]
     texts = []
     for row in rows:
         counts = sorted({figure.count for figure in row.figures.values() if isinstance(figure, Figure)})
         seeds = [", ".join(map(str, row.seeds))] if seeded else []
-        texts.append([row.name, *(_text(name, row.figures.get(name)) for name in names), _range(counts), *seeds])
-    bold = {(index, column) for column, name in enumerate(names, 1) if (index := best(rows, name)) is not None}
+        cells = [row.more.get(title, "") for title in columns]
+        cells += [_text(name, row.figures.get(name)) for name in names]
+        texts.append([row.name, *cells, _range(counts), *seeds])
+    first = 1 + len(columns)
+    bold = {(index, column) for column, name in enumerate(names, first) if (index := best(rows, name)) is not None}
     return _Cells(header, texts, bold)
 
 
-def _text(metric: str, value: Figure | float | None) -> str:
+def _text(metric: str, value: Figure | float | str | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, Figure) else f"{value:.{METRICS[metric].digits}f}"
+    return str(value) if isinstance(value, Figure | str) else f"{value:.{METRICS[metric].digits}f}"
 
 
 def _range(values: Sequence[int]) -> str:

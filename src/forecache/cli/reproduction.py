@@ -1,0 +1,98 @@
+"""`forecache reproduce`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forecache import _distributed, _tablefile, report, reproduction
+from forecache._errors import InputError
+from forecache.cli.terminal import app, progress, say
+from forecache.evaluate import clip
+
+
+@app.command("reproduce")
+def reproduce_command(
+    table: Annotated[str | None, typer.Argument(help="A name from the list, or a .toml file; none lists them.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="digits, digits-text, a pipeline folder, a repository [the paper's model].")
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be given more than once.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="A row [the table's; 320 on bundled models].")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples at a time [the table's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise, and of random classes.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the intervals; 0 for none.")] = 100,
+    reference: Annotated[str | None, typer.Option(help="Real images: ADM's .npz, or a folder.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Of Inception, a file; downloaded without it.")] = None,
+    router: Annotated[str | None, typer.Option(help="For rows with L2C: a router file, published ones too.")] = None,
+    stats: Annotated[str | None, typer.Option(help="For rows with EOC; measured without it.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For a text-to-image model: a file, one a line.")] = None,
+    clip_model: Annotated[str, typer.Option(help="For clip: a folder or repository.")] = clip.USUAL,
+    metrics: Annotated[str | None, typer.Option(help="Instead of the table's, as in `evaluate`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder [out/reproduce/TABLE, with -ON after it].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a table.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+) -> None:
+    """Measure a table of a paper again, and put its published figures beside it.
+
+    The same command continues after any interruption: finished rows and shards are kept. Several GPUs or machines share
+    the sampling: `torchrun --nproc-per-node 8 -m forecache reproduce ...`, or `accelerate launch`.
+
+    Example: `forecache reproduce`
+
+    Example: `forecache reproduce goc-table-3 --on digits`
+
+    Example: `forecache reproduce goc-table-3 --reference VIRTUAL_imagenet256_labeled.npz --router ddim20_router.pt`
+    """
+    if table is None:
+        if on or row:
+            raise InputError("Which table? `forecache reproduce` without anything lists them.")
+        _list()
+        return
+    chosen = _tablefile.open_table(table)
+    given = reproduction.Given(reference, weights, router, stats, prompts, clip_model, metrics)
+    folder = out or Path("out/reproduce") / "-".join([chosen.name, *([Path(on).name] if on else [])])
+    world = _distributed.launched()
+    _distributed.take_gpu()
+    with progress(None, shown=world.leads) as (bar, task):
+        ground = reproduction.open_ground(chosen, on, given, device, dtype, judges=world.leads)
+        found = reproduction.reproduce(
+            chosen,
+            ground,
+            folder,
+            reproduction.Protocol(samples, batch, seed, bootstrap),
+            rows=row or (),
+            command=shlex.join(["forecache", *sys.argv[1:]]),
+            on_progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    if not world.leads:
+        return
+    report.draw_reproduction(found, folder / "quality.png")
+    if as_json:
+        typer.echo(json.dumps(found.document, indent=2))
+    else:
+        _tell(found, folder)
+
+
+def _list() -> None:
+    for name in _tablefile.bundled():
+        table = _tablefile.open_table(name)
+        say(f"{name:<18}{table.title} ({table.source})")
+
+
+def _tell(found: reproduction.Reproduction, folder: Path) -> None:
+    say("\n".join([found.table.title, *found.markdown()]))
+    for note in (*found.table.notes, *found.document["notes"]):
+        say(note)
+    for row in found.document["rows"]:
+        if row["note"]:
+            say(f"{row['name']}: {row['note']}.")
+    if missing := found.document["missing"]:
+        say(f"Not measured yet: {', '.join(missing)}.")
+    say(f"Wrote {folder / 'result.json'}, table.md, quality.png.")
