@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import torch
@@ -118,12 +119,22 @@ def write(document: dict) -> None:
     ]
     fill(FOLDER / "README.md", "measured", measured)
     training = json.loads((FOLDER / "training.json").read_text())
+    runs = list(reversed(list(_runs(training))))
+    each = ", ".join(f"{steps:,} ({minutes:.0f} minutes)" for steps, minutes in runs)
     trained = (
-        f"Trained for {training['steps']:,} steps ({training['images_seen']:,} canvases, seed "
-        f"{training['settings']['seed']}) in {training['seconds'] / 60:.0f} minutes on one thread of "
-        f"{training['hardware']}, shared with other work; last loss {training['final_loss']:.4f}."
+        f"Trained in {len(runs)} runs of {each} steps, each from the averaged weights of the one before, with batches of "
+        f"{training['settings']['batch']}, seed {training['settings']['seed']}, on one thread of {training['hardware']}, "
+        f"shared with other work; last loss {training['final_loss']:.4f}."
     )
     fill(FOLDER / "README.md", "training", [trained])
+
+
+def _runs(training: dict) -> Iterator[tuple[int, float]]:
+    """Steps and minutes of every run, the last one first."""
+    run: dict | None = training | {"before": training["settings"].get("before")}
+    while run is not None:
+        yield run["steps"], run["seconds"] / 60
+        run = run.get("before")
 
 
 def main() -> None:
