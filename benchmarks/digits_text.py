@@ -122,9 +122,9 @@ def write(document: dict) -> None:
     runs = list(reversed(list(_runs(training))))
     each = ", ".join(f"{steps:,} ({minutes:.0f} minutes)" for steps, minutes in runs)
     trained = (
-        f"Trained in {len(runs)} runs of {each} steps, each from the averaged weights of the one before, with batches of "
-        f"{training['settings']['batch']}, seed {training['settings']['seed']}, on one thread of {training['hardware']}, "
-        f"shared with other work; last loss {training['final_loss']:.4f}."
+        f"Trained in {len(runs)} runs of {each} steps, each from the averaged weights of the one before, in batches of "
+        f"{training['settings']['batch']}, seed {training['settings']['seed']}, on one thread of "
+        f"{training['hardware']}, shared with other work; last loss {training['final_loss']:.4f}."
     )
     fill(FOLDER / "README.md", "training", [trained])
 
