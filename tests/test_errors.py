@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,15 @@ def test_a_missing_extra_names_the_package_and_how_to_install_it():
 def test_all_names_are_there():
     assert all(hasattr(fc, name) for name in fc.__all__)
     assert len(set(fc.__all__)) == len(fc.__all__)
+
+
+def test_the_docs_list_every_error_with_its_parent_and_a_cause():
+    page = Path(__file__).parent.parent / "docs" / "errors.md"
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `"): (row[1].strip("`"), row[2], row[3].strip(" |")) for row in rows}
+    assert list(listed) == list(drawn())
+    for name, (parent, cause, cure) in listed.items():
+        above, builtin = drawn()[name]
+        assert parent == (builtin or above or "Exception")
+        assert cause
+        assert cure or name == "ForecacheError"
