@@ -16,6 +16,7 @@ from forecache.zoo import load_digits, router_path
 
 COMMANDS = [
     "demo",
+    "plan",
     "sample",
     "calibrate",
     "show",
@@ -342,3 +343,52 @@ def test_every_command_explains_itself(forecache, command):
     assert code == 0
     assert "Usage" in out
     assert not command or "Example" in out
+
+
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_writes_what_the_library_makes_and_says_its_cost(forecache, tmp_path):
+    path = tmp_path / "plan.json"
+    words = ["plan", "goc", "--base", "fora", "--interval", 2, "--eta", 1.2, "--steps", 20, "--model", "digits"]
+    code, out, err = forecache(*words, "-o", path)
+    assert (code, err) == (0, "")
+    digits = load_digits()
+    expected = fc.goc(fc.fora(2), 1.2).plan(fc.grid(digits, 20))
+    assert fc.Plan.load(path) == expected
+    cost = expected.cost(digits, batch_size=1)
+    assert str(cost) in out
+    assert "blocks.0.attn" in out
+    assert "#.#~#~#~" in out
+    code, out, err = forecache(*words, "-o", path, "--batch", 4, "--json")
+    found = json.loads(out)
+    assert (found["plan"], found["picture"]) == (str(path), expected.picture())
+    assert found["cost"]["macs"] == expected.cost(digits, batch_size=4).macs
+
+
+def test_plan_of_a_model_by_its_shape_needs_no_weights(forecache, tmp_path):
+    path = tmp_path / "plan.json"
+    code, out, err = forecache("plan", "fora", "--interval", 2, "--model", "dit-xl-2", "-o", path)
+    assert (code, err) == (0, "")
+    assert len(fc.Plan.load(path).grid.sites) == 56
+    assert "T MACs" in out
+
+
+def test_plan_of_digits_text_and_of_a_pipeline_folder(forecache, tmp_path, pixart_folder):
+    for model in ("digits-text", str(pixart_folder)):
+        code, out, err = forecache("plan", "fora", "--model", model, "-o", tmp_path / "plan.json", "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["cost"]["macs_uncached"] > 0
+
+
+def test_plan_refuses_what_is_no_plan(forecache, tmp_path):
+    path = tmp_path / "plan.json"
+    for words, message in [
+        (["none"], "A plan needs a method"),
+        (["fora", "--eta", 1.2], "--eta belongs to --method goc"),
+        (["fora", "--model", "nowhere"], "There is no model 'nowhere'"),
+    ]:
+        code, _, err = forecache("plan", *words, "-o", path)
+        assert code == 1
+        assert message in err
+    assert not path.exists()

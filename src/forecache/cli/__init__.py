@@ -16,6 +16,7 @@ def main() -> None:
                 calibration,
                 commands,
                 evaluation,
+                methods,
                 models,
                 reproduction,
                 routers,

@@ -12,7 +12,8 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import _distributed, bench, demo, report, runs, sources
-from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, ImportanceName, MethodName, Options, PerName
+from forecache.cli.methods import Typed, takes_method_options
+from forecache.cli.options import MethodName
 from forecache.cli.shards import Many
 from forecache.cli.terminal import app, console, progress, say
 from forecache.zoo import load_digits, statistics_path
@@ -106,7 +107,9 @@ def _legend(samples: int) -> str:
 
 
 @app.command("sample")
+@takes_method_options
 def sample_command(
+    *,
     labels: Annotated[str | None, typer.Option(help="Classes, by number or name: 207,360 or 'shark,umbrella'.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text, for text-to-image models; once an image.")] = None,
     num_samples: Annotated[
@@ -121,31 +124,7 @@ def sample_command(
     batch: Annotated[int, typer.Option(min=1, help="Images a model call, at most; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
-    base: Annotated[BaseName | None, typer.Option(help="The schedule under goc, eoc, ... [fora].")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Compute the first steps.")] = None,
-    interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None,
-    anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None,
-    level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
-    skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="explicit: '#...#..#', or 'published' (50 steps).")] = None,
-    router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None,
-    router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None,
-    change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="smoothcache: a published JSON schedule.")] = None,
-    eta: Annotated[float | None, typer.Option(help="goc: share of the last change; over 1 errors grow [0.8].")] = None,
-    correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None,
-    history: Annotated[HistoryName | None, typer.Option(help="goc: its queue [emitted, the paper's].")] = None,
-    stats: Annotated[str | None, typer.Option(help="goc's gate, eoc, smoothcache: a file, or 'digits'.")] = None,
-    gamma: Annotated[float | None, typer.Option(min=0, max=1, help="goc's gate: position against N [0.5].")] = None,
-    threshold: Annotated[float | None, typer.Option(help="goc's gate: corrected where B is below [0.6].")] = None,
-    order: Annotated[int | None, typer.Option(min=0, help="taylorseer: order of the expansion [1].")] = None,
-    theta: Annotated[float | None, typer.Option(help="eoc: strength [0.01 relative, 1 additive].")] = None,
-    form: Annotated[FormName | None, typer.Option(help="eoc: the paper's, or ours [relative].")] = None,
-    judge: Annotated[str | None, typer.Option(help="eoc: prior, all, or steps as 3,5,7 [prior].")] = None,
-    per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None,
-    share: Annotated[float | None, typer.Option(help="procache, toca: of the tokens [0.25; 0.07 released].")] = None,
-    importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None,
-    from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None,
+    typed: Typed,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too: PSNR and speed-up.")] = False,
     shard_size: Annotated[int | None, typer.Option(min=1, help="--num-samples: images a file [256].")] = None,
     call_size: Annotated[
@@ -187,10 +166,6 @@ def sample_command(
     """
     many = Many(num_samples, prompts, shard_size, call_size, exact, random_classes, png)
     many.check(labels is not None or bool(prompt), compare)
-    options = Options(
-        method, base, warmup, interval, anchor, level, skip, pattern, router, router_threshold, change, schedule,
-        eta, correct, history, stats, gamma, threshold, order, theta, form, judge, per, share, importance, from_depth,
-    )  # fmt: skip
     if plan is not None and method is not MethodName.none:
         raise fc.InputError("--plan and --method both say how to sample: give one of them.")
     loaded = fc.Plan.load(plan) if plan is not None else None
@@ -200,7 +175,7 @@ def sample_command(
             "a plan for that number."
         )
     num_steps = loaded.num_steps if loaded is not None else steps or 20
-    built = options.build(num_steps)
+    built = typed(method).build(num_steps)
     if num_samples is not None:
         _distributed.take_gpu()
     source = sources.open_source(model, device, dtype)
