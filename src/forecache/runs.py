@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache import bench
+from forecache import _files, bench
 from forecache._errors import InputError
 from forecache.adapters import Arguments, find, seen
 from forecache.applied import apply
@@ -153,7 +153,7 @@ def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[
 def read_prompts(path: Path) -> list[str]:
     """One text a line; empty lines do not count."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in _files.contents(path, 16 * 2**20).decode("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"The prompts in {path} cannot be read: {error}") from error
     if not (texts := [line for line in lines if line]):

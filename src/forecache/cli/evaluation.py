@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from forecache import bench, evaluate, sources
+from forecache import _files, _tensorfile, bench, evaluate, sources
 from forecache._errors import InputError
 from forecache.cli.terminal import app, console, progress, say
 from forecache.evaluate import clip, imagesets, tables
@@ -179,8 +179,8 @@ def compare_command(
 
 def _row(path: Path) -> evaluate.Row:
     try:
-        document = json.loads(path.read_text())
+        document = _files.document(path, 16 * 2**20)
         figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
-        return evaluate.Row(path.stem, figures, seeds=tuple(map(int, document["sampling_seeds"])))
+        return evaluate.Row(path.stem, figures, seeds=_tensorfile.each(document["sampling_seeds"], "seeds", int))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error
