@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +44,12 @@ class _Bounded(io.BufferedReader):
     most: int | None = MAX_TABLE
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self.most is not None and (size is None or size < 0 or size > self.most):
-            if size is not None and size >= 0:
+        if self.most is not None:
+            left = os.fstat(self.fileno()).st_size - self.tell()
+            size = left if size is None or size < 0 else size
+            if size > self.most:
                 raise ValueError(f"its table of contents claims {size} bytes")
-            size = self.most
+            size = min(size, left)
         return super().read(size)
 
 
@@ -62,7 +65,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         except (OSError, ValueError):
             raise
         except Exception as error:  # BadZipFile, zlib.error, struct.error, RuntimeError of an encrypted one, ...
-            raise ValueError(str(error) or type(error).__name__) from error
+            raise ValueError(str(error)[:200] or type(error).__name__) from error
 
 
 def names(archive: zipfile.ZipFile) -> set[str]:

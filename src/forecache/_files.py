@@ -42,8 +42,7 @@ def check_size(path: Path, max_bytes: int) -> int:
 def contents(path: Path, max_bytes: int) -> bytes:
     """The bytes of a regular file of at most ``max_bytes``; its size is checked before anything is read."""
     with opened(path) as file:
-        _size(file, max_bytes)
-        return file.read(max_bytes)
+        return file.read(_size(file, max_bytes))
 
 
 def _size(file: BinaryIO, max_bytes: int) -> int:

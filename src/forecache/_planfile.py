@@ -119,7 +119,7 @@ def read(path: Path) -> Contents:
     except OSError as error:
         raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, OverflowError, RecursionError) as error:  # JSON, UTF-8 and our own are ValueErrors
-        reason = str(error).rstrip(".")
+        reason = str(error).rstrip(".")[:300]
         raise PlanFileError(f"{path} is not a readable plan file: {reason}. Make it again with Plan.save.") from error
 
 

@@ -37,7 +37,7 @@ def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:  # it maps the file, and holds every offset against its length
             return document, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
-    except RuntimeError as error:  # of torch: a shape whose sides overflow
+    except (RuntimeError, TypeError) as error:  # of torch: a shape whose sides overflow
         raise ValueError(str(error).splitlines()[0]) from error
 
 
