@@ -27,6 +27,7 @@ COMMANDS = [
     "compare",
     "models",
     "reproduce",
+    "report",
 ]
 
 

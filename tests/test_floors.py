@@ -35,7 +35,7 @@ FLOORS = [
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
     ["_tablefile", "recipes", "_reproductionfile"],
     [""],  # the package itself: the table of contents
-    ["runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "cli", "__main__"],
+    ["runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "reports", "cli", "__main__"],
 ]
 """From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
 

@@ -17,6 +17,7 @@ def main() -> None:
                 commands,
                 evaluation,
                 models,
+                report,
                 reproduction,
                 routers,
                 search,

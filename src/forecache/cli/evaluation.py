@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,7 +92,8 @@ def evaluate_command(
             device=where,
             on_progress=show,
         )
-    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment()}
+    typed = shlex.join(["forecache", *sys.argv[1:]])
+    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment(), "command": typed}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
