@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from forecache.reports.markup import Html, join, tag
 
 WIDTH, HEIGHT = 520, 320
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 40
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ def curves(lines: Mapping[str, Sequence[float]], label: str, across: str, up: st
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a comparison. group: points of one group have one colour, and a line through the best of them."""
+    """A point of a comparison. group: has a colour, one of six, and a line through the best of its points."""
 
     name: str
     x: float
     y: float
     group: str
+    colour: int
 
 
 def scatter(
@@ -101,24 +102,23 @@ def scatter(
     sign: 1 where more is better upwards, -1 where less is. diagonal: where both axes say the same.
     """
     frame = _Frame(_spread([each.x for each in points]), _spread([each.y for each in points]))
-    groups = list(dict.fromkeys(each.group for each in points))
     drawn = []
     if diagonal:
         low, high = max(frame.across[0], frame.up[0]), min(frame.across[1], frame.up[1])
         if low < high:
             ends = (frame.x(low), frame.y(low), frame.x(high), frame.y(high))
             drawn.append(tag("line", class_="diagonal", **dict(zip(("x1", "y1", "x2", "y2"), ends, strict=True))))
-    for place, group in enumerate(groups):
+    for group, colour in {each.group: each.colour for each in points}.items():
         members = [each for each in points if each.group == group]
         best = [a for a in members if not any(b.x > a.x and sign * b.y > sign * a.y for b in members)]
         front = " ".join(
             f"{'M' if not number else 'L'}{frame.x(each.x)},{frame.y(each.y)}"
             for number, each in enumerate(sorted(best, key=lambda each: each.x))
         )
-        drawn.append(tag("path", class_=f"curve f{place % 6}", d=front))
+        drawn.append(tag("path", class_=f"curve f{colour % 6}", d=front))
     items = []
     for number, each in enumerate(points, 1):
-        colour = f"f{groups.index(each.group) % 6}"
+        colour = f"f{each.colour % 6}"
         words = f"{each.name}: {across} {each.x:.4g}, {up} {each.y:.4g}"
         drawn.append(_point(frame, each.x, each.y, words, f"disc {colour}", str(number)))
         items.append(tag("li", tag("i", str(number), class_=f"key round {colour}"), each.name))

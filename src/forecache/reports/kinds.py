@@ -41,7 +41,12 @@ def read(path: Path, statistics: Path | None = None) -> Material:
             raise InputError(f"There is no {', '.join(FILES)} in {path}: name the file. {_kinds()}")
         path = found
     material = _statistics(path) if path.suffix == ".safetensors" else _document(path)
-    return material if statistics is None else replace(material, statistics=Statistics.load(statistics))
+    if statistics is None:
+        return material
+    stats = Statistics.load(statistics)
+    if material.plan is not None:
+        stats.check(material.plan.grid)
+    return replace(material, statistics=stats)
 
 
 def _document(path: Path) -> Material:
@@ -96,7 +101,8 @@ def _run(path: Path, found: dict[str, Any]) -> Material:
         facts={
             "Run": {"model": model, **settings},
             "Plan": made,
-            "Model and scheduler": _grid(plan),
+            "Model": _grid(plan),
+            "Scheduler": _scheduler(plan),
             "What the session counted": texts(found.get("stats")),
             "Hardware and versions": texts(found.get("environment")),
         },
@@ -118,7 +124,8 @@ def _samples(path: Path, found: dict[str, Any]) -> Material:
         costs={"time": _seconds(found.get("seconds"))},
         facts={
             "Run": settings | {"SHA-256 of samples.npz": text(found["sha256"])},
-            "Model and scheduler": _grid(plan),
+            "Model": _grid(plan),
+            "Scheduler": _scheduler(plan),
             "Plan": texts(dict(plan.provenance)) if plan else {},
             "Hardware and versions": texts(found.get("made_on")) | {"forecache": text(found.get("forecache"))},
         },
@@ -169,14 +176,18 @@ def _search(path: Path, _: dict[str, Any]) -> Material:
         Row(f"{place}", settings.method, each.pattern, each.macs_ratio, quality={settings.score: each.score})
         for place, each in enumerate(ranked[:MAX_ROWS], 1)
     ]
-    facts = {name: text(value) for name, value in vars(settings).items() if name != "conditions"}
+    facts = {name: text(value) for name, value in vars(settings).items() if name not in ("conditions", "scheduler")}
+    facts["fingerprint"] = facts["fingerprint"].partition(":")[0]
     return Material(
         "search",
         f"{settings.model}: {len(ranked)} patterns by {settings.score}",
         rows=tuple(rows),
         better={settings.score: settings.better},
         left_out=max(0, len(ranked) - MAX_ROWS),
-        facts={"Search": facts | {"conditions": f"{len(settings.conditions)} samples"}},
+        facts={
+            "Search": facts | {"conditions": f"{len(settings.conditions)} samples"},
+            "Scheduler": _settings_of(settings.scheduler),
+        },
     )
 
 
@@ -204,19 +215,23 @@ def _evaluation(path: Path, found: dict[str, Any]) -> Material:
 
 def _plan(path: Path, _: dict[str, Any]) -> Material:
     plan = Plan.load(path)
-    facts = {"Plan": texts(dict(plan.provenance)), "Model and scheduler": _grid(plan)}
+    facts = {"Plan": texts(dict(plan.provenance)), "Model": _grid(plan), "Scheduler": _scheduler(plan)}
     return Material("plan", plan.provenance.get("method", path.stem), plan, facts=facts)
 
 
 def _statistics(path: Path) -> Material:
     stats = Statistics.load(path)
-    facts = {name: text(value) for name, value in vars(stats.origin).items() if name != "conditions"}
+    facts = {name: text(value) for name, value in vars(stats.origin).items() if name not in ("conditions", "scheduler")}
+    facts["fingerprint"] = facts["fingerprint"].partition(":")[0]
     kept = f"{stats.count} of {len(stats.origin.conditions)}"
     return Material(
         "statistics",
         f"{stats.origin.model}: what its features do in {stats.num_steps} steps",
         statistics=stats,
-        facts={"Calibration": facts | {"samples": kept, "means": f"one per {stats.resolution}"}},
+        facts={
+            "Calibration": facts | {"samples": kept, "means": f"one per {stats.resolution}"},
+            "Scheduler": _settings_of(stats.origin.scheduler),
+        },
     )
 
 
@@ -225,8 +240,20 @@ def _grid(plan: Plan | None) -> dict[str, str]:
         return {}
     grid = plan.grid
     size = f"{grid.num_steps} steps x {len(grid.sites)} sites, {plan.computed_share:.1%} computed"
-    found = {"model": grid.model, "grid": size, "fingerprint": grid.fingerprint, "scheduler": grid.scheduler}
+    found = {"class": grid.model, "grid": size, "fingerprint": grid.fingerprint.partition(":")[0]}
     return {name: text(value) for name, value in found.items() if value}
+
+
+def _scheduler(plan: Plan | None) -> dict[str, str]:
+    return _settings_of(plan.grid.scheduler) if plan is not None else {}
+
+
+def _settings_of(scheduler: str) -> dict[str, str]:
+    """A described scheduler's settings; the text as it is where it is no JSON."""
+    try:
+        return texts(_files.parse(scheduler.encode())) or texts({"described as": scheduler})
+    except ValueError:
+        return texts({"described as": scheduler})
 
 
 def _macs(value: Any) -> str:

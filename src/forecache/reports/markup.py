@@ -11,7 +11,8 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = ("input", "meta", "img", "line", "rect", "circle", "path")
+VOID = ("input", "meta", "img")
+"""Elements of HTML without an end. Those of SVG have one: `<rect>` would hold what follows it."""
 
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> Html:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +68,7 @@ def number(value: Any) -> float | None:
     value = value.get("median") if isinstance(value, dict) else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and abs(value) < 1e18 else None
+    return float(value) if abs(value) < 1e18 else None
 
 
 def text(value: Any) -> str:

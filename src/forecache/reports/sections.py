@@ -41,27 +41,22 @@ def schedule(material: Material) -> Html:
     """What every cell does: of a plan, steps x sites; of a comparison, steps x plans."""
     if material.plan is not None:
         return titled("Schedule", _of_plan(material.plan))
-    drawn = [row for row in material.rows if row.picture][:MAX_LINES]
+    pictured = [row for row in material.rows if row.picture]
+    drawn = pictured[:MAX_LINES]
     steps = max((len(row.picture) for row in drawn), default=0)
     if not drawn or steps > 2000:
         return Html("")
     looks = [[LOOKS.get(sign, "unknown") for sign in row.picture.ljust(steps)] for row in drawn]
     words = [[f"step {step}: {MEANINGS[look]}" for step, look in enumerate(row)] for row in looks]
     names = [f"{row.name} {_score(row)}" if material.kind == "search" else row.name for row in drawn]
-    what = "the patterns by rank" if material.kind == "search" else "the most frequent row of every plan"
-    more = f"The first {len(drawn)} of them. " if len(drawn) < len(material.rows) else ""
-    note = tag("p", f"{more}One line is one of {what}; step 0 is the noisiest.", class_="note")
+    what = "a pattern, by rank, with its score" if material.kind == "search" else "a plan: what most of its sites do"
+    more = f"The first {len(drawn)} of them. " if len(drawn) < len(pictured) else ""
+    note = tag("p", f"{more}A line is {what}; step 0 is the noisiest.", class_="note")
     return titled("Schedules", note, charts.heat_map(Cells(names, looks, words), "Schedules", _legend(looks)))
 
 
 def _of_plan(plan: Plan) -> Html:
-    groups: dict[tuple[Cell, ...], list[str]] = {}
-    whole = len(plan.rows) * plan.num_steps <= MAX_CELLS
-    for place, (site, row) in enumerate(zip(plan.grid.sites, plan.rows, strict=True)):
-        groups.setdefault((*row, Cell(((place, 1.0),))) if whole else row, []).append(site.name)
-    shown = list(groups.items())[: max(1, MAX_CELLS // plan.num_steps)]
-    names = [sites[0] if len(sites) == 1 else f"{sites[0]} and {len(sites) - 1} more" for _, sites in shown]
-    rows = [row[: plan.num_steps] for row, _ in shown]
+    names, rows = _lines(plan)
     looks = [[LOOKS[cell.sign] for cell in row] for row in rows]
     words = [[f"step {step}: {_words(cell)}" for step, cell in enumerate(row)] for row in rows]
     size = f"{plan.num_steps} steps x {len(plan.grid.sites)} sites"
@@ -72,6 +67,17 @@ def _of_plan(plan: Plan) -> Html:
     )
 
 
+def _lines(plan: Plan) -> tuple[list[str], list[tuple[Cell, ...]]]:
+    """A line a site; of a very large plan, one for all sites that do the same."""
+    if len(plan.rows) * plan.num_steps <= MAX_CELLS:
+        return [site.name for site in plan.grid.sites], list(plan.rows)
+    groups: dict[tuple[Cell, ...], list[str]] = {}
+    for site, row in zip(plan.grid.sites, plan.rows, strict=True):
+        groups.setdefault(row, []).append(site.name)
+    shown = list(groups.items())[: max(1, MAX_CELLS // plan.num_steps)]
+    return [f"{sites[0]} and {len(sites) - 1} more" for _, sites in shown], [row for row, _ in shown]
+
+
 def _shown(plan: Plan) -> str:
     whole = plan.show()
     return whole if len(whole) < 200_000 else plan.picture()[:200_000]
@@ -79,11 +85,11 @@ def _shown(plan: Plan) -> str:
 
 def _words(cell: Cell) -> str:
     """``reused: step 4``, ``forecast: 1.8 x step 4 - 0.8 x step 2``, with corrections and chosen tokens."""
-    if cell.computed:
+    if not cell.reads:
         return "computed"
     terms = [f"{'-' if weight < 0 else '+'} {abs(weight):g} x step {step}" for step, weight in cell.reads[:8]]
     summed = " ".join(terms).removeprefix("+ ") + (" ..." if len(cell.reads) > 8 else "")
-    summed = f"step {cell.reads[0][0]}" if cell.reads[0][1] == 1 and len(cell.reads) == 1 else summed
+    summed = summed.removeprefix("1 x ") if len(cell.reads) == 1 else summed
     parts = [f"{'forecast' if len(cell.reads) > 1 else 'reused'}: {summed}"]
     if cell.constants:
         parts.append(f"corrected by {' and '.join(cell.constants)}")
@@ -124,12 +130,12 @@ def features(material: Material) -> Html:
 
 
 def _changes(stats: Statistics) -> Html:
-    """The change of every cell in ten shades, up to the 98th percentile."""
+    """The change of every cell in ten shades, up to the 90th percentile."""
     change = stats.changes[1:, :, 0].double()
     if change.numel() > MAX_CELLS:
         return Html("")
     ordered = change.flatten().sort().values
-    top = float(ordered[min(len(ordered) - 1, math.floor(0.98 * len(ordered)))]) or 1.0
+    top = float(ordered[min(len(ordered) - 1, math.floor(0.9 * len(ordered)))]) or 1.0
     table = [[0.0, *row] for row in change.T.tolist()]
     looks = [[f"shade{min(9, max(0, int(10 * value / top)))}" for value in row] for row in table]
     words = [
@@ -147,33 +153,39 @@ def _changes(stats: Statistics) -> Html:
 def quality(material: Material) -> Html:
     """Quality against speed, one picture a measure; without any, time against MACs."""
     timed = any(row.time_ratio is not None for row in material.rows)
-    speed = "less time" if timed else "fewer MACs"
+    speed = "times less time" if timed else "times fewer MACs"
     drawn = []
     for name, better in material.better.items():
         points = [
-            Point(row.name, x, row.quality[name], _group(row, material))
+            Point(row.name, x, row.quality[name], *_group(row, material))
             for row in material.rows[:MAX_LINES]
             if name in row.quality and (x := row.time_ratio if timed else row.macs_ratio) is not None
         ]
         if len(points) > 1:
             sign, arrow = (1, "up") if better == "higher" else (-1, "down")
             label = f"{name} against {speed}; to the right and {arrow} is better"
-            drawn += [tag("h3", label), charts.scatter(points, label, f"{speed}, times", name, sign=sign)]
+            drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign)]
     if not drawn:
         points = [
-            Point(row.name, row.macs_ratio, row.time_ratio, _group(row, material))
+            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, material))
             for row in material.rows[:MAX_LINES]
             if row.macs_ratio is not None and row.time_ratio is not None
         ]
         if len(points) > 1:
             label = "Less time against fewer MACs; on the line time follows MACs"
-            axes = ("fewer MACs, times", "less time, times")
+            axes = ("times fewer MACs", "times less time")
             drawn = [tag("h3", label), charts.scatter(points, label, *axes, diagonal=True)]
     return titled("Quality and speed", *drawn)
 
 
-def _group(row: Row, material: Material) -> str:
-    return "patterns" if material.kind == "search" else row.name.replace("-", " ").partition(" ")[0].rstrip(":")
+def _group(row: Row, material: Material) -> tuple[str, int]:
+    """Names of one group share their first word; it has the same colour in every picture."""
+    names = list(dict.fromkeys(_family(each.name) for each in material.rows))
+    return ("patterns", 0) if material.kind == "search" else (_family(row.name), names.index(_family(row.name)))
+
+
+def _family(name: str) -> str:
+    return name.replace("-", " ").partition(" ")[0].rstrip(":")
 
 
 def comparison(material: Material) -> Html:
@@ -228,7 +240,8 @@ def images(material: Material) -> Html:
     if not material.images:
         return Html("")
     pairs = any(image.uncached is not None for image in material.images)
-    every = [_slider("All images: share without a cache", "all")] if pairs else []
+    words = "All images: share without a cache"
+    every = [tag("label", words, _slider(words, "all"), class_="note")] if pairs else []
     note = "Left of the line without a cache, right of it with the plan." if pairs else ""
     left = f" {material.left_out} more are left out." if material.left_out else ""
     grid = tag("div", *(_image(image, place) for place, image in enumerate(material.images)), class_="grid")
@@ -273,7 +286,12 @@ def provenance(material: Material) -> Html:
 
 
 def _facts(facts: Mapping[str, str]) -> Html:
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()))
+    """Name and value; long ones take a line of their own."""
+    lines = [
+        tag("div", tag("dt", name), tag("dd", value), class_="long" if len(value) > 36 else None)
+        for name, value in facts.items()
+    ]
+    return tag("dl", *lines)
 
 
 SECTIONS: tuple[Section, ...] = (images, costs, quality, comparison, evaluation, schedule, features, provenance)
