@@ -251,8 +251,8 @@ def test_a_comparison_is_drawn_by_what_its_rows_have(tmp_path):
     assert len(page.all("g", "disc")) == 4
     _, page, _ = reported(written(tmp_path / "b.json", comparison(psnr_db=30.0, frechet=7.0)))
     assert page.words("h3")[:2] == [
-        "PSNR, dB against times less time; to the right and up is better",
-        "Fréchet distance against times less time; to the right and down is better",
+        "PSNR, dB against speed; to the right and up is better",
+        "Fréchet distance against speed; to the right and down is better",
     ]
     assert "peer: x: times less time 2.5, PSNR, dB 30" in [each.get("aria-label") for each in page.all("g")]
     assert "2.50x" in page.words("td")

@@ -163,7 +163,7 @@ def quality(material: Material) -> Html:
         ]
         if len(points) > 1:
             sign, arrow = (1, "up") if better == "higher" else (-1, "down")
-            label = f"{name} against {speed}; to the right and {arrow} is better"
+            label = f"{name} against speed; to the right and {arrow} is better"
             drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign)]
     if not drawn:
         points = [
