@@ -258,6 +258,14 @@ def test_a_comparison_is_drawn_by_what_its_rows_have(tmp_path):
     assert "2.50x" in page.words("td")
 
 
+def test_a_reproduction_is_a_comparison_by_its_figures(tmp_path):
+    figures = {"fid": {"metric": "fid", "value": 10.5, "count": 9, "seed": 0}, "nonsense": {"value": 1}}
+    document = comparison(figures=figures) | {"table": {"name": "goc-table-3"}, "protocol": {"steps": 20}}
+    _, page, _ = reported(written(tmp_path / "r.json", document))
+    assert "FID against speed; to the right and down is better" in page.words("h3")
+    assert "10.5" in page.words("td")
+
+
 def test_the_best_of_a_group_are_joined():
     """Of four points one is beaten in both: the line goes through the other three, from left to right."""
     points = [charts.Point(name, x, y, "a", 0) for name, x, y in [("p", 3, 1), ("q", 1, 3), ("r", 2, 2), ("s", 1, 1)]]

@@ -135,14 +135,16 @@ def _samples(path: Path, found: dict[str, Any]) -> Material:
 def _comparison(path: Path, found: dict[str, Any]) -> Material:
     entries = [mapping(each) for each in listed(found["rows"])]
     rows = tuple(_row(each) for each in entries[:MAX_ROWS])
-    settings, model = texts(found.get("settings")), texts(found.get("model"))
+    better = BETTER | {metric.title: metric.better for metric in METRICS.values()}
+    settings, model = texts(found.get("settings")), texts(found.get("model")) | texts(found.get("table"))
+    settings |= texts(found.get("protocol"))
     command = settings.pop("command", "") or text(found.get("command"))
     name = model.get("name") or settings.get("model") or path.stem
     return Material(
         "comparison",
         f"{name}: {len(rows)} plans side by side",
         rows=rows,
-        better={name: BETTER[name] for name in BETTER if any(name in row.quality for row in rows)},
+        better={name: better[name] for name in better if any(name in row.quality for row in rows)},
         left_out=max(0, len(entries) - MAX_ROWS),
         facts={
             "Settings": settings | texts(found.get("sampler")) | texts(found.get("timing")),
@@ -156,6 +158,9 @@ def _comparison(path: Path, found: dict[str, Any]) -> Material:
 
 def _row(found: dict[str, Any]) -> Row:
     quality = {QUALITY[key]: value for key in QUALITY if (value := number(found.get(key))) is not None}
+    for name, figure in mapping(found.get("figures")).items():  # of `forecache reproduce`
+        if name in METRICS and (value := number(mapping(figure).get("value"))) is not None:
+            quality[METRICS[name].title] = value
     return Row(
         text(found.get("name")),
         text(found.get("method")),
@@ -282,6 +287,10 @@ KINDS: dict[str, Kind] = {
     "run": Kind("run.json of `forecache sample`", _has("images", "settings", "plan"), _run),
     "samples": Kind("run.json of `forecache sample --num-samples`", _has("run", "sha256", "settings"), _samples),
     "evaluation": Kind("what `forecache evaluate --out` writes", _has("figures", "samples"), _evaluation),
-    "comparison": Kind("bench.json, demo.json, or peers-*.json", _has("rows", "environment"), _comparison),
+    "comparison": Kind(
+        "bench.json, demo.json, peers-*.json, or what `forecache reproduce` writes",
+        _has("rows", "environment"),
+        _comparison,
+    ),
 }
 """In the order in which they are tried. Another kind of result is another entry."""
