@@ -28,6 +28,7 @@ COMMANDS = [
     "compare",
     "models",
     "reproduce",
+    "report",
 ]
 
 

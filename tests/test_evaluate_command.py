@@ -117,7 +117,7 @@ def test_a_damaged_npz_is_named(tmp_path):
         header = archive.open("arr_0.npy", "r").read(128)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", header + bytes(24 * 24 * 3))
-    with pytest.raises(fc.InputError, match="damaged: it ends after image 2"):
+    with pytest.raises(fc.InputError, match=r"damaged: arr_0 claims uint8 \(14, 24, 24, 1\), 8064 bytes, and has 1728"):
         all_of(open_images(tmp_path / "x.npz"))
 
 

@@ -318,7 +318,7 @@ def test_features_are_kept_in_a_file(tmp_path):
         ({"version": 2}, "has version 2; this forecache reads version 1"),
         ({"count": 7}, "pool is not 7 rows"),
         ({"extractor": ...}, "it lacks 'extractor'"),
-        (None, "it lacks 'forecache-features'"),
+        (None, "its metadata is"),
         ("nan", "not 3 rows of finite numbers"),
         ("text", "not a readable file of features"),
     ],

@@ -352,10 +352,10 @@ STRANGE = {
     "rows of two lengths": (lambda: changed(_1=torch.zeros(6)), "vectors of one even length"),
     "a matrix": (lambda: changed(_1=torch.zeros(4, 1)), "vectors of one even length"),
     "whole numbers": (lambda: changed(_1=torch.zeros(4, dtype=torch.int64)), "real vectors"),
-    "complex numbers": (lambda: changed(_1=torch.zeros(4, dtype=torch.complex64)), "real vectors"),
+    "complex numbers": (lambda: changed(_1=torch.zeros(4, dtype=torch.complex64)), "asks for .*ComplexFloatStorage"),
     "a number": (lambda: changed(_1=0.5), "real vectors"),
-    "sparse": (lambda: changed(_1=torch.ones(4).to_sparse()), "real vectors"),
-    "without data": (lambda: changed(_1=torch.zeros(4, device="meta")), "real vectors"),
+    "sparse": (lambda: changed(_1=torch.ones(4).to_sparse()), "asks for .* other than tensors"),
+    "without data": (lambda: changed(_1=torch.zeros(4, device="meta")), "asks for .* other than tensors"),
     "NaN": (lambda: changed(_1=torch.full((4,), float("nan"))), "finite"),
     "10^12 logits of one byte": (
         lambda: {"routers": {f"{i}.prob": torch.zeros(1).expand(10**12) for i in range(2)}},

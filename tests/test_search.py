@@ -212,7 +212,10 @@ SPOILT = {
         r"another search \(conditions differ\)",
     ),
     "a score that is none": (spoilt(lambda d: d["candidates"][0].update(score="31")), "score must be of type float"),
-    "an infinite score": (spoilt(lambda d: d["candidates"][0].update(score=math.inf)), "must be finite"),
+    "an infinite score": (
+        spoilt(lambda d: d["candidates"][0].update(score=math.inf)),
+        "Infinity is not a number",
+    ),
     "a pattern twice": (spoilt(lambda d: d["candidates"].append(d["candidates"][0])), "stands in it twice"),
     "a strange pattern": (spoilt(lambda d: d["candidates"][0].update(pattern="######")), "do not allow"),
     "no pattern": (spoilt(lambda d: d["candidates"][0].update(pattern="~")), "scores ~, which its own constraints"),

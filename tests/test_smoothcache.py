@@ -104,5 +104,5 @@ def test_a_file_that_is_no_schedule_is_refused_with_a_sentence(tmp_path, documen
 def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path):
     with pytest.raises(fc.PlanFileError, match="cannot be read: No such file"):
         fc.smoothcache_file(tmp_path / "nowhere.json")
-    with pytest.raises(fc.PlanFileError, match="is not a SmoothCache schedule"):
+    with pytest.raises(fc.PlanFileError, match="1048578 bytes; such a file has at most"):
         fc.smoothcache_file(written(tmp_path, " " * 2**20 + "{}"))

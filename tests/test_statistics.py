@@ -343,14 +343,14 @@ def put(name, value):
 
 
 DAMAGED = {
-    "empty": (lambda path: path.write_bytes(b""), "header too small"),
-    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(500)), "header too large"),
-    "a plan": (lambda path: fc.fora(2).plan(GRID).save(path), "header too large"),
-    "cut in its header": (cut(0.05), "invalid header length"),
+    "empty": (lambda path: path.write_bytes(b""), "length of a safetensors header"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(500)), "length of a safetensors header"),
+    "a plan": (lambda path: fc.fora(2).plan(GRID).save(path), "length of a safetensors header"),
+    "cut in its header": (cut(0.05), "length of a safetensors header"),
     "cut in its tensors": (cut(0.9), "not fully covered"),
     "without metadata": (lambda path: save_file(taken_apart(path)[0], path), "its metadata is"),
     "metadata that is not JSON": (text("{"), "property name"),
-    "metadata that never ends": (text("[" * 100_000), "recursion"),
+    "metadata that never ends": (text("[" * 100_000), "nested too deeply"),
     "a list": (text("[]"), "document must be an object"),
     "another format": (
         lambda path: save_file(taken_apart(path)[0], path, {"forecache-router": "{}"}),

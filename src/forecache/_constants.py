@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from forecache import _files
 from forecache._errors import PlanFileError
+from forecache._files import short
 
 MAX_BYTES = 16 * 2**30
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Constants(Mapping[str, Tensor]):
@@ -68,16 +71,20 @@ def write(path: Path, constants: Constants) -> str:
 def read(path: Path, digest: str) -> Constants:
     """The tensors of a file, or a PlanFileError that names it; ``digest`` is the one that the plan has."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise PlanFileError(f"{path} has {size} bytes; the constants of a plan have at most {MAX_BYTES}.")
-        data = path.read_bytes()
+        data = _files.contents(path, MAX_BYTES)
     except FileNotFoundError:
         raise PlanFileError(f"The plan's constants are not at {path}: keep the two files together.") from None
     except OSError as error:
         raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise PlanFileError(f"{path} cannot hold the constants of a plan: {error}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise PlanFileError(f"{path} is not the file that the plan was saved with: save the plan again.")
     try:
-        return Constants(load(data))
-    except Exception as error:  # safetensors has no error of its own that is public
+        tensors = load(data)
+    except Exception as error:  # safetensors has no error of its own that is public, and torch has several
         raise PlanFileError(f"{path} is not a readable safetensors file: {error}.") from error
+    for name, each in tensors.items():
+        if each.dtype not in DTYPES or not bool(each.isfinite().all()):
+            raise PlanFileError(f"{short(name)} in {path} is no tensor of finite numbers ({each.dtype}).")
+    return Constants(tensors)

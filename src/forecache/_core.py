@@ -7,6 +7,7 @@ be estimated instead of computed: the attention or MLP branch of a block, or any
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -160,8 +161,8 @@ class Grid:
             raise PlanError("A grid needs at least one site; this one has none.")
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise PlanError(f"Site names must be unique; {', '.join(twice)} stands more than once.")
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            raise PlanError(f"Site names must be unique; {', '.join(twice[:3])} stands more than once.")
 
 
 Schedule = Callable[[int, Site, Grid], Action]

@@ -24,11 +24,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from forecache import _files
 from forecache._core import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
 from forecache._errors import PlanError, PlanFileError
+from forecache._files import short
 
 VERSION = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
 Rows = tuple[tuple[Cell, ...], ...]
 KEYS = (
     "format", "version", "num_steps", "model", "fingerprint", "scheduler", "sites", "rows", "constants", "provenance"
@@ -111,30 +113,23 @@ def _layout(document: Mapping[str, Any]) -> str:
 def read(path: Path) -> Contents:
     """The contents of a plan file, or a PlanFileError that names the file and what is wrong with it."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise PlanFileError(f"it has {size} bytes; a plan file has at most {MAX_BYTES}")
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        return decode(document)
+        return decode(_files.document(path, MAX_BYTES))
     except FileNotFoundError:
         raise PlanFileError(f"There is no plan file at {path}.") from None
     except OSError as error:
         raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, OverflowError, RecursionError) as error:  # JSON, UTF-8 and our own are ValueErrors
-        reason = str(error).rstrip(".")
+        reason = str(error).rstrip(".")[:300]
         raise PlanFileError(f"{path} is not a readable plan file: {reason}. Make it again with Plan.save.") from error
-
-
-def _refuse_constant(name: str) -> float:
-    raise PlanFileError(f"{name} is not a number that a plan can use")
 
 
 def decode(document: Any) -> Contents:
     """A parsed document; every key and value is checked."""
     found = _keys(document, "the plan", KEYS)
     if found["format"] != "forecache-plan":
-        raise PlanFileError(f"its format is {_short(found['format'])}, not 'forecache-plan'")
+        raise PlanFileError(f"its format is {short(found['format'])}, not 'forecache-plan'")
     if type(found["version"]) is not int or found["version"] != VERSION:
-        raise PlanFileError(f"its version is {_short(found['version'])}; this forecache reads version {VERSION}")
+        raise PlanFileError(f"its version is {short(found['version'])}; this forecache reads version {VERSION}")
     num_steps = _integer(found["num_steps"], "num_steps")
     sites = tuple(_site(each) for each in _list(found["sites"], "sites"))
     names = [_string(found[key], key) for key in ("model", "fingerprint", "scheduler")]
@@ -151,7 +146,7 @@ def _beside(value: Any) -> Beside | None:
     found = _keys(value, "constants", Beside._fields)
     file, digest = (_string(found[key], key) for key in Beside._fields)
     if not re.fullmatch(r"[^/\\\x00]*[^/\\\x00.]", file) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise PlanFileError(f"constants must name a file beside the plan and its digest, not {_short(value)}")
+        raise PlanFileError(f"constants must name a file beside the plan and its digest, not {short(value)}")
     return Beside(file, digest)
 
 
@@ -187,7 +182,7 @@ def _cell(encoded: Any, step: int) -> Cell:
     reads = []
     for read in _list(encoded, f"the cell of step {step}"):
         if not isinstance(read, list) or len(read) != 2 or type(read[1]) not in (int, float):
-            raise PlanFileError(f"a cell of step {step} reads {_short(read)}, not a [step, weight] pair")
+            raise PlanFileError(f"a cell of step {step} reads {short(read)}, not a [step, weight] pair")
         reads.append((_integer(read[0], "a step"), float(read[1])))
     check_reads(reads, step)
     return Cell(tuple(reads), **more)
@@ -195,15 +190,15 @@ def _cell(encoded: Any, step: int) -> Cell:
 
 def _tokens(encoded: Any, step: int) -> Tokens:
     if not isinstance(encoded, dict) or not {"share", "importance", "site"} <= set(encoded):
-        raise PlanFileError(f"the tokens of step {step} must have share, importance and site, not {_short(encoded)}")
+        raise PlanFileError(f"the tokens of step {step} must have share, importance and site, not {short(encoded)}")
     known = {each.name for each in fields(Tokens)}
     if unknown := [name for name in encoded if name not in known]:
-        raise PlanFileError(f"the tokens of step {step} have unknown keys {_short(unknown)}")
+        raise PlanFileError(f"the tokens of step {step} have unknown keys {short(unknown)}")
     values = dict(encoded)
     for name in ("share", "age", "bonus"):
         if name in values:
             if type(values[name]) not in (int, float):
-                raise PlanFileError(f"{name} of the tokens of step {step} must be a number, not {_short(values[name])}")
+                raise PlanFileError(f"{name} of the tokens of step {step} must be a number, not {short(values[name])}")
             values[name] = float(values[name])
     for name in ("importance", "site", "halves"):
         _string(values.get(name, ""), f"{name} of the tokens of step {step}")
@@ -212,7 +207,7 @@ def _tokens(encoded: Any, step: int) -> Tokens:
     if "token_grid" in values:
         sides = _list(values["token_grid"], f"token_grid of step {step}")
         if len(sides) != 2:
-            raise PlanFileError(f"token_grid of step {step} must be [rows, columns], not {_short(sides)}")
+            raise PlanFileError(f"token_grid of step {step} must be [rows, columns], not {short(sides)}")
         values["token_grid"] = tuple(_integer(side, "a side of token_grid") for side in sides)
     return Tokens(**values)
 
@@ -225,32 +220,27 @@ def _site(value: Any) -> Site:
 
 def _keys(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise PlanFileError(f"{what} must be an object, not {_short(value)}")
+        raise PlanFileError(f"{what} must be an object, not {short(value)}")
     if missing := [name for name in names if name not in value]:
         raise PlanFileError(f"{what} lacks {', '.join(missing)}")
     if unknown := [name for name in value if name not in names]:
-        raise PlanFileError(f"{what} has unknown keys {_short(unknown)}")
+        raise PlanFileError(f"{what} has unknown keys {short(unknown)}")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise PlanFileError(f"{what} must be a list, not {_short(value)}")
+        raise PlanFileError(f"{what} must be a list, not {short(value)}")
     return value
 
 
 def _integer(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
-        raise PlanFileError(f"{what} must be a whole number of at least 0, not {_short(value)}")
+        raise PlanFileError(f"{what} must be a whole number of at least 0, not {short(value)}")
     return value
 
 
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise PlanFileError(f"{what} must be a string, not {_short(value)}")
+        raise PlanFileError(f"{what} must be a string, not {short(value)}")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import io
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forecache import _files
+from forecache._files import short
+
 MAX_BYTES = 16 * 2**20
 MAX_CELLS = 2**22
+MAX_PARTS = 2**14
+VOCABULARY = {
+    "argparse Namespace", "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+    "torch FloatStorage", "torch HalfStorage", "torch BFloat16Storage", "torch DoubleStorage",
+    "torch LongStorage", "torch IntStorage", "torch BoolStorage",
+}  # fmt: skip
 RECORDED = ("model", "image_size", "num_sampling_steps", "lr", "l1", "max_steps", "global_batch_size", "global_seed")
 """The settings of the training that are kept as provenance."""
 
 
 def read(path: Path) -> tuple[Tensor, dict[str, str]]:
     """Logits (T, S) in sampling order, float32, and provenance. ValueError or OSError if the file is not one."""
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"it has {size} bytes; a published router has at most {MAX_BYTES}")
-    content = path.read_bytes()
+    content = _files.contents(path, MAX_BYTES)
     _check_archive(content)
     document = _load(content)
     if not isinstance(document, dict) or "routers" not in document:
@@ -46,15 +55,33 @@ def read(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 def _check_archive(content: bytes) -> None:
     """An archive whose parts are stored as they are, so that nothing grows when it is read."""
+    if content.count(b"PK\x01\x02") > MAX_PARTS:  # before a list of them is made
+        raise ValueError(f"its archive claims to hold more than {MAX_PARTS} parts")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             parts = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            pickled = [archive.read(part) for part in parts if part.filename.endswith("/data.pkl")]
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"it is damaged, or no file of torch.save: {error}") from error
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError("its archive is compressed, which torch.save never does")
     if sum(part.file_size for part in parts) > MAX_BYTES:
         raise ValueError(f"its archive claims to hold more than {MAX_BYTES} bytes")
+    for each in pickled:
+        _check_names(each)
+
+
+def _check_names(pickled: bytes) -> None:
+    """What the pickle asks for by name is of a closed list, shorter than what torch lets in (`bytearray`, say)."""
+    try:
+        names = {arg for code, arg, _ in pickletools.genops(pickled) if code.name in ("GLOBAL", "STACK_GLOBAL")}
+    except Exception as error:  # it ends in the midst of something
+        raise ValueError(f"its pickle is damaged ({type(error).__name__}); nothing in it was run") from error
+    if strange := names - VOCABULARY:
+        raise ValueError(
+            f"it asks for {short(sorted(map(str, strange))[0])}, something other than tensors and settings; nothing in "
+            "it was run"
+        )
 
 
 def _load(content: bytes) -> Any:

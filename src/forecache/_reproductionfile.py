@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from forecache import _tensorfile
+from forecache import _files, _tensorfile
 from forecache._errors import InputError, TableError
 from forecache._shardfile import Settings as Sampling
 from forecache._shardfile import replacing
@@ -88,7 +88,7 @@ def join(folder: Path, asked: Settings) -> None:
 def read_manifest(path: Path) -> Settings:
     """The settings of the reproduction in a folder, or a TableError that names the file and what is wrong with it."""
     with refusing(path, TableError, "reproduction", "Choose another folder, or delete this one"):
-        document = _tensorfile.fields(json.loads(path.read_bytes()), KEYS)
+        document = _tensorfile.fields(_files.document(path, 16 * 2**20), KEYS)
         if (document["format"], document["version"]) != ("forecache-reproduction", VERSION):
             raise ValueError(f"it is {short(document['format'])} version {document['version']}")
         found = document["settings"]
@@ -110,7 +110,7 @@ def write_row(path: Path, row: Mapping[str, Any]) -> None:
 def read_row(path: Path) -> dict[str, Any] | None:
     """A finished row; None where there is none, or where the file is damaged, so that it is measured again."""
     try:
-        document = json.loads(path.read_bytes())
+        document = _files.document(path, 16 * 2**20)
         known = {name: kind for name, kind in UNCOUNTED.items() if document.get(name) is not None}
         unknown = {name: type(None) for name in UNCOUNTED if name not in known}
         _tensorfile.fields(document, ROW | {"forecache": str} | known | unknown)

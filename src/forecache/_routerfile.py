@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from forecache import _published, _tensorfile
+from forecache import _files, _published, _tensorfile
 from forecache._core import Action, Grid, Schedule, Site
 from forecache._errors import PlanError, RouterFileError
 
@@ -200,18 +199,17 @@ class Router:
 def is_router(path: Path) -> bool:
     """Whether a file says that it is a router of our form; False for one that cannot be read."""
     try:
-        with safe_open(path, "pt") as file:
-            return KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        return KEY in (_tensorfile.header(path, MAX_BYTES).get("__metadata__") or {})
+    except (OSError, ValueError):
         return False
 
 
 def _is_archive(path: Path) -> bool:
     """Whether the file is a .pt file of torch, a zip archive; False for one that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with _files.opened(path) as file:
             return file.read(4) == b"PK\x03\x04"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -6,6 +6,7 @@ bytes.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from forecache import _archive
 from forecache._errors import InputError, MissingExtraError, ShardError
 from forecache._shardfile import replacing
+from forecache._tensorfile import refusing
 
 CHUNK = 64 * 2**20
 Images = np.ndarray[Any, np.dtype[np.uint8]]
@@ -54,24 +57,19 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 def images(path: Path) -> Iterator[Images]:
     """The images of a file in parts (n, H, W, C)."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-        np.lib.format.read_magic(member)
-        (count, *shape), _, _ = np.lib.format.read_array_header_1_0(member)
-        size = int(np.prod(shape))
-        step = max(1, CHUNK // size)
-        for first in range(0, count, step):
-            here = min(step, count - first)
-            yield np.frombuffer(_exactly(member, here * size), np.uint8).reshape(here, *shape)
-
-
-def _exactly(member: Any, size: int) -> bytes:
-    parts: list[bytes] = []
-    while size > 0:
-        if not (part := member.read(size)):
-            raise ShardError("arr_0 ends before its last image: delete the .npz, and it is written again.")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    with (
+        refusing(path, ShardError, "file of samples", "Delete it, and it is written again"),
+        _archive.opened(path) as archive,
+        _archive.member(archive, "arr_0") as (member, header),
+    ):
+        shape, dtype = header.shape, header.dtype
+        if len(shape) != 4 or dtype != np.uint8 or header.fortran or not 0 < math.prod(shape[1:]) <= CHUNK:
+            raise ValueError(f"arr_0 is {dtype} {shape}, which are not images")
+        size = math.prod(shape[1:])
+        step = CHUNK // size
+        for first in range(0, shape[0], step):
+            here = min(step, shape[0] - first)
+            yield np.frombuffer(_archive.exactly(member, here * size), np.uint8).reshape(here, *shape[1:])
 
 
 def write_pngs(path: Path, folder: Path, on_image: Callable[[int], None]) -> None:

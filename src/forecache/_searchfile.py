@@ -16,12 +16,14 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
+from forecache import _files
 from forecache._errors import SearchFileError
-from forecache._tensorfile import each, fields, refusing, short
+from forecache._files import short
+from forecache._tensorfile import each, fields, refusing
 from forecache._version import __version__
 
 VERSION = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
 KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "candidates": list}
 SETTINGS = {
     "model": str, "fingerprint": str, "scheduler": str, "dtype": str,
@@ -96,13 +98,11 @@ def write(path: Path, settings: Settings, candidates: Iterable[Candidate]) -> No
 def read(path: Path) -> tuple[Settings, list[Candidate]]:
     """The contents of a search file, or a SearchFileError that names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "search file", "Delete it to search from the start"):
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"it has {size} bytes; such a file has at most {MAX_BYTES}")
-        document = fields(json.loads(path.read_bytes()), KEYS)
+        document = fields(_files.document(path, MAX_BYTES), KEYS)
         if document["format"] != "forecache-search":
             raise ValueError(f"its format is {short(document['format'])}, not 'forecache-search'")
         if document["version"] != VERSION:
-            raise ValueError(f"its version is {document['version']}; this forecache reads version {VERSION}")
+            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
         settings = fields(document["settings"], SETTINGS)
         texts = isinstance(next(iter(settings["conditions"]), None), str)
         settings["conditions"] = each(settings["conditions"], "conditions", str if texts else int)

@@ -26,9 +26,10 @@ from typing import Any, BinaryIO
 from safetensors.torch import save
 from torch import Tensor, uint8
 
-from forecache import _tensorfile
+from forecache import _files, _tensorfile
 from forecache._errors import ShardError
-from forecache._tensorfile import each, fields, refusing, short
+from forecache._files import short
+from forecache._tensorfile import each, fields, refusing
 from forecache._version import __version__
 
 VERSION = 1
@@ -100,13 +101,11 @@ def write_manifest(path: Path, settings: Settings) -> None:
 def read_manifest(path: Path) -> Settings:
     """The settings of the run in a folder, or a ShardError that names the file and what is wrong with it."""
     with refusing(path, ShardError, "manifest of samples", "Sample into another folder, or delete this one"):
-        if (size := path.stat().st_size) > 2**20:
-            raise ValueError(f"it has {size} bytes; such a file has at most {2**20}")
-        document = fields(json.loads(path.read_bytes()), KEYS)
+        document = fields(_files.document(path, 2**20), KEYS)
         if document["format"] != "forecache-shards":
             raise ValueError(f"its format is {short(document['format'])}, not 'forecache-shards'")
         if document["version"] != VERSION:
-            raise ValueError(f"its version is {document['version']}; this forecache reads version {VERSION}")
+            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
         return _settings(document["settings"])
 
 

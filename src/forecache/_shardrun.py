@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecache import _samplesfile, _shardfile, bench
+from forecache import _files, _samplesfile, _shardfile, bench
 from forecache._distributed import World
 from forecache._errors import InputError, RunError, ShardError
 from forecache._shardfile import Settings, Shard
@@ -67,7 +67,7 @@ class Folder:
     def is_collected(self, *, checked: bool) -> bool:
         """Whether samples.npz is there, so that shards may have been deleted. checked: and whether it is intact."""
         try:
-            record = json.loads((self.path / "run.json").read_bytes())
+            record = _files.document(self.path / "run.json", 2**20)
             there = record["run"] == self.settings.run and self.samples.exists()
             return there and (not checked or record["sha256"] == _digest(self.samples))
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # not yet, or not by us

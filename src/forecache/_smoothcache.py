@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forecache import schedules
+from forecache import _files, schedules
 from forecache._core import Action, Grid, Schedule, Site
 from forecache._errors import PlanFileError
 from forecache.plan import Method
@@ -70,11 +69,11 @@ def smoothcache_file(path: str | os.PathLike[str]) -> Method:
     """
     path = Path(path)
     try:
-        table = json.loads(path.read_bytes()) if path.stat().st_size < 2**20 else None
+        table = _files.document(path, 2**20)
     except OSError as error:
         raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise PlanFileError(f"{path} is not JSON: {str(error).rstrip('.')}.") from error
+    except ValueError as error:
+        raise PlanFileError(f"{path} is not JSON that can be read: {str(error).rstrip('.')}.") from error
     rows = list(table.values()) if isinstance(table, dict) and all(name in SMOOTHCACHE_KINDS for name in table) else []
     if not rows or not all(isinstance(row, list) and row and all(entry in (0, 1) for entry in row) for row in rows):
         raise PlanFileError(

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forecache import _files
 from forecache._errors import TableError
 from forecache._tensorfile import refusing, short
 from forecache.evaluate.metrics import METRICS
@@ -168,9 +169,7 @@ def open_table(name: str) -> Table:
 def read(path: Path) -> Table:
     """The table of a file, or a TableError that names the file and what is wrong with it."""
     with refusing(path, TableError, "table", "docs/reproduce.md says what a table file holds"):
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"it has {size} bytes; such a file has at most {MAX_BYTES}")
-        content = path.read_bytes()
+        content = _files.contents(path, MAX_BYTES)
         return _table(path.stem, tomllib.loads(content.decode()), hashlib.sha256(content).hexdigest())
 
 

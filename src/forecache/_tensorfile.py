@@ -13,7 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from forecache import _files
 from forecache._errors import ForecacheError
+from forecache._files import short
+
+MAX_HEADER = 32 * 2**20
 
 
 def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -26,17 +30,34 @@ def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[st
 
 def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:
     """The document and the tensors of a file that was written under ``key``; use it inside `refusing`."""
-    if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"it has {size} bytes; such a file has at most {max_bytes}")
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
+    metadata = header(path, max_bytes).get("__metadata__") or {}
+    if not isinstance(metadata, dict) or set(metadata) != {key} or not isinstance(metadata[key], str):
+        raise ValueError(f"its metadata is {short(sorted(metadata))}, not ['{key}']")
+    document = _files.parse(metadata[key].encode())
+    try:
+        with safe_open(path, framework="pt") as file:  # it maps the file, and holds every offset against its length
+            return document, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
+    except (RuntimeError, TypeError) as error:  # of torch: a shape whose sides overflow
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def header(path: Path, max_bytes: int) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, by the rules of `_files.parse`; use it inside `refusing`.
+
+    Its sizes are checked before anything is read: of the file, and of the header, at most 32 MiB.
+    """
+    size = _files.check_size(path, max_bytes)
+    with _files.opened(path) as file:
+        start = file.read(8)
+        if start[:4] == b"PK\x03\x04":
             raise ValueError("it is a .pt file of torch; a published router is read with Router.from_published")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if set(metadata) != {key}:
-            raise ValueError(f"its metadata is {short(sorted(metadata))}, not ['{key}']")
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
-    return json.loads(metadata[key], parse_constant=_refuse_constant), tensors
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(MAX_HEADER, size - 8):
+            raise ValueError("it does not begin with the length of a safetensors header")
+        found = _files.parse(file.read(length))
+    if not isinstance(found, dict):
+        raise ValueError(f"its header must be an object, not {short(found)}")
+    return found
 
 
 @contextmanager
@@ -48,7 +69,7 @@ def refusing(path: Path, error: type[ForecacheError], what: str, advice: str) ->
         raise error(f"There is no {what} at {path}. {advice}.") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
-    except (ValueError, OverflowError, RecursionError, SafetensorError) as reason:
+    except (ValueError, OverflowError, RecursionError, EOFError, SafetensorError) as reason:
         text = str(reason).rstrip(".")
         raise error(f"{path} is not a readable {what}: {text[:300]}. {advice}.") from reason
 
@@ -73,13 +94,3 @@ def each(values: Sequence[Any], name: str, kind: type) -> tuple[Any, ...]:
         if type(value) is not kind:
             raise ValueError(f"{name} must hold values of type {kind.__name__}, not {short(value)}")
     return tuple(values)
-
-
-def short(value: Any) -> str:
-    """The value in at most 60 signs."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that it can hold")

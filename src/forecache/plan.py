@@ -258,7 +258,7 @@ class Plan:
         try:
             return cls(grid, rows, provenance, constants)
         except PlanError as error:
-            raise PlanFileError(f"{path} is not a readable plan file: {error}") from error
+            raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
 
 
 def _line(row: tuple[Cell, ...]) -> str:

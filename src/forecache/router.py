@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forecache import _distributed, _tensorfile, bench
 from forecache._core import Grid
@@ -218,7 +218,7 @@ class Training:
                 raise ValueError(f"it holds {_tensorfile.short(sorted(tensors))}")
         self._refuse_others(path, found, iterations)
         with _tensorfile.refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
-            if any(each.shape != self.logits_KS.shape or not each.isfinite().all() for each in tensors.values()):
+            if not all(_is_state(each, self.logits_KS) for each in tensors.values()):
                 raise ValueError("its tensors are not finite ones of the router's shape")
         ours = {name: each.float().to(self.logits_KS.device) for name, each in tensors.items()}
         with torch.no_grad():
@@ -242,6 +242,11 @@ class Training:
                 f"{path} has {found['iteration']} iterations behind it, {iterations} were asked for: ask for as many "
                 "or more, or train to another file."
             )
+
+
+def _is_state(tensor: Tensor, logits_KS: Tensor) -> bool:
+    plain = tensor.shape == logits_KS.shape and tensor.dtype is torch.float32
+    return plain and bool(tensor.isfinite().all())
 
 
 def _trajectory(source: Source, settings: Settings, number: int, device: torch.device) -> None:

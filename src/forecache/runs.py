@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache import bench
+from forecache import _files, _samplesfile, bench
 from forecache._errors import InputError
 from forecache.adapters import Arguments, find, seen
 from forecache.applied import apply
@@ -22,6 +22,8 @@ from forecache.plan import Plan
 from forecache.sample import check_labels
 from forecache.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
 from forecache.tally import Stats
+
+UNCACHED = "uncached.npz"
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,12 @@ def write(
     plan: Plan | None = None,
     cost: Cost | None = None,
     uncached: Run | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Write the images as PNGs, the plan as plan.json, and run.json; gives the contents of run.json.
 
-    uncached: the same run without a plan, for the PSNR of every image and the measured speed-up.
+    uncached: the same run without a plan, for the PSNR of every image and the measured speed-up; its images are kept in
+    uncached.npz, as ADM's suite reads it. command: what was typed.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = [f"{index:05d}.png" for index in range(len(run.images))]
@@ -96,6 +100,7 @@ def write(
     if plan is not None:
         plan.save(out / "plan.json")
     record: dict[str, Any] = {
+        "command": command,
         "model": model,
         "settings": asdict(settings),
         "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
@@ -109,6 +114,9 @@ def write(
         ],
     }
     if uncached is not None:
+        pixels = (uncached.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        _samplesfile.write(out / UNCACHED, len(pixels), [pixels], _samplesfile.labels_of(settings.conditions))
+        record["uncached"] = UNCACHED
         record["uncached_seconds"] = uncached.seconds
         record["time_ratio"] = uncached.seconds / run.seconds
         for entry, value in zip(record["images"], psnr(run.images, uncached.images).tolist(), strict=True):
@@ -153,7 +161,7 @@ def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[
 def read_prompts(path: Path) -> list[str]:
     """One text a line; empty lines do not count."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in _files.contents(path, 16 * 2**20).decode("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"The prompts in {path} cannot be read: {error}") from error
     if not (texts := [line for line in lines if line]):

@@ -18,6 +18,7 @@ def main() -> None:
                 evaluation,
                 methods,
                 models,
+                report,
                 reproduction,
                 routers,
                 search,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +54,7 @@ def demo_command(
             on_step=lambda _: bar.advance(task),
         )
     settings = {"model": "digits", "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance, "seed": seed}
+    settings["command"] = _typed()
     demo.save(rows, out / "demo.json", settings)
     report.draw_grids(rows, out / "samples.png")
     title = f"digits, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
@@ -61,6 +64,10 @@ def demo_command(
     say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
     say(_legend(samples))
     say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
+
+
+def _typed() -> str:
+    return shlex.join(["forecache", *sys.argv[1:]])
 
 
 def _table(rows: list[demo.Row], title: str) -> Table:
@@ -193,7 +200,7 @@ def sample_command(
         bar.update(task, description="sampling without a cache")
         uncached = runs.generate(source, None, settings, lambda _: bar.advance(task)) if compare else None
     cost = runs.cost(source, chosen, run) if chosen is not None else None
-    record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached)
+    record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached, command=_typed())
     if as_json:
         typer.echo(json.dumps(record, indent=2))
         return

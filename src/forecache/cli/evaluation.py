@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from forecache import bench, evaluate, sources
+from forecache import _files, _tensorfile, bench, evaluate, sources
 from forecache._errors import InputError
 from forecache.cli.terminal import app, console, progress, say
 from forecache.evaluate import clip, imagesets, tables
@@ -90,7 +92,8 @@ def evaluate_command(
             device=where,
             on_progress=show,
         )
-    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment()}
+    typed = shlex.join(["forecache", *sys.argv[1:]])
+    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment(), "command": typed}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
@@ -179,8 +182,8 @@ def compare_command(
 
 def _row(path: Path) -> evaluate.Row:
     try:
-        document = json.loads(path.read_text())
+        document = _files.document(path, 16 * 2**20)
         figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
-        return evaluate.Row(path.stem, figures, seeds=tuple(map(int, document["sampling_seeds"])))
+        return evaluate.Row(path.stem, figures, seeds=_tensorfile.each(document["sampling_seeds"], "seeds", int))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error

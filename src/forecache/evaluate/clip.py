@@ -5,7 +5,6 @@ B images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forecache import _files
 from forecache._errors import InputError, MissingExtraError
 from forecache.evaluate.imagesets import Folder, ImageSet
 
@@ -53,8 +53,9 @@ def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        by_name = json.loads(text) if path.suffix == ".json" else None
+        data = _files.contents(path, 16 * 2**20)
+        text = data.decode("utf-8")
+        by_name = _files.parse(data) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise InputError(f"The prompts at {path} cannot be read: {error}.") from error
     if by_name is None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from forecache import _tensorfile
 from forecache._errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments, Stream
@@ -23,6 +24,7 @@ from forecache.evaluate.imagesets import ImageSet
 
 FORMAT = "forecache-features"
 VERSION = 1
+MAX_BYTES = 64 * 2**30
 
 OnImages = Callable[[int], None]
 """Called with the number of images done so far."""
@@ -71,9 +73,7 @@ class Features:
         """Features that were saved; InputError says what is wrong with a file."""
         path = Path(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                document = json.loads((file.metadata() or {})[FORMAT])
-                layers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            document, layers = _tensorfile.read(path, FORMAT, MAX_BYTES)
             if document["version"] != VERSION:
                 raise ValueError(f"it has version {document['version']}; this forecache reads version {VERSION}")
             found = cls(str(document["extractor"]), int(document["count"]), layers)
@@ -81,10 +81,11 @@ class Features:
             raise InputError(f"There are no features at {path}.") from None
         except KeyError as error:
             raise InputError(f"{path} is no file of features: it lacks {error}.") from error
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, SafetensorError) as error:
             raise InputError(f"{path} is not a readable file of features: {error}.") from error
         for name, each in layers.items():
-            if each.ndim != 2 or len(each) != found.count or not bool(each.isfinite().all()):
+            plain = each.dtype is torch.float32 and each.ndim == 2 and len(each) == found.count
+            if not plain or not bool(each.isfinite().all()):
                 raise InputError(f"{path} is damaged: {name} is not {found.count} rows of finite numbers.")
         return found
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from forecache._errors import InputError
+from forecache._files import short
 from forecache.evaluate.metrics import METRICS, Metric
 
 Z = 1.96
@@ -67,18 +68,21 @@ class Figure:
     def read(cls, document: dict[str, Any]) -> Figure:
         """The figure of a `document`; InputError if it is none."""
         try:
-            found = cls(
-                str(document["metric"]),
-                float(document["value"]),
-                int(document["count"]),
-                tuple(map(float, document.get("draws", ()))),
-                None if document["seed"] is None else int(document["seed"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"This is not a figure of an evaluation: {str(document)[:100]} ({error}).") from error
-        if found.metric not in METRICS:
-            raise InputError(f"There is no metric {found.metric!r}; there are {', '.join(METRICS)}.")
-        return found
+            metric, count, seed = document["metric"], document["count"], document["seed"]
+            if type(count) is not int or count < 1 or not (seed is None or type(seed) is int):
+                raise ValueError("its count or its seed is not a number of something")
+            value, *draws = (_number(each) for each in (document["value"], *document.get("draws", ())))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"This is not a figure of an evaluation: {short(document)} ({error}).") from error
+        if metric not in METRICS:
+            raise InputError(f"There is no metric {short(metric)}; there are {', '.join(METRICS)}.")
+        return cls(metric, value, count, tuple(draws), seed)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{short(value)} is no finite number")
+    return float(value)
 
 
 @dataclass(frozen=True)

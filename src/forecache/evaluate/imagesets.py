@@ -5,9 +5,9 @@ Images are uint8 RGB, (B, 3, H, W), all of one size; grey ones are repeated. B i
 
 from __future__ import annotations
 
-import json
-import zipfile
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecache import _archive, _files
 from forecache._errors import InputError, MissingExtraError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_IMAGE = 64 * 2**20
+"""Bytes of one image in an ``.npz``: 4700 x 4700 pixels."""
 
 
 class ImageSet(Protocol):
@@ -98,11 +101,13 @@ class Npz:
 
     @property
     def labels(self) -> tuple[int, ...] | None:
-        with np.load(self.path, allow_pickle=False) as file:
-            if "arr_1" not in file.files:
+        with _reading(self.path), _archive.opened(self.path) as archive:
+            if "arr_1" not in _archive.names(archive):
                 return None
-            labels = file["arr_1"]
-        return tuple(map(int, labels)) if labels.shape == self.shape[:1] else None
+            with _archive.member(archive, "arr_1") as (_, header):
+                if header.shape != self.shape[:1] or header.dtype.kind not in "iu":
+                    return None
+            return tuple(map(int, _archive.array(archive, "arr_1")))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -111,20 +116,18 @@ class Npz:
         return f"image {index} of {self.path}"
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        each = int(np.prod(self.shape[1:]))
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                _header(file)
-                for start in range(0, len(self), size):
-                    count = min(size, len(self) - start)
-                    data = file.read(count * each)
-                    if len(data) < count * each:
-                        raise EOFError(f"it ends after image {start + len(data) // each - 1}")
-                    pixels = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
-                    pixels = pixels if pixels.ndim == 4 else pixels[..., None]
-                    yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise InputError(f"{self.path} is damaged: {error}.") from error
+        each = math.prod(self.shape[1:])
+        with (
+            _reading(self.path),
+            _archive.opened(self.path) as archive,
+            _archive.member(archive, "arr_0") as (file, _),
+        ):
+            for start in range(0, len(self), size):
+                count = min(size, len(self) - start)
+                data = _archive.exactly(file, count * each)
+                pixels = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
+                pixels = pixels if pixels.ndim == 4 else pixels[..., None]
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -179,35 +182,36 @@ def open_images(path: str | Path) -> ImageSet:
 def npz_names(path: Path) -> set[str]:
     """The names of the arrays in an ``.npz``; InputError if it is none."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+        with _archive.opened(path) as archive:
+            return _archive.names(archive)
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as .npz: {error}.") from error
 
 
 def _open_npz(path: Path) -> Npz:
     names = npz_names(path)
     if "arr_0" not in names:
-        holds = ", ".join(sorted(names)[:6])
+        holds = ", ".join(each if each.isidentifier() else _files.short(each) for each in sorted(names)[:6])[:300]
         raise InputError(f"{path} has no images, which the ADM suite keeps as arr_0; it holds {holds}.")
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape, fortran, dtype = _header(file)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+    with _reading(path), _archive.opened(path) as archive, _archive.member(archive, "arr_0") as (_, header):
+        shape, fortran, dtype = header
     channels = shape[3] if len(shape) == 4 else 1
     if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or channels not in (1, 3) or 0 in shape:
         raise InputError(
             f"arr_0 of {path} is {dtype} {shape}; images are uint8 from 0 to 255, (count, height, width, 3 or 1) or "
             "(count, height, width)."
         )
+    if math.prod(shape[1:]) > MAX_IMAGE:
+        raise InputError(f"The images of {path} are {shape[1:]}; one has at most {MAX_IMAGE} bytes.")
     return Npz(path, shape, str(path))
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -232,7 +236,7 @@ def read_image(path: Path) -> np.ndarray:
 def run_record(folder: Path) -> Any:
     """The ``run.json`` that `forecache sample` leaves beside its images; None where there is none to read."""
     try:
-        return json.loads((folder / "run.json").read_text())
+        return _files.document(folder / "run.json", 16 * 2**20)
     except (OSError, ValueError):
         return None
 

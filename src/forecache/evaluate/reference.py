@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from forecache import _archive
 from forecache._errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features, OnImages, extract
@@ -94,9 +95,9 @@ def open_reference(path: str | Path) -> Reference:
 
 def _adm(path: Path, names: set[str]) -> dict[str, Moments]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for keys in ADM_KEYS.values() for key in keys if key in names}
-    except Exception as error:  # a damaged archive fails in many ways
+        with _archive.opened(path) as file:
+            arrays = {key: _archive.array(file, key) for keys in ADM_KEYS.values() for key in keys if key in names}
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
     return {
         layer: Moments(None, _checked(path, arrays, mean, 1), _checked(path, arrays, covariance, 2))

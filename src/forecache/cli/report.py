@@ -1,0 +1,32 @@
+"""`forecache report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forecache import reports
+from forecache.cli.terminal import app, say
+
+
+@app.command("report")
+def report_command(
+    file: Annotated[Path, typer.Argument(help="A result (.json), statistics (.safetensors), a plan, or a folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page; report.html beside the file by default.")] = None,
+    stats: Annotated[Path | None, typer.Option(help="Statistics to draw beside it, of `forecache calibrate`.")] = None,
+) -> None:
+    """Make one HTML page of a result: schedule, images, quality against speed, costs, provenance. It needs no network.
+
+    The file is what `sample`, `bench`, `demo`, `search`, `evaluate --out` or `calibrate` wrote, or a plan.
+
+    Example: `forecache report out/digits/run.json`
+
+    Example: `forecache report out/bench/bench.json --out bench.html`
+    """
+    target = out or (file if file.is_dir() else file.parent) / "report.html"
+    material = reports.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
+    say(f"Wrote {target} ({target.stat().st_size / 2**10:.0f} KiB): {material.title}.")
