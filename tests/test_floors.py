@@ -31,7 +31,7 @@ FLOORS = [
     ["liveness", "cost", "_constants", "_planfile", "plan"],
     ["_smoothcache", "guards", "resample", "ends"],
     ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
-    ["course", "generations", "steps", "session", "applied", "_lesson"],
+    ["course", "generations", "steps", "session", "sessions", "applied", "_lesson"],
     ["accumulators", "bench", "calibrate", "scores", "search", "router", "_shardrun", "shards", "subjects", "speed"],
     ["_tablefile", "recipes", "_reproductionfile"],
     [""],  # the package itself: the table of contents

@@ -242,22 +242,70 @@ def test_a_real_pipeline_samples_by_a_plan_and_as_before_after_it(name):
     assert torch.equal(sample(), bare)
 
 
-def test_a_pipeline_of_two_transformers_takes_two_plans_of_one_method():
-    """Wan 2.2: the first transformer makes the noisy steps, the second one the others."""
-    second = TINY["Wan 2.2 5B"].model()
-    pipe = pipeline("WanPipeline", TINY["Wan 2.1"].model(), transformer_2=second, boundary_ratio=0.5)
-    with pytest.raises(fc.ModelError, match=r"two transformers.*two plans of one method"):
-        fc.grid(pipe, 6)
+def wan_2_2(steps=8, boundary=0.5):
+    """The first transformer makes the noisy steps, the second one the others."""
+    pair = [TINY["Wan 2.1"].model() for _ in range(2)]
+    with torch.no_grad():
+        for parameter in pair[1].parameters():
+            parameter.mul_(1.1)
+    pipe = pipeline("WanPipeline", pair[0], transformer_2=pair[1], boundary_ratio=boundary)
 
-    def sample():
-        how = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 1.0}
+    def sample(guidance=1.0, **more):
+        how = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": steps, "guidance_scale": guidance}
         generator = torch.Generator().manual_seed(0)
-        return pipe(prompt_embeds=normal(1, 5, 12), generator=generator, output_type="latent", **how).frames
+        return pipe(**PAIR, generator=generator, output_type="latent", **how | more).frames
 
-    bare = sample()
-    for method, same in ((fc.fora(1), True), (fc.fora(2), False)):
-        plans = [method.plan(fc.grid(each, 3)) for each in (pipe.transformer, second)]
-        with fc.apply(pipe.transformer, plans[0]) as one, fc.apply(second, plans[1]) as two:
-            assert torch.equal(sample(), bare) == same
-        assert (one.stats.calls, two.stats.calls) == (3, 3)
-    assert torch.equal(sample(), bare)
+    return pipe, sample
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_pipeline_of_two_transformers_takes_one_schedule(guidance):
+    pipe, sample = wan_2_2()
+    bare = sample(guidance)
+    calls = 8 * (1 + (guidance > 1))
+    with fc.apply(pipe, fc.fora(1).plan(fc.grid(pipe, 8))) as session:
+        assert torch.equal(sample(guidance), bare)
+    assert (session.stats.calls, session.stats.generations) == (calls, 1)
+    pipe.scheduler.set_timesteps(8)
+    first = sum(time >= 500 for time in pipe.scheduler.timesteps.tolist())
+    assert 0 < first < 7  # at an odd number of steps the second one would begin with a skipped one
+    method = fc.goc(fc.fora(3), 0.8)
+    plan = method.plan(fc.grid(pipe, 8))
+    with fc.apply(pipe, plan) as session:
+        found, again = sample(guidance), sample(guidance)
+    assert torch.equal(found, again)
+    assert not torch.equal(found, bare)
+    assert session.stats.calls == 2 * calls
+    # the same by two plans that were written out by hand
+    begin = [step for step in range(first) if step % 3 == 0]
+    end = sorted({0, *(step - first for step in range(first, 8) if step % 3 == 0)})
+    halves = [
+        fc.goc(fc.explicit(compute=steps), 0.8).plan(fc.grid(model, count))
+        for steps, model, count in (
+            (begin, pipe.transformer, first),
+            (end, pipe.transformer_2, 8 - first),
+        )
+    ]
+    with fc.apply(pipe.transformer, halves[0]), fc.apply(pipe.transformer_2, halves[1]):
+        assert torch.equal(sample(guidance), found)
+    session = fc.enable(pipe, plan)
+    assert torch.equal(sample(guidance), found)
+    fc.disable(pipe)
+    assert torch.equal(sample(guidance), bare)
+
+
+def test_two_transformers_where_the_second_makes_nothing():
+    pipe, sample = wan_2_2(boundary=None)
+    with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 8))) as session:
+        sample()
+    assert (session.stats.calls, session.stats.computed) == (8, 4 * len(fc.grid(pipe, 8).sites))
+
+
+def test_two_transformers_with_other_sites_take_two_plans_of_one_method():
+    second = TINY["Wan 2.2 5B"].model()
+    second.blocks = second.blocks[:1]
+    pipe = pipeline("WanPipeline", TINY["Wan 2.1"].model(), transformer_2=second, boundary_ratio=0.5)
+    with pytest.raises(fc.ModelError, match=r"different sites.*a plan for each"):
+        fc.grid(pipe, 6)
+    with pytest.raises(fc.ModelError, match=r"two transformers: name the one"):
+        fc.fora(2).plan(fc.grid(pipe.transformer, 6)).cost(pipe)

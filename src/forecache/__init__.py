@@ -57,6 +57,7 @@ from forecache.resample import resampled
 from forecache.router import train_router
 from forecache.search import Candidate, SearchResult, search
 from forecache.session import Session
+from forecache.sessions import Sessions
 from forecache.shards import Sampled, sample_shards
 from forecache.statistics import Statistics
 from forecache.tally import Stats
@@ -103,6 +104,7 @@ __all__ = [
     "Guards",
     "resampled",
     "Session",
+    "Sessions",
     "Stats",
     # calibration
     "Statistics",

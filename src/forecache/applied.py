@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from forecache._errors import PlanError, RunError
-from forecache.adapters import find, grid_of, layout_for, optimized
+from forecache.adapters import find, grid_of, layout_for, optimized, transformers
 from forecache.course import Keeping
 from forecache.ends import Ends
 from forecache.guards import OPEN, Guards
 from forecache.plan import Plan
 from forecache.session import Session
+from forecache.sessions import Sessions, parts
 
 
 def apply(
@@ -27,12 +28,13 @@ def apply(
     cache_dtype: torch.dtype | None = None,
     cache_device: str | torch.device | None = None,
     max_cache_bytes: int | None = None,
-) -> Session:
+) -> Session | Sessions:
     """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
 
     target: a diffusers pipeline, a diffusers transformer, what torch.compile gave for one, or any module that has the
     plan's sites. On a pipeline the plan is for that pipeline's calls, and for no other's that has the same transformer;
-    for a sampling loop of your own give the transformer, or an object with its ``transformer`` and ``scheduler``.
+    A pipeline of two transformers, as Wan 2.2, gets one schedule; the second one's first step is computed.
+    For a sampling loop of your own give the transformer, or an object with its ``transformer`` and ``scheduler``.
     lanes: names of the calls of one step, such as ("cond", "uncond"), for a pipeline that makes several, one after the
     other at the same timestep, and does not open diffusers' ``cache_context`` for them; each has a history of its own.
     resample: a generation whose scheduler announces another number of steps gets the plan `resampled` to it, with a
@@ -47,29 +49,28 @@ def apply(
     """
     if cache_dtype is not None and not cache_dtype.is_floating_point:
         raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
+    keeping = Keeping(cache_dtype, _device(cache_device), max_cache_bytes)
+
+    def session(model: Any, part: Callable[[Sequence[float]], range] | None = None) -> Session:
+        layout = layout_for(find(model), plan.grid)
+        guards.check(plan, lambda: grid_of(target, layout, plan.num_steps))
+        ends = Ends(pipe, scheduler, optimized(model), tuple(lanes), part)
+        return Session(layout, plan, ends, keeping, max_error=guards.max_error, resample=resample)
+
+    pipe = target if callable(target) and not isinstance(target, nn.Module) else None
     scheduler = getattr(target, "scheduler", None)
-    layout = layout_for(find(target), plan.grid)
-    guards.check(plan, lambda: grid_of(target, layout, plan.num_steps))
-    return Session(
-        layout,
-        plan,
-        Ends(
-            target if callable(target) and not isinstance(target, nn.Module) else None,
-            scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None,
-            optimized(target),
-            tuple(lanes),
-        ),
-        Keeping(cache_dtype, _device(cache_device), max_cache_bytes),
-        max_error=guards.max_error,
-        resample=resample,
-    )
+    scheduler = scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
+    if len(models := transformers(target)) > 1:
+        made = [session(*each) for each in zip(models, parts(target), strict=True)]
+        return Sessions(plan, made)
+    return session(target)
 
 
-_ENABLED: dict[int, tuple[Any, Session]] = {}
+_ENABLED: dict[int, tuple[Any, Session | Sessions]] = {}
 """What `enable` was called for, by its id; it is held, so that the id stays its own."""
 
 
-def enable(target: Any, plan: Plan, **how: Any) -> Session:
+def enable(target: Any, plan: Plan, **how: Any) -> Session | Sessions:
     """From now on ``target`` samples by ``plan``, until `disable`: for servers, where a block has no place.
 
     ``how`` is that of `apply`; the session tells the ``stats``. After ``disable(target)`` the model is as it was.

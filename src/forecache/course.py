@@ -14,7 +14,7 @@ from forecache.graphs import Graphs, Place, graphs
 from forecache.placed import Placed
 from forecache.plan import Plan
 from forecache.program import Budget, Program
-from forecache.resample import resampled
+from forecache.resample import piece, resampled
 
 LOGGER = logging.getLogger("forecache")
 
@@ -41,7 +41,9 @@ class Course:
 
 
 class Courses:
-    """The courses of a session, by number of model calls: that of its plan, and with ``resample`` any other.
+    """The courses of a session, by number of steps and the part of them that its model makes.
+
+    That of its plan as a whole comes first; with ``resample`` there are others for any number of steps.
 
     local: what carries the current past to a model's blocks. max_error: of estimates, see `Guards`.
     """
@@ -53,24 +55,28 @@ class Courses:
         self._max_error, self._resample = max_error, resample
         layout.check_tokens(plan.rows)
         self.own = self._course(plan)
-        self._others: dict[int, Course] = {}
+        self._others: dict[tuple[int, range], Course] = {}
 
-    def of(self, calls: int) -> Course:
-        """The course of a generation with so many model calls; StepCountError where that is not the plan's number."""
+    def of(self, calls: int, part: range) -> Course:
+        """The course of the steps ``part`` of a run of so many; StepCountError where that is not the plan's number."""
+        if (calls, part) == (self.own.plan.num_steps, range(calls)):
+            return self.own
+        if (calls, part) not in self._others:
+            self._others[calls, part] = self._course(piece(self._plan(calls), part))
+        return self._others[calls, part]
+
+    def _plan(self, calls: int) -> Plan:
         own = self.own.plan
         if calls == own.num_steps:
-            return self.own
+            return own
         if not self._resample:
             raise StepCountError(
                 f"The plan has {own.num_steps} steps, but the pipeline is going to call the model "
                 f"{calls} times: make the plan with forecache.grid(pipe, num_steps={calls}), "
                 f"sample with num_inference_steps={own.num_steps}, or apply it with resample=True."
             )
-        if calls not in self._others:
-            plan = resampled(own, calls)
-            LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, calls)
-            self._others[calls] = self._course(plan)
-        return self._others[calls]
+        LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, calls)
+        return resampled(own, calls)
 
     def _course(self, plan: Plan) -> Course:
         keeping = self._keeping

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,14 @@ class Ends:
 
     pipe: a pipeline, if the plan is for its calls alone. scheduler: which tells the timesteps of a generation.
     optimized: what torch.compile gave for the model. lanes: names of the calls of a step that nobody else names.
+    part: of the timesteps of a run, those that this model is called at, where another model makes the others.
     """
 
     pipe: Any = None
     scheduler: Any = None
     optimized: nn.Module | None = None
     lanes: tuple[str, ...] = ()
+    part: Callable[[Sequence[float]], range] | None = None
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class Generations:
         self.threads: list[Running] = []
         self.stopped: Lane | None = None
         self._layout, self._courses, self._tally = layout, courses, tally
-        self._scheduler, self._names = ends.scheduler, ends.lanes
+        self._scheduler, self._names, self._part = ends.scheduler, ends.lanes, ends.part
         self._lock = threading.Lock()
         self._timestep = _modelcall.timestep_of(layout.model.forward)
 
@@ -155,8 +155,7 @@ class Generations:
     def _start(
         self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
     ) -> Lane:
-        announced = self._announced(run, name, timestep)
-        course = self._courses.own if announced is None else self._courses.of(len(announced))
+        announced, course = self._announced(run, name, timestep)
         if course.budget is not None:
             course.budget.check(self._layout.model, course.program, course.plan.grid, arguments)
         course.program.refresh()
@@ -193,16 +192,19 @@ class Generations:
             )
         return True
 
-    def _announced(self, run: Running, name: str, timestep: float | None) -> list[float] | None:
-        """The timesteps of the generation that starts with this call, if a watched scheduler has told them."""
+    def _announced(self, run: Running, name: str, timestep: float | None) -> tuple[list[float] | None, Course]:
+        """What the generation does that starts with this call, and its timesteps, if a watched scheduler told them."""
         timesteps = run.timesteps
         if timesteps is None or name in run.told:
-            return None
+            return None, self._courses.own
         run.told.add(name)  # the scheduler spoke of one generation
+        if self._part is not None:
+            part = self._part(timesteps)
+            return timesteps[part.start : part.stop], self._courses.of(len(timesteps), part)
         # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
         if timestep is not None and timestep in timesteps[:-1]:
-            return timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
-        return timesteps
+            timesteps = timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
+        return timesteps, self._courses.of(len(timesteps), range(len(timesteps)))
 
     def is_short(self, lane: Lane) -> bool:
         """Stopped in the middle, and nobody told how long it should have been."""

@@ -50,6 +50,31 @@ def resampled(plan: Plan, num_steps: int) -> Plan:
     return replace(made, provenance={**plan.provenance, **origin})
 
 
+def piece(plan: Plan, steps: range) -> Plan:
+    """The plan's technique for these of its steps alone: the first is computed, and nothing before it is read.
+
+    Raises PlanError where that needs other weights, and no known forecast gives the plan's.
+    """
+    if steps == range(plan.num_steps):
+        return plan
+    grid = replace(plan.grid, num_steps=len(steps))
+    if steps.start == 0 and not plan.constants:
+        return replace(plan, grid=grid, rows=tuple(row[: steps.stop] for row in plan.rows))
+    if plan.constants:
+        raise PlanError(
+            "The corrections of this plan were calibrated on one model, and this run is made by two in turn: make "
+            "a plan for each, on forecache.grid(pipe.transformer, n) and on forecache.grid(pipe.transformer_2, m)."
+        )
+    method, opened = _method(plan)
+    old = zip(plan.grid.sites, plan.rows, strict=True)
+    rows = {site: [Cell(), *row[steps.start + 1 : steps.stop]] for site, row in old}
+    now = {(site, step): (site, steps.start + step) in opened for site in rows for step in range(len(steps))}
+    if not any(now.values()):
+        method = replace(method, forecast=Reuse())
+    made = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=_gate(now, method.forecast)).plan(grid)
+    return replace(made, provenance={**plan.provenance, "steps": f"{steps.start} to {steps.stop - 1}"})
+
+
 def stretched(row: Sequence[Cell], num_steps: int) -> list[int | None]:
     """A row for another number of steps: for each the skipped step that it is like, or None where it is computed."""
     old = len(row)

@@ -51,6 +51,7 @@ __all__ = [
     "optimized",
     "register_adapter",
     "replaced",
+    "transformers",
     "residual",
     "scheduler_differences",
     "seen",
@@ -70,15 +71,20 @@ def find(target: Any) -> nn.Module:
 
 
 def _only_transformer(pipe: Any) -> Any:
-    """The transformer of a pipeline that has one; Wan 2.2 has two, one after the other in a run."""
-    found = [each for name in ("transformer", "transformer_2") if (each := getattr(pipe, name, None)) is not None]
+    """The transformer of a pipeline that has one."""
+    found = transformers(pipe)
     if len(found) > 1:
         raise ModelError(
-            f"This {type(pipe).__name__} has two transformers, and a feature of the one says nothing of the other: "
-            "make two plans of one method, on forecache.grid(pipe.transformer, n) and on "
-            "forecache.grid(pipe.transformer_2, m), for the steps that each of them makes, and apply both."
+            f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.transformer or "
+            "pipe.transformer_2. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
         )
     return found[0] if found else None
+
+
+def transformers(pipe: Any) -> list[Any]:
+    """The transformers of a pipeline, in the order in which a run calls them: Wan 2.2 has two, one after the other."""
+    names = () if isinstance(pipe, nn.Module) else ("transformer", "transformer_2")
+    return [each for name in names if (each := getattr(pipe, name, None)) is not None]
 
 
 def optimized(target: Any) -> nn.Module | None:
@@ -112,12 +118,19 @@ def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> 
     ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's
     family. Raises SiteError if a pattern matches nothing or the family is not known.
     """
-    return grid_of(target, layout(find(target), sites), num_steps)
+    models = [find(each) for each in transformers(target)] or [find(target)]
+    layouts = [layout(model, sites) for model in models]
+    if any(each.sites != layouts[0].sites for each in layouts):
+        raise ModelError(
+            f"The two transformers of this {type(target).__name__} have different sites, so that one schedule does not "
+            "do for both: make a plan for each of them, and apply both."
+        )
+    return grid_of(target, layouts[0], num_steps)
 
 
 def grid_of(target: Any, found: Layout, num_steps: int) -> Grid:
     """The grid of a run of ``target``, with the sites of this layout of its model."""
-    model = find(target)
+    model = found.model
     scheduler = describe_scheduler(getattr(target, "scheduler", None))
     return Grid(num_steps, found.sites, describe(model, found), fingerprint(model), scheduler)
 
