@@ -28,7 +28,7 @@ FLOORS = [
     ],
     ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
     ["corrections", "_routerfile"],
-    ["liveness", "cost", "_constants", "_planfile", "plan"],
+    ["liveness", "cost", "_constants", "_planfile", "_hub", "plan"],
     ["_smoothcache", "guards", "resample", "ends"],
     ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "history", "graphs"],
     ["course", "generations", "steps", "session", "sessions", "applied", "_lesson"],

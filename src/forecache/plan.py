@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache import _constants, _planfile, liveness
+from forecache import _constants, _hub, _planfile, liveness
 from forecache._constants import Constants
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens, check_reads
 from forecache._errors import PlanError, PlanFileError
@@ -259,6 +259,24 @@ class Plan:
             return cls(grid, rows, provenance, constants)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
+
+    @classmethod
+    def from_pretrained(cls, repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Plan:
+        """The plan of a repository on the hub, ``owner/name``, or of a folder with a plan.json.
+
+        Files come through huggingface_hub, with its cache, its token and its offline mode (HF_HUB_OFFLINE). Raises
+        PlanFileError for one that cannot be fetched or read.
+        """
+        return cls.load(_hub.fetched(repo, _hub.downloads(repo, revision, token)))
+
+    def push_to_hub(
+        self, repo: str, *, cost: Cost | None = None, private: bool | None = None, token: str | bool | None = None
+    ) -> str:
+        """Upload the plan to a repository on the hub, which is made if need be; gives the address of the commit.
+
+        A card with schedule, provenance and, if it is given, cost goes with it.
+        """
+        return _hub.push(self, repo, cost, private, token)
 
 
 def _line(row: tuple[Cell, ...]) -> str:
