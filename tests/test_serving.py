@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 SERVE = ROOT / "examples" / "serve"
 sys.path.insert(0, str(SERVE))
 import app as service  # noqa: E402
+import load_test  # noqa: E402
 import model as served  # noqa: E402
 import worker as working  # noqa: E402
 
@@ -384,6 +385,20 @@ def test_a_worker_runs_jobs_in_their_order():
         worker.submit(jobs[0])
 
 
+def check_the_load_test(address):
+    """It counts an image that is not the one it was told, and no other, with clients that leave and that stay."""
+    case = load_test.Case("2", "fora-50", 2, 1.0, 5)
+    for image in (load_test.reference(case), b"another"):
+        tally, seconds = asyncio.run(load_test.load(address, {case: image}, clients=2, seconds=0.4, leaving=0.0))
+        images = len(tally.latency)
+        assert images == tally.requests > 1
+        assert tally.wrong == (images if image == b"another" else 0)
+        assert (tally.cancelled, tally.refused, tally.failed) == (0, 0, 0)
+        assert seconds >= 0.4
+    left, _ = asyncio.run(load_test.load(address, {load_test.Case("2", "none", 50, 3.0, 5): b""}, 1, 0.1, leaving=1.0))
+    assert left.cancelled == left.requests == 1
+
+
 def test_a_real_server_finishes_its_request_on_sigterm(digits):
     """The one test over a socket: uvicorn in a process of its own."""
     with socket.socket() as free:
@@ -405,6 +420,7 @@ def test_a_real_server_finishes_its_request_on_sigterm(digits):
                 time.sleep(0.1)
             first = post(client, steps=20)
             assert first.status_code == 200
+            check_the_load_test(address)
             with in_background(lambda: post(httpx2.Client(base_url=address, timeout=30), steps=20)) as answers:
                 until(lambda: figures(client)["forecache_features_total", "computed", "goc-50"] > 250)
                 server.send_signal(signal.SIGTERM)

@@ -282,8 +282,8 @@ def tables(document: dict[str, Any]) -> list[str]:
             lines.append(f"| {run['clients']} | {words} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     place = document["environment"]
     note = (
-        f"{document['runs'][0]['seconds']:g} s of mixed load each; {place['cpu']}, {place['cores']} cores, the model on "
-        f"{document['threads']} thread, torch {place['torch']}, diffusers {place['diffusers']}. The load average was "
+        f"{document['runs'][0]['seconds']:g} s of mixed load each; {place['cpu']}, {place['cores']} cores, the model "
+        f"on {document['threads']} thread, torch {place['torch']}, diffusers {place['diffusers']}. The load average was "
         f"{document['load_average']:.1f}: other work ran on the machine meanwhile, so compare rows of one table alone."
     )
     return [*lines, "", note]
