@@ -284,7 +284,7 @@ def tables(document: dict[str, Any]) -> list[str]:
     note = (
         f"{document['runs'][0]['seconds']:g} s of mixed load each; {place['cpu']}, {place['cores']} cores, the model "
         f"on {document['threads']} thread, torch {place['torch']}, diffusers {place['diffusers']}. The load average "
-        f"was {document['load_average']:.1f}: other work ran on the machine meanwhile, compare rows of one table alone."
+        f"was {document['load_average']:.1f}: other work ran on the machine meanwhile; compare rows of one table alone."
     )
     return [*lines, "", note]
 
