@@ -395,8 +395,9 @@ def check_the_load_test(address):
         assert tally.wrong == (images if image == b"another" else 0)
         assert (tally.cancelled, tally.refused, tally.failed) == (0, 0, 0)
         assert seconds >= 0.4
-    left, _ = asyncio.run(load_test.load(address, {load_test.Case("2", "none", 50, 3.0, 5): b""}, 1, 0.1, leaving=1.0))
-    assert left.cancelled == left.requests == 1
+    long = load_test.Case("12345678", "none", 50, 3.0, 5)
+    left, _ = asyncio.run(load_test.load(address, {long: b""}, clients=1, seconds=0.1, leaving=1.0))
+    assert left.cancelled == left.requests > 0
 
 
 def test_a_real_server_finishes_its_request_on_sigterm(digits):

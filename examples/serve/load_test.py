@@ -140,10 +140,11 @@ async def ask(client: httpx2.AsyncClient, case: Case, wanted: bytes, tally: Tall
     return answer.status_code
 
 
-async def one_client(url: str, wanted: dict[Case, bytes], ends: float, seed: int, leaving: float) -> Tally:
+async def one_client(url: str, wanted: dict[Case, bytes], seconds: float, seed: int, leaving: float) -> Tally:
     """Requests one after the other, drawn at random, some of them left early, until the time is over."""
     tally, rng, every = Tally(), random.Random(seed), list(wanted)
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             case, patience = rng.choice(every), rng.uniform(0.02, 1.0)
             leaves = rng.random() < leaving
@@ -161,8 +162,7 @@ async def load(
 ) -> tuple[Tally, float]:
     """So many clients at once, and the seconds until the last one has its answer."""
     started = time.monotonic()
-    ends = started + seconds
-    every = [one_client(url, wanted, ends, seed, leaving) for seed in range(clients)]
+    every = [one_client(url, wanted, seconds, seed, leaving) for seed in range(clients)]
     total = Tally()
     for tally in await asyncio.gather(*every):
         for name, value in vars(tally).items():

@@ -102,6 +102,7 @@ class Plans:
             for name, plan in plans.items():
                 pipe = DigitsPipeline(self.digits)
                 session = fc.enable(pipe, plan, resample=True, guards=guards)
+                assert isinstance(session, fc.Session)  # of one transformer
                 self.pipes[name], self.sessions[name] = pipe, session
         except fc.ForecacheError:
             self.close()
