@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics tables bench peers
+.PHONY: demo test lint format figures statistics tables bench peers serving
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -65,6 +65,10 @@ peers: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/python benchmarks/peers.py --model tiny
 	$(BIN)/python benchmarks/peers.py --model digits
+
+# the tables of docs/serving.md: two minutes each with 2 and 16 clients (ten minutes)
+serving: $(READY)
+	$(BIN)/python examples/serve/load_test.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

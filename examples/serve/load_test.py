@@ -1,0 +1,332 @@
+"""Every image of a busy server against the one that its request gives by itself, and the server's memory.
+
+    python examples/serve/load_test.py [--seconds 120] [--clients 2 16] [--pair-seconds 30]
+
+Starts the server itself, on loopback. Clients mix steps, guidance, plans and sizes, and leave some requests before they
+are answered. References are made before, in a process that serves nothing, each by a model that has just been loaded.
+Writes benchmarks/results/serving.json, and the tables between the markers in docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import torch
+from model import METHODS, NONE, png
+from prometheus_client.parser import text_string_to_metric_families
+
+import forecache as fc
+from forecache import bench
+from forecache.sample import sample, to_images
+from forecache.zoo import load_digits
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RESULT = ROOT / "benchmarks/results/serving.json"
+PAGE = ROOT / "docs/serving.md"
+STEPS, GUIDANCE = (10, 12, 20), (1.0, 1.5, 3.0)
+LEAVING = 0.15
+"""Share of the requests whose client leaves within a second."""
+QUEUE = 12
+RSS = "process_resident_memory_bytes"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: what is posted."""
+
+    digits: str
+    plan: str
+    steps: int
+    guidance: float
+    seed: int
+
+
+def cases() -> list[Case]:
+    """Every plan at every length and guidance; one, two or three digits."""
+    every = itertools.product((NONE, *METHODS), STEPS, GUIDANCE)
+    return [
+        Case("".join(str((number + each) % 10) for each in range(1 + number % 3)), *each, seed=1000 + number)
+        for number, each in enumerate(every)
+    ]
+
+
+PAIR = {plan: Case("3", plan, 20, 1.5, 7) for plan in (NONE, "goc-50")}
+"""What is timed with and without a cache."""
+
+
+def reference(case: Case) -> bytes:
+    """The request's image by the library alone: a fresh model, and a session that makes nothing else."""
+    torch.set_num_threads(1)
+    digits = load_digits()
+    plan = METHODS[case.plan].plan(fc.grid(digits, case.steps)) if case.plan != NONE else None
+    labels = [int(each) for each in case.digits]
+    how = {"num_steps": case.steps, "guidance": case.guidance, "seed": case.seed}
+    with fc.apply(digits, plan) if plan else contextlib.nullcontext():
+        return png(to_images(sample(digits.transformer, digits.scheduler, labels, **how)))
+
+
+def references(every: Sequence[Case]) -> dict[Case, bytes]:
+    """All of them, in a process of their own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(every, pool.map(reference, every), strict=True))
+
+
+@dataclass
+class Tally:
+    """What clients saw. latency, seconds: (plan, seconds) of every image, with waiting and of the model alone."""
+
+    requests: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    wrong: int = 0
+    latency: list[tuple[str, float]] = field(default_factory=list)
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """Counts, and percentiles with a plan and without."""
+        counts = {name: getattr(self, name) for name in ("requests", "cancelled", "refused", "failed", "wrong")}
+        kinds = {"without_cache": lambda plan: plan == NONE, "with_cache": lambda plan: plan != NONE}
+        return counts | {
+            "images": len(self.latency),
+            **{
+                name: {
+                    "images": sum(fits(plan) for plan, _ in self.latency),
+                    "latency": percentiles([value for plan, value in self.latency if fits(plan)]),
+                    "model_seconds": percentiles([value for plan, value in self.seconds if fits(plan)]),
+                }
+                for name, fits in kinds.items()
+            },
+        }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": round(float(np.percentile(values, share)), 4) for share in (50, 95)} if values else {}
+
+
+async def ask(client: httpx2.AsyncClient, case: Case, wanted: bytes, tally: Tally) -> int:
+    """One request whose image is compared; the status of the answer."""
+    started = time.perf_counter()
+    answer = await client.post("/v1/images", json=vars(case))
+    if answer.status_code == 503:
+        tally.refused += 1
+        await asyncio.sleep(float(answer.headers["retry-after"]))
+    elif answer.status_code != 200:
+        tally.failed += 1
+    else:
+        tally.latency.append((case.plan, time.perf_counter() - started))
+        tally.seconds.append((case.plan, float(answer.headers["x-seconds"])))
+        tally.wrong += answer.content != wanted
+    return answer.status_code
+
+
+async def one_client(url: str, wanted: dict[Case, bytes], seconds: float, seed: int, leaving: float) -> Tally:
+    """Requests one after the other, drawn at random, some of them left early, until the time is over."""
+    tally, rng, every = Tally(), random.Random(seed), list(wanted)
+    async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            case, patience = rng.choice(every), rng.uniform(0.02, 1.0)
+            leaves = rng.random() < leaving
+            tally.requests += 1
+            try:
+                async with asyncio.timeout(patience if leaves else None):
+                    await ask(client, case, wanted[case], tally)
+            except TimeoutError:
+                tally.cancelled += 1
+    return tally
+
+
+async def load(
+    url: str, wanted: dict[Case, bytes], clients: int, seconds: float, leaving: float = LEAVING
+) -> tuple[Tally, float]:
+    """So many clients at once, and the seconds until the last one has its answer."""
+    started = time.monotonic()
+    every = [one_client(url, wanted, seconds, seed, leaving) for seed in range(clients)]
+    total = Tally()
+    for tally in await asyncio.gather(*every):
+        for name, value in vars(tally).items():
+            setattr(total, name, getattr(total, name) + value)
+    return total, time.monotonic() - started
+
+
+async def one_by_one(url: str, wanted: dict[Case, bytes]) -> int:
+    """Every case once, alone on the server: how many images are wrong."""
+    tally = Tally()
+    async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        for case, image in wanted.items():
+            if await ask(client, case, image, tally) != 200:
+                sys.exit(f"{case} was not answered")
+    return tally.wrong
+
+
+async def scraped(url: str) -> dict[tuple[str, ...], float]:
+    """The server's metrics, by name and labels."""
+    async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        text = (await client.get("/metrics")).text
+    families = text_string_to_metric_families(text)
+    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+
+
+async def watch(url: str, memory: list[int]) -> None:
+    """Notes the server's memory every ten seconds, until it is cancelled."""
+    while True:
+        await asyncio.sleep(10)
+        memory.append(int((await scraped(url))[RSS,]))
+
+
+@contextlib.asynccontextmanager
+async def server(threads: int) -> AsyncIterator[str]:
+    """A server in a process of its own, by its address; SIGTERM must end it properly."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--queue", str(QUEUE), "--timeout", "120", "--threads", str(threads)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    process = subprocess.Popen([sys.executable, str(HERE / "app.py"), *options], env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx2.AsyncClient(base_url=url) as client:
+            while True:
+                with contextlib.suppress(httpx2.TransportError):
+                    if (await client.get("/healthz")).status_code == 200:
+                        break
+                if process.poll() is not None:
+                    sys.exit("the server did not start")
+                await asyncio.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        code = await asyncio.to_thread(process.wait)
+    if code:
+        sys.exit(f"the server ended with {code}")
+
+
+async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Namespace) -> dict[str, Any]:
+    """A fresh server: every case alone, the mixed load, every case alone again; then one plan alone, and none."""
+    async with server(args.threads) as url:
+        wrong = await one_by_one(url, wanted)
+        before = await scraped(url)
+        print(f"{clients} clients for {args.seconds:g} s ...", flush=True)
+        memory: list[int] = []
+        watching = asyncio.create_task(watch(url, memory))
+        mixed, _ = await load(url, {case: wanted[case] for case in cases()}, clients, args.seconds)
+        watching.cancel()
+        after = await scraped(url)
+        wrong += await one_by_one(url, wanted)
+        pair = {}
+        for plan, case in PAIR.items():
+            tally, seconds = await load(url, {case: wanted[case]}, clients, args.pair_seconds, leaving=0.0)
+            kind = tally.figures()["without_cache" if plan == NONE else "with_cache"]
+            pair[plan] = kind | {"images_per_second": round(kind["images"] / seconds, 3)}
+            wrong += tally.wrong
+    return {
+        "clients": clients,
+        "seconds": args.seconds,
+        **mixed.figures(),
+        "wrong_alone_before_and_after": wrong,
+        "server_outcomes": {key[1]: int(value) for key, value in after.items() if key[0] == "forecache_requests_total"},
+        "rss_bytes": {"after_warm_up": int(before[RSS,]), "every_10_s": memory, "at_the_end": int(after[RSS,])},
+        "pair": pair,
+    }
+
+
+def tables(document: dict[str, Any]) -> list[str]:
+    """What docs/serving.md shows."""
+    lines = ["| clients | requests | images | cancelled | refused | wrong images | memory, MiB | at the end |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for run in document["runs"]:
+        counts = [run[name] for name in ("clients", "requests", "images", "cancelled", "refused")]
+        rss = [f"{run['rss_bytes'][name] / 2**20:.0f}" for name in ("after_warm_up", "at_the_end")]
+        wrong = run["wrong"] + run["wrong_alone_before_and_after"]
+        lines.append("| " + " | ".join(map(str, [*counts, wrong, *rss])) + " |")
+    lines += [
+        "",
+        "| clients | plan | images a second | p50, s | p95, s | model alone, p50, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run, (plan, one) in itertools.product(document["runs"], [*document["runs"][0]["pair"].items()]):
+        one = run["pair"][plan]
+        cells = [one["images_per_second"], one["latency"]["p50"], one["latency"]["p95"], one["model_seconds"]["p50"]]
+        lines.append(f"| {run['clients']} | {plan} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    lines += [
+        "",
+        "| clients, mixed | with or without a cache | p50, s | p95, s | model alone, p50, s |",
+        "|---|---|---|---|---|",
+    ]
+    for run in document["runs"]:
+        for kind in ("without_cache", "with_cache"):
+            found = run[kind]
+            cells = [found["latency"]["p50"], found["latency"]["p95"], found["model_seconds"]["p50"]]
+            words = kind.replace("_", " ")
+            lines.append(f"| {run['clients']} | {words} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    place = document["environment"]
+    note = (
+        f"{document['runs'][0]['seconds']:g} s of mixed load each; {place['cpu']}, {place['cores']} cores, the model "
+        f"on {document['threads']} thread, torch {place['torch']}, diffusers {place['diffusers']}. The load average "
+        f"was {document['load_average']:.1f}: other work ran on the machine meanwhile; compare rows of one table alone."
+    )
+    return [*lines, "", note]
+
+
+def fill(path: Path, name: str, lines: list[str]) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name -->."""
+    text = path.read_text(encoding="utf-8")
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    new, count = re.subn(pattern, lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text, flags=re.DOTALL)
+    if count != 1:
+        sys.exit(f"{path} needs the markers <!-- {name} --> and <!-- /{name} --> once")
+    path.write_text(new, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of mixed load, for each number of clients")
+    parser.add_argument("--pair-seconds", type=float, default=30.0, help="of load with one plan, and without")
+    parser.add_argument("--clients", type=int, nargs="+", default=[2, 16])
+    parser.add_argument("--threads", type=int, default=1, help="of the model")
+    parser.add_argument("--out", type=Path, help="write the figures here alone, and leave the docs as they are")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    every = [*cases(), *PAIR.values()]
+    print(f"{len(every)} references ...", flush=True)
+    wanted = references(every)
+    runs = [asyncio.run(measured(clients, wanted, args)) for clients in args.clients]
+    document = {
+        "command": "python examples/serve/load_test.py",
+        "environment": bench.environment(),
+        "threads": args.threads,
+        "load_average": os.getloadavg()[2],
+        "queue": QUEUE,
+        "runs": runs,
+    }
+    (args.out or RESULT).write_text(json.dumps(document, indent=2) + "\n")
+    print("\n".join(tables(document)))
+    if args.out is None:
+        fill(PAGE, "serving", tables(document))
+    if any(run["wrong"] + run["wrong_alone_before_and_after"] + run["failed"] for run in runs):
+        sys.exit("images were wrong, or requests failed")
+
+
+if __name__ == "__main__":
+    main()
