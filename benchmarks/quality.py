@@ -186,9 +186,17 @@ class Seed:
 
 
 def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
-    """Mean, and half the range over the seeds."""
+    """Mean, and half the range over the seeds; the figure alone of one seed."""
+    if len(values) == 1:
+        return f"{values[0] * scale:.{digits}f}"
     half = (max(values) - min(values)) / 2
     return f"{statistics.fmean(values) * scale:.{digits}f} ± {half * scale:.{digits}f}"
+
+
+def _of(seeds: list[Seed]) -> str:
+    """What the figures of a table are of."""
+    several = f"a seed, mean and half the range over {len(seeds)} seeds"
+    return several if len(seeds) > 1 else f"seed {seeds[0].how.seed} alone: differences have no interval here"
 
 
 def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) -> None:
@@ -207,8 +215,7 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
     count = seeds[0].samples
     sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (
-        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row and seed, mean and half the "
-        f"range over {len(seeds)} seeds. PSNR to the uncached samples; Fréchet distance of {model.about}. "
+        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row, {_of(seeds)}. PSNR to the uncached samples; Fréchet distance of {model.about}. "
         f"{environment['cpu']}, torch {environment['torch']}, diffusers {environment['diffusers']}."
     )
     document = {
@@ -237,7 +244,10 @@ def main() -> None:
         for seed in wanted:
             Seed(args.table, seed, samples).measure(model, methods)
     if wanted in ([], all_seeds):
-        seeds = [Seed(args.table, seed, samples) for seed in all_seeds]
+        every = [Seed(args.table, seed, samples) for seed in all_seeds]
+        seeds = [seed for seed in every if {UNCACHED, *methods} <= set(seed.rows)]
+        if not seeds:
+            raise SystemExit(f"No seed of {args.table} is measured in full: leave --seeds out, or name one.")
         command = f"python benchmarks/quality.py {args.table} --samples {samples}"
         write_table(args.table, [UNCACHED, *methods], seeds, command)
 
