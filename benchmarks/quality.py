@@ -215,7 +215,8 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
     count = seeds[0].samples
     sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (
-        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row, {_of(seeds)}. PSNR to the uncached samples; Fréchet distance of {model.about}. "
+        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row, {_of(seeds)}. "
+        f"PSNR to the uncached samples; Fréchet distance of {model.about}. "
         f"{environment['cpu']}, torch {environment['torch']}, diffusers {environment['diffusers']}."
     )
     document = {
