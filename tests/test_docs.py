@@ -47,7 +47,7 @@ def test_the_readme_has_commands():
 def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in commands():
-        _, *words = shlex.split(line.replace(HUB, str(pipe_folder)).replace(PIXART, str(pixart_folder)))
+        _, *words = shlex.split(line.replace(HUB, str(pipe_folder)).replace(PIXART, str(pixart_folder)), comments=True)
         if words[0] == "demo":
             words += ["--samples", "4", "--repeats", "1"]
         if words[0] == "bench":

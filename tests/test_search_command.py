@@ -75,7 +75,7 @@ def test_what_cannot_be_searched_is_answered_with_a_sentence(forecache, tmp_path
 
 
 def test_frechet_is_for_digits_and_clip_takes_the_names_of_classes(pipe):
-    with pytest.raises(fc.InputError, match="for digits alone: use --proxy psnr, or in Python"):
+    with pytest.raises(fc.InputError, match="for the bundled models alone: use --proxy psnr, or in Python"):
         command._score(command.ProxyName.frechet, DiTSource(pipe), [1])
     assert command._score(command.ProxyName.frechet, DigitsSource(load_digits()), [1]).better == "lower"
     pipe.labels = {"tench": 0, "white shark": 2}
