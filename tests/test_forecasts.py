@@ -1,13 +1,15 @@
 """Forecasts are weights over past features: what they add up to, and what they reproduce."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forecache as fc
 from forecache import PlanError
-from forecache.forecasts import Gradient, Reuse, Taylor
+from forecache.forecasts import Feedback, Gradient, Reuse, Taylor
 
 steps = st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True).map(lambda each: sorted(each, reverse=True))
 """A skipped step and the steps before it, newest first, at any spacing."""
@@ -108,3 +110,81 @@ def test_a_negative_order_is_refused():
 def test_an_unknown_history_is_refused():
     with pytest.raises(PlanError, match="'computed' or 'emitted', not 'both'"):
         Gradient(1.0, "both")
+
+
+def written_out(pattern, order, strength, feature):
+    """What a run with feedback gives out at every step, on numbers: a list of estimates and a list of errors."""
+    given, computed, error = [], [], 0.0
+    for step, sign in enumerate(pattern):
+        if sign == "#":
+            gap = range(computed[-1] + 1, step) if computed else range(0)
+            if gap:
+                line = {
+                    c: feature(computed[-1])
+                    + (feature(step) - feature(computed[-1])) * (c - gap[0] + 1) / (len(gap) + 1)
+                    for c in gap
+                }
+                error = sum(given[c] - line[c] for c in gap) / len(gap)
+            else:
+                error = 0.0
+            computed.append(step)
+            given.append(feature(step))
+        else:
+            past = computed[::-1][: order + 1]
+            taylor = estimate(Taylor(order), step, past, feature)
+            given.append(taylor - strength * error)
+    return given
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=2, max_size=6),
+    st.integers(1, 3),
+    st.floats(0, 1),
+    st.lists(st.integers(-20, 20), min_size=30, max_size=30),
+)
+def test_feedback_equals_a_run_written_out_on_numbers(intervals, order, strength, values):
+    pattern = "".join("#" + "." * (interval - 1) for interval in intervals)
+    grid = fc.Grid(len(pattern), (fc.Site("blocks.0.attn", 0, "attn"),))
+    if "." not in pattern:
+        return
+    (row,) = fc.feedback(fc.explicit(pattern=pattern), order, strength).plan(grid).rows
+    given_out = []
+    for step, cell in enumerate(row):
+        emitted = math.fsum(weight * given_out[source] for source, weight in cell.reads)
+        given_out.append(emitted if cell.reads else values[step])
+    expected = written_out(pattern, order, strength, values.__getitem__)
+    scale = max(map(abs, expected))
+    assert given_out == pytest.approx(expected, abs=1e-7 * (1 + scale))
+
+
+@pytest.mark.parametrize("steps_", [6, 7, 20])
+def test_feedback_of_order_one_and_strength_one_is_goc_at_an_interval_of_two(steps_):
+    grid = fc.Grid(steps_, (fc.Site("blocks.0.attn", 0, "attn"),))
+    ours = fc.feedback(fc.fora(2), order=1, strength=1).plan(grid).rows
+    published = fc.goc(fc.fora(2), eta=1.0).plan(grid).rows
+    for cell, other in zip(ours[0][3:], published[0][3:], strict=True):
+        assert [source for source, _ in cell.reads] == [source for source, _ in other.reads]
+        assert [weight for _, weight in cell.reads] == pytest.approx([weight for _, weight in other.reads])
+
+
+@pytest.mark.parametrize(("order", "interval"), [(order, interval) for order in (1, 2, 3) for interval in (2, 3, 5)])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
+def test_an_error_fades_by_the_strength_from_gap_to_gap(order, interval, strength):
+    """A feature that is zero but for one computed value: once that left the history, only the feedback knows of it."""
+    pattern = ("#" + "." * (interval - 1)) * 12
+    grid = fc.Grid(len(pattern), (fc.Site("blocks.0.attn", 0, "attn"),))
+    (row,) = fc.feedback(fc.explicit(pattern=pattern), order, strength).plan(grid).rows
+    given_out = []
+    for step, cell in enumerate(row):
+        emitted = math.fsum(weight * given_out[source] for source, weight in cell.reads)
+        given_out.append(emitted if cell.reads else float(step == 3 * interval))
+    first = [given_out[gap * interval + 1] for gap in range(3 + order + 2, 12)]
+    assert abs(first[0]) > 1e-6
+    for before, after in pairwise(first):
+        assert after == pytest.approx(-strength * before)
+
+
+@pytest.mark.parametrize(("order", "strength"), [(-1, 0.5), (2, -0.1), (2, 1.01), (2, math.nan)])
+def test_feedback_that_grows_is_refused(order, strength):
+    with pytest.raises(PlanError):
+        Feedback(order, strength)

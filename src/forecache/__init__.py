@@ -38,6 +38,7 @@ from forecache.guards import Guards
 from forecache.methods import (
     eoc,
     explicit,
+    feedback,
     fora,
     fora_paper,
     goc,
@@ -90,6 +91,7 @@ __all__ = [
     "smoothcache_file",
     "eoc",
     "taylorseer",
+    "feedback",
     "procache",
     "procache_paper",
     "selective",

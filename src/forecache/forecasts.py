@@ -1,9 +1,10 @@
 """Forecasts: how a skipped feature is estimated from past ones. Arithmetic on step numbers; no tensors.
 
-Every known forecast is a linear multistep rule: the estimate at step c is a weighted sum of features of earlier
-steps, with weights that depend on the step numbers alone and add up to one. So a forecast is tested without a tensor.
+Every known forecast is a linear multistep rule: the estimate at step c is a weighted sum of what earlier steps gave
+out, computed features and estimates alike, with weights that depend on the step numbers alone and add up to one. So a
+forecast is tested without a tensor.
 
-Which past features it sees is its ``history``:
+Most see one kind of past, their ``history``:
 
 * ``computed``: the features that were computed, newest first.
 * ``emitted``: what the calls up to the newest computed one gave out, newest first, estimates of skipped calls
@@ -11,13 +12,15 @@ Which past features it sees is its ``history``:
   stood when the last feature was computed. At N = 2 that is the published queue to the letter; at larger
   intervals the published queue would extrapolate from its own extrapolations, which diverges.
 
-A forecast is also told the ``gap``: how many steps were skipped just before the newest computed one.
+`Feedback` sees both: it forecasts from computed features, and looks back at what it had given out in their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -29,23 +32,39 @@ History = Literal["computed", "emitted"]
 class Forecast(Protocol):
     """A linear multistep rule."""
 
-    @property
-    def history(self) -> History:
-        """Whether ``past`` holds computed or emitted features."""
+    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+        """The weight of what each earlier step gave out, newest first; they sum to one.
+
+        computed: the steps before ``step`` at which the feature was computed, newest first, at least one. A step
+        between them gave out an estimate.
+        """
         ...
 
-    @property
-    def length(self) -> int:
-        """How many past features it reads at the most."""
-        ...
 
+class Multistep(ABC):
+    """A rule on one kind of past. history: ``computed`` or ``emitted``. length: how many past features it reads at the
+    most.
+    """
+
+    history: History
+    length: int
+
+    @abstractmethod
     def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
-        """One weight for each step in ``past`` (newest first, 1 to ``length`` of them); they sum to one."""
-        ...
+        """One weight for each step in ``past`` (newest first, 1 to ``length`` of them); they sum to one.
+
+        gap: how many steps were skipped just before the newest computed one.
+        """
+
+    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+        seen = computed if self.history == "computed" else range(computed[0], -1, -1)
+        past = seen[: self.length]
+        gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
+        return dict(zip(past, self.weights(step, past, gap), strict=True))
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Multistep):
     """The last computed feature, unchanged: ghat(c) = g(c0) (FORA, arXiv 2407.01425)."""
 
     history: History = "computed"
@@ -56,7 +75,7 @@ class Reuse:
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(Multistep):
     """Plain reuse plus eta times the last change: ghat = g1 + eta * (g1 - g0) (GOC, arXiv 2503.05156, Eq. 5).
 
     g1 is the newest feature, g0 the one before it in the history; with only one feature there, it is reused
@@ -83,7 +102,7 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Multistep):
     """Taylor expansion around the newest computed feature (TaylorSeer, arXiv 2503.06923).
 
     ghat(c0 + k) = sum over i <= order of D_i(c0) k^i / i!, where the derivatives are backward differences taken
@@ -93,14 +112,12 @@ class Taylor:
 
     order: int
     history: History = "computed"
+    length: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, int) or self.order < 0:
             raise PlanError(f"A Taylor forecast has a whole order of at least 0 (reuse); {self.order!r} was asked for.")
-
-    @property
-    def length(self) -> int:
-        return self.order + 1
+        object.__setattr__(self, "length", self.order + 1)
 
     def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
         count = len(past)
@@ -117,3 +134,39 @@ class Taylor:
                 ]
             total = [sum_ + factor * weight for sum_, weight in zip(total, difference[0], strict=True)]
         return tuple(total)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A Taylor forecast that pays back a share of the error of its last estimates (ours).
+
+    ghat(c) = T(c) - strength * e, where T is the Taylor forecast of this order from computed features, and e the mean
+    error of the estimates in the gap before the newest computed feature: what was given out there less the straight
+    line between the computed neighbours, which is known by now. So errors alternate along the trajectory instead of
+    adding up. From gap to gap e is multiplied by -strength, at any order and any gap: below 1 it fades, 0 is Taylor.
+    Order 1 with strength 1 at N = 2 is GOC with eta 1.
+    """
+
+    order: int = 2
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        Taylor(self.order)
+        if not 0 <= self.strength <= 1:
+            raise PlanError(
+                f"The strength of feedback lies between 0 and 1, beyond which errors grow from gap to gap; "
+                f"{self.strength!r} was asked for."
+            )
+
+    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+        reads = dict(Taylor(self.order).reads(step, computed))
+        if len(computed) < 2:
+            return reads
+        newer, older = computed[:2]
+        for judged in range(older + 1, newer):
+            share = self.strength / (newer - older - 1)
+            place = (judged - older) / (newer - older)
+            for source, weight in ((judged, -share), (newer, share * place), (older, share * (1 - place))):
+                reads[source] = reads.get(source, 0.0) + weight
+        kept = {source: weight for source, weight in reads.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
+        return dict(sorted(kept.items(), reverse=True))

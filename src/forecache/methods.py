@@ -3,6 +3,7 @@
 fora(interval=2)                                      every second step computed, the others reused
 goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
+feedback(fora(interval=3), order=2, strength=0.5)     the same less half the error of the gap before
 l2c("router.safetensors")                             reuse where a trained router allows it
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
@@ -26,7 +27,7 @@ from forecache._errors import PlanError
 from forecache._routerfile import Router
 from forecache._smoothcache import smoothcache, smoothcache_file
 from forecache.corrections import Drift, Form
-from forecache.forecasts import Forecast, Gradient, History, Reuse, Taylor
+from forecache.forecasts import Feedback, Forecast, Gradient, History, Reuse, Taylor
 from forecache.plan import Method
 from forecache.statistics import Resolution, Statistics
 from forecache.tokens import Share, released, top
@@ -34,6 +35,7 @@ from forecache.tokens import Share, released, top
 __all__ = [
     "eoc",
     "explicit",
+    "feedback",
     "fora",
     "fora_paper",
     "goc",
@@ -159,6 +161,12 @@ def taylorseer(base: Method, order: int = 1) -> Method:
     computed fewer than order + 1 times; the paper computes the first steps: `warmup(base, 3)`.
     """
     return _forecast(base, f"taylorseer({base.name}, order={order})", Taylor(order), gates.always)
+
+
+def feedback(base: Method, order: int = 2, strength: float = 0.5) -> Method:
+    """A Taylor forecast that pays back a share of the error of its last estimates (ours), see `forecasts.Feedback`."""
+    name = f"feedback({base.name}, order={order}, strength={strength:g})"
+    return _forecast(base, name, Feedback(order, strength), gates.always)
 
 
 def _forecast(base: Method, name: str, forecast: Forecast, gate: Gate) -> Method:

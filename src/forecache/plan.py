@@ -117,11 +117,8 @@ class Method:
         return tuple(row)
 
     def _forecast(self, step: int, row: list[Cell], computed: list[int]) -> Reads:
-        seen = computed if self.forecast.history == "computed" else range(computed[0], -1, -1)
-        past = list(seen[: self.forecast.length])
-        gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
         reads: Reads = {}
-        for source, weight in zip(past, self.forecast.weights(step, past, gap), strict=True):
+        for source, weight in self.forecast.reads(step, computed).items():
             # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
             origin = row[source].reads[0][0] if row[source].sign == "." else source
             reads[origin] = reads.get(origin, 0.0) + weight

@@ -15,7 +15,7 @@ from dataclasses import replace
 from forecache import gates
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache._errors import PlanError
-from forecache.forecasts import Forecast, Gradient, Reuse, Taylor
+from forecache.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 from forecache.plan import Method, Plan
 
 HIGHEST_ORDER = 4
@@ -172,6 +172,9 @@ def _candidates(plan: Plan) -> Iterator[Forecast]:
     for eta in sorted({eta for row in set(plan.rows) for eta in _etas(row)}):
         yield Gradient(eta)
         yield Gradient(eta, "computed")
+    for strength in sorted({strength for row in set(plan.rows) for strength in _strengths(row)}):
+        for order in range(1, HIGHEST_ORDER + 1):
+            yield Feedback(order, strength)
 
 
 def _etas(row: Sequence[Cell]) -> Iterator[float]:
@@ -183,6 +186,18 @@ def _etas(row: Sequence[Cell]) -> Iterator[float]:
         elif len(cell.reads) == 2 and len(computed) > 1:
             weight = -cell.reads[1][1]
             yield from (weight, weight * max(1, computed[0] - computed[1] - 1))
+
+
+def _strengths(row: Sequence[Cell]) -> Iterator[float]:
+    """What the strength of a feedback may have been, by the weights of estimates."""
+    computed: list[int] = []
+    for step, cell in enumerate(row):
+        if cell.computed:
+            computed.insert(0, step)
+        elif len(computed) > 1:
+            gap = computed[0] - computed[1] - 1
+            found = {round(-weight * gap, 9) for source, weight in cell.reads if not row[source].computed}
+            yield from (strength for strength in found if 0 <= strength <= 1)
 
 
 def _same(cell: Cell, other: Cell) -> bool:
