@@ -141,6 +141,7 @@ METHODS = {
     "goc, long gaps": fc.goc(fc.fora(4), 1.2),
     "goc over computed": fc.goc(fc.fora(3), 0.5, history="computed"),
     "taylor": fc.taylorseer(fc.fora(3), 2),
+    "feedback": fc.feedback(fc.fora(3), 2, 0.5),
 }
 
 

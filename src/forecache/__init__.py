@@ -6,7 +6,7 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from forecache import forecasts, gates, patterns, schedules, scores, tokens
+from forecache import forecasts, gates, patterns, schedules, scores, tokens, tuning
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache._errors import (
     AlreadyAppliedError,
@@ -62,6 +62,7 @@ from forecache.sessions import Sessions
 from forecache.shards import Sampled, sample_shards
 from forecache.statistics import Statistics
 from forecache.tally import Stats
+from forecache.tuning import Tuned, tune
 
 __all__ = [
     # the grid and what fills it
@@ -121,6 +122,10 @@ __all__ = [
     "Candidate",
     "patterns",
     "scores",
+    "tuning",
+    # tuning
+    "tune",
+    "Tuned",
     # samples in numbers
     "sample_shards",
     "Sampled",

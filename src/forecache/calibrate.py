@@ -20,10 +20,9 @@ from forecache._core import Grid
 from forecache._errors import InputError, StatisticsError
 from forecache._version import __version__
 from forecache.accumulators import Accumulators, Recent
-from forecache.adapters import Layout, find, grid, is_same, layout_for, measure
+from forecache.adapters import find, grid, is_same, layout_for, measure
 from forecache.methods import explicit
-from forecache.plan import Plan
-from forecache.session import Session
+from forecache.observed import Observed
 from forecache.statistics import Origin, Statistics
 
 Rows = Literal["first", "second", "all"]
@@ -140,7 +139,7 @@ class _Run:
         _settle_allocator()
         saved = time.monotonic()
         try:
-            with _Observed(layout, everything, self._see) as session:
+            with Observed(layout, everything, self._see) as session:
                 for number, batch in enumerate(rounds, 1):
                     if batch is not None:
                         self._sample(session, batch, on_step)
@@ -163,7 +162,7 @@ class _Run:
         mine = batches[self._world.rank :: self._world.size]
         return [*mine, *[None] * (rounds - len(mine))]
 
-    def _sample(self, session: _Observed, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
+    def _sample(self, session: Observed, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
         origin = self._origin
         self._batch = batch
         for recent in self._recent:
@@ -240,23 +239,3 @@ def _settle_allocator() -> None:
 
 def _nothing() -> Statistics:
     raise StatisticsError("No site was seen: the source did not call the model that it names as its target.")
-
-
-class _Observed(Session):
-    """A session that shows every feature of the first lane to ``see(step, site, feature)``."""
-
-    def __init__(self, layout: Layout, plan: Plan, see: Callable[[int, int, Tensor], None]) -> None:
-        super().__init__(layout, plan)
-        self._see = see
-        self._steps.see = self._shown
-
-    def check_complete(self) -> None:
-        """Raises StepCountError if the last generation made fewer calls than there are steps."""
-        for lane in self._generations.running().lanes.values():
-            if self._generations.is_short(lane):
-                raise self._generations.too_short(lane)
-
-    def _shown(self, site: int, output: Tensor) -> None:
-        run, lane = self._generations.running(), self._local.lane
-        if lane is not None and run.lane == next(iter(run.lanes)):
-            self._see(lane.step, site, output)

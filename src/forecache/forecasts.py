@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
 
+from forecache._core import Site
 from forecache._errors import PlanError
 
 History = Literal["computed", "emitted"]
@@ -32,11 +33,12 @@ History = Literal["computed", "emitted"]
 class Forecast(Protocol):
     """A linear multistep rule."""
 
-    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+    def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
         """The weight of what each earlier step gave out, newest first; they sum to one.
 
         computed: the steps before ``step`` at which the feature was computed, newest first, at least one. A step
-        between them gave out an estimate.
+        between them gave out an estimate. Weights that were measured
+        may differ from site to site; the known rules do not look at it.
         """
         ...
 
@@ -56,7 +58,7 @@ class Multistep(ABC):
         gap: how many steps were skipped just before the newest computed one.
         """
 
-    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+    def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
         seen = computed if self.history == "computed" else range(computed[0], -1, -1)
         past = seen[: self.length]
         gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
@@ -158,7 +160,7 @@ class Feedback:
                 f"{self.strength!r} was asked for."
             )
 
-    def reads(self, step: int, computed: Sequence[int]) -> Mapping[int, float]:
+    def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
         reads = dict(Taylor(self.order).reads(step, computed))
         if len(computed) < 2:
             return reads

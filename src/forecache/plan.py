@@ -106,7 +106,7 @@ class Method:
             else:
                 if is_open := self.gate(step, site, grid):
                     opened.add(step)
-                forecast = self._forecast(step, row, computed) if is_open else {computed[0]: 1.0}
+                forecast = self._forecast(step, row, computed, site) if is_open else {computed[0]: 1.0}
                 cell = Cell(_pairs(_sum(forecast, found)))
                 if action is Action.PARTIAL:
                     cell = replace(cell, tokens=self._chosen(step, site, grid))
@@ -116,9 +116,9 @@ class Method:
             constants.update(walk.constants)
         return tuple(row)
 
-    def _forecast(self, step: int, row: list[Cell], computed: list[int]) -> Reads:
+    def _forecast(self, step: int, row: list[Cell], computed: list[int], site: Site) -> Reads:
         reads: Reads = {}
-        for source, weight in self.forecast.reads(step, computed).items():
+        for source, weight in self.forecast.reads(step, computed, site).items():
             # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
             origin = row[source].reads[0][0] if row[source].sign == "." else source
             reads[origin] = reads.get(origin, 0.0) + weight

@@ -20,6 +20,7 @@ from forecache.reproduction import Reproduction
 from forecache.search import SearchResult
 from forecache.speed import KINDS, Timed
 from forecache.statistics import Statistics
+from forecache.tuning import Tuned
 
 
 def _pyplot() -> Any:
@@ -262,5 +263,33 @@ def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
     how = f"all {result.size}" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
     best = f"the best {len(shown)} of " if len(shown) < len(result.ranked) else ""
     figure.suptitle(f"{best}{how} patterns")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_tuned(tuned: Tuned, path: Path) -> None:
+    """What tuning found: quality against computed steps, what the surrogate had expected, and the gains it learned."""
+    plt = _pyplot()
+    figure, (front, expected, gains) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    steps = len(tuned.surrogate.gains)
+    front.plot([each.computed for each in tuned.trials], [each.psnr for each in tuned.trials], ".", color="0.7")
+    for rows, style, name in ((tuned.uniform, "s--", "even steps"), (tuned.chosen, "o-", "tuned")):
+        ordered = sorted(rows, key=lambda each: each.computed)
+        front.plot([each.computed for each in ordered], [each.psnr for each in ordered], style, label=name)
+    front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")
+    front.locator_params(axis="x", integer=True)
+    front.legend()
+    measured = [each.psnr for each in tuned.trials]
+    expected.plot(tuned.predicted, measured, ".")
+    ends = [min(measured), max(measured)]
+    expected.plot(ends, ends, color="0.5", linewidth=1)
+    expected.set(xlabel="expected by the surrogate, dB", ylabel="measured, dB")
+    for place, trial in enumerate(tuned.chosen):
+        marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
+        gains.plot(marks, [-0.06 * (place + 1)] * len(marks), "|", markersize=8, color=f"C{place}")
+    gains.plot(tuned.surrogate.gains / tuned.surrogate.gains.max())
+    gains.set(xlabel="step (0 is the noisiest); marks: computed", ylabel="what an error matters for the image")
+    for axis in (front, expected, gains):
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)

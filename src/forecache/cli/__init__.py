@@ -22,6 +22,7 @@ def main() -> None:
                 reproduction,
                 routers,
                 search,
+                tune,
             )
             from forecache.cli.terminal import app
         except ImportError as error:

@@ -1,0 +1,116 @@
+"""`forecache tune`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import forecache as fc
+from forecache import report, runs, sources
+from forecache.cli.terminal import app, console, progress, say
+from forecache.tuning import Tuned
+from forecache.tuning.trials import FORECASTS
+from forecache.tuning.tuner import USUAL
+
+
+@app.command("tune")
+def tune_command(
+    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
+    steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 20,
+    speedup: Annotated[
+        list[float] | None, typer.Option(min=1.01, help="So many times fewer MACs; may stand several times [3].")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples a schedule, the classes or texts in turn.")] = 16,
+    held_out: Annotated[int, typer.Option(min=0, help="Other samples that judge what was found; 0 for none.")] = 32,
+    labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
+    ] = None,
+    forecast: Annotated[
+        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {'; '.join(FORECASTS)}.")
+    ] = None,
+    schedules: Annotated[int, typer.Option(min=1, help="Schedules that are sampled with for every speed-up.")] = 48,
+    longest: Annotated[int, typer.Option(min=2, help="The longest interval between computed steps.")] = 8,
+    guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise that is tuned on.")] = 1000,
+    held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
+    search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the plans, tune.json and tune.png.")] = Path(
+        "out/tune"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+) -> None:
+    """Find the best plan for a budget: schedule and forecast together, on your model, judged on other samples.
+
+    Ctrl-C loses one schedule at most, and the same command continues. Each plan is a file for `forecache sample --plan`
+    and `forecache.Plan.load`.
+
+    Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
+
+    Example: `forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 8 --batch 8 --out out/dit-tune`
+    """
+    source = sources.open_source(model, device, dtype)
+    conditions = runs.conditions(source, samples, labels, prompts)
+    others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
+    wanted = speedup or [3.0]
+    with progress(None) as (bar, task):
+        best = [float("-inf")]
+
+        def show(trial: fc.tuning.Trial) -> None:
+            best[0] = max(best[0], trial.psnr)
+            bar.update(task, description=f"{trial.psnr:.1f} dB, best {best[0]:.1f}")
+
+        tuned = fc.tune(
+            source,
+            conditions,
+            num_steps=steps,
+            budget=[1 / each for each in wanted],
+            held_out=others,
+            forecasts=forecast or USUAL,
+            guidance=sources.own_guidance(source) if guidance is None else guidance,
+            seed=seed,
+            held_out_seed=held_out_seed,
+            batch=batch,
+            number=schedules,
+            longest=longest,
+            search_seed=search_seed,
+            path=out / "tune.json",
+            on_start=lambda calls: bar.update(task, description="sampling", total=calls),
+            on_step=lambda _: bar.advance(task),
+            on_trial=show,
+        )
+    _tell(tuned, wanted, out, as_json)
+
+
+def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
+    """The table, the picture and the plans."""
+    files = [out / f"plan-{each:g}x.json" for each in wanted]
+    for plan, file in zip(tuned.plans, files, strict=True):
+        plan.save(file)
+    report.draw_tuned(tuned, out / "tune.png")
+    if as_json:
+        rows = [
+            asdict(trial) | {"plan": str(file), "even_psnr": even.psnr, "held_out_psnr": held}
+            for trial, even, file, held in zip(
+                tuned.chosen, tuned.uniform, files, tuned.held_out or [None] * len(files), strict=True
+            )
+        ]
+        typer.echo(json.dumps({"trials": len(tuned.trials), "plans": rows}, indent=1))
+        return
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in ("fewer MACs", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):
+        table.add_column(name, no_wrap=name == "schedule")
+    for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
+        held = f"{tuned.held_out[place]:.2f}" if tuned.held_out else ""
+        cells = (trial.pattern, trial.forecast, f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
+        table.add_row(f"{wanted[place]:g}x", *cells)
+    console.print(table)
+    say(f"{len(tuned.trials)} schedules sampled with. Wrote {', '.join(map(str, files))}, {out / 'tune.png'}.")

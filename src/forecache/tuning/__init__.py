@@ -1,0 +1,15 @@
+"""Tuning: which steps to compute and how to forecast the others, found together on the user's model.
+
+products          how alike the features of two steps are, from one pass without a cache
+surrogate         what a schedule's error is expected to do to the images: a model that is fitted to measured ones
+optimal           the best schedule under that model, by dynamic programming
+tuner             propose, sample, learn, until the budget of samples is used up
+"""
+
+from __future__ import annotations
+
+from forecache.tuning.settings import Settings
+from forecache.tuning.trials import Trial
+from forecache.tuning.tuner import Tuned, tune
+
+__all__ = ["Settings", "Trial", "Tuned", "tune"]

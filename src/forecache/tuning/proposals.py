@@ -1,0 +1,188 @@
+"""Which schedule to sample with next: even and random ones first, then what the surrogate takes for the best.
+
+A search for one number of computed steps goes through stages: the even schedule under every forecast; random smooth
+schedules, for the surrogate to learn from; the optimal schedule under gains that are a little off, round by round; then
+neighbours of the best one, those first that the surrogate likes best. The forecast follows the best trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from forecache.forecasts import Feedback, Forecast, Taylor
+from forecache.tuning import surrogate
+from forecache.tuning.optimal import Optimal
+from forecache.tuning.products import Products, Table
+from forecache.tuning.surrogate import Surrogate
+from forecache.tuning.trials import Trial
+
+RANDOM = 8
+"""Random schedules of a search, if nothing was learned before; half of them otherwise."""
+ROUND = 3
+"""Schedules that are proposed before the surrogate learns again."""
+OPTIMAL_SHARE = 0.45
+"""Of the trials after the random ones, so many are optimal under the surrogate; the rest are neighbours."""
+STRETCH = 1.75
+"""A schedule that is proposed as optimal has no interval over so many times the mean one: there, errors are large."""
+STEPS = (-2, -1, 1, 2)
+"""How far a neighbour moves a computed step."""
+
+
+class Learned:
+    """What all trials of a tuning taught, for every number of computed steps."""
+
+    def __init__(self, products: Products, forecasts: Mapping[str, Forecast], longest: int) -> None:
+        self.products, self.forecasts, self.longest = products, forecasts, longest
+        self.trials: list[Trial] = []
+        self._errors: dict[tuple[str, str], Table] = {}
+        self._optimal: dict[tuple[str, int], Optimal] = {}
+
+    def add(self, trial: Trial) -> None:
+        if trial not in self.trials:
+            self.trials.append(trial)
+
+    def errors(self, trial: Trial) -> Table:
+        """The errors (T,) that a trial's schedule is expected to make."""
+        return self.errors_of(trial.pattern, trial.forecast)
+
+    def errors_of(self, pattern: str, forecast: str) -> Table:
+        if (pattern, forecast) not in self._errors:
+            self._errors[pattern, forecast] = self.products.errors(pattern, self.forecasts[forecast])
+        return self._errors[pattern, forecast]
+
+    def surrogate(self) -> Surrogate:
+        """The gains by what is known now."""
+        if len(self.trials) < 2:
+            return surrogate.uninformed(self.products.pooled)
+        return surrogate.fit([self.errors(trial) for trial in self.trials], [trial.psnr for trial in self.trials])
+
+    def optimal(self, forecast: str, longest: int) -> Optimal:
+        """For feedback, that of the Taylor forecast below it: its estimates look back without end."""
+        if (forecast, longest) not in self._optimal:
+            rule = self.forecasts[forecast]
+            below = Taylor(min(rule.order, 2)) if isinstance(rule, Feedback) else rule
+            self._optimal[forecast, longest] = Optimal(self.products, below, longest)
+        return self._optimal[forecast, longest]
+
+
+class Search:
+    """The trials of one number of computed steps: `propose` names the next, `tell` is told how it went."""
+
+    def __init__(self, learned: Learned, count: int, number: int, seed: int) -> None:
+        self._learned, self._count, self._number = learned, count, number
+        self._rng = np.random.default_rng([seed, count])
+        self._mine: list[Trial] = []
+        self._seen: set[tuple[str, str]] = set()
+        self._stages = self._all()
+
+    @property
+    def best(self) -> Trial:
+        return max(self._mine, key=lambda trial: trial.psnr)
+
+    @property
+    def even(self) -> Trial:
+        """The best trial of the even schedule."""
+        pattern = self._even()
+        return max((trial for trial in self._mine if trial.pattern == pattern), key=lambda trial: trial.psnr)
+
+    def propose(self) -> tuple[str, str] | None:
+        """A pattern and a forecast that were not tried; None when the search is over."""
+        for proposed in self._stages if len(self._mine) < self._number else ():
+            if proposed not in self._seen:
+                self._seen.add(proposed)
+                return proposed
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        self._mine.append(trial)
+        self._learned.add(trial)
+
+    def _all(self) -> Iterator[tuple[str, str]]:
+        for forecast in self._learned.forecasts:
+            yield self._even(), forecast
+        known = len(self._learned.trials) > len(self._mine)
+        for _ in range(RANDOM // 2 if known else RANDOM):
+            yield self._random(), self.best.forecast
+        last = len(self._mine) + OPTIMAL_SHARE * (self._number - len(self._mine))
+        idle = 0
+        while len(self._mine) < last and idle < 8:
+            before = len(self._mine)
+            yield from self._optimal()
+            idle = idle + 1 if len(self._mine) == before else 0
+        for forecast in self._learned.forecasts:
+            yield self.best.pattern, forecast
+        reach = 0
+        while reach < 3:
+            before = self.best
+            yield from self._neighbours(reach)
+            reach = 0 if self.best is not before else reach + 1
+
+    def _even(self) -> str:
+        """Computed steps as evenly as they go; with an interval that divides the run, FORA's."""
+        steps = len(self._learned.products.pooled)
+        chosen = {round(number * steps / self._count - 1e-9) for number in range(self._count)}
+        return _picture(chosen, steps)
+
+    def _random(self) -> str:
+        """Computed steps of a random smooth density, no interval longer than the longest."""
+        steps = len(self._learned.products.pooled)
+        while True:
+            knots = self._rng.normal(0, 0.5, 5)
+            density = np.exp(np.interp(np.arange(steps), np.linspace(0, steps - 1, 5), knots))
+            share = np.cumsum(density) / density.sum()
+            wanted = (np.arange(1, self._count) + self._rng.uniform(-0.3, 0.3, self._count - 1)) / self._count
+            chosen = {0, *np.searchsorted(share, wanted).tolist()}
+            spare = [step for step in range(steps) if step not in chosen]
+            chosen |= set(self._rng.permutation(spare)[: self._count - len(chosen)].tolist())
+            pattern = _picture(chosen, steps)
+            if self._allowed(pattern):
+                return pattern
+
+    def _allowed(self, pattern: str) -> bool:
+        return max(map(len, pattern.split("#"))) < self._learned.longest
+
+    def _optimal(self) -> Iterator[tuple[str, str]]:
+        """The optimal schedule by the surrogate, and by others that might be true."""
+        forecast = self.best.forecast
+        found = self._learned.surrogate()
+        mean = len(found.gains) / self._count
+        optimal = self._learned.optimal(forecast, min(self._learned.longest, math.ceil(STRETCH * mean)))
+        for number in range(ROUND):
+            gains = found.gains if number == 0 else found.jittered(self._rng).gains
+            yield optimal.pattern(gains, self._count), forecast
+
+    def _neighbours(self, reach: int) -> Iterator[tuple[str, str]]:
+        """Of the schedules that move one or two computed steps of the best, the next few by the surrogate."""
+        best, found = self.best, self._learned.surrogate()
+        steps = [step for step, sign in enumerate(best.pattern) if sign == "#"]
+        moved = [self._moved(steps, at, by) for at in range(1, len(steps)) for by in STEPS]
+        if reach:
+            pairs = self._rng.integers(1, len(steps), (200, 2)) if len(steps) > 1 else []
+            ways = self._rng.choice(STEPS, (200, 2))
+            moved += [
+                self._moved(_chosen(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
+                for (a, b), (x, y) in zip(pairs, ways, strict=True)
+            ]
+        fresh = {each for each in moved if each and (each, best.forecast) not in self._seen and self._allowed(each)}
+        ranked = sorted(fresh, key=lambda each: (found.predict(self._learned.errors_of(each, best.forecast)), each))
+        for pattern in ranked[: 2 * ROUND]:
+            yield pattern, best.forecast
+            if self.best is not best:
+                return
+
+    def _moved(self, chosen: list[int], at: int, by: int) -> str | None:
+        steps, place = len(self._learned.products.pooled), chosen[at] + by
+        if not 0 < place < steps or place in chosen:
+            return None
+        return _picture({*chosen[:at], *chosen[at + 1 :], place}, steps)
+
+
+def _chosen(pattern: str) -> list[int]:
+    return [step for step, sign in enumerate(pattern) if sign == "#"]
+
+
+def _picture(chosen: set[int], steps: int) -> str:
+    return "".join("#" if step in chosen else "." for step in range(steps))

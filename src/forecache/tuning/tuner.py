@@ -1,0 +1,249 @@
+"""The best plan for a budget, found on the user's model: schedule and forecast together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from forecache._core import Grid
+from forecache._errors import InputError, SearchFileError
+from forecache.adapters import grid, is_same
+from forecache.applied import apply
+from forecache.evaluate import psnr
+from forecache.evaluate.images import EQUAL_DB
+from forecache.methods import explicit
+from forecache.plan import Method, Plan
+from forecache.sources import Condition, OnStep, Sampling, Source, as_source, call, checked, in_batches
+from forecache.tuning import proposals, trials
+from forecache.tuning.products import Products, observe
+from forecache.tuning.settings import Settings, plain, settings_of
+from forecache.tuning.surrogate import Surrogate
+from forecache.tuning.trials import FORECASTS, Trial
+
+USUAL = ("fitted 2", "feedback 2, 0.5", "taylor 2", "taylor 1")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found. plans: one a budget, in the order of the budgets, with its provenance; chosen: their trials.
+
+    held_out: their mean PSNR in dB on samples that they were not tuned on; empty if there were none. trials: everything
+    that was sampled with. uniform: for every budget, the best that the even schedule did under any of the forecasts.
+    surrogate: the model of the error, fitted to the trials; predicted: what it says of every trial, in dB.
+    """
+
+    plans: tuple[Plan, ...]
+    chosen: tuple[Trial, ...]
+    uniform: tuple[Trial, ...]
+    held_out: tuple[float, ...]
+    trials: tuple[Trial, ...]
+    predicted: tuple[float, ...]
+    surrogate: Surrogate
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first budget."""
+        return self.plans[0]
+
+    def show(self) -> str:
+        """One line a plan, as text."""
+        lines = [f"{len(self.trials)} schedules sampled with"]
+        for place, (trial, even) in enumerate(zip(self.chosen, self.uniform, strict=True)):
+            unseen = f", {self.held_out[place]:.2f} dB on others" if self.held_out else ""
+            lines.append(
+                f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB{unseen} (even steps: {even.psnr:.2f} dB)"
+            )
+        return "\n".join(lines)
+
+
+def tune(
+    target: Any,
+    conditions: Sequence[Condition],
+    *,
+    num_steps: int,
+    budget: float | Sequence[float] = 1 / 3,
+    held_out: Sequence[Condition] = (),
+    forecasts: Sequence[str] = USUAL,
+    guidance: float = 1.5,
+    seed: int = 1000,
+    held_out_seed: int = 2000,
+    batch: int = 32,
+    number: int = 48,
+    longest: int = 8,
+    search_seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_step: OnStep | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Tuned:
+    """The schedule and forecast that come closest to the samples without a cache, for each budget.
+
+    One pass without a cache measures how alike the features of different steps are (`products.Products`), and with it
+    the error of every (step, gap, forecast). What an error at a step does to the image is a gain that is learned from
+    schedules that are sampled with (`surrogate`); under these, dynamic programming proposes the best schedule
+    (`optimal`), samples tell how good it is, and so on; then its neighbours.
+
+    target: a DiTPipeline, a text-to-image pipeline, the bundled models, or any `sources.Source`. conditions: class
+    labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache, or several,
+    which share what is learned. held_out: other conditions, sampled from ``held_out_seed``, that judge what was found.
+    forecasts: names of `trials.FORECASTS` to choose from. number: schedules that are sampled with for each budget.
+
+    path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
+    plans. on_start: called with the number of model calls to come; on_step: after each; on_trial: after each schedule.
+    Raises SearchFileError if ``path`` holds another tuning, InputError for a budget that no schedule fits.
+    """
+    source = as_source(target)
+    labels, others = checked(source, conditions), checked(source, held_out)
+    budgets = (budget,) if isinstance(budget, int | float) else tuple(budget)
+    unknown = [name for name in forecasts if name not in FORECASTS]
+    if unknown or not forecasts:
+        raise InputError(f"There is no forecast {unknown[0] if unknown else ''!r}; there are: {'; '.join(FORECASTS)}.")
+    if not labels or not budgets or min(batch, number, num_steps) < 1 or longest < 2:
+        raise InputError(
+            "Tuning needs a condition and a budget, a batch, a number of schedules and of steps of at least 1, and a "
+            "longest interval of at least 2."
+        )
+    if set(others) & set(labels) and held_out_seed == seed:
+        raise InputError("held_out shares conditions and noise with what is tuned on: give another held_out_seed.")
+    run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
+                                    search_seed), path, on_step, on_trial)  # fmt: skip
+    counts = [run.count(each) for each in budgets]
+    if on_start is not None:
+        on_start(run.calls(len(labels), len(counts)) + run.calls(len(others), 0) * (1 + len(counts)) * bool(others))
+    return run.finish(counts, others, held_out_seed)
+
+
+class _Tuning:
+    """One tuning: samples with schedules, remembers what they did."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        path: str | os.PathLike[str] | None,
+        on_step: OnStep | None,
+        on_trial: Callable[[Trial], None] | None,
+    ) -> None:
+        self._source, self._settings = source, settings
+        self._path = Path(path) if path is not None else None
+        self._on_step, self._on_trial = on_step, on_trial
+        self._grid: Grid = grid(source.target, settings.num_steps)
+        self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
+        self._known: dict[tuple[str, str], Trial] = self._load()
+        self._uncached: Tensor
+        self._products: Products
+
+    def count(self, budget: float) -> int:
+        """How many steps a budget computes."""
+        steps = self._settings.num_steps
+        least = -(-steps // self._settings.longest)
+        skipped = self._skipped_share(steps)
+        found = int((budget * steps - skipped * steps) / (1 - skipped) + 1e-9)
+        if not least <= found <= steps - 1:
+            raise InputError(
+                f"A budget of {budget:.3g} of the MACs computes {found} of {steps} steps; intervals of at most "
+                f"{self._settings.longest} need {least} to {steps - 1}: choose another budget, or a longer interval."
+            )
+        return found
+
+    def _skipped_share(self, steps: int) -> float:
+        """What a skipped step costs, as a share of a computed one; 0 where nobody knows."""
+        inputs = call(self._source, 1 + (self._settings.guidance > 1))
+        try:
+            plan = explicit(compute=[0]).plan(self._grid)
+            cost = plan.cost(self._source.target, guidance=self._settings.guidance > 1, inputs=inputs)
+        except InputError:
+            return 0.0
+        return (steps / cost.speedup - 1) / (steps - 1) if steps > 1 else 0.0
+
+    def calls(self, samples: int, budgets: int) -> int:
+        """Model calls of a pass without a cache and of all trials."""
+        batches = -(-samples // self._settings.batch)
+        return batches * self._settings.num_steps * (1 + budgets * self._settings.trials)
+
+    def finish(self, counts: Sequence[int], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
+        labels, batch = self._settings.conditions, self._settings.batch
+        self._products, self._uncached = observe(self._source, labels, self._how, batch, self._on_step)
+        made = {name: FORECASTS[name](self._products) for name in self._settings.forecasts}
+        learned = proposals.Learned(self._products, made, self._settings.longest)
+        chosen = [self._tuned(learned, count, number) for number, count in enumerate(counts)]
+        everything = tuple(learned.trials)
+        unseen = self._judged([trial for trial, _ in chosen], others, held_out_seed) if others else ()
+        plans = tuple(
+            self._described(trial, unseen[place] if unseen else None) for place, (trial, _) in enumerate(chosen)
+        )
+        best, even = zip(*chosen, strict=True)
+        surrogate = learned.surrogate()
+        predicted = tuple(surrogate.decibels(learned.errors(trial)) for trial in everything)
+        return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
+
+    def _tuned(self, learned: proposals.Learned, count: int, number: int) -> tuple[Trial, Trial]:
+        """The best trial of a budget, and the best one with an even schedule."""
+        search = proposals.Search(learned, count, self._settings.trials, self._settings.search_seed + number)
+        while (proposed := search.propose()) is not None:
+            search.tell(self._try(*proposed))
+        return search.best, search.even
+
+    def _try(self, pattern: str, forecast: str) -> Trial:
+        if (pattern, forecast) in self._known:
+            return self._known[pattern, forecast]
+        images = self._sample(self._plan(pattern, forecast), self._settings.conditions, self._how)
+        trial = Trial(pattern, forecast, _mean_psnr(images, self._uncached))
+        self._known[pattern, forecast] = trial
+        if self._path is not None:
+            trials.write(self._path, plain(self._settings), self._known)
+        if self._on_trial is not None:
+            self._on_trial(trial)
+        return trial
+
+    def _sample(self, plan: Plan, labels: Sequence[Condition], how: Sampling) -> Tensor:
+        with apply(self._source.target, plan):
+            return in_batches(self._source, labels, how, self._settings.batch, self._on_step)
+
+    def _plan(self, pattern: str, forecast: str) -> Plan:
+        base = explicit(pattern=pattern)
+        method = Method(f"tuned({pattern!r}, {forecast!r})", base.schedule, FORECASTS[forecast](self._products))
+        return method.plan(self._grid)
+
+    def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:
+        how = replace(self._how, seed=seed)
+        uncached = in_batches(self._source, others, how, self._settings.batch, self._on_step)
+        plans = [self._plan(trial.pattern, trial.forecast) for trial in found]
+        return tuple(_mean_psnr(self._sample(plan, others, how), uncached) for plan in plans)
+
+    def _described(self, trial: Trial, unseen: float | None) -> Plan:
+        plan, settings = self._plan(trial.pattern, trial.forecast), self._settings
+        samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, seed {settings.seed}, {settings.dtype}"
+        how = {
+            "tuned": f"best of {sum(each.computed == trial.computed for each in self._known.values())} schedules with "
+            f"{trial.computed} of {settings.num_steps} steps computed, search seed {settings.search_seed}",
+            "samples": samples,
+            "psnr": f"{trial.psnr:.2f} dB on these samples" + (f", {unseen:.2f} dB on others" if unseen else ""),
+        }
+        return replace(plan, provenance={**plan.provenance, **how})
+
+    def _load(self) -> dict[tuple[str, str], Trial]:
+        if self._path is None or not self._path.exists():
+            return {}
+        settings, known = trials.read(self._path)
+        mine = plain(self._settings)
+        differ = [name for name in mine if name != "fingerprint" and settings.get(name) != mine[name]]
+        if not is_same(str(settings.get("fingerprint")), self._settings.fingerprint):
+            differ.append("fingerprint")
+        if differ:
+            raise SearchFileError(
+                f"{self._path} holds another tuning ({', '.join(differ)} differ): write to another file, or delete it "
+                "first."
+            )
+        if strange := [each.pattern for each in known.values() if len(each.pattern) != self._settings.num_steps]:
+            raise SearchFileError(f"{self._path} has a pattern of another length, {strange[0]}: delete it.")
+        return known
+
+
+def _mean_psnr(images: Tensor, uncached: Tensor) -> float:
+    return psnr(images, uncached).clamp_max(EQUAL_DB).mean().item()

@@ -1,0 +1,242 @@
+"""Tuning: errors of schedules from inner products, the best schedule under gains, plans that are found again."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import forecache as fc
+from forecache import zoo
+from forecache.forecasts import Feedback, Reuse, Taylor
+from forecache.tuning import proposals, surrogate, trials
+from forecache.tuning.optimal import Optimal
+from forecache.tuning.products import Fitted, Products, observe
+
+SITES = tuple(fc.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
+patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
+    lambda intervals: "".join("#" + "." * (interval - 1) for interval in intervals)
+)
+forecasts = st.one_of(
+    st.just(Reuse()), st.builds(Taylor, st.integers(1, 3)), st.builds(Feedback, st.integers(1, 3), st.floats(0, 1))
+)
+
+
+def made(num_steps, seed=0, rows=5):
+    """Random features that change smoothly, [site][step], and their products."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(SITES), num_steps, rows, 7, generator=generator, dtype=torch.float64).cumsum(1)
+    products = Products(SITES, num_steps)
+    for site, feature in enumerate(features):
+        products.add(site, list(feature))
+    return features, products
+
+
+def emitted(features, plan):
+    """What a plan gives out, by its weights, in place of the features; (S, T, R, D)."""
+    given_out = features.clone()
+    for site, row in enumerate(plan.rows):
+        for step, cell in enumerate(row):
+            if cell.reads:
+                given_out[site, step] = sum(weight * given_out[site, source] for source, weight in cell.reads)
+    return given_out
+
+
+def planned(pattern, forecast):
+    method = fc.Method("tried", fc.schedules.by_step(pattern), forecast)
+    return method.plan(fc.Grid(len(pattern), SITES))
+
+
+@given(patterns, forecasts, st.integers(0, 20))
+@settings(deadline=None, max_examples=50)
+def test_errors_from_products_are_those_of_the_features(pattern, forecast, seed):
+    features, products = made(len(pattern), seed)
+    missed = (emitted(features, planned(pattern, forecast)) - features).square().sum((0, 2, 3))
+    scale = float(features.square().sum())
+    assert products.errors(pattern, forecast) == pytest.approx(missed.numpy(), rel=1e-6, abs=1e-9 * scale)
+
+
+@given(patterns, st.integers(0, 2), st.integers(0, 20))
+@settings(deadline=None, max_examples=50)
+def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed):
+    """Against torch's solver on the features themselves, with the sum to one built in."""
+    features, products = made(len(pattern), seed, rows=9)
+    plan = planned(pattern, Fitted(products, order))
+    computed = []
+    total = np.zeros(len(pattern))
+    for step, sign in enumerate(pattern):
+        if sign == "#":
+            computed.insert(0, step)
+            continue
+        newest, *older = computed[: order + 1]
+        for site, row in enumerate(plan.rows):
+            target = (features[site, step] - features[site, newest]).flatten()
+            changes = [(features[site, source] - features[site, newest]).flatten() for source in older]
+            wanted = torch.linalg.lstsq(torch.stack(changes, 1), target).solution.tolist() if older else []
+            found = dict(row[step].reads)
+            assert [found.get(source, 0.0) for source in older] == pytest.approx(wanted, abs=1e-3)
+            left = target - sum((w * change for w, change in zip(wanted, changes, strict=True)), torch.zeros(()))
+            total[step] += float(left.square().sum())
+    assert products.errors(pattern, Fitted(products, order)) == pytest.approx(total, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("forecast", [Reuse(), Taylor(1), Taylor(2), "fitted"])
+@pytest.mark.parametrize(("num_steps", "count", "longest"), [(9, 4, 4), (10, 3, 5), (8, 5, 8), (7, 1, 8), (6, 6, 3)])
+def test_the_optimal_pattern_is_the_best_of_all(forecast, num_steps, count, longest):
+    _, products = made(num_steps, seed=3)
+    rule = Fitted(products, 2) if forecast == "fitted" else forecast
+    gains = np.random.default_rng(1).uniform(0.1, 2, num_steps)
+
+    def cost(pattern):
+        return float(products.errors(pattern, rule) @ gains)
+
+    every = []
+    for others in itertools.combinations(range(1, num_steps), count - 1):
+        pattern = "".join("#" if step in (0, *others) else "." for step in range(num_steps))
+        if max(map(len, pattern.split("#"))) < longest:
+            every.append(pattern)
+    best = min(every, key=cost)
+    found = Optimal(products, rule, longest).pattern(gains, count)
+    assert found.count("#") == count
+    assert cost(found) == pytest.approx(cost(best), rel=1e-9)
+
+
+def test_gains_that_made_the_measurements_are_found_again():
+    rng = np.random.default_rng(0)
+    truth = surrogate.basis(20, 6) @ rng.uniform(0.5, 3, 6)
+    errors = [rng.uniform(0, 1, 20) * (rng.uniform(0, 1, 20) < 0.6) for _ in range(200)]
+    measured = [float(-10 * np.log10(each @ truth * 1e-4)) for each in errors]
+    found = surrogate.fit(errors, measured)
+    expected = [found.decibels(each) for each in errors]
+    assert np.abs(np.array(expected) - measured).mean() < 0.25
+    assert np.corrcoef(found.gains, truth)[0, 1] > 0.9
+
+
+@given(st.integers(1, 6), st.integers(0, 30))
+@settings(deadline=None, max_examples=30)
+def test_nonnegative_least_squares_meets_its_conditions(size, seed):
+    """At the optimum every entry is zero with an uphill slope, or positive with none."""
+    rng = np.random.default_rng(seed)
+    system, target = rng.normal(size=(size + 4, size)), rng.normal(size=size + 4)
+    found = surrogate.nonnegative(system, target)
+    slope = system.T @ (system @ found - target)
+    assert (found >= 0).all()
+    assert (slope > -1e-4).all()
+    assert np.abs(slope[found > 1e-9]).max(initial=0) < 1e-4
+
+
+@pytest.mark.parametrize(("num_steps", "count"), [(50, 17), (20, 7), (20, 13), (9, 2), (5, 4)])
+def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num_steps, count):
+    _, products = made(num_steps)
+    learned = proposals.Learned(products, {"taylor 2": Taylor(2), "taylor 1": Taylor(1)}, 8)
+    search = proposals.Search(learned, count, 30, seed=0)
+    seen = set()
+    while (proposed := search.propose()) is not None:
+        pattern, name = proposed
+        assert proposed not in seen
+        assert (len(pattern), pattern.count("#"), pattern[0]) == (num_steps, count, "#")
+        assert max(map(len, pattern.split("#"))) < 8
+        seen.add(proposed)
+        score = -10 * np.log10(products.errors(pattern, learned.forecasts[name]).sum() + 1e-9)
+        search.tell(trials.Trial(pattern, name, float(score)))
+    assert len(seen) <= 30
+    assert search.best.psnr >= search.even.psnr
+    assert len(seen) == 30 or num_steps < 10
+
+
+# ---- on the bundled model -------------------------------------------------------------------------------------------
+
+LABELS = list(range(4))
+HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 9, "longest": 4}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return zoo.load_digits()
+
+
+@pytest.fixture(scope="module")
+def tuned(digits):
+    return fc.tune(digits, LABELS, **HOW, held_out=LABELS)
+
+
+def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
+    source = fc.sources.as_source(digits)
+    how = fc.sources.Sampling(4, 1.5, 0)
+    products, images = observe(source, LABELS, how, batch=2)
+    assert torch.equal(images, torch.cat([source.generate(LABELS[:2], how), source.generate(LABELS[2:], how, 2)]))
+    norms = np.diagonal(products.table, axis1=1, axis2=2)
+    assert (norms > 0).all()
+    assert (np.abs(products.table) <= np.sqrt(norms[:, :, None] * norms[:, None, :]) * (1 + 1e-6)).all()
+
+
+def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
+    source = fc.sources.as_source(digits)
+    for plan, trial, unseen in zip(tuned.plans, tuned.chosen, tuned.held_out, strict=True):
+        for seed, said in ((1000, trial.psnr), (2000, unseen)):
+            how = fc.sources.Sampling(6, 1.5, seed)
+            uncached = source.generate(LABELS, how)
+            with fc.apply(digits, plan):
+                images = source.generate(LABELS, how)
+            assert fc.evaluate.psnr(images, uncached).mean().item() == pytest.approx(said, abs=1e-4)
+
+
+def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, tuned):
+    inputs = fc.sources.call(fc.sources.as_source(digits), 2)
+    for plan, trial, even, budget in zip(tuned.plans, tuned.chosen, tuned.uniform, HOW["budget"], strict=True):
+        assert 1 / plan.cost(digits, guidance=True, inputs=inputs).speedup <= budget
+        assert trial.psnr >= even.psnr
+        assert trial.computed == even.computed
+        assert "on others" in plan.provenance["psnr"]
+
+
+def test_the_same_tuning_gives_the_same_plans_also_after_an_interruption(digits, tuned, tmp_path):
+    class EnoughError(Exception):
+        pass
+
+    def stop(trial):
+        if len(json.loads((tmp_path / "tune.json").read_text())["trials"]) == 5:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        fc.tune(digits, LABELS, **HOW, held_out=LABELS, path=tmp_path / "tune.json", on_trial=stop)
+    sampled = []
+    again = fc.tune(digits, LABELS, **HOW, held_out=LABELS, path=tmp_path / "tune.json", on_trial=sampled.append)
+    assert len(sampled) == len(tuned.trials) - 5
+    assert [plan.rows for plan in again.plans] == [plan.rows for plan in tuned.plans]
+    assert again.trials == tuned.trials
+
+
+def test_a_tuned_plan_is_a_file_like_any_other(tuned, tmp_path):
+    tuned.plan.save(tmp_path / "plan.json")
+    assert fc.Plan.load(tmp_path / "plan.json").rows == tuned.plan.rows
+
+
+def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
+    path = tmp_path / "tune.json"
+    fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path)
+    before = path.read_bytes()
+    with pytest.raises(fc.SearchFileError, match=r"holds another tuning \(seed differ\)"):
+        fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path, seed=7)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"budget": 0.05}, "choose another budget"),
+        ({"budget": 1.0}, "choose another budget"),
+        ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted 2"),
+        ({"number": 0}, "at least 1"),
+        ({"held_out": [0], "held_out_seed": 1000}, "another held_out_seed"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, asked, message):
+    def never(step):
+        raise AssertionError
+
+    with pytest.raises(fc.InputError, match=message):
+        fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
