@@ -161,14 +161,22 @@ class Feedback:
             )
 
     def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
-        reads = dict(Taylor(self.order).reads(step, computed))
-        if len(computed) < 2:
-            return reads
-        newer, older = computed[:2]
-        for judged in range(older + 1, newer):
-            share = self.strength / (newer - older - 1)
-            place = (judged - older) / (newer - older)
-            for source, weight in ((judged, -share), (newer, share * place), (older, share * (1 - place))):
-                reads[source] = reads.get(source, 0.0) + weight
-        kept = {source: weight for source, weight in reads.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
-        return dict(sorted(kept.items(), reverse=True))
+        return paid_back(Taylor(self.order).reads(step, computed), computed, self.strength)
+
+
+def paid_back(reads: Mapping[int, float], computed: Sequence[int], strength: float) -> Mapping[int, float]:
+    """A forecast's reads, less a share of the mean error of the estimates in the gap before the newest computed step.
+
+    An estimate is judged by the straight line between its computed neighbours.
+    """
+    found = dict(reads)
+    if len(computed) < 2:
+        return found
+    newer, older = computed[:2]
+    for judged in range(older + 1, newer):
+        share = strength / (newer - older - 1)
+        place = (judged - older) / (newer - older)
+        for source, weight in ((judged, -share), (newer, share * place), (older, share * (1 - place))):
+            found[source] = found.get(source, 0.0) + weight
+    kept = {source: weight for source, weight in found.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
+    return dict(sorted(kept.items(), reverse=True))

@@ -279,11 +279,7 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
     front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")
     front.locator_params(axis="x", integer=True)
     front.legend()
-    measured = [each.psnr for each in tuned.trials]
-    expected.plot(tuned.predicted, measured, ".")
-    ends = [min(measured), max(measured)]
-    expected.plot(ends, ends, color="0.5", linewidth=1)
-    expected.set(xlabel="expected by the surrogate, dB", ylabel="measured, dB")
+    _expected(expected, tuned.predicted, [each.psnr for each in tuned.trials])
     for place, trial in enumerate(tuned.chosen):
         marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
         gains.plot(marks, [-0.06 * (place + 1)] * len(marks), "|", markersize=8, color=f"C{place}")
@@ -293,3 +289,20 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_expected(expected: Sequence[float], measured: Sequence[float], path: Path) -> None:
+    """What a surrogate expects of schedules against what was measured, in dB; its scale is arbitrary."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    _expected(axis, expected, measured)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _expected(axis: Any, expected: Sequence[float], measured: Sequence[float]) -> None:
+    axis.plot(expected, measured, ".")
+    ends = [min(measured), max(measured)]
+    axis.plot(ends, ends, color="0.5", linewidth=1)
+    axis.set(xlabel="expected by the surrogate, dB", ylabel="measured, dB")

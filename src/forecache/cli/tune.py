@@ -32,7 +32,7 @@ def tune_command(
         Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
     ] = None,
     forecast: Annotated[
-        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {'; '.join(FORECASTS)}.")
+        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {FORECASTS}.")
     ] = None,
     schedules: Annotated[int, typer.Option(min=1, help="Schedules that are sampled with for every speed-up.")] = 48,
     longest: Annotated[int, typer.Option(min=2, help="The longest interval between computed steps.")] = 8,

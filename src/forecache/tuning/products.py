@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forecache._core import Site
 from forecache.adapters import find, grid, layout_for
-from forecache.forecasts import Forecast, Taylor
+from forecache.forecasts import Forecast, Taylor, paid_back
 from forecache.methods import explicit
 from forecache.observed import Observed
 from forecache.sources import Condition, OnStep, Sampling, Source
@@ -63,7 +63,9 @@ class Products:
             if sign == "#":
                 computed.insert(0, step)
                 given[step, step] = 1.0
-            elif isinstance(forecast, Fitted):
+            elif isinstance(
+                forecast, Fitted
+            ):  # without the feedback, which lets errors cancel and does not shrink them
                 found[step] = forecast.error(step, computed)
             else:
                 for source, weight in forecast.reads(step, computed, self.sites[0]).items():
@@ -78,11 +80,12 @@ class Fitted:
     """The weights of the last computed features that come closest to the feature, site by site and step by step (ours).
 
     Least squares over the samples of ``products``, with weights that sum to one. order: as many features as a Taylor
-    forecast of that order reads, whose weights are what is found where the samples do not tell.
+    forecast of that order reads, whose weights are what is found where the samples do not tell. strength: the share of
+    the error of the last estimates that is paid back on top, as in `forecasts.Feedback`; `error` is without it.
     """
 
-    def __init__(self, products: Products, order: int = 2) -> None:
-        self.order = order
+    def __init__(self, products: Products, order: int = 2, strength: float = 0.0) -> None:
+        self.order, self.strength = order, strength
         self._products = products
         self._index = {site: index for index, site in enumerate(products.sites)}
         self._known: dict[tuple[int, tuple[int, ...]], tuple[Table, float]] = {}
@@ -90,7 +93,8 @@ class Fitted:
     def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
         past = tuple(computed[: self.order + 1])
         weights, _ = self._solved(step, past)
-        return dict(zip(past, weights[self._index[site]].tolist(), strict=True))
+        reads = dict(zip(past, weights[self._index[site]].tolist(), strict=True))
+        return paid_back(reads, computed, self.strength) if self.strength else reads
 
     def error(self, step: int, computed: Sequence[int]) -> float:
         """The squared error that is left, all sites together."""

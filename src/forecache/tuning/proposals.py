@@ -8,23 +8,25 @@ neighbours of the best one, those first that the surrogate likes best. The forec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from forecache.forecasts import Feedback, Forecast, Taylor
+from forecache.forecasts import Feedback, Forecast, Gradient, Taylor
 from forecache.tuning import surrogate
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Products, Table
 from forecache.tuning.surrogate import Surrogate
-from forecache.tuning.trials import Trial
+from forecache.tuning.trials import Trial, forecast_of, varied
 
-RANDOM = 8
+RANDOM = 6
 """Random schedules of a search, if nothing was learned before; half of them otherwise."""
 ROUND = 3
 """Schedules that are proposed before the surrogate learns again."""
 OPTIMAL_SHARE = 0.45
 """Of the trials after the random ones, so many are optimal under the surrogate; the rest are neighbours."""
+ENOUGH = 8
+"""Trials of one forecast from which its gains are learned by themselves."""
 STRETCH = 1.75
 """A schedule that is proposed as optimal has no interval over so many times the mean one: there, errors are large."""
 STEPS = (-2, -1, 1, 2)
@@ -34,11 +36,17 @@ STEPS = (-2, -1, 1, 2)
 class Learned:
     """What all trials of a tuning taught, for every number of computed steps."""
 
-    def __init__(self, products: Products, forecasts: Mapping[str, Forecast], longest: int) -> None:
-        self.products, self.forecasts, self.longest = products, forecasts, longest
+    def __init__(self, products: Products, forecasts: Sequence[str], longest: int) -> None:
+        self.products, self.forecasts, self.longest = products, tuple(forecasts), longest
         self.trials: list[Trial] = []
+        self._made: dict[str, Forecast] = {}
         self._errors: dict[tuple[str, str], Table] = {}
         self._optimal: dict[tuple[str, int], Optimal] = {}
+
+    def forecast(self, name: str) -> Forecast:
+        if name not in self._made:
+            self._made[name] = forecast_of(name, self.products)
+        return self._made[name]
 
     def add(self, trial: Trial) -> None:
         if trial not in self.trials:
@@ -50,20 +58,26 @@ class Learned:
 
     def errors_of(self, pattern: str, forecast: str) -> Table:
         if (pattern, forecast) not in self._errors:
-            self._errors[pattern, forecast] = self.products.errors(pattern, self.forecasts[forecast])
+            self._errors[pattern, forecast] = self.products.errors(pattern, self.forecast(forecast))
         return self._errors[pattern, forecast]
 
-    def surrogate(self) -> Surrogate:
-        """The gains by what is known now."""
-        if len(self.trials) < 2:
+    def surrogate(self, forecast: str) -> Surrogate:
+        """The gains by what is known now of one forecast, or of all as long as that is little.
+
+        Feedback lets errors cancel, so that the same error counts for less than under another forecast.
+        """
+        own = [trial for trial in self.trials if trial.forecast == forecast]
+        known = own if len(own) >= ENOUGH else self.trials
+        if len(known) < 2:
             return surrogate.uninformed(self.products.pooled)
-        return surrogate.fit([self.errors(trial) for trial in self.trials], [trial.psnr for trial in self.trials])
+        return surrogate.fit([self.errors(trial) for trial in known], [trial.psnr for trial in known])
 
     def optimal(self, forecast: str, longest: int) -> Optimal:
-        """For feedback, that of the Taylor forecast below it: its estimates look back without end."""
+        """For feedback and GOC, that of the Taylor forecast below: their estimates look back without end."""
         if (forecast, longest) not in self._optimal:
-            rule = self.forecasts[forecast]
+            rule = self.forecast(forecast)
             below = Taylor(min(rule.order, 2)) if isinstance(rule, Feedback) else rule
+            below = Taylor(1) if isinstance(rule, Gradient) else below
             self._optimal[forecast, longest] = Optimal(self.products, below, longest)
         return self._optimal[forecast, longest]
 
@@ -85,8 +99,7 @@ class Search:
     @property
     def even(self) -> Trial:
         """The best trial of the even schedule."""
-        pattern = self._even()
-        return max((trial for trial in self._mine if trial.pattern == pattern), key=lambda trial: trial.psnr)
+        return max((trial for trial in self._mine if trial.pattern in self._even()), key=lambda trial: trial.psnr)
 
     def propose(self) -> tuple[str, str] | None:
         """A pattern and a forecast that were not tried; None when the search is over."""
@@ -102,10 +115,11 @@ class Search:
 
     def _all(self) -> Iterator[tuple[str, str]]:
         for forecast in self._learned.forecasts:
-            yield self._even(), forecast
+            for pattern in self._even():
+                yield pattern, forecast
         known = len(self._learned.trials) > len(self._mine)
         for _ in range(RANDOM // 2 if known else RANDOM):
-            yield self._random(), self.best.forecast
+            yield self.random(), self.best.forecast
         last = len(self._mine) + OPTIMAL_SHARE * (self._number - len(self._mine))
         idle = 0
         while len(self._mine) < last and idle < 8:
@@ -114,19 +128,23 @@ class Search:
             idle = idle + 1 if len(self._mine) == before else 0
         for forecast in self._learned.forecasts:
             yield self.best.pattern, forecast
+        yield from self._strengths()
         reach = 0
         while reach < 3:
             before = self.best
             yield from self._neighbours(reach)
             reach = 0 if self.best is not before else reach + 1
+            if reach == 1:
+                yield from self._strengths()
 
-    def _even(self) -> str:
-        """Computed steps as evenly as they go; with an interval that divides the run, FORA's."""
+    def _even(self) -> tuple[str, ...]:
+        """Computed steps as evenly as they go, and FORA's if an interval gives so many."""
         steps = len(self._learned.products.pooled)
-        chosen = {round(number * steps / self._count - 1e-9) for number in range(self._count)}
-        return _picture(chosen, steps)
+        spread = {round(number * steps / self._count - 1e-9) for number in range(self._count)}
+        fora = set(range(0, steps, -(-steps // self._count)))
+        return tuple(dict.fromkeys(_picture(each, steps) for each in (fora, spread) if len(each) == self._count))
 
-    def _random(self) -> str:
+    def random(self) -> str:
         """Computed steps of a random smooth density, no interval longer than the longest."""
         steps = len(self._learned.products.pooled)
         while True:
@@ -147,16 +165,27 @@ class Search:
     def _optimal(self) -> Iterator[tuple[str, str]]:
         """The optimal schedule by the surrogate, and by others that might be true."""
         forecast = self.best.forecast
-        found = self._learned.surrogate()
+        found = self._learned.surrogate(forecast)
         mean = len(found.gains) / self._count
         optimal = self._learned.optimal(forecast, min(self._learned.longest, math.ceil(STRETCH * mean)))
         for number in range(ROUND):
             gains = found.gains if number == 0 else found.jittered(self._rng).gains
             yield optimal.pattern(gains, self._count), forecast
 
+    def _strengths(self) -> Iterator[tuple[str, str]]:
+        """The best schedule with more feedback, and with less, as long as that helps."""
+        for by in (0.15, -0.15):
+            best = None
+            while best is not self.best:
+                best = self.best
+                other = varied(best.forecast, by)
+                if other is not None:
+                    yield best.pattern, other
+
     def _neighbours(self, reach: int) -> Iterator[tuple[str, str]]:
         """Of the schedules that move one or two computed steps of the best, the next few by the surrogate."""
-        best, found = self.best, self._learned.surrogate()
+        best = self.best
+        found = self._learned.surrogate(best.forecast)
         steps = [step for step, sign in enumerate(best.pattern) if sign == "#"]
         moved = [self._moved(steps, at, by) for at in range(1, len(steps)) for by in STEPS]
         if reach:

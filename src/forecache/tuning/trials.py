@@ -9,39 +9,62 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from forecache import _files
-from forecache._errors import SearchFileError
+from forecache._errors import InputError, SearchFileError
 from forecache._files import short
 from forecache._tensorfile import fields, refusing
 from forecache._version import __version__
-from forecache.forecasts import Feedback, Forecast, Reuse, Taylor
+from forecache.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 from forecache.tuning.products import Fitted, Products
 
 VERSION = 1
 MAX_BYTES = 16 * 2**20
 KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "trials": list}
 
-FORECASTS: Mapping[str, Callable[[Products], Forecast]] = {
-    "fitted 2": lambda products: Fitted(products, 2),
-    "fitted 1": lambda products: Fitted(products, 1),
-    "feedback 2, 0.5": lambda _: Feedback(2, 0.5),
-    "feedback 1, 0.5": lambda _: Feedback(1, 0.5),
-    "taylor 2": lambda _: Taylor(2),
-    "taylor 1": lambda _: Taylor(1),
-    "reuse": lambda _: Reuse(),
-}
-"""The forecasts that tuning chooses from, by name."""
+FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; goc ETA; reuse"
+"""How a forecast is named, such as ``fitted 1, feedback 0.8``."""
+NAME = re.compile(
+    r"(?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse"
+)
+
+
+def forecast_of(name: str, products: Products) -> Forecast:
+    """The forecast of this name; InputError if there is none."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise InputError(f"There is no forecast {name!r}; there are: {FORECASTS}.")
+    if found["eta"]:
+        return Gradient(float(found["eta"]))
+    if not found["kind"]:
+        return Reuse()
+    order, strength = int(found["order"]), float(found["strength"] or 0)
+    if found["kind"] == "fitted":
+        return Fitted(products, order, strength)
+    return Feedback(order, strength) if strength else Taylor(order)
+
+
+def varied(name: str, by: float) -> str | None:
+    """The same forecast with a strength of feedback, or an eta, that is larger by so much; None if it has none."""
+    found = NAME.fullmatch(name)
+    assert found is not None
+    if found["kind"]:
+        strength = round(float(found["strength"] or 0) + by, 2)
+        plain = f"{found['kind']} {found['order']}"
+        return f"{plain}, feedback {strength:g}" if 0 < strength <= 1 else plain if strength == 0 else None
+    eta = round(float(found["eta"] or 0) + by, 2)
+    return f"goc {eta:g}" if 0 < eta < 2 else None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A pattern that was sampled with, under a forecast (`FORECASTS`). psnr: mean over the samples, in dB, to the same
-    samples without a cache."""
+    """A pattern that was sampled with, under a forecast (`forecast_of`). psnr: to the same samples without a cache, mean
+    over them, in dB."""
 
     pattern: str
     forecast: str
@@ -81,6 +104,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Trial]]:
         for trial in trials:
             if not set(trial.pattern) <= set("#.") or not trial.pattern.startswith("#"):
                 raise ValueError(f"{short(trial.pattern)} is not a pattern")
-            if trial.forecast not in FORECASTS or not math.isfinite(trial.psnr):
+            if not NAME.fullmatch(trial.forecast) or not math.isfinite(trial.psnr):
                 raise ValueError(f"{short(trial.forecast)} is not a forecast, or its PSNR is not finite")
         return document["settings"], {(trial.pattern, trial.forecast): trial for trial in trials}

@@ -23,9 +23,10 @@ from forecache.tuning import proposals, trials
 from forecache.tuning.products import Products, observe
 from forecache.tuning.settings import Settings, plain, settings_of
 from forecache.tuning.surrogate import Surrogate
-from forecache.tuning.trials import FORECASTS, Trial
+from forecache.tuning.trials import Trial
 
-USUAL = ("fitted 2", "feedback 2, 0.5", "taylor 2", "taylor 1")
+USUAL = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor 2", "taylor 1", "goc 0.8")
+"""What is chosen from by default: with and without weights that are fitted, with and without feedback."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def tune(
     target: a DiTPipeline, a text-to-image pipeline, the bundled models, or any `sources.Source`. conditions: class
     labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache, or several,
     which share what is learned. held_out: other conditions, sampled from ``held_out_seed``, that judge what was found.
-    forecasts: names of `trials.FORECASTS` to choose from. number: schedules that are sampled with for each budget.
+    forecasts: names to choose from, as `trials.FORECASTS` says. number: schedules to sample with for each budget.
 
     path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
     plans. on_start: called with the number of model calls to come; on_step: after each; on_trial: after each schedule.
@@ -100,13 +101,12 @@ def tune(
     source = as_source(target)
     labels, others = checked(source, conditions), checked(source, held_out)
     budgets = (budget,) if isinstance(budget, int | float) else tuple(budget)
-    unknown = [name for name in forecasts if name not in FORECASTS]
-    if unknown or not forecasts:
-        raise InputError(f"There is no forecast {unknown[0] if unknown else ''!r}; there are: {'; '.join(FORECASTS)}.")
-    if not labels or not budgets or min(batch, number, num_steps) < 1 or longest < 2:
+    for name in forecasts:
+        trials.forecast_of(name, Products((), num_steps))
+    if not labels or not budgets or not forecasts or min(batch, number, num_steps) < 1 or longest < 2:
         raise InputError(
-            "Tuning needs a condition and a budget, a batch, a number of schedules and of steps of at least 1, and a "
-            "longest interval of at least 2."
+            "Tuning needs a condition, a budget and a forecast, a batch, a number of schedules and of steps of at least "
+            "1, and a longest interval of at least 2."
         )
     if set(others) & set(labels) and held_out_seed == seed:
         raise InputError("held_out shares conditions and noise with what is tuned on: give another held_out_seed.")
@@ -169,8 +169,7 @@ class _Tuning:
     def finish(self, counts: Sequence[int], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         labels, batch = self._settings.conditions, self._settings.batch
         self._products, self._uncached = observe(self._source, labels, self._how, batch, self._on_step)
-        made = {name: FORECASTS[name](self._products) for name in self._settings.forecasts}
-        learned = proposals.Learned(self._products, made, self._settings.longest)
+        learned = proposals.Learned(self._products, self._settings.forecasts, self._settings.longest)
         chosen = [self._tuned(learned, count, number) for number, count in enumerate(counts)]
         everything = tuple(learned.trials)
         unseen = self._judged([trial for trial, _ in chosen], others, held_out_seed) if others else ()
@@ -178,7 +177,7 @@ class _Tuning:
             self._described(trial, unseen[place] if unseen else None) for place, (trial, _) in enumerate(chosen)
         )
         best, even = zip(*chosen, strict=True)
-        surrogate = learned.surrogate()
+        surrogate = learned.surrogate(best[0].forecast)
         predicted = tuple(surrogate.decibels(learned.errors(trial)) for trial in everything)
         return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
 
@@ -207,7 +206,9 @@ class _Tuning:
 
     def _plan(self, pattern: str, forecast: str) -> Plan:
         base = explicit(pattern=pattern)
-        method = Method(f"tuned({pattern!r}, {forecast!r})", base.schedule, FORECASTS[forecast](self._products))
+        method = Method(
+            f"tuned({pattern!r}, {forecast!r})", base.schedule, trials.forecast_of(forecast, self._products)
+        )
         return method.plan(self._grid)
 
     def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from forecache.zoo.digits import Digits, load_digits, router_path, statistics_path
 from forecache.zoo.digits_text import DigitsText, load_digits_text
 from forecache.zoo.shapes import SHAPES, call_inputs, shaped
+from forecache.zoo.tuned import tuned_folder, tuned_path
 
 __all__ = [
     "SHAPES",
@@ -14,4 +15,6 @@ __all__ = [
     "router_path",
     "shaped",
     "statistics_path",
+    "tuned_folder",
+    "tuned_path",
 ]
