@@ -63,8 +63,8 @@ def varied(name: str, by: float) -> str | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """A pattern that was sampled with, under a forecast (`forecast_of`). psnr: to the same samples without a cache, mean
-    over them, in dB."""
+    """A pattern that was sampled with, under a forecast (`forecast_of`). psnr: to the same samples without a cache,
+    mean over them, in dB."""
 
     pattern: str
     forecast: str
