@@ -2,6 +2,7 @@
 
     python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (an hour)
     python benchmarks/tuned.py digits --correlation       expected against measured error of random schedules
+    python benchmarks/tuned.py digits --ablation          schedule, weights and feedback one by one
     python benchmarks/tuned.py digits --samples 200       a quicker look
 
 Plans: those that ship with the model (`zoo.tuned_path`), or of a folder of `forecache tune` (--plans). The other
@@ -30,7 +31,9 @@ from forecache import bench, report, sources, tuning, zoo
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.sources import Sampling, in_batches
 from forecache.tuning import proposals
+from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, observe
+from forecache.tuning.trials import forecast_of
 from forecache.zoo import DigitsText, digits_text
 from forecache.zoo.captions import pairs
 
@@ -79,6 +82,7 @@ class Rows:
     """What was measured on a model, kept in a file."""
 
     def __init__(self, name: str, samples: int) -> None:
+        self.name = name
         self.model: Any = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
         self.source = sources.as_source(self.model)
         every = sources.everything(self.source)
@@ -210,6 +214,35 @@ def correlation(rows: Rows, count: int, number: int = 200, fitting: int = 40) ->
     }
 
 
+def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, Any]]:
+    """What each part of a tuned plan adds: schedule, fitted weights, feedback, and the gains behind the schedule."""
+    products, _ = observe(rows.source, rows.asked[:20], Sampling(STEPS, rows.guidance, 1000), 20)
+    plan = plans(rows.name, folder)[count]
+    tuned = "".join("#" if cell.computed else "." for cell in plan.rows[0])
+    flat = tuning.surrogate.uninformed(products.pooled).gains
+    schedules = {
+        "even": even(count),
+        "tuned": tuned,
+        "optimal without gains": Optimal(products, Fitted(products, 2)).pattern(flat, count),
+    }
+    found = []
+    for schedule, forecast in (
+        ("even", "taylor 2"), ("tuned", "taylor 2"), ("even", "taylor 2, feedback 0.5"), ("even", "fitted 2"),
+        ("optimal without gains", "fitted 2"), ("tuned", "fitted 2"), ("tuned", "fitted 2, feedback 0.5"),
+        ("tuned", ""),
+    ):  # fmt: skip
+        if forecast:
+            method = fc.Method("ablation", fc.schedules.by_step(schedules[schedule]), forecast_of(forecast, products))
+            made = method.plan(fc.grid(rows.source.target, STEPS))
+        else:
+            made, forecast = plan, plan.provenance["method"].split(", ", 1)[1].strip("')")
+        with fc.apply(rows.source.target, made):
+            near = psnr(rows.sample(STEPS), rows.uncached).clamp_max(MOST).mean().item()
+        found.append({"schedule": schedule, "pattern": schedules[schedule], "forecast": forecast, "psnr_db": near})
+        print(f"{schedule}, {forecast}: {near:.2f} dB", flush=True)
+    return found
+
+
 def rank_correlation(one: list[float], two: list[float]) -> float:
     """Spearman's."""
     ranks = [np.argsort(np.argsort(each)) for each in (one, two)]
@@ -223,6 +256,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="computed steps")
     parser.add_argument("--correlation", action="store_true", help="measure that instead of the table")
+    parser.add_argument("--ablation", action="store_true", help="measure that instead of the table")
     parser.add_argument("--others", action="store_true", help="measure all rows but the tuned ones, and write no table")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(words)
@@ -236,6 +270,17 @@ def main(words: list[str]) -> None:
         (results / f"tuned-correlation-{args.model}.json").write_text(json.dumps(about | found, indent=1) + "\n")
         report.draw_expected(found["expected"], found["measured"], ROOT / f"docs/images/tuned-{args.model}.png")
         fill(ROOT / "docs/tuning.md", f"correlation {args.model}", correlation_lines(args.model, found))
+        return
+    if args.ablation:
+        parts = ablation(rows, args.plans)
+        about = {"command": command, "environment": bench.environment(), "samples": args.samples, "rows": parts}
+        (results / f"tuned-ablation-{args.model}.json").write_text(json.dumps(about, indent=1) + "\n")
+        lines = ["| schedule | forecast | PSNR, dB |", "|---|---|---|"]
+        lines += [
+            f"| {row['schedule']} `{row['pattern']}` | {row['forecast']} | {row['psnr_db']:.2f} |" for row in parts
+        ]
+        about["note"] = f"{args.model}, {STEPS} steps, {args.samples} samples of seed {SEED}."
+        fill(ROOT / "docs/tuning.md", f"ablation {args.model}", [*lines, "", about["note"]])
         return
     statistics = fc.Statistics.load(
         zoo.statistics_path(20) if args.model == "digits" else digits_text.statistics_path(20)

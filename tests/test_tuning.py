@@ -230,7 +230,7 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
         ({"budget": 0.05}, "choose another budget"),
         ({"budget": 1.0}, "choose another budget"),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
-        ({"number": 0}, "at least 1"),
+        ({"number": 0}, "from 1 on"),
         ({"held_out": [0], "held_out_seed": 1000}, "another held_out_seed"),
     ],
 )

@@ -105,7 +105,7 @@ def tune(
         trials.forecast_of(name, Products((), num_steps))
     if not labels or not budgets or not forecasts or min(batch, number, num_steps) < 1 or longest < 2:
         raise InputError(
-            "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps of at least 1; "
+            "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps from 1 on; "
             "and a longest interval of at least 2."
         )
     if set(others) & set(labels) and held_out_seed == seed:
