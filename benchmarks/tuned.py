@@ -283,7 +283,6 @@ def main(words: list[str]) -> None:
     parser.add_argument("--correlation", action="store_true", help="measure that instead of the table")
     parser.add_argument("--superposition", action="store_true", help="whether the errors of steps add up, instead")
     parser.add_argument("--ablation", action="store_true", help="measure that instead of the table")
-    parser.add_argument("--others", action="store_true", help="measure all rows but the tuned ones, and write no table")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
@@ -322,6 +321,8 @@ def main(words: list[str]) -> None:
     statistics = fc.Statistics.load(
         zoo.statistics_path(20) if args.model == "digits" else digits_text.statistics_path(20)
     )
+    for count, plan in plans(args.model, args.plans).items():
+        rows.measure("tuned", plan, count)
     known = with_peers(rows.rows, args.samples) if args.model == "digits" else rows.rows
     for count in args.counts:
         rows.fewer_steps(count, solver=False)
@@ -329,11 +330,6 @@ def main(words: list[str]) -> None:
         for name, method in others(count, statistics).items():
             if f"{name} | {count}" not in known:
                 rows.measure(name, method.plan(fc.grid(rows.source.target, STEPS)), count)
-    if args.others:
-        return
-    tuned = plans(args.model, args.plans)
-    for count, plan in tuned.items():
-        rows.measure("tuned", plan, count)
     found = with_peers(rows.rows, args.samples) if args.model == "digits" else rows.rows
     about = {"command": command, "environment": bench.environment(), "seed": SEED, "samples": args.samples}
     document = about | {"rows": list(found.values())}
