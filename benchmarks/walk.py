@@ -61,7 +61,8 @@ def main() -> None:
     rows = [f"| {meaning(line)} | {taken:.0f} |" for line, taken in seconds.items()]
     place = document["environment"]
     note = (
-        f"Each command of this page in turn, {sum(seconds.values()) / 60:.1f} minutes in all, most of them pip's. "
+        f"Each command of this page in turn, {sum(seconds.values()) / 60:.1f} minutes in all, most of them pip's, "
+        "from an index that was near: add your downloads. "
         f"{place['cpu']}, {place['cores']} cores (load {document['load']:.1f}: other work ran beside it), torch "
         f"{place['torch']}. `python benchmarks/walk.py` types them again."
     )

@@ -5,6 +5,7 @@ the code draws, and the notebook runs.
 import functools
 import http.server
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +23,7 @@ import forecache as fc
 
 ROOT = Path(__file__).parent.parent
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers", "nbclient", "ipykernel")
-TOOLS = [name for name in NEEDED if not find_spec(name)]
+TOOLS = [name for name in NEEDED if not importlib.util.find_spec(name)]
 PUBLIC = ["adapters", "evaluate", "reports", "zoo", "tokens", "reproduction"]
 """Modules with a table of contents of their own; those that `forecache.__all__` names are found by themselves."""
 
@@ -196,3 +196,19 @@ def test_in_a_browser_pages_fit_a_phone_and_ask_for_nothing(site):
         (site / "harness.html").unlink()
         server.shutdown()
         thread.join()
+
+
+def test_docstrings_are_written_as_markdown():
+    """Code and columns get a fence, described names bold; prose stays as it is."""
+    place = importlib.util.spec_from_file_location("_docstrings", ROOT / "docs/_docstrings.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    prose = "Say it. This is prose (not code), as here: a, b.\nwith more of it"
+    text = f"{prose}\n\nplan = goc(fora(2), 0.8).plan(grid)\n\nevery(3)      one in three\nfirst(2)      two\n\nb, a: x. c: y."
+    assert module.written(text, {"a", "b"}).split("\n\n") == [
+        prose,
+        "```python\nplan = goc(fora(2), 0.8).plan(grid)\n```",
+        "```text\nevery(3)      one in three\nfirst(2)      two\n```",
+        "**b**, **a**: x. c: y.",
+    ]
+    assert module.written("word", {"word"}) == "word"
