@@ -49,6 +49,7 @@ tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
 	$(BIN)/python benchmarks/quality.py intervals
+	$(BIN)/python benchmarks/which_method.py
 	$(BIN)/python benchmarks/procache.py
 	$(BIN)/python benchmarks/quality.py procache
 	$(BIN)/python benchmarks/quality.py text-corrections

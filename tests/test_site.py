@@ -204,11 +204,12 @@ def test_docstrings_are_written_as_markdown():
     module = importlib.util.module_from_spec(place)
     place.loader.exec_module(module)
     prose = "Say it. This is prose (not code), as here: a, b.\nwith more of it"
-    text = f"{prose}\n\nplan = goc(fora(2), 0.8).plan(grid)\n\nevery(3)      one in three\nfirst(2)      two\n\nb, a: x. c: y."
+    columns, code = "every(3)      one in three\nfirst(2)      two", "plan = goc(fora(2), 0.8).plan(grid)"
+    text = f"{prose}\n\n{code}\n\n{columns}\n\nb, a: x. c: y."
     assert module.written(text, {"a", "b"}).split("\n\n") == [
         prose,
-        "```python\nplan = goc(fora(2), 0.8).plan(grid)\n```",
-        "```text\nevery(3)      one in three\nfirst(2)      two\n```",
+        f"```python\n{code}\n```",
+        f"```text\n{columns}\n```",
         "**b**, **a**: x. c: y.",
     ]
     assert module.written("word", {"word"}) == "word"
