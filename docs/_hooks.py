@@ -1,4 +1,4 @@
-"""What mkdocs builds beside the files of docs/: pages of files that lie elsewhere, and of the notebook.
+"""What mkdocs builds beside the files of docs/: pages of files that lie elsewhere, of the notebook and of the commands.
 
 A link in any page is read from where its file lies in the repository. It leads to the page of the file that it names;
 a file without a page (code) is named, and not linked.
@@ -7,15 +7,21 @@ a file without a page (code) is named, and not linked.
 from __future__ import annotations
 
 import base64
+import importlib
 import json
+import pkgutil
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer.cli import get_docs_for_click
+
+from forecache import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {
@@ -36,6 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for name, content in of_notebook(ROOT / NOTEBOOK).items():
         files.append(File.generated(config, name, content=content))
+    files.append(File.generated(config, "commands.md", content=of_commands()))
     return files
 
 
@@ -59,6 +66,16 @@ def _linked(link: re.Match[str], origin: str, here: str, known: set[str]) -> str
     if page not in known:
         return text if "`" in text else f"`{text}`"
     return f"[{text}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_}{anchor})"
+
+
+def of_commands() -> str:
+    """Every command with its options, as `--help` has them."""
+    for module in pkgutil.iter_modules(cli.__path__):
+        importlib.import_module(f"forecache.cli.{module.name}")
+    command = typer.main.get_command(importlib.import_module("forecache.cli.terminal").app)
+    context = typer.Context(command, info_name="forecache")  # type: ignore[arg-type]
+    text = get_docs_for_click(obj=command, ctx=context, name="forecache", title="The command line")
+    return text.replace("* `--help`: Show this message and exit.\n", "")
 
 
 def of_notebook(path: Path) -> dict[str, str | bytes]:

@@ -125,6 +125,16 @@ def test_lists_and_tables_are_none_by_accident(site):
             assert not re.search(r"^\s*(?:- |\|.*\|$|```)", paragraph, re.MULTILINE), (path.name, paragraph[:200])
 
 
+def test_every_command_stands_on_its_page_with_its_options(site, pages, forecache):
+    _, out, _ = forecache("--help")
+    commands = re.findall(r"^│ ([a-z][a-z-]+)  ", out, re.MULTILINE)
+    assert {"demo", "plan", "sample", "report"} <= set(commands)
+    assert {f"forecache-{name}" for name in commands} <= pages[site / "commands.html"].ids
+    text = (site / "commands.html").read_text(encoding="utf-8")
+    assert "--router-threshold" in text
+    assert "Share of the last change" in text or "share of the last change" in text
+
+
 def test_a_page_that_lies_elsewhere_links_as_the_site_does(site):
     service = (site / "service.html").read_text(encoding="utf-8")
     assert 'href="serving.html"' in service
