@@ -75,7 +75,8 @@ def of_commands() -> str:
     command = typer.main.get_command(importlib.import_module("forecache.cli.terminal").app)
     context = typer.Context(command, info_name="forecache")  # type: ignore[arg-type]
     text = get_docs_for_click(obj=command, ctx=context, name="forecache", title="The command line")
-    return text.replace("* `--help`: Show this message and exit.\n", "")
+    title, *each = text.replace("* `--help`: Show this message and exit.\n", "").split("\n## `")
+    return "\n## `".join([title.partition("**Usage**")[0], *each])
 
 
 def of_notebook(path: Path) -> dict[str, str | bytes]:
