@@ -120,6 +120,7 @@ def intervals() -> dict[str, fc.Method]:
         rows[f"GOC 0.8, {name}"] = fc.goc(base, 0.8)
         rows[f"Taylor 1, {name}"] = fc.taylorseer(base, 1)
         rows[f"Taylor 2, {name}"] = fc.taylorseer(base, 2)
+        rows[f"Feedback 2, 0.5, {name}"] = fc.feedback(base, 2, 0.5)
     rows["FORA, N = 3, from the end"] = fc.fora(3, anchor="end")
     rows["Taylor 1, N = 3 after 3"] = fc.taylorseer(fc.warmup(fc.fora(3), 3), 1)
     for change in (0.2, 0.3, 0.5):

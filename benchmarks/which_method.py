@@ -19,16 +19,26 @@ FAMILIES = {
     "reuse": ("FORA", "SmoothCache", "L2C", "random router"),
     "GOC": ("GOC", "GC"),
     "Taylor": ("Taylor",),
+    "feedback": ("Feedback",),
     "EOC": ("EOC", "per channel"),
     "some tokens": ("ToCa",),
 }
-MARKS = {"reuse": ("#5c6270", "o"), "GOC": ("#c2570c", "s"), "Taylor": ("#1f5fbf", "^"), "EOC": ("#a02c7d", "D"),
-         "some tokens": ("#1b7f5c", "v")}  # fmt: skip
+MARKS = {
+    "feedback": ("#7a6a00", "P"),
+    "reuse": ("#5c6270", "o"),
+    "GOC": ("#c2570c", "s"),
+    "Taylor": ("#1f5fbf", "^"),
+    "EOC": ("#a02c7d", "D"),
+    "some tokens": ("#1b7f5c", "v"),
+}
+"""What is first lies on top."""
+
 NAMED = {
-    "FORA, N = 2", "GOC 0.8, N = 2", "Taylor 1, N = 2", "FORA, N = 3", "GOC 0.8, N = 3", "Taylor 2, N = 3",
-    "FORA, N = 4", "SmoothCache 0.2", "SmoothCache 0.5", "SmoothCache 0.5, Taylor 1", "ToCa 25 %, N = 4", "L2C 22 %",
-    "L2C 22 % + GOC 1.0", "L2C 39 %", "L2C 39 %, GOC 1.0", "FORA 75 % + GOC 0.8", "FORA 22 %, first odd calls",
-}  # fmt: skip
+    *("FORA, N = 2", "GOC 0.8, N = 2", "Taylor 1, N = 2", "FORA, N = 3", "GOC 0.8, N = 3", "Taylor 2, N = 3"),
+    *("FORA, N = 4", "Feedback 2, 0.5, N = 4", "SmoothCache 0.2", "SmoothCache 0.5", "SmoothCache 0.5, Taylor 1"),
+    *("ToCa 25 %, N = 4", "L2C 22 %", "L2C 22 % + GOC 1.0", "L2C 39 %", "L2C 39 %, GOC 1.0", "FORA 75 % + GOC 0.8"),
+    "FORA 22 %, first odd calls",
+}
 """The points that say their name; with all of them it could not be read."""
 
 
@@ -57,7 +67,7 @@ def points() -> list[Point]:
 
 def family(name: str) -> str:
     """What a plan is called after: its correction where it has one."""
-    order = ("EOC", "GOC", "Taylor", "some tokens", "reuse")
+    order = ("EOC", "GOC", "feedback", "Taylor", "some tokens", "reuse")
     return next(each for each in order if any(word in name for word in FAMILIES[each]))
 
 
@@ -65,7 +75,7 @@ def main() -> None:
     plt.switch_backend("Agg")
     figure, axis = plt.subplots(figsize=(8, 5.2), layout="constrained")
     every = points()
-    for name, (colour, mark) in reversed(MARKS.items()):  # reuse lies on top of what moves nothing
+    for name, (colour, mark) in reversed(MARKS.items()):
         mine = [point for point in every if family(point.name) == name]
         axis.scatter([p.fewer for p in mine], [p.decibels for p in mine], c=colour, marker=mark, s=26, label=name)
     for point in every:
