@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics tables bench peers serving
+.PHONY: demo test lint format figures statistics tables bench peers serving docs
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -27,6 +27,8 @@ figures: $(READY)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/digits_text.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/schedules.py
+	$(BIN)/python benchmarks/notebook.py
 	$(BIN)/python benchmarks/routers.py
 
 # the statistics that ship with digits and digits-text, and the ones per token that benchmarks/quality.py uses (ten minutes)
@@ -41,11 +43,13 @@ statistics: $(READY)
 	cp out/digits-text-statistics-20.safetensors $(DIGITS)-text/statistics-20.safetensors
 	$(BIN)/forecache calibrate --model digits-text --samples 300 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
 
-# the tables of docs/eoc.md, docs/l2c.md, docs/procache.md, docs/digits-text.md, docs/calibration.md, docs/evaluation.md and
+# the tables of docs/eoc.md, docs/l2c.md, docs/which-method.md, docs/procache.md, docs/digits-text.md, docs/calibration.md, docs/evaluation.md and
 # docs/sampling.md, docs/reproduce.md (four hours on two cores, after make statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections
 	$(BIN)/python benchmarks/quality.py l2c
+	$(BIN)/python benchmarks/quality.py intervals
+	$(BIN)/python benchmarks/which_method.py
 	$(BIN)/python benchmarks/procache.py
 	$(BIN)/python benchmarks/quality.py procache
 	$(BIN)/python benchmarks/quality.py text-corrections
@@ -65,6 +69,11 @@ peers: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/python benchmarks/peers.py --model tiny
 	$(BIN)/python benchmarks/peers.py --model digits
+
+# the documentation as pages that need no network, in site/: python -m http.server -d site (a quarter of a minute)
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/ is ready: $(BIN)/python -m http.server -d site 8000"
 
 # the tables of docs/serving.md: two minutes each with 2 and 16 clients (ten minutes)
 serving: $(READY)

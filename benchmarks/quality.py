@@ -110,6 +110,29 @@ def l2c() -> dict[str, fc.Method]:
     return rows
 
 
+def intervals() -> dict[str, fc.Method]:
+    """Every base schedule with every forecast that needs no calibration, and what stands beside them."""
+    stats = fc.Statistics.load(zoo.statistics_path(20))
+    rows = {}
+    for interval in (2, 3, 4):
+        base, name = fc.fora(interval), f"N = {interval}"
+        rows[f"FORA, {name}"] = base
+        rows[f"GOC 0.8, {name}"] = fc.goc(base, 0.8)
+        rows[f"Taylor 1, {name}"] = fc.taylorseer(base, 1)
+        rows[f"Taylor 2, {name}"] = fc.taylorseer(base, 2)
+        rows[f"Feedback 2, 0.5, {name}"] = fc.feedback(base, 2, 0.5)
+    rows["FORA, N = 3, from the end"] = fc.fora(3, anchor="end")
+    rows["Taylor 1, N = 3 after 3"] = fc.taylorseer(fc.warmup(fc.fora(3), 3), 1)
+    for change in (0.2, 0.3, 0.5):
+        rows[f"SmoothCache {change:g}"] = fc.smoothcache(stats, change)
+    rows["SmoothCache 0.5, Taylor 1"] = fc.taylorseer(fc.smoothcache(stats, 0.5), 1)
+    rows["ToCa 25 %, N = 4"] = fc.toca(fc.fora(4), 0.25)
+    router = fc.Router.load(zoo.router_path(40))
+    rows["L2C 39 %"] = fc.l2c(router)
+    rows["L2C 39 %, GOC 1.0"] = fc.goc(fc.l2c(router), 1.0)
+    return rows
+
+
 class Table(NamedTuple):
     """The rows of a table, the page that it stands on, the steps of its runs, the model, and how much is measured."""
 
@@ -124,6 +147,7 @@ class Table(NamedTuple):
 TABLES: Mapping[str, Table] = {
     "corrections": Table(corrections, "docs/eoc.md", 20),
     "l2c": Table(l2c, "docs/l2c.md", 20),
+    "intervals": Table(intervals, "docs/which-method.md", 20, samples=300),
     "procache": Table(procache.methods, "docs/procache.md", procache.DIGITS.steps),
     "text-corrections": Table(lambda: corrections(TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
     "text-procache": Table(lambda: procache.methods(procache.TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
