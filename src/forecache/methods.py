@@ -164,7 +164,11 @@ def taylorseer(base: Method, order: int = 1) -> Method:
 
 
 def feedback(base: Method, order: int = 2, strength: float = 0.5) -> Method:
-    """A Taylor forecast that pays back a share of the error of its last estimates (ours), see `forecasts.Feedback`."""
+    """A Taylor forecast that pays back a share of the error of its last estimates (ours), see `forecasts.Feedback`.
+
+    Of few steps, order 2 overshoots in long gaps, as Taylor's does: on digits at N = 4 of 20 steps the images are
+    spoilt. There take order 1, or let `forecache.tune` choose.
+    """
     name = f"feedback({base.name}, order={order}, strength={strength:g})"
     return _forecast(base, name, Feedback(order, strength), gates.always)
 
