@@ -15,6 +15,7 @@ def main() -> None:
                 bench,
                 calibration,
                 commands,
+                compare,
                 evaluation,
                 methods,
                 models,

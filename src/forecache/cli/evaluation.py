@@ -1,4 +1,4 @@
-"""`forecache evaluate` and `forecache compare`."""
+"""`forecache evaluate` and `forecache tabulate`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def evaluate_command(
     batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     save_features: Annotated[Path | None, typer.Option(help="Keep the samples' features (.safetensors).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a JSON with resamples, for `forecache compare`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a JSON with resamples, for `forecache tabulate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure the quality of images, ours or any: each metric with a bootstrap interval.
@@ -163,14 +163,14 @@ def _show(found: evaluate.Evaluation, resamples: int, seed: int, sampling: Any) 
         say(note)
 
 
-@app.command("compare")
-def compare_command(
+@app.command("tabulate")
+def tabulate_command(
     files: Annotated[list[Path], typer.Argument(help="What `forecache evaluate --out` wrote.")],
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
 ) -> None:
     """Put evaluations side by side; bold is what is better than all others by more than the interval of the difference.
 
-    Example: `forecache compare fora.json goc.json --markdown`
+    Example: `forecache tabulate fora.json goc.json --markdown`
     """
     rows = [_row(path) for path in files]
     if markdown:
