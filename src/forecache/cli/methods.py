@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ import forecache as fc
 from forecache import sources
 from forecache.adapters import find
 from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, ImportanceName, MethodName, Options, PerName
-from forecache.cli.terminal import app, say
+from forecache.cli.terminal import AsJson, app, emit, out_file, say
 from forecache.subjects import Subject
 from forecache.zoo import SHAPES, call_inputs, shaped
 
@@ -84,8 +83,8 @@ def plan_command(
     ] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Model calls of a run.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Images that the cost is for; each is a guidance pair.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The plan file.")] = Path("plan.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the cost as JSON instead of sentences.")] = False,
+    out: Annotated[Path, out_file("The plan file.")] = Path("plan.json"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a plan file: what every site of the model does in every step, and what that costs. Nothing is sampled.
 
@@ -104,7 +103,7 @@ def plan_command(
     plan.save(out)
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
-        typer.echo(json.dumps({**document, "cost": asdict(cost) if cost is not None else None}, indent=2))
+        emit({**document, "cost": asdict(cost) if cost is not None else None})
         return
     say(f"{plan.show()}\n{cost or 'The cost is not known from shapes alone.'}\nWrote {out}.")
 
