@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -129,8 +129,7 @@ class Choices:
 
     def method(self) -> Method:
         """The method that was picked, as `forecache sample` builds it."""
-        options: dict[str, Any] = dict.fromkeys(each.name for each in fields(Options))
-        made = Options(**(options | self._given())).build(self.steps)
+        made = Options(**self._given()).build(self.steps)
         assert made is not None
         return made
 
