@@ -397,7 +397,7 @@ def check_the_load_test(address):
         assert seconds >= 0.4
     long = load_test.Case("12345678", "none", 50, 3.0, 5)
     left, _ = asyncio.run(load_test.load(address, {long: b""}, clients=1, seconds=0.1, leaving=1.0))
-    assert left.cancelled == left.requests > 0
+    assert left.counts["cancelled"] == left.counts["requests"] > 0
 
 
 def test_a_real_server_finishes_its_request_on_sigterm(digits):
