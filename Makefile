@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics tables bench peers serving docs
+.PHONY: demo test lint format figures statistics tables bench peers serving docs package
 demo: $(READY)
 	$(BIN)/forecache demo
 
@@ -78,6 +78,11 @@ docs: $(READY)
 # the tables of docs/serving.md: two minutes each with 2 and 16 clients (ten minutes)
 serving: $(READY)
 	$(BIN)/python examples/serve/load_test.py
+
+# the wheel from an index, bare and with all extras, with each Python of PYTHONS (a quarter of an hour each)
+PYTHONS ?= $(PYTHON)
+package:
+	.ci/package $(PYTHONS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

@@ -25,6 +25,7 @@ COMMANDS = [
     "search",
     "bench",
     "evaluate",
+    "tabulate",
     "compare",
     "models",
     "reproduce",

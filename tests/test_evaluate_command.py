@@ -1,4 +1,4 @@
-"""`forecache evaluate` and `forecache compare` on any images, and what they say of images that cannot be used."""
+"""`forecache evaluate` and `forecache tabulate` on any images, and what they say of images that cannot be used."""
 
 import json
 import re
@@ -218,7 +218,7 @@ def test_sampled_digits_are_judged_and_compared(forecache, tmp_path):
         code, out, _ = forecache(*words, "--metrics", "accuracy,psnr", "--out", tmp_path / f"{name}.json")
         assert code == 0
         assert "sampling seed 3" in out
-    code, out, _ = forecache("compare", tmp_path / "fora.json", tmp_path / "one.json", "--markdown")
+    code, out, _ = forecache("tabulate", tmp_path / "fora.json", tmp_path / "one.json", "--markdown")
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "|  | class ↑ | PSNR, dB ↑ | samples | seeds |"
@@ -226,10 +226,10 @@ def test_sampled_digits_are_judged_and_compared(forecache, tmp_path):
     assert lines[3].count("**") == 2
     assert lines[3].endswith("** | 10 | 3 |")
     assert "**" not in lines[2]
-    code, out, _ = forecache("compare", tmp_path / "fora.json", tmp_path / "one.json")
+    code, out, _ = forecache("tabulate", tmp_path / "fora.json", tmp_path / "one.json")
     assert code == 0
     assert "PSNR, dB ↑" in out
-    code, _, err = forecache("compare", tmp_path / "one" / "run.json")
+    code, _, err = forecache("tabulate", tmp_path / "one" / "run.json")
     assert (code, "run.json is not what `forecache evaluate --out` writes" in err) == (1, True)
 
 

@@ -48,7 +48,10 @@ FLOORS = [
     ],
     ["_tablefile", "recipes", "_reproductionfile"],
     [""],  # the package itself: the table of contents
-    ["runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "reports", "cli", "__main__"],
+    [
+        *("runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "reports"),
+        *("choices", "pairs", "page", "cli", "__main__"),
+    ],
 ]
 """From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
 

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ RESULT = ROOT / "benchmarks/results/serving.json"
 PAGE = ROOT / "docs/serving.md"
 STEPS, GUIDANCE = (10, 12, 20), (1.0, 1.5, 3.0)
 LEAVING = 0.15
+COUNTED = ("requests", "cancelled", "refused", "failed", "wrong")
 """Share of the requests whose client leaves within a second."""
 QUEUE = 12
 RSS = "process_resident_memory_bytes"
@@ -93,19 +95,18 @@ def references(every: Sequence[Case]) -> dict[Case, bytes]:
 
 @dataclass
 class Tally:
-    """What clients saw. latency, seconds: (plan, seconds) of every image, with waiting and of the model alone."""
+    """What clients saw. counts: by outcome, and all requests. latency, seconds: (plan, seconds) of every image.
 
-    requests: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    failed: int = 0
-    wrong: int = 0
+    latency is with waiting, seconds of the model alone.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
     latency: list[tuple[str, float]] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         """Counts, and percentiles with a plan and without."""
-        counts = {name: getattr(self, name) for name in ("requests", "cancelled", "refused", "failed", "wrong")}
+        counts = {name: self.counts[name] for name in COUNTED}
         kinds = {"without_cache": lambda plan: plan == NONE, "with_cache": lambda plan: plan != NONE}
         return counts | {
             "images": len(self.latency),
@@ -129,14 +130,14 @@ async def ask(client: httpx2.AsyncClient, case: Case, wanted: bytes, tally: Tall
     started = time.perf_counter()
     answer = await client.post("/v1/images", json=vars(case))
     if answer.status_code == 503:
-        tally.refused += 1
+        tally.counts["refused"] += 1
         await asyncio.sleep(float(answer.headers["retry-after"]))
     elif answer.status_code != 200:
-        tally.failed += 1
+        tally.counts["failed"] += 1
     else:
         tally.latency.append((case.plan, time.perf_counter() - started))
         tally.seconds.append((case.plan, float(answer.headers["x-seconds"])))
-        tally.wrong += answer.content != wanted
+        tally.counts["wrong"] += answer.content != wanted
     return answer.status_code
 
 
@@ -148,12 +149,12 @@ async def one_client(url: str, wanted: dict[Case, bytes], seconds: float, seed: 
         while time.monotonic() < ends:
             case, patience = rng.choice(every), rng.uniform(0.02, 1.0)
             leaves = rng.random() < leaving
-            tally.requests += 1
+            tally.counts["requests"] += 1
             try:
                 async with asyncio.timeout(patience if leaves else None):
                     await ask(client, case, wanted[case], tally)
             except TimeoutError:
-                tally.cancelled += 1
+                tally.counts["cancelled"] += 1
     return tally
 
 
@@ -177,7 +178,7 @@ async def one_by_one(url: str, wanted: dict[Case, bytes]) -> int:
         for case, image in wanted.items():
             if await ask(client, case, image, tally) != 200:
                 sys.exit(f"{case} was not answered")
-    return tally.wrong
+    return tally.counts["wrong"]
 
 
 async def scraped(url: str) -> dict[tuple[str, ...], float]:
@@ -239,7 +240,7 @@ async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Names
             tally, seconds = await load(url, {case: wanted[case]}, clients, args.pair_seconds, leaving=0.0)
             kind = tally.figures()["without_cache" if plan == NONE else "with_cache"]
             pair[plan] = kind | {"images_per_second": round(kind["images"] / seconds, 3)}
-            wrong += tally.wrong
+            wrong += tally.counts["wrong"]
     return {
         "clients": clients,
         "seconds": args.seconds,

@@ -7,29 +7,40 @@ import sys
 from forecache._errors import ForecacheError, MissingExtraError
 
 
-def main() -> None:
-    """Run the command line; errors are a sentence on stderr and exit code 1, an interruption is exit code 130."""
+def load() -> None:
+    """Add every command to the application; MissingExtraError names the extra that it needs."""
     try:
-        try:
-            from forecache.cli import (  # noqa: F401 - each adds its commands
-                bench,
-                calibration,
-                commands,
-                evaluation,
-                methods,
-                models,
-                report,
-                reproduction,
-                routers,
-                search,
-                tune,
-            )
-            from forecache.cli.terminal import app
-        except ImportError as error:
-            raise MissingExtraError(error.name or "typer", "cli", "The command line") from error
-        app()
+        from forecache.cli import (  # noqa: F401 - each adds its commands
+            bench,
+            calibration,
+            commands,
+            compare,
+            evaluation,
+            methods,
+            models,
+            report,
+            reproduction,
+            routers,
+            search,
+            tune,
+        )
+    except ImportError as error:
+        raise MissingExtraError(error.name or "typer", "cli", "The command line") from error
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, with a sentence on stderr, 2 wrong usage, 130 interrupted."""
+    try:
+        load()
+        from forecache.cli.terminal import app
+
+        app(prog_name="forecache")
     except ForecacheError as error:
         sys.stderr.write(f"Error: {error}\n")
+        sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"Error: {where}{error.strerror or error}.\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import bench, report, speed
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.subjects import PRESETS, Subject, open_subject, preset
 from forecache.zoo import SHAPES
 
@@ -35,7 +35,8 @@ def bench_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch first.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path("out/bench"),
+    out: Annotated[Path, out_folder("Folder for bench.json, bench.md and bench.png.")] = Path("out/bench"),
+    as_json: AsJson = False,
 ) -> None:
     """Time plans on a model: full and skipped steps, whole runs, and the cache, each against what was predicted.
 
@@ -62,7 +63,10 @@ def bench_command(
     settings = {"command": " ".join(["forecache", *sys.argv[1:]]), "steps": num_steps, "rounds": rounds}
     settings |= {"batch": batch, "guidance": guidance, "compiled": compiled}
     title = _title(subject, num_steps, rounds)
-    _write(out, rows, speed.document(subject, rows, settings), title)
+    document = speed.document(subject, rows, settings)
+    _write(out, rows, document, title)
+    if as_json:
+        emit(document)
     console.print(_table(rows, title))
     say(_legend())
     say(f"Wrote {out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -12,7 +12,7 @@ import typer
 import forecache as fc
 from forecache import _distributed, report, runs, sources
 from forecache._routerfile import is_router
-from forecache.cli.terminal import app, progress, say
+from forecache.cli.terminal import AsJson, app, emit, out_file, progress, say
 from forecache.gates import god
 
 
@@ -45,9 +45,10 @@ def calibrate_command(
     rows: Annotated[RowsName | None, typer.Option(help="Half of a guidance pair [conditional].")] = None,
     keep: Annotated[KeepName, typer.Option(help="Per token in float32 or 16, or per channel.")] = KeepName.full,
     keep_on: Annotated[str | None, typer.Option(help="Where the means are kept: cpu saves GPU memory.")] = None,
-    out: Annotated[Path, typer.Option(help="The file; a partial one is continued.")] = Path("statistics.safetensors"),
+    out: Annotated[Path, out_file("The file; a partial one is continued.")] = Path("statistics.safetensors"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure what a model's features do on average, for GOC's gate, EOC and SmoothCache: one pass without a cache.
 
@@ -97,8 +98,22 @@ def calibrate_command(
             stats.save(out)
         elif stats.means[0].dtype is not torch.float32:
             raise fc.StatisticsError(f"{out} holds compact statistics of this run: delete it to keep full ones.")
+        if as_json:
+            emit({"statistics": str(out), **_summary(stats)})
         _say_what(stats)
         say(f"Wrote {out} ({out.stat().st_size / 2**20:.1f} MiB). See it: forecache show {out}")
+
+
+def _summary(stats: fc.Statistics) -> dict[str, Any]:
+    """What statistics are of, for a JSON."""
+    names = {"model": stats.origin.model, "guidance": stats.origin.guidance}
+    return names | {
+        "steps": stats.num_steps,
+        "sites": [site.name for site in stats.sites],
+        "samples": stats.count,
+        "of": len(stats.origin.conditions),
+        "resolution": stats.resolution,
+    }
 
 
 def _say_what(stats: fc.Statistics) -> None:
@@ -110,21 +125,27 @@ def _say_what(stats: fc.Statistics) -> None:
 @app.command("show")
 def show_command(
     file: Annotated[Path, typer.Argument(help="Statistics or a router (.safetensors), or a plan (.json).")],
-    out: Annotated[Path | None, typer.Option(help="The picture; beside the file by default (statistics).")] = None,
+    out: Annotated[Path | None, out_file("The picture; beside the file by default (statistics).")] = None,
     gamma: Annotated[float, typer.Option(min=0, max=1, help="god: weight of the position against N.")] = 0.5,
     threshold: Annotated[float, typer.Option(help="god: the gate is open where B is below.")] = 0.6,
+    as_json: AsJson = False,
 ) -> None:
     """Look at a file: a plan or a router as text; statistics as a picture of how features change, with GOC's gate.
 
-    Example: `forecache show statistics.safetensors --gamma 0.5 --threshold 0.45`
-
     Example: `forecache show plan.json`
+
+    Example: `forecache show statistics.safetensors --gamma 0.5 --threshold 0.45`
     """
     if file.suffix == ".json":
-        say(fc.Plan.load(file).show())
+        plan = fc.Plan.load(file)
+        drawn = ["".join(cell.sign for cell in row) for row in plan.rows]
+        rows = [{"site": site.name, "cells": line} for site, line in zip(plan.grid.sites, drawn, strict=True)]
+        _tell(as_json, plan.show(), {"plan": str(file), "provenance": dict(plan.provenance), "rows": rows})
         return
     if is_router(file):
-        say(fc.Router.load(file).show())
+        router = fc.Router.load(file)
+        made = {"router": str(file), "provenance": dict(router.provenance), "logits": router.logits.tolist()}
+        _tell(as_json, router.show(), made)
         return
     stats = fc.Statistics.load(file)
     gate = god(stats, gamma, threshold)
@@ -137,3 +158,11 @@ def show_command(
     picture = out or file.with_suffix(".png")
     report.draw_statistics(stats, gate, picture)
     say(f"Wrote {picture}.")
+    if as_json:
+        emit({"statistics": str(file), "picture": str(picture), **_summary(stats), "gate": str(gate)})
+
+
+def _tell(as_json: bool, text: str, document: dict[str, Any]) -> None:
+    if as_json:
+        emit(document)
+    say(text)

@@ -17,19 +17,20 @@ from forecache import _distributed, bench, demo, report, runs, sources
 from forecache.cli.methods import Typed, takes_method_options
 from forecache.cli.options import MethodName
 from forecache.cli.shards import Many
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.zoo import load_digits, statistics_path
 
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and demo.json.")] = Path("out/demo"),
+    out: Annotated[Path, out_folder("Folder for the pictures and demo.json.")] = Path("out/demo"),
     samples: Annotated[int, typer.Option(min=2, help="Digits to sample.")] = 64,
     steps: Annotated[int, typer.Option(help="DDIM steps; the papers' lists are for 20.", min=20, max=20)] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 2,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sample the bundled, trained digits model with and without a cache: what it cost, what it did to the images.
 
@@ -59,6 +60,8 @@ def demo_command(
     report.draw_grids(rows, out / "samples.png")
     title = f"digits, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
     report.draw_quality(rows, out / "quality.png", title)
+    if as_json:
+        emit(json.loads((out / "demo.json").read_text()))
     console.print(_table(rows, title))
     best, gain = demo.best_eta(rows)
     say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
@@ -124,7 +127,7 @@ def sample_command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of texts, one a line.")] = None,
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    out: Annotated[Path, typer.Option(help="Folder for images, plan.json and run.json.")] = Path("out/sample"),
+    out: Annotated[Path, out_folder("Folder for images, plan.json and run.json.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
@@ -144,13 +147,13 @@ def sample_command(
         bool | None, typer.Option("--random-classes", help="--num-samples: classes at random instead of in turn.")
     ] = None,
     png: Annotated[bool | None, typer.Option("--png", help="--num-samples: write PNGs as well.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of sentences.")] = False,
+    as_json: AsJson = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
     """Sample images from class labels or texts, by a method or a plan file, and write how they were made.
 
-    Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare`
+    Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare --out out/digits`
 
     Example: `forecache sample --model digits --labels 2,7 --method eoc --stats digits --form additive --compare`
 
@@ -202,7 +205,7 @@ def sample_command(
     cost = runs.cost(source, chosen, run) if chosen is not None else None
     record = runs.write(out, run, settings, model=model, plan=chosen, cost=cost, uncached=uncached, command=_typed())
     if as_json:
-        typer.echo(json.dumps(record, indent=2))
+        emit(record)
         return
     if chosen is not None:
         say(f"{chosen.provenance.get('method', 'plan')}\n{chosen.picture()}\n{cost or 'cost not known from shapes'}")

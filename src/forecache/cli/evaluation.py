@@ -1,4 +1,4 @@
-"""`forecache evaluate` and `forecache compare`."""
+"""`forecache evaluate` and `forecache tabulate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from forecache import _files, _tensorfile, bench, evaluate, sources
 from forecache._errors import InputError
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_file, progress, say
 from forecache.evaluate import clip, imagesets, tables
 from forecache.evaluate.evaluation import check, needs_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS, chosen
@@ -50,15 +50,17 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    save_features: Annotated[Path | None, typer.Option(help="Keep the samples' features (.safetensors).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a JSON with resamples, for `forecache compare`.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    save_features: Annotated[
+        Path | None, out_file("Keep the samples' features (.safetensors).", "--save-features")
+    ] = None,
+    out: Annotated[Path | None, out_file("Write a JSON with resamples, for `forecache tabulate`.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the quality of images, ours or any: each metric with a bootstrap interval.
 
-    Example: `forecache evaluate out/samples.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,is,prc`
+    Example: `forecache evaluate out/digits --reference digits --extractor digits --metrics fid,accuracy --out fid.json`
 
-    Example: `forecache evaluate out/digits --reference digits --extractor digits --metrics fid,is,prc`
+    Example: `forecache evaluate out/samples.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,is,prc`
 
     Example: `forecache evaluate out/fast --uncached out/slow --metrics psnr,ssim --out fast.json`
     """
@@ -98,7 +100,7 @@ def evaluate_command(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
     if as_json:
-        typer.echo(json.dumps(found.document(draws=False) | more, indent=2))
+        emit(found.document(draws=False) | more)
     else:
         _show(found, bootstrap, seed, more["sampling_seeds"])
 
@@ -163,21 +165,34 @@ def _show(found: evaluate.Evaluation, resamples: int, seed: int, sampling: Any) 
         say(note)
 
 
-@app.command("compare")
-def compare_command(
+@app.command("tabulate")
+def tabulate_command(
     files: Annotated[list[Path], typer.Argument(help="What `forecache evaluate --out` wrote.")],
-    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put evaluations side by side; bold is what is better than all others by more than the interval of the difference.
 
-    Example: `forecache compare fora.json goc.json --markdown`
+    Example: `forecache tabulate fid.json --markdown`
     """
     rows = [_row(path) for path in files]
-    if markdown:
-        typer.echo("\n".join(tables.markdown(rows)))
+    if as_json:
+        emit([_document(row, rows) for row in rows])
+    elif markdown:
+        say("\n".join(tables.markdown(rows)))
     else:
         console.print(tables.rich_table(rows))
     say(tables.legend(rows))
+
+
+def _document(row: evaluate.Row, rows: list[evaluate.Row]) -> dict[str, Any]:
+    """A row for a JSON; best: the metrics by which it is better than every other, by more than the interval."""
+    figures = {name: each for name, each in row.figures.items() if isinstance(each, evaluate.Figure)}
+    best = [name for name in figures if (first := tables.best(rows, name)) is not None and rows[first] is row]
+    values = {
+        name: {"value": each.value, "interval": each.interval, "count": each.count} for name, each in figures.items()
+    }
+    return {"name": row.name, "figures": values, "best": best}
 
 
 def _row(path: Path) -> evaluate.Row:

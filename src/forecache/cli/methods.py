@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ import typer
 import forecache as fc
 from forecache import sources
 from forecache.adapters import find
-from forecache.cli.options import Anchor, BaseName, FormName, HistoryName, ImportanceName, MethodName, Options, PerName
-from forecache.cli.terminal import app, say
+from forecache.cli.options import MethodName, Options
+from forecache.cli.terminal import AsJson, app, emit, out_file, say
 from forecache.subjects import Subject
 from forecache.zoo import SHAPES, call_inputs, shaped
 
@@ -25,45 +24,15 @@ Typed = Callable[[MethodName], Options]
 """The options as they were typed, waiting for the method that they are for."""
 
 
-def method_options(
-    base: Annotated[BaseName | None, typer.Option(help="The schedule under goc, eoc, ... [fora].")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Compute the first steps.")] = None,
-    interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None,
-    anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None,
-    level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None,
-    skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="explicit: '#...#..#', or 'published' (50 steps).")] = None,
-    router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None,
-    router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None,
-    change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="smoothcache: a published JSON schedule.")] = None,
-    eta: Annotated[float | None, typer.Option(help="goc: share of the last change; over 1 errors grow [0.8].")] = None,
-    correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None,
-    history: Annotated[HistoryName | None, typer.Option(help="goc: its queue [emitted, the paper's].")] = None,
-    stats: Annotated[str | None, typer.Option(help="goc's gate, eoc, smoothcache: a file, or 'digits'.")] = None,
-    gamma: Annotated[float | None, typer.Option(min=0, max=1, help="goc's gate: position against N [0.5].")] = None,
-    threshold: Annotated[float | None, typer.Option(help="goc's gate: corrected where B is below [0.6].")] = None,
-    order: Annotated[int | None, typer.Option(min=0, help="taylorseer: order of the expansion [1].")] = None,
-    theta: Annotated[float | None, typer.Option(help="eoc: strength [0.01 relative, 1 additive].")] = None,
-    form: Annotated[FormName | None, typer.Option(help="eoc: the paper's, or ours [relative].")] = None,
-    judge: Annotated[str | None, typer.Option(help="eoc: prior, all, or steps as 3,5,7 [prior].")] = None,
-    per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None,
-    share: Annotated[float | None, typer.Option(help="procache, toca: of the tokens [0.25; 0.07 released].")] = None,
-    importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None,
-    from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None,
-) -> Typed:
-    """What belongs to a method."""
-    return functools.partial(Options, **locals())
-
-
 def takes_method_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with `method_options` in the place of its parameter ``typed``."""
+    """The command with the fields of `Options` in the place of its parameter ``typed``."""
     own = inspect.signature(command, eval_str=True).parameters
-    shared = inspect.signature(method_options, eval_str=True).parameters
+    shared = {**inspect.signature(Options, eval_str=True).parameters}
+    del shared["method"]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        command(typed=method_options(**{name: given.pop(name) for name in shared}), **given)
+        command(typed=functools.partial(Options, **{name: given.pop(name) for name in shared}), **given)
 
     merged = [each for name, one in own.items() for each in (shared.values() if name == "typed" else [one])]
     by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in merged]
@@ -84,8 +53,8 @@ def plan_command(
     ] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Model calls of a run.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Images that the cost is for; each is a guidance pair.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The plan file.")] = Path("plan.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the cost as JSON instead of sentences.")] = False,
+    out: Annotated[Path, out_file("The plan file.")] = Path("plan.json"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a plan file: what every site of the model does in every step, and what that costs. Nothing is sampled.
 
@@ -104,7 +73,7 @@ def plan_command(
     plan.save(out)
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
-        typer.echo(json.dumps({**document, "cost": asdict(cost) if cost is not None else None}, indent=2))
+        emit({**document, "cost": asdict(cost) if cost is not None else None})
         return
     say(f"{plan.show()}\n{cost or 'The cost is not known from shapes alone.'}\nWrote {out}.")
 

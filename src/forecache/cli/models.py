@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
-import typer
 from rich.table import Table
 
 from forecache import adapters
-from forecache.cli.terminal import app, console, say
+from forecache.cli.terminal import AsJson, app, console, emit
 
 
 @app.command("models")
 def models_command(
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the models that forecache knows, and what it can skip in them.
 
@@ -25,7 +21,7 @@ def models_command(
     """
     rows = adapters.table()
     if as_json:
-        say(json.dumps(rows, indent=2))
+        emit(rows)
         return
     shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:

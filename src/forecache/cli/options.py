@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from forecache import methods, tokens
 from forecache._core import Importance
@@ -102,34 +104,37 @@ OWNERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """The method options of the command line, as typed; None where nothing was given."""
+    """The method options of the command line, as typed; None where nothing was given.
+
+    Each field is an option of every command that takes a method, with its help.
+    """
 
     method: MethodName
-    base: BaseName | None
-    warmup: int | None
-    interval: int | None
-    anchor: Anchor | None
-    level: int | None
-    skip: str | None
-    pattern: str | None
-    router: str | None
-    router_threshold: float | None
-    change: float | None
-    schedule: Path | None
-    eta: float | None
-    correct: str | None
-    history: HistoryName | None
-    stats: str | None
-    gamma: float | None
-    threshold: float | None
-    order: int | None
-    theta: float | None
-    form: FormName | None
-    judge: str | None
-    per: PerName | None
-    share: float | None
-    importance: ImportanceName | None
-    from_depth: float | None
+    base: Annotated[BaseName | None, typer.Option(help="The schedule under goc, eoc, ... [fora].")] = None
+    warmup: Annotated[int | None, typer.Option(min=0, help="Compute the first steps.")] = None
+    interval: Annotated[int | None, typer.Option(min=1, help="fora: compute one step in so many [2].")] = None
+    anchor: Annotated[Anchor | None, typer.Option(help="fora: which end fixes the phase [start].")] = None
+    level: Annotated[int | None, typer.Option(help="fora: the papers' 25, 50 or 75 % at 20 steps.")] = None
+    skip: Annotated[str | None, typer.Option(help="explicit: the steps to skip, as 1,3,5.")] = None
+    pattern: Annotated[str | None, typer.Option(help="explicit: '#...#..#', or 'published' (50 steps).")] = None
+    router: Annotated[str | None, typer.Option(help="l2c: a router file, digits-22 or digits-40.")] = None
+    router_threshold: Annotated[float | None, typer.Option(help="l2c: computed above it [0.1].")] = None
+    change: Annotated[float | None, typer.Option(min=0, help="smoothcache: reused below this change.")] = None
+    schedule: Annotated[Path | None, typer.Option(help="smoothcache: a published JSON schedule.")] = None
+    eta: Annotated[float | None, typer.Option(help="goc: share of the last change; over 1 errors grow [0.8].")] = None
+    correct: Annotated[str | None, typer.Option(help="goc: the skipped steps to correct, as 3,5,7.")] = None
+    history: Annotated[HistoryName | None, typer.Option(help="goc: its queue [emitted, the paper's].")] = None
+    stats: Annotated[str | None, typer.Option(help="goc's gate, eoc, smoothcache: a file, or 'digits'.")] = None
+    gamma: Annotated[float | None, typer.Option(min=0, max=1, help="goc's gate: position against N [0.5].")] = None
+    threshold: Annotated[float | None, typer.Option(help="goc's gate: corrected where B is below [0.6].")] = None
+    order: Annotated[int | None, typer.Option(min=0, help="taylorseer: order of the expansion [1].")] = None
+    theta: Annotated[float | None, typer.Option(help="eoc: strength [0.01 relative, 1 additive].")] = None
+    form: Annotated[FormName | None, typer.Option(help="eoc: the paper's, or ours [relative].")] = None
+    judge: Annotated[str | None, typer.Option(help="eoc: prior, all, or steps as 3,5,7 [prior].")] = None
+    per: Annotated[PerName | None, typer.Option(help="eoc: priors per token or channel [as --stats has].")] = None
+    share: Annotated[float | None, typer.Option(help="procache, toca: of the tokens [0.25; 0.07 released].")] = None
+    importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None
+    from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None
 
     def build(self, num_steps: int) -> Method | None:
         """The method, or None for sampling without a cache; InputError if an option does not belong to it."""

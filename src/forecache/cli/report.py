@@ -10,14 +10,15 @@ from typing import Annotated
 import typer
 
 from forecache import reports
-from forecache.cli.terminal import app, say
+from forecache.cli.terminal import AsJson, app, emit, out_file, say
 
 
 @app.command("report")
 def report_command(
     file: Annotated[Path, typer.Argument(help="A result (.json), statistics (.safetensors), a plan, or a folder.")],
-    out: Annotated[Path | None, typer.Option(help="The page; report.html beside the file by default.")] = None,
+    out: Annotated[Path | None, out_file("The page; report.html beside the file by default.")] = None,
     stats: Annotated[Path | None, typer.Option(help="Statistics to draw beside it, of `forecache calibrate`.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make one HTML page of a result: schedule, images, quality against speed, costs, provenance. It needs no network.
 
@@ -29,4 +30,6 @@ def report_command(
     """
     target = out or (file if file.is_dir() else file.parent) / "report.html"
     material = reports.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
+    if as_json:
+        emit({"report": str(target), "kind": material.kind, "title": material.title, "bytes": target.stat().st_size})
     say(f"Wrote {target} ({target.stat().st_size / 2**10:.0f} KiB): {material.title}.")

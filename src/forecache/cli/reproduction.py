@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from forecache import _distributed, _tablefile, report, reproduction
 from forecache._errors import InputError
-from forecache.cli.terminal import app, progress, say
+from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
 from forecache.evaluate import clip
 
 
@@ -34,8 +33,8 @@ def reproduce_command(
     prompts: Annotated[Path | None, typer.Option(help="For a text-to-image model: a file, one a line.")] = None,
     clip_model: Annotated[str, typer.Option(help="For clip: a folder or repository.")] = clip.USUAL,
     metrics: Annotated[str | None, typer.Option(help="Instead of the table's, as in `evaluate`.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder [out/reproduce/TABLE, with -ON after it].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a table.")] = False,
+    out: Annotated[Path | None, out_folder("Folder [out/reproduce/TABLE, with -ON after it].")] = None,
+    as_json: AsJson = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
@@ -53,7 +52,7 @@ def reproduce_command(
     if table is None:
         if on or row:
             raise InputError("Which table? `forecache reproduce` without anything lists them.")
-        _list()
+        _list(as_json)
         return
     chosen = _tablefile.open_table(table)
     given = reproduction.Given(reference, weights, router, stats, prompts, clip_model, metrics)
@@ -75,15 +74,17 @@ def reproduce_command(
         return
     report.draw_reproduction(found, folder / "quality.png")
     if as_json:
-        typer.echo(json.dumps(found.document, indent=2))
+        emit(found.document)
     else:
         _tell(found, folder)
 
 
-def _list() -> None:
-    for name in _tablefile.bundled():
-        table = _tablefile.open_table(name)
-        say(f"{name:<18}{table.title} ({table.source})")
+def _list(as_json: bool) -> None:
+    tables = [_tablefile.open_table(name) for name in _tablefile.bundled()]
+    if as_json:
+        emit([{"name": table.name, "title": table.title, "source": table.source} for table in tables])
+    for table in tables:
+        say(f"{table.name:<18}{table.title} ({table.source})")
 
 
 def _tell(found: reproduction.Reproduction, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,7 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import _distributed, sources
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_file, progress, say
 from forecache.router import Progress
 
 Threshold = Annotated[float, typer.Option(min=0, max=0.999, help="Compute where the router's probability is over it.")]
@@ -20,8 +20,9 @@ Threshold = Annotated[float, typer.Option(min=0, max=0.999, help="Compute where 
 @app.command("import-router")
 def import_router(
     path: Annotated[Path, typer.Argument(metavar="IN.pt", help="A router as the authors of the paper publish it.")],
-    out: Annotated[Path, typer.Option(help="The router as safetensors, which l2c reads.")],
+    out: Annotated[Path, out_file("The router as safetensors, which l2c reads.")],
     threshold: Threshold = 0.1,
+    as_json: AsJson = False,
 ) -> None:
     """Read a published Learning-to-Cache router without executing anything in it, and say what it skips.
 
@@ -29,6 +30,8 @@ def import_router(
     """
     found = fc.Router.from_published(path)
     found.save(out)
+    if as_json:
+        emit(_document(found, out, threshold))
     console.print(_table(found, threshold))
     say(f"{_level(found, threshold)}\nWrote {out}; in Python: forecache.l2c({str(out)!r}, threshold={threshold:g})")
 
@@ -36,7 +39,7 @@ def import_router(
 @app.command("train-router")
 def train_router(
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
-    out: Annotated[Path, typer.Option(help="The router as safetensors.")] = Path("out/router.safetensors"),
+    out: Annotated[Path, out_file("The router as safetensors.")] = Path("out/router.safetensors"),
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps that the router is for.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
     iterations: Annotated[int, typer.Option(min=1, help="Sampling runs to learn from.")] = 60,
@@ -50,6 +53,7 @@ def train_router(
         str, typer.Option(help="float32, bfloat16, float16; less than float32 blurs the loss.")
     ] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Learn which attentions and MLPs the model's sampling can do without (Learning-to-Cache).
 
@@ -84,10 +88,17 @@ def train_router(
             )
         if world.leads:
             found.save(out)
+            if as_json:
+                emit(_document(found, out, threshold))
             say(found.show(threshold))
             made = found.provenance
             say(f"{made['iterations']} iterations in {made['seconds']} s, loss {made['loss']} (MSE {made['error']})")
             say(f"{_level(found, threshold)}\nWrote {out}; {checkpoint} lets the training go on.")
+
+
+def _document(found: fc.Router, out: Path, threshold: float) -> dict[str, Any]:
+    counts = {"skipped": int(found.skips(threshold).sum()), "cells": found.logits.numel()}
+    return {"router": str(out), "threshold": threshold, **counts, "provenance": dict(found.provenance)}
 
 
 def _table(found: fc.Router, threshold: float) -> Table:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 import forecache as fc
 from forecache import _distributed, report, runs, sources
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.patterns import Constraints
 from forecache.scores import Score
 from forecache.zoo import Digits, DigitsText
@@ -46,9 +46,10 @@ def search_command(
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; use another one to measure quality.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
-    out: Annotated[Path, typer.Option(help="Folder for plan.json, search.json and search.png.")] = Path("out/search"),
+    out: Annotated[Path, out_folder("Folder for plan.json, search.json and search.png.")] = Path("out/search"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Find which steps to compute: every pattern within the constraints is sampled with, and the best becomes a plan.
 
@@ -89,6 +90,8 @@ def search_command(
             )
         if world.leads:
             _tell(result, out)
+        if world.leads and as_json:
+            emit(_document(result, out))
 
 
 def _what(space: Constraints, candidates: int, samples: int) -> str:
@@ -130,6 +133,12 @@ def _tell(result: fc.SearchResult, out: Path) -> None:
     made = result.plan.provenance
     say(f"The {made['search']}: {made['method']}")
     say(f"Wrote {out / 'plan.json'}, {out / 'search.json'}, {out / 'search.png'}.")
+
+
+def _document(result: fc.SearchResult, out: Path) -> dict[str, Any]:
+    ranked = [{"pattern": each.pattern, "score": each.score} for each in result.ranked]
+    score = {"score": result.score.name, "better": result.score.better}
+    return {"plan": str(out / "plan.json"), "search": str(out / "search.json"), **score, "ranked": ranked}
 
 
 def _table(result: fc.SearchResult) -> Table:

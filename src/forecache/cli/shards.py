@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 import forecache as fc
 from forecache import _distributed, runs
-from forecache.cli.terminal import progress, say
+from forecache.cli.terminal import emit, progress, say
 from forecache.sample import random_labels
 from forecache.shards import CALL_SIZE
 from forecache.sources import Condition, Source
@@ -84,7 +81,7 @@ class Many:
                     say(f"{kept} finished shards are kept in {out}: the same command continues.")
                 raise
         if world.leads and as_json:
-            typer.echo(json.dumps(done.record, indent=2))
+            emit(done.record)
         elif world.leads:
             _tell(done, plan, time.monotonic() - started)
 

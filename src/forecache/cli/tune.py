@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import report, runs, sources
-from forecache.cli.terminal import app, console, progress, say
+from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.tuning import Tuned
 from forecache.tuning.trials import FORECASTS
 from forecache.tuning.tuner import USUAL
@@ -41,10 +40,8 @@ def tune_command(
     held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
     search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the plans, tune.json and tune.png.")] = Path(
-        "out/tune"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")] = False,
+    out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
+    as_json: AsJson = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
@@ -103,7 +100,7 @@ def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
                 tuned.chosen, tuned.uniform, files, tuned.held_out or [None] * len(files), strict=True
             )
         ]
-        typer.echo(json.dumps({"trials": len(tuned.trials), "plans": rows}, indent=1))
+        emit({"trials": len(tuned.trials), "plans": rows})
         return
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("fewer MACs", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):

@@ -261,24 +261,18 @@ def _settings_of(scheduler: str) -> dict[str, str]:
         return texts({"described as": scheduler})
 
 
-def _macs(value: Any) -> str:
-    found = number(value)
-    return f"{found / 1e9:.4g} G" if found is not None else ""
+def _said(form: str, unit: float = 1.0) -> Callable[[Any], str]:
+    """What a number of a file is written as, in units of so many; nothing for what is no number."""
+
+    def said(value: Any) -> str:
+        found = number(value)
+        return form.format(found / unit) if found is not None else ""
+
+    return said
 
 
-def _times(value: Any) -> str:
-    found = number(value)
-    return f"{found:.2f}x" if found is not None else ""
-
-
-def _seconds(value: Any) -> str:
-    found = number(value)
-    return f"{found:.2f} s" if found is not None else ""
-
-
-def _mib(value: Any) -> str:
-    found = number(value)
-    return f"{found / 2**20:.2f} MiB" if found is not None else ""
+_macs, _times = _said("{:.4g} G", 1e9), _said("{:.2f}x")
+_seconds, _mib = _said("{:.2f} s"), _said("{:.2f} MiB", 2**20)
 
 
 KINDS: dict[str, Kind] = {

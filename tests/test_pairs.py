@@ -1,0 +1,294 @@
+"""What is picked becomes the right plan and the right images; one at a time, and cancelled without a trace."""
+
+import json
+import math
+import shlex
+import threading
+
+import pytest
+import torch
+
+import forecache as fc
+from forecache.choices import Choices, bases, corrections
+from forecache.pairs import Studio
+from forecache.sample import sample, to_images
+from forecache.zoo import digits_text, load_digits, load_digits_text, router_path, statistics_path
+
+FEW = {"images": "3,1", "steps": 4, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return Studio()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+def alone(digits, plan, labels, steps, seed, guidance=1.5):
+    """What the library's own loop gives in a session of its own, or without one."""
+
+    def images():
+        how = {"num_steps": steps, "guidance": guidance, "seed": seed}
+        return to_images(sample(digits.transformer, digits.scheduler, labels, **how))
+
+    if plan is None:
+        return images()
+    with fc.apply(digits, plan):
+        return images()
+
+
+def is_clean(model):
+    return all("forward" not in vars(module) and not module._forward_hooks for module in model.modules())
+
+
+# ---- what is picked -------------------------------------------------------------------------------------------------
+
+PICKED = {
+    "reuse": ({"correction": "none"}, lambda: fc.fora(2)),
+    "goc": ({"interval": 3, "eta": 1.2}, lambda: fc.goc(fc.fora(3), 1.2)),
+    "taylorseer": ({"correction": "taylorseer", "order": 2}, lambda: fc.taylorseer(fc.fora(2), 2)),
+    "by hand": ({"base": "explicit", "by_hand": "1, 3,6"}, lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8)),
+    "a pattern": (
+        {"base": "explicit", "by_hand": "#.#.################"},
+        lambda: fc.goc(fc.explicit(pattern="#.#.################"), 0.8),
+    ),
+    "l2c": ({"base": "l2c", "router": "digits-40"}, lambda: fc.goc(fc.l2c(fc.Router.load(router_path(40))), 0.8)),
+    "l2c alone": ({"base": "l2c", "correction": "none"}, lambda: fc.l2c(fc.Router.load(router_path(22)))),
+    "smoothcache": (
+        {"base": "smoothcache", "change": 0.4, "correction": "none"},
+        lambda: fc.smoothcache(fc.Statistics.load(statistics_path(20)), 0.4),
+    ),
+    "eoc": (
+        {"correction": "eoc", "form": "additive", "theta": 0.5},
+        lambda: fc.eoc(fc.fora(2), fc.Statistics.load(statistics_path(20)), 0.5, form="additive"),
+    ),
+    "procache": (
+        {"correction": "procache", "interval": 4, "share": 0.5},
+        lambda: fc.selective(fc.fora(4), 0.75, 0.5, "attn_norm"),
+    ),
+    "toca": ({"correction": "toca", "interval": 3}, lambda: fc.toca(fc.fora(3), 0.25, "attention")),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), PICKED.values(), ids=PICKED)
+def test_what_is_picked_is_the_library_s_method(digits, given, expected):
+    grid = fc.grid(digits, 20)
+    assert Choices(**given).method().plan(grid) == expected().plan(grid)
+
+
+def test_every_base_and_correction_can_be_picked():
+    picked = [Choices(**given) for given, _ in PICKED.values()]
+    assert {each.base for each in picked} == set(bases("digits"))
+    assert {each.correction for each in picked} == set(corrections("digits"))
+
+
+def test_the_other_models_have_what_they_have():
+    """No router is bundled for digits-text, and no statistics for a model of one's own."""
+    assert "l2c" not in bases("digits-text")
+    assert "eoc" in corrections("digits-text")
+    assert bases("facebook/DiT-XL-2-256") == ("fora", "explicit")
+    assert "eoc" not in corrections("facebook/DiT-XL-2-256")
+    stats = fc.Statistics.load(digits_text.statistics_path(20))
+    grid = fc.grid(load_digits_text(), 20)
+    picked = Choices(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
+    assert picked.method().plan(grid) == fc.eoc(fc.fora(2), stats, 0.01, form="relative").plan(grid)
+
+
+REFUSED = {
+    "base": ({"base": "nothing"}, "the base is one of fora, explicit, l2c"),
+    "of another model": ({"model": "digits-text", "base": "l2c"}, "For digits-text the base is one of"),
+    "correction": ({"correction": "x" * 500}, "the correction is one of"),
+    "router": ({"router": "../../secret"}, "the router is one of digits-22, digits-40"),
+    "form": ({"form": "odd"}, "the form is one of"),
+    "no number": ({"seed": None}, "seed is a whole number from 0"),
+    "not whole": ({"steps": 20.5}, "steps is a whole number from 2 to 250"),
+    "true is no number": ({"interval": True}, "interval is a whole number"),
+    "too many": ({"steps": 10**9}, "steps is a whole number from 2 to 250; not 1000000000"),
+    "not finite": ({"eta": math.nan}, "eta is a number from -4 to 4; not nan"),
+    "long": ({"images": "3," * 9000}, "at most 4000 characters"),
+}
+
+
+@pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_picked_is_refused(given, sentence):
+    with pytest.raises(fc.InputError, match=sentence):
+        Choices(**given)
+
+
+def test_what_is_not_used_is_not_looked_at():
+    Choices(correction="none", eta=math.nan, share=None, theta="")
+
+
+def test_images_that_cannot_be_made_are_refused(studio):
+    for given, sentence in [
+        ({"images": "3,11"}, "11 is not"),
+        ({"images": ",".join("1" * 17)}, "these are 17"),
+        ({"model": "digits-text", "images": " \n "}, "1 to 16 images"),
+        ({"model": "/etc/passwd"}, "there are digits, digits-text"),
+        ({"base": "explicit", "by_hand": " "}, "Which steps are skipped"),
+        ({"base": "explicit", "by_hand": "1,x"}, "whole numbers"),
+    ]:
+        with pytest.raises(fc.ForecacheError, match=sentence):
+            studio.make(Choices(**{"steps": 4, **given}))
+
+
+# ---- what is made ---------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_what_the_library_makes(studio, digits):
+    pair = studio.make(Choices(images="three,1", steps=6, seed=5, guidance=2.0, eta=1.2))
+    plan = fc.goc(fc.fora(2), 1.2).plan(fc.grid(digits, 6))
+    bare, cached = (alone(digits, each, [3, 1], 6, 5, 2.0) for each in (None, plan))
+    assert torch.equal(pair.uncached.images, bare)
+    assert torch.equal(pair.cached.images, cached)
+    assert not torch.equal(bare, cached)
+    by_hand = [10 * math.log10(1 / ((a - b).double() ** 2).mean().item()) for a, b in zip(bare, cached, strict=True)]
+    assert pair.psnr == pytest.approx(by_hand, abs=1e-3)
+    assert torch.equal(pair.difference, ((cached - bare).abs() * 8).clip(0, 1))
+    lines = {name: values for name, *values in pair.figures()}
+    cost = plan.cost(digits, batch_size=2)
+    assert pair.cost == cost
+    assert lines["MACs"] == [
+        f"{cost.macs_uncached / 1e9:.4g} G",
+        f"{cost.macs / 1e9:.4g} G",
+        f"{cost.speedup:.2f}x fewer",
+    ]
+    assert lines["cache at the peak"][1] == f"{cost.cache_bytes / 2**20:.1f} MiB"
+    assert lines["features computed"] == ["100.0%", "50.0%", ""]
+    assert lines["PSNR"][1:] == [f"{sum(by_hand) / 2:.1f} dB", f"{min(by_hand):.1f} to {max(by_hand):.1f} dB"]
+    assert lines["time"] == [
+        f"{pair.uncached.seconds:.2f} s", f"{pair.cached.seconds:.2f} s", f"{pair.time_ratio:.2f}x as fast"
+    ]  # fmt: skip
+
+
+def test_equal_images_are_said_to_be_equal(studio):
+    pair = studio.make(Choices(**FEW, base="explicit", by_hand="####", correction="none"))
+    assert {name: rest for name, *rest in pair.figures()}["PSNR"] == ["", "equal images", ""]
+
+
+def test_the_plan_is_saved_with_its_constants(studio, tmp_path):
+    pair = studio.make(Choices(images="3", steps=20, correction="eoc"))
+    plan, constants = pair.save(tmp_path)
+    assert (plan.name, constants.name) == ("plan.json", "plan.constants.safetensors")
+    assert fc.Plan.load(plan) == pair.plan
+    again = studio.make(Choices(**FEW))
+    assert again.save(tmp_path)[0] == plan
+    assert fc.Plan.load(plan) == again.plan
+
+
+@pytest.mark.parametrize("model", ["digits", "digits-text"])
+def test_the_command_that_it_gives_makes_the_same(studio, forecache, tmp_path, model):
+    images = {"digits": "3,one", "digits-text": "a seven left of a three\ntwo 'fives'"}[model]
+    pair = studio.make(Choices(model=model, images=images, steps=4, seed=3, correction="taylorseer"))
+    program, *words = shlex.split(pair.command)
+    assert program == "forecache"
+    code, out, err = forecache(*words, "--out", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    assert fc.Plan.load(tmp_path / "plan.json") == pair.plan
+    found = [entry["psnr_db"] for entry in json.loads(out)["images"]]
+    assert found == pytest.approx(pair.psnr, abs=1e-4)
+
+
+def test_steps_are_told(studio):
+    told = []
+    studio.make(Choices(**FEW), on_step=lambda done, total: told.append((done, total)))
+    assert told == [(number, 8) for number in range(1, 9)]
+
+
+# ---- one at a time --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 8])
+def test_what_is_cancelled_leaves_no_trace(studio, digits, after):
+    def step(done, _):
+        assert done <= after
+        if done == after:
+            assert studio.stop("me")
+            assert not studio.stop("somebody else")
+
+    made = studio.make(Choices(**FEW), "me", step)
+    assert (made is None) == (after < 8), "after the last step there is nothing left to stop"
+    assert is_clean(studio.source("digits").digits.transformer)
+    assert not studio.stop("me")
+    again = studio.make(Choices(**FEW), "me")
+    plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(digits, 4))
+    assert torch.equal(again.uncached.images, alone(digits, None, [3, 1], 4, 7))
+    assert torch.equal(again.cached.images, alone(digits, plan, [3, 1], 4, 7))
+
+
+def test_an_error_leaves_no_trace(studio):
+    def step(done, _):
+        if done == 6:
+            raise RuntimeError("from outside")
+
+    with pytest.raises(RuntimeError, match="from outside"):
+        studio.make(Choices(**FEW), "me", step)
+    assert is_clean(studio.source("digits").digits.transformer)
+    assert studio.make(Choices(**FEW), "me") is not None
+
+
+class Slow:
+    """A pair made in a thread, which stands still after its first step until it is let go."""
+
+    def __init__(self, studio, choices, who):
+        self.reached, self.go, self.made = threading.Event(), threading.Event(), []
+
+        def step(*_):
+            self.reached.set()
+            assert self.go.wait(60)
+
+        self.thread = threading.Thread(target=lambda: self.made.append(studio.make(choices, who, step)), daemon=True)
+        self.thread.start()
+
+    def end(self):
+        self.go.set()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.made[0]
+
+
+def test_a_second_one_of_the_same_person_is_refused(studio):
+    first = Slow(studio, Choices(**FEW), "me")
+    assert first.reached.wait(60)
+    with pytest.raises(fc.InputError, match="still on its way"):
+        studio.make(Choices(**FEW), "me")
+    assert first.end() is not None
+
+
+def test_two_people_wait_for_each_other_and_get_their_own(studio, digits):
+    first = Slow(studio, Choices(**FEW), "a")
+    assert first.reached.wait(60)
+    second = Slow(studio, Choices(**FEW | {"images": "8", "correction": "none"}), "b")
+    second.go.set()
+    assert not second.reached.wait(0.5), "the model is one pair's at a time"
+    a, b = first.end(), second.end()
+    grid = fc.grid(digits, 4)
+    assert torch.equal(a.cached.images, alone(digits, fc.goc(fc.fora(2), 0.8).plan(grid), [3, 1], 4, 7))
+    assert torch.equal(b.cached.images, alone(digits, fc.fora(2).plan(grid), [8], 4, 7))
+    assert torch.equal(b.uncached.images, alone(digits, None, [8], 4, 7))
+
+
+def test_who_waits_can_be_stopped(studio):
+    first = Slow(studio, Choices(**FEW), "a")
+    assert first.reached.wait(60)
+    second = Slow(studio, Choices(**FEW), "b")
+    while not studio.stop("b"):
+        pass
+    assert second.end() is None
+    assert not second.reached.is_set()
+    assert first.end() is not None
+
+
+def test_who_stopped_may_begin_again_at_once(studio):
+    """The new one waits until the old one has ended, and is not stopped with it."""
+    first = Slow(studio, Choices(**FEW), "me")
+    assert first.reached.wait(60)
+    assert studio.stop("me")
+    second = Slow(studio, Choices(**FEW), "me")
+    second.go.set()
+    assert not second.reached.wait(0.3)
+    assert first.end() is None
+    assert second.end() is not None
