@@ -28,10 +28,10 @@ from digits import ROOT, fill
 from peer_runs import BARE
 
 import forecache as fc
-from forecache import bench, report, sources, tuning, zoo
+from forecache import bench, sources, tuned_pictures, zoo
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.sources import Sampling, in_batches
-from forecache.tuning import proposals
+from forecache.tuning import proposals, surrogate
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, observe
 from forecache.tuning.trials import forecast_of
@@ -198,8 +198,8 @@ def correlation(rows: Rows, count: int, number: int = 200, fitting: int = 40) ->
             images = in_batches(rows.source, labels, how, 16)
         measured.append(psnr(images, uncached).clamp_max(MOST).mean().item())
     errors = [products.errors(pattern, forecast) for pattern in patterns]
-    fitted = tuning.surrogate.fit(errors[:fitting], measured[:fitting])
-    plain = tuning.surrogate.uninformed(products.pooled)
+    fitted = surrogate.fit(errors[:fitting], measured[:fitting])
+    plain = surrogate.uninformed(products.pooled)
     told = {"learned gains": fitted, "no gains": plain}
     found = {
         name: [-10 * float(np.log10(gains.predict(each))) for each in errors[fitting:]] for name, gains in told.items()
@@ -244,7 +244,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
     products, _ = observe(rows.source, rows.asked[:20], Sampling(STEPS, rows.guidance, 1000), 20)
     plan = plans(rows.name, folder)[count]
     tuned = "".join("#" if cell.computed else "." for cell in plan.rows[0])
-    flat = tuning.surrogate.uninformed(products.pooled).gains
+    flat = surrogate.uninformed(products.pooled).gains
     schedules = {
         "even": even(count),
         "tuned": tuned,
@@ -271,7 +271,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
 def rank_correlation(one: list[float], two: list[float]) -> float:
     """Spearman's."""
     ranks = [np.argsort(np.argsort(each)) for each in (one, two)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def main(words: list[str]) -> None:
@@ -293,7 +293,7 @@ def main(words: list[str]) -> None:
         found = correlation(rows, count=7)
         about = {"command": command, "environment": bench.environment()}
         (results / f"tuned-correlation-{args.model}.json").write_text(json.dumps(about | found, indent=1) + "\n")
-        report.draw_expected(found["expected"], found["measured"], ROOT / f"docs/images/tuned-{args.model}.png")
+        tuned_pictures.draw_expected(found["expected"], found["measured"], ROOT / f"docs/images/tuned-{args.model}.png")
         fill(ROOT / "docs/tuning.md", f"correlation {args.model}", correlation_lines(args.model, found))
         return
     if args.superposition:

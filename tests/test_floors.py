@@ -49,7 +49,8 @@ FLOORS = [
     ["_tablefile", "recipes", "_reproductionfile"],
     [""],  # the package itself: the table of contents
     [
-        *("runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "reports"),
+        *("runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "tuned_pictures"),
+        "reports",
         *("choices", "pairs", "page", "cli", "__main__"),
     ],
 ]

@@ -143,7 +143,10 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
         score = -10 * np.log10(products.errors(pattern, learned.forecast(name)).sum() + 1e-9)
         search.tell(trials.Trial(pattern, name, float(score)))
     assert len(seen) <= 30
-    assert search.best.psnr >= search.even.psnr
+    finalists = search.finalists(5)
+    assert search.best in finalists
+    assert len(finalists) == min(5, len(seen))
+    assert sum(map(search.is_even, finalists)) >= 2
     assert len(seen) == 30 or num_steps < 10
 
 
@@ -176,12 +179,15 @@ def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
     source = fc.sources.as_source(digits)
     for plan, trial, unseen in zip(tuned.plans, tuned.chosen, tuned.held_out, strict=True):
-        for seed, said in ((1000, trial.psnr), (2000, unseen)):
-            how = fc.sources.Sampling(6, 1.5, seed)
-            uncached = source.generate(LABELS, how)
-            with fc.apply(digits, plan):
-                images = source.generate(LABELS, how)
-            assert fc.evaluate.psnr(images, uncached).mean().item() == pytest.approx(said, abs=1e-4)
+        for seeds, said in ((range(1000, 1004), trial.psnr), ([2000], unseen)):
+            found = []
+            for seed in seeds:
+                how = fc.sources.Sampling(6, 1.5, seed)
+                uncached = source.generate(LABELS, how)
+                with fc.apply(digits, plan):
+                    images = source.generate(LABELS, how)
+                found.append(fc.evaluate.psnr(images, uncached).mean().item())
+            assert sum(found) / len(found) == pytest.approx(said, abs=1e-4)
 
 
 def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, tuned):
@@ -205,7 +211,9 @@ def test_the_same_tuning_gives_the_same_plans_also_after_an_interruption(digits,
         fc.tune(digits, LABELS, **HOW, held_out=LABELS, path=tmp_path / "tune.json", on_trial=stop)
     sampled = []
     again = fc.tune(digits, LABELS, **HOW, held_out=LABELS, path=tmp_path / "tune.json", on_trial=sampled.append)
-    assert len(sampled) == len(tuned.trials) - 5
+    both = json.loads((tmp_path / "tune.json").read_text())["trials"]
+    assert len(sampled) == len(both) - 5
+    assert {trial["noise"] for trial in both} == {0, 1, 2, 3}
     assert [plan.rows for plan in again.plans] == [plan.rows for plan in tuned.plans]
     assert again.trials == tuned.trials
 
@@ -231,7 +239,7 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
         ({"budget": 1.0}, "choose another budget"),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
-        ({"held_out": [0], "held_out_seed": 1000}, "another held_out_seed"),
+        ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, asked, message):

@@ -20,10 +20,10 @@ from forecache.reproduction import Reproduction
 from forecache.search import SearchResult
 from forecache.speed import KINDS, Timed
 from forecache.statistics import Statistics
-from forecache.tuning import Tuned
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; MissingExtraError without it."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -53,7 +53,7 @@ def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.
 
     Above each grid stands what the plan costs and how close it stays.
     """
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(len(rows), 3)
     lines = math.ceil(len(rows) / columns)
     size = (3.4 * columns, 7.2 * lines)
@@ -78,7 +78,7 @@ def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.
 
 def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
     """PSNR to the uncached samples against MACs: up and to the left is better."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     shown = [(100 / row.cost.speedup, row) for row in rows if row.cost is not None and math.isfinite(row.psnr)]
     families = dict.fromkeys(row.name.split()[0] for _, row in shown)
@@ -104,7 +104,7 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
 
 def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
     """Time against MACs, with the line on which all of the saving is realised; and what a step of each kind takes."""
-    plt = _pyplot()
+    plt = pyplot()
     plans = [row for row in rows if row.cost is not None]
     size = (11.0, max(3.6, 0.45 * len(plans) + 1.6))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
@@ -142,7 +142,7 @@ def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, ti
     Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. A line joins
     the points of a family that no other of its points beats in both.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(13.0, 6.0), layout="constrained")
     families = dict.fromkeys(name.split()[0] for name in points)
     for panel, (axis, what, sign) in enumerate(
@@ -171,7 +171,7 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
 
     The bars are 95 % intervals: of the difference to the row without a cache where there is one, else of the figure.
     """
-    plt = _pyplot()
+    plt = pyplot()
     metrics = list(dict.fromkeys((*result.document["metrics"][:1], "psnr")))
     figure, panels = plt.subplots(
         1, len(metrics), figsize=(6.4 * len(metrics), 4.8), squeeze=False, layout="constrained"
@@ -200,7 +200,7 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
 
 def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
     """How features change by depth and step, the share of inverse gradients, and where the gate is open."""
-    plt = _pyplot()
+    plt = pyplot()
     kinds = list(dict.fromkeys(site.kind for site in stats.sites))
     heights = [3.0] * len(kinds) + [2.0]
     size = (8.0, sum(heights))
@@ -244,7 +244,7 @@ def _draw_gate(axis: Any, stats: Statistics, gate: god) -> None:
 
 def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
     """The best candidates of a search, the winner on top: which steps each computes, and its score."""
-    plt = _pyplot()
+    plt = pyplot()
     shown = result.ranked[:most]
     places = range(1, len(shown) + 1)
     num_steps = result.plan.num_steps
@@ -265,44 +265,3 @@ def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
     figure.suptitle(f"{best}{how} patterns")
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def draw_tuned(tuned: Tuned, path: Path) -> None:
-    """What tuning found: quality against computed steps, what the surrogate had expected, and the gains it learned."""
-    plt = _pyplot()
-    figure, (front, expected, gains) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    steps = len(tuned.surrogate.gains)
-    front.plot([each.computed for each in tuned.trials], [each.psnr for each in tuned.trials], ".", color="0.7")
-    for rows, style, name in ((tuned.uniform, "s--", "even steps"), (tuned.chosen, "o-", "tuned")):
-        ordered = sorted(rows, key=lambda each: each.computed)
-        front.plot([each.computed for each in ordered], [each.psnr for each in ordered], style, label=name)
-    front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")
-    front.locator_params(axis="x", integer=True)
-    front.legend()
-    _expected(expected, tuned.predicted, [each.psnr for each in tuned.trials])
-    for place, trial in enumerate(tuned.chosen):
-        marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
-        gains.plot(marks, [-0.06 * (place + 1)] * len(marks), "|", markersize=8, color=f"C{place}")
-    gains.plot(tuned.surrogate.gains / tuned.surrogate.gains.max())
-    gains.set(xlabel="step (0 is the noisiest); marks: computed", ylabel="what an error matters for the image")
-    for axis in (front, expected, gains):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def draw_expected(expected: Sequence[float], measured: Sequence[float], path: Path) -> None:
-    """What a surrogate expects of schedules against what was measured, in dB; its scale is arbitrary."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-    _expected(axis, expected, measured)
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _expected(axis: Any, expected: Sequence[float], measured: Sequence[float]) -> None:
-    axis.plot(expected, measured, ".")
-    ends = [min(measured), max(measured)]
-    axis.plot(ends, ends, color="0.5", linewidth=1)
-    axis.set(xlabel="expected by the surrogate, dB", ylabel="measured, dB")

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import report, runs, sources
+from forecache import runs, sources, tuned_pictures
 from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.tuning import Tuned
 from forecache.tuning.trials import FORECASTS
@@ -92,7 +92,7 @@ def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
     files = [out / f"plan-{each:g}x.json" for each in wanted]
     for plan, file in zip(tuned.plans, files, strict=True):
         plan.save(file)
-    report.draw_tuned(tuned, out / "tune.png")
+    tuned_pictures.draw_tuned(tuned, out / "tune.png")
     if as_json:
         rows = [
             asdict(trial) | {"plan": str(file), "even_psnr": even.psnr, "held_out_psnr": held}

@@ -96,10 +96,16 @@ class Search:
     def best(self) -> Trial:
         return max(self._mine, key=lambda trial: trial.psnr)
 
-    @property
-    def even(self) -> Trial:
-        """The best trial of the even schedule."""
-        return max((trial for trial in self._mine if trial.pattern in self._even()), key=lambda trial: trial.psnr)
+    def is_even(self, trial: Trial) -> bool:
+        """Whether its schedule is an even one."""
+        return trial.pattern in self._even()
+
+    def finalists(self, count: int) -> list[Trial]:
+        """The best trials, at most ``count``, and among them the best two with an even schedule."""
+        ranked = sorted(self._mine, key=lambda trial: -trial.psnr)
+        even = [trial for trial in ranked if self.is_even(trial)][:2]
+        others = [trial for trial in ranked if trial not in even]
+        return [*even, *others[: max(0, count - len(even))]]
 
     def propose(self) -> tuple[str, str] | None:
         """A pattern and a forecast that were not tried; None when the search is over."""

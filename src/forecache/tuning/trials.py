@@ -1,7 +1,7 @@
 """What was sampled with so far, and its file. Versioned JSON, checked when it is read.
 
 {"format": "forecache-tuning", "version": 1, "forecache": "0.1.0", "settings": {...},
- "trials": [{"pattern": "#..#.", "forecast": "taylor 2", "psnr": 43.5}, ...]}
+ "trials": [{"pattern": "#..#.", "forecast": "taylor 2", "psnr": 43.5, "noise": 0}, ...]}
 """
 
 from __future__ import annotations
@@ -64,11 +64,17 @@ def varied(name: str, by: float) -> str | None:
 @dataclass(frozen=True)
 class Trial:
     """A pattern that was sampled with, under a forecast (`forecast_of`). psnr: to the same samples without a cache,
-    mean over them, in dB."""
+    mean over them, in dB. noise: 0 for that of the search; 1, 2, ... for others, by which finalists are judged."""
 
     pattern: str
     forecast: str
     psnr: float
+    noise: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it is a trial of."""
+        return self.pattern, self.forecast, self.noise
 
     @property
     def computed(self) -> int:
@@ -76,7 +82,7 @@ class Trial:
         return self.pattern.count("#")
 
 
-def write(path: Path, settings: Mapping[str, Any], trials: Mapping[tuple[str, str], Trial]) -> None:
+def write(path: Path, settings: Mapping[str, Any], trials: Mapping[tuple[str, str, int], Trial]) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     document = {
         "format": "forecache-tuning",
@@ -91,7 +97,7 @@ def write(path: Path, settings: Mapping[str, Any], trials: Mapping[tuple[str, st
     os.replace(temporary, path)
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Trial]]:
+def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str, int], Trial]]:
     """The contents of a file, or a SearchFileError that names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "tuning file", "Delete it to tune from the start"):
         document = fields(_files.document(path, MAX_BYTES), KEYS)
@@ -99,11 +105,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Trial]]:
             raise ValueError(f"its format is {short(document['format'])}, not 'forecache-tuning'")
         if document["version"] != VERSION:
             raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
-        types = {"pattern": str, "forecast": str, "psnr": float}
+        types = {"pattern": str, "forecast": str, "psnr": float, "noise": int}
         trials = [Trial(**fields(value, types)) for value in document["trials"]]
         for trial in trials:
             if not set(trial.pattern) <= set("#.") or not trial.pattern.startswith("#"):
                 raise ValueError(f"{short(trial.pattern)} is not a pattern")
             if not NAME.fullmatch(trial.forecast) or not math.isfinite(trial.psnr):
                 raise ValueError(f"{short(trial.forecast)} is not a forecast, or its PSNR is not finite")
-        return document["settings"], {(trial.pattern, trial.forecast): trial for trial in trials}
+        return document["settings"], {trial.key: trial for trial in trials}

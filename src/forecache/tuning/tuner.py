@@ -25,6 +25,10 @@ from forecache.tuning.settings import Settings, plain, settings_of
 from forecache.tuning.surrogate import Surrogate
 from forecache.tuning.trials import Trial
 
+FINALISTS = 6
+"""So many schedules of a budget are sampled with again, the best even ones among them."""
+NOISES = 3
+"""From so much other noise."""
 USUAL = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor 2", "taylor 1", "goc 0.8")
 """What is chosen from by default: with and without weights that are fitted, with and without feedback."""
 
@@ -87,7 +91,8 @@ def tune(
     One pass without a cache measures how alike the features of different steps are (`products.Products`), and with it
     the error of every (step, gap, forecast). What an error at a step does to the image is a gain that is learned from
     schedules that are sampled with (`surrogate`); under these, dynamic programming proposes the best schedule
-    (`optimal`), samples tell how good it is, and so on; then its neighbours.
+    (`optimal`), samples tell how good it is, and so on; then its neighbours. The finalists are sampled with again, from
+    other noise: seeds ``seed + 1`` to ``seed + 3``.
 
     target: a DiTPipeline, a text-to-image pipeline, the bundled models, or any `sources.Source`. conditions: class
     labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache, or several,
@@ -108,8 +113,11 @@ def tune(
             "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps from 1 on; "
             "and a longest interval of at least 2."
         )
-    if set(others) & set(labels) and held_out_seed == seed:
-        raise InputError("held_out shares conditions and noise with what is tuned on: give another held_out_seed.")
+    if set(others) & set(labels) and seed <= held_out_seed <= seed + NOISES:
+        raise InputError(
+            f"held_out shares conditions and noise with what is tuned on (seeds {seed} to {seed + NOISES}): give "
+            "another held_out_seed."
+        )
     run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
                                     search_seed), path, on_step, on_trial)  # fmt: skip
     counts = [run.count(each) for each in budgets]
@@ -134,8 +142,8 @@ class _Tuning:
         self._on_step, self._on_trial = on_step, on_trial
         self._grid: Grid = grid(source.target, settings.num_steps)
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
-        self._known: dict[tuple[str, str], Trial] = self._load()
-        self._uncached: Tensor
+        self._known: dict[tuple[str, str, int], Trial] = self._load()
+        self._uncached: dict[int, Tensor] = {}
         self._products: Products
 
     def count(self, budget: float) -> int:
@@ -164,11 +172,16 @@ class _Tuning:
     def calls(self, samples: int, budgets: int) -> int:
         """Model calls of a pass without a cache and of all trials."""
         batches = -(-samples // self._settings.batch)
-        return batches * self._settings.num_steps * (1 + budgets * self._settings.trials)
+        finals = FINALISTS * NOISES
+        return (
+            batches
+            * self._settings.num_steps
+            * (1 + NOISES * bool(budgets) + budgets * (self._settings.trials + finals))
+        )
 
     def finish(self, counts: Sequence[int], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         labels, batch = self._settings.conditions, self._settings.batch
-        self._products, self._uncached = observe(self._source, labels, self._how, batch, self._on_step)
+        self._products, self._uncached[0] = observe(self._source, labels, self._how, batch, self._on_step)
         learned = proposals.Learned(self._products, self._settings.forecasts, self._settings.longest)
         chosen = [self._tuned(learned, count, number) for number, count in enumerate(counts)]
         everything = tuple(learned.trials)
@@ -182,18 +195,31 @@ class _Tuning:
         return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
 
     def _tuned(self, learned: proposals.Learned, count: int, number: int) -> tuple[Trial, Trial]:
-        """The best trial of a budget, and the best one with an even schedule."""
+        """The best trial of a budget, and the best one with an even schedule, both judged on more noise.
+
+        What is best of many on few samples is partly luck, so the finalists are sampled with again.
+        """
         search = proposals.Search(learned, count, self._settings.trials, self._settings.search_seed + number)
         while (proposed := search.propose()) is not None:
             search.tell(self._try(*proposed))
-        return search.best, search.even
+        judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
+        even = [trial for trial in judged if search.is_even(trial)]
+        return max(judged, key=lambda trial: trial.psnr), max(even, key=lambda trial: trial.psnr)
 
-    def _try(self, pattern: str, forecast: str) -> Trial:
-        if (pattern, forecast) in self._known:
-            return self._known[pattern, forecast]
-        images = self._sample(self._plan(pattern, forecast), self._settings.conditions, self._how)
-        trial = Trial(pattern, forecast, _mean_psnr(images, self._uncached))
-        self._known[pattern, forecast] = trial
+    def _again(self, trial: Trial) -> Trial:
+        """The trial with the mean PSNR over all noise."""
+        found = [self._try(trial.pattern, trial.forecast, noise).psnr for noise in range(NOISES + 1)]
+        return replace(trial, psnr=sum(found) / len(found))
+
+    def _try(self, pattern: str, forecast: str, noise: int = 0) -> Trial:
+        if (pattern, forecast, noise) in self._known:
+            return self._known[pattern, forecast, noise]
+        labels, how = self._settings.conditions, replace(self._how, seed=self._settings.seed + noise)
+        if noise not in self._uncached:
+            self._uncached[noise] = in_batches(self._source, labels, how, self._settings.batch, self._on_step)
+        images = self._sample(self._plan(pattern, forecast), labels, how)
+        trial = Trial(pattern, forecast, _mean_psnr(images, self._uncached[noise]), noise)
+        self._known[trial.key] = trial
         if self._path is not None:
             trials.write(self._path, plain(self._settings), self._known)
         if self._on_trial is not None:
@@ -219,16 +245,18 @@ class _Tuning:
 
     def _described(self, trial: Trial, unseen: float | None) -> Plan:
         plan, settings = self._plan(trial.pattern, trial.forecast), self._settings
-        samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, seed {settings.seed}, {settings.dtype}"
+        samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; searched on seed "
+        samples += f"{settings.seed}, finalists also on {settings.seed + 1} to {settings.seed + NOISES}"
+        tried = sum(each.computed == trial.computed and not each.noise for each in self._known.values())
         how = {
-            "tuned": f"best of {sum(each.computed == trial.computed for each in self._known.values())} schedules with "
-            f"{trial.computed} of {settings.num_steps} steps computed, search seed {settings.search_seed}",
+            "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
+            f"seed {settings.search_seed}",
             "samples": samples,
             "psnr": f"{trial.psnr:.2f} dB on these samples" + (f", {unseen:.2f} dB on others" if unseen else ""),
         }
         return replace(plan, provenance={**plan.provenance, **how})
 
-    def _load(self) -> dict[tuple[str, str], Trial]:
+    def _load(self) -> dict[tuple[str, str, int], Trial]:
         if self._path is None or not self._path.exists():
             return {}
         settings, known = trials.read(self._path)
