@@ -277,15 +277,20 @@ def rank_correlation(one: list[float], two: list[float]) -> float:
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["digits", "digits-text"])
+    parser.add_argument("--ready", action="store_true", help="list the plans that ship in docs/tuning.md, and stop")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="computed steps")
     parser.add_argument("--correlation", action="store_true", help="measure that instead of the table")
     parser.add_argument("--superposition", action="store_true", help="whether the errors of steps add up, instead")
     parser.add_argument("--ablation", action="store_true", help="measure that instead of the table")
+    parser.add_argument("--no-more", action="store_true", help="write the table of what is measured already")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
+    if args.ready:
+        fill(ROOT / "docs/tuning.md", "table ready", ready())
+        return
     command = " ".join(["python benchmarks/tuned.py", *words])
     results = ROOT / "benchmarks/results"
     rows = Rows(args.model, args.samples)
@@ -324,7 +329,7 @@ def main(words: list[str]) -> None:
     for count, plan in plans(args.model, args.plans).items():
         rows.measure("tuned", plan, count)
     known = with_peers(rows.rows, args.samples) if args.model == "digits" else rows.rows
-    for count in args.counts:
+    for count in args.counts if not args.no_more else ():
         rows.fewer_steps(count, solver=False)
         rows.fewer_steps(count, solver=True)
         for name, method in others(count, statistics).items():
@@ -348,6 +353,18 @@ def correlation_lines(model: str, found: Mapping[str, Any]) -> list[str]:
         "",
         f"![Expected against measured](images/tuned-{model}.png)",
     ]
+
+
+def ready() -> list[str]:
+    """The plans that ship, and what their provenance says."""
+    lines = ["| model | computed of 20 | schedule | found | PSNR to no cache |", "|---|---|---|---|---|"]
+    for model in ("digits", "digits-text"):
+        for count, plan in sorted(plans(model, None).items(), reverse=True):
+            steps = "".join("#" if cell.computed else "." for cell in plan.rows[0])
+            forecast = plan.provenance["method"].split(", ", 1)[1].strip("')")
+            found = f"{forecast}; {plan.provenance['tuned'].split(' with')[0]}"
+            lines.append(f"| {model} | {count} | `{steps}` | {found} | {plan.provenance['psnr']} |")
+    return lines
 
 
 def note(args: argparse.Namespace, about: Mapping[str, Any]) -> str:

@@ -248,3 +248,20 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
 
     with pytest.raises(fc.InputError, match=message):
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
+
+
+@pytest.mark.parametrize("model", ["digits", "digits-text"])
+@pytest.mark.parametrize("computed", [13, 10, 7, 5])
+def test_the_plans_that_ship_fit_their_model(model, computed):
+    loaded = zoo.load_digits() if model == "digits" else zoo.load_digits_text()
+    target = fc.sources.as_source(loaded).target
+    plan = fc.Plan.load(zoo.tuned_path(model, computed))
+    assert {sum(cell.computed for cell in row) for row in plan.rows} == {computed}
+    with fc.apply(target, plan):
+        pass
+    assert "on others" in plan.provenance["psnr"]
+
+
+def test_a_plan_that_does_not_ship_is_named_with_those_that_do():
+    with pytest.raises(fc.InputError, match=r"tuned plans for \[5, 7, 10, 13\] computed steps of 20, not for 9"):
+        zoo.tuned_path("digits", 9)
