@@ -182,7 +182,7 @@ def with_peers(rows: dict[str, dict[str, Any]], samples: int) -> dict[str, dict[
     return found
 
 
-def correlation(rows: Rows, count: int, number: int = 200, fitting: int = 40) -> dict[str, Any]:
+def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[str, Any]:
     """Random schedules: the error that is expected, with gains from the first ``fitting``, against the measured one."""
     labels = rows.asked[:16]
     how = Sampling(STEPS, rows.guidance, 1000)
@@ -274,7 +274,7 @@ def rank_correlation(one: list[float], two: list[float]) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def main(words: list[str]) -> None:
+def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["digits", "digits-text"])
     parser.add_argument("--ready", action="store_true", help="list the plans that ship in docs/tuning.md, and stop")
@@ -282,11 +282,16 @@ def main(words: list[str]) -> None:
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="computed steps")
     parser.add_argument("--correlation", action="store_true", help="measure that instead of the table")
+    parser.add_argument("--random", type=int, default=200, help="how many random schedules --correlation samples with")
     parser.add_argument("--superposition", action="store_true", help="whether the errors of steps add up, instead")
     parser.add_argument("--ablation", action="store_true", help="measure that instead of the table")
     parser.add_argument("--no-more", action="store_true", help="write the table of what is measured already")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> None:
+    args = arguments(words)
     torch.set_num_threads(args.threads)
     if args.ready:
         fill(ROOT / "docs/tuning.md", "table ready", ready())
@@ -295,7 +300,7 @@ def main(words: list[str]) -> None:
     results = ROOT / "benchmarks/results"
     rows = Rows(args.model, args.samples)
     if args.correlation:
-        found = correlation(rows, count=7)
+        found = correlation(rows, 7, args.random)
         about = {"command": command, "environment": bench.environment()}
         (results / f"tuned-correlation-{args.model}.json").write_text(json.dumps(about | found, indent=1) + "\n")
         tuned_pictures.draw_expected(found["expected"], found["measured"], ROOT / f"docs/images/tuned-{args.model}.png")
