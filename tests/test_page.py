@@ -213,6 +213,7 @@ def test_what_cannot_be_made_is_said(chromium, address):
     page = chromium.page(address)
     asked(page, "3,cat")
     page.wait("document.body.innerText.includes(\"digits has no class 'cat'\")")
+    assert page.run("document.querySelectorAll('#without img, #with img').length") == 0
     asked(page, "3,1")
     has_result(page, "goc(fora")
 

@@ -119,7 +119,8 @@ def test_what_cannot_be_picked_is_refused(given, sentence):
 
 
 def test_what_is_not_used_is_not_looked_at():
-    Choices(correction="none", eta=math.nan, share=None, theta="")
+    picked = Choices(correction="none", eta=math.nan, share=None, theta="")
+    assert picked.method().name == Choices(correction="none").method().name
 
 
 def test_images_that_cannot_be_made_are_refused(studio):

@@ -128,7 +128,7 @@ def test_nonnegative_least_squares_meets_its_conditions(size, seed):
     assert np.abs(slope[found > 1e-9]).max(initial=0) < 1e-4
 
 
-@pytest.mark.parametrize(("num_steps", "count"), [(50, 17), (20, 7), (20, 13), (9, 2), (5, 4)])
+@pytest.mark.parametrize(("num_steps", "count"), [(50, 17), (20, 7), (20, 13), (9, 2), (5, 4), (24, 3)])
 def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num_steps, count):
     _, products = made(num_steps)
     learned = proposals.Learned(products, ["taylor 2", "taylor 1"], 8)
@@ -147,7 +147,7 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
     assert search.best in finalists
     assert len(finalists) == min(5, len(seen))
     assert sum(map(search.is_even, finalists)) >= 2
-    assert len(seen) == 30 or num_steps < 10
+    assert len(seen) == 30 or num_steps < 10 or count * 8 == num_steps  # then only one pattern fits
 
 
 # ---- on the bundled model -------------------------------------------------------------------------------------------
@@ -236,7 +236,8 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
     ("asked", "message"),
     [
         ({"budget": 0.05}, "choose another budget"),
-        ({"budget": 1.0}, "choose another budget"),
+        ({"budget": 1.0}, "between 0 and 1"),
+        ({"budget": 0}, "between 0 and 1"),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
         ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),

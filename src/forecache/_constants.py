@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -61,10 +60,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def write(path: Path, constants: Constants) -> str:
     """Write atomically, and give the digest by which the plan knows its file."""
     data = save({name: tensor.contiguous() for name, tensor in constants.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    _files.write(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

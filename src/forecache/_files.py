@@ -51,6 +51,14 @@ def _size(file: BinaryIO, max_bytes: int) -> int:
     return size
 
 
+def write(path: Path, data: bytes) -> None:
+    """Write atomically: a reader sees the old file or the new one. Folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
 def document(path: Path, max_bytes: int) -> Any:
     """The JSON document in a regular file of at most ``max_bytes``, by the rules of `parse`."""
     return parse(contents(path, max_bytes))

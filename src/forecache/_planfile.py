@@ -17,7 +17,6 @@ as usual.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -71,10 +70,7 @@ def write(path: Path, contents: Contents) -> None:
         "constants": contents.constants and contents.constants._asdict(),
         "provenance": dict(contents.provenance),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_layout(document), encoding="utf-8")
-    os.replace(temporary, path)
+    _files.write(path, _layout(document).encode())
 
 
 def _encode(cell: Cell) -> Any:

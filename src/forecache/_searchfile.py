@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from dataclasses import fields as fields_of
@@ -89,10 +88,7 @@ def write(path: Path, settings: Settings, candidates: Iterable[Candidate]) -> No
         "settings": asdict(settings),
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    _files.write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> tuple[Settings, list[Candidate]]:

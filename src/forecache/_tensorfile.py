@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,7 @@ MAX_HEADER = 32 * 2**20
 
 def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write atomically: a reader sees the old file or the new one. ``key`` names the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(dict(tensors), metadata={key: json.dumps(document)}))
-    os.replace(temporary, path)
+    _files.write(path, save(dict(tensors), metadata={key: json.dumps(document)}))
 
 
 def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:

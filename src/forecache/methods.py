@@ -9,7 +9,6 @@ goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
 eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
 smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
 procache("#...#..#.")                                 a searched pattern; in its gaps some tokens are computed
-selective(fora(interval=4), share=0.25)               the same on any base
 """
 
 from __future__ import annotations
@@ -144,10 +143,7 @@ def _name(gate: Gate) -> str:
 
 
 def goc_paper_steps(level: Literal[25, 50]) -> tuple[int, ...]:
-    """The steps that the GOC paper corrects on FORA at this caching level, DDIM-20.
-
-    At 50 %, 17 is left out: its gradient is inverse.
-    """
+    """The steps that the GOC paper corrects on FORA at this caching level, DDIM-20 (17 has an inverse gradient)."""
     steps = {25: (3, 5, 7, 9), 50: (3, 5, 7, 9, 11, 13, 15, 19)}
     if level not in steps:
         raise PlanError(f"The GOC paper lists steps for the levels 25 and 50; {level!r} was asked for.")
@@ -288,10 +284,8 @@ def _block(from_depth: int | float, grid: Grid) -> int:
     blocks = 1 + max(site.depth for site in grid.sites)
     block = from_depth if isinstance(from_depth, int) else math.floor(from_depth * blocks)
     if not 0 <= block < blocks:
-        raise PlanError(
-            f"from_depth={from_depth!r} is block {block}, and the blocks are 0 to {blocks - 1}: give one of these, or "
-            "a part of them such as 0.75."
-        )
+        known = f"the blocks are 0 to {blocks - 1}: give one of these, or a part of them such as 0.75"
+        raise PlanError(f"from_depth={from_depth!r} is block {block}, and {known}.")
     return block
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,9 +142,7 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(temporary, path)
+    _files.write(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:

@@ -15,8 +15,17 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
     plt = pyplot()
     figure, (front, expected, gains) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     steps = len(tuned.surrogate.gains)
-    front.plot([each.computed for each in tuned.trials], [each.psnr for each in tuned.trials], ".", color="0.7")
-    for rows, style, name in ((tuned.uniform, "s--", "even steps"), (tuned.chosen, "o-", "tuned")):
+    front.plot(
+        [each.computed for each in tuned.trials],
+        [each.psnr for each in tuned.trials],
+        ".",
+        color="0.7",
+        label="searched, first noise",
+    )
+    for rows, style, name in (
+        (tuned.uniform, "s--", "even steps, all noise"),
+        (tuned.chosen, "o-", "tuned, all noise"),
+    ):
         ordered = sorted(rows, key=lambda each: each.computed)
         front.plot([each.computed for each in ordered], [each.psnr for each in ordered], style, label=name)
     front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")

@@ -111,7 +111,7 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
     try:
         model(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
+        if "meta" not in str(error):  # torch has no class of its own for values that a meta tensor does not have
             raise
         raise InputError(
             f"The cost of {type(model).__name__} cannot be known from shapes alone, because its forward reads values: "

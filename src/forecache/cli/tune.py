@@ -104,7 +104,7 @@ def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
         return
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("fewer MACs", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):
-        table.add_column(name, no_wrap=name == "schedule")
+        table.add_column(name, no_wrap=name in ("schedule", "forecast"))
     for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
         held = f"{tuned.held_out[place]:.2f}" if tuned.held_out else ""
         cells = (trial.pattern, trial.forecast, f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")

@@ -6,7 +6,6 @@ B images, F dimensions.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from forecache import _tensorfile
+from forecache import _files, _tensorfile
 from forecache._errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments, Stream
@@ -63,10 +62,7 @@ class Features:
         path = Path(path)
         document = {"version": VERSION, "extractor": self.extractor, "count": self.count}
         tensors = {name: each.contiguous().cpu() for name, each in self.layers.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(save(tensors, metadata={FORMAT: json.dumps(document)}))
-        os.replace(temporary, path)
+        _files.write(path, save(tensors, metadata={FORMAT: json.dumps(document)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Features:

@@ -21,6 +21,8 @@ from forecache.tuning.trials import Trial, forecast_of, varied
 
 RANDOM = 6
 """Random schedules of a search, if nothing was learned before; half of them otherwise."""
+TRIES = 200
+"""How often a random schedule is drawn again whose intervals are too long."""
 ROUND = 3
 """Schedules that are proposed before the surrogate learns again."""
 OPTIMAL_SHARE = 0.45
@@ -151,9 +153,9 @@ class Search:
         return tuple(dict.fromkeys(_picture(each, steps) for each in (fora, spread) if len(each) == self._count))
 
     def random(self) -> str:
-        """Computed steps of a random smooth density, no interval longer than the longest."""
+        """Steps of a random smooth density, no interval longer than the longest; even ones where hardly any fits."""
         steps = len(self._learned.products.pooled)
-        while True:
+        for _ in range(TRIES):
             knots = self._rng.normal(0, 0.5, 5)
             density = np.exp(np.interp(np.arange(steps), np.linspace(0, steps - 1, 5), knots))
             share = np.cumsum(density) / density.sum()
@@ -164,6 +166,7 @@ class Search:
             pattern = _picture(chosen, steps)
             if self._allowed(pattern):
                 return pattern
+        return self._even()[0]
 
     def _allowed(self, pattern: str) -> bool:
         return max(map(len, pattern.split("#"))) < self._learned.longest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -91,10 +90,7 @@ def write(path: Path, settings: Mapping[str, Any], trials: Mapping[tuple[str, st
         "settings": dict(settings),
         "trials": [asdict(trial) for trial in trials.values()],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    _files.write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str, int], Trial]]:

@@ -149,13 +149,16 @@ class _Tuning:
     def count(self, budget: float) -> int:
         """How many steps a budget computes."""
         steps = self._settings.num_steps
+        if not 0 < budget < 1:
+            raise InputError(f"A budget is a share of the MACs between 0 and 1, such as 1/3; {budget!r} was asked for.")
         least = -(-steps // self._settings.longest)
         skipped = self._skipped_share(steps)
         found = int((budget * steps - skipped * steps) / (1 - skipped) + 1e-9)
         if not least <= found <= steps - 1:
             raise InputError(
-                f"A budget of {budget:.3g} of the MACs computes {found} of {steps} steps; intervals of at most "
-                f"{self._settings.longest} need {least} to {steps - 1}: choose another budget, or a longer interval."
+                f"A budget of {budget:.3g} of the MACs ({1 / budget:.3g}x fewer) computes {found} of {steps} steps; "
+                f"intervals of at most {self._settings.longest} need {least} to {steps - 1}: choose another budget, or "
+                "a longer interval."
             )
         return found
 
