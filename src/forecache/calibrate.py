@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from forecache import _distributed, sources
+from forecache import _allocator, _distributed, sources
 from forecache._core import Grid
 from forecache._errors import InputError, StatisticsError
 from forecache._version import __version__
@@ -136,7 +136,7 @@ class _Run:
             on_start(self._grid.num_steps * sum(batch is not None for batch in rounds))
         everything = explicit(compute=range(self._grid.num_steps)).plan(self._grid)
         layout = layout_for(find(self._source.target), self._grid)
-        _settle_allocator()
+        _allocator.settle()
         saved = time.monotonic()
         try:
             with Observed(layout, everything, self._see) as session:
@@ -225,16 +225,6 @@ class _Run:
             what = f"of another run ({', '.join(differ)} differ)" if differ else "compact and partial"
             raise StatisticsError(f"{self._path} holds statistics {what}: write to another file, or delete it first.")
         return kept
-
-
-def _settle_allocator() -> None:
-    """Let the C allocator of a CPU keep what is freed.
-
-    glibc returns memory to the system when more lies free than twice the largest block that it saw freed, up to 32 MiB.
-    Features come and go at just such sizes, and fetching their pages again took longer than measuring them. One large
-    block that comes and goes settles it.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _nothing() -> Statistics:

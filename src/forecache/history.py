@@ -20,7 +20,7 @@ from forecache.liveness import Choice, Op, Score, slots
 from forecache.placed import Placed
 from forecache.program import INSIDE, Program, Run, Step
 from forecache.selection import Call
-from forecache.shelf import Kept, Shelf, checked
+from forecache.shelf import Kept, Shelf
 
 
 class Past(ABC):
@@ -206,7 +206,7 @@ class History(Past):
         new = sum(feature.nbytes for feature, _ in made.features.values())
         self._meter.peak = max(self._meter.peak, self._meter.held + new)
         for site, op in enumerate(self._step.ops):
-            self._free(site, op)
+            self._free_all(site, op)
             if op.store is not None:
                 feature, dtype = made.features[site]
                 # the memory of a CUDA graph's outputs is written again when it is replayed
@@ -234,8 +234,9 @@ class History(Past):
         for (streams, entry), after, gate in zip(entries, following, self._weighted(run, gates), strict=True):
             add_up(totals, streams, self._shelf.get(entry, after), gate)
         del entries, following
-        for site in run.freeing:
-            self._keep(site, self._step.ops[site], None)
+        for site, slot in run.frees:
+            self._free(site, slot)
+        self._meter.peak = max(self._meter.peak, self._meter.held)
 
     def _feature(self, site: int, slot: int) -> Tensor:
         return self._shelf.get(self._slots[site][slot])
@@ -254,15 +255,22 @@ class History(Past):
         return self._placed.random(choice.random, like)
 
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
-        self._free(site, op)
+        self._free_all(site, op)
         if op.store is not None and output is not None:
             self._store(site, op.store, self._shelf.put(output))
         self._meter.peak = max(self._meter.peak, self._meter.held)  # scores and ages are held, too
 
-    def _free(self, site: int, op: Op) -> None:
+    def _free_all(self, site: int, op: Op) -> None:
         for slot in op.frees:
-            self._meter.held -= checked(self._slots[site][slot]).feature.nbytes
-            self._slots[site][slot] = None
+            self._free(site, slot)
+
+    def _free(self, site: int, slot: int) -> None:
+        """Let go of a feature; whoever read it last has checked that nobody wrote into it."""
+        kept = self._slots[site]
+        entry = kept[slot]
+        assert entry is not None, "a slot was freed before it was filled"
+        self._meter.held -= entry.feature.nbytes
+        kept[slot] = None
 
     def _store(self, site: int, slot: int, entry: Kept) -> None:
         self._slots[site][slot] = entry

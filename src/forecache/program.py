@@ -55,9 +55,9 @@ class Run:
         return tuple((site, slot) for site, slots in zip(self.sites, self.sums, strict=True) for slot in slots or ())
 
     @cached_property
-    def freeing(self) -> tuple[int, ...]:
-        """The sites of which a feature is read for the last time."""
-        return tuple(site for site, op in zip(self.sites, self.ops, strict=True) if op.frees)
+    def frees(self) -> tuple[tuple[int, int], ...]:
+        """Site and slot of every feature that is read for the last time."""
+        return tuple((site, slot) for site, op in zip(self.sites, self.ops, strict=True) for slot in op.frees)
 
     @cached_property
     def is_plain(self) -> bool:

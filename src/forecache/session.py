@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from forecache import _allocator
 from forecache._errors import AlreadyAppliedError, RunError
 from forecache.adapters import Layout, is_in_place, is_mounted, replaced
 from forecache.course import Courses, Keeping
@@ -54,6 +55,7 @@ class Session:
 
     def __enter__(self) -> Self:
         self._check_free()
+        _allocator.settle()
         self._steps.open = True
         opened = _OPEN.setdefault(self._layout.model, [])
         opened.append(self)

@@ -74,6 +74,9 @@ class Branch:
 
 def add_up(totals: Sequence[Tensor], streams: Sequence[int], feature_BND: Tensor, gate: Any) -> None:
     """Add a gated feature to its streams, in place."""
+    if isinstance(gate, Tensor) and len(streams) == 1:  # nearly always, once a feature and step
+        totals[streams[0]].addcmul_(feature_BND, gate)
+        return
     for stream, part, each in _parts(streams, totals, feature_BND, gate):
         if isinstance(each, Tensor):
             totals[stream].addcmul_(part, each)

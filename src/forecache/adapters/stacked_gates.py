@@ -65,15 +65,16 @@ class StackedGates:
         width = self._table_LCD.shape[-1]
         rows = torch.tensor([2, 5])  # of shift, scale, gate of the attention, and of the MLP
         weights, biases = zip(*(_rows(norm.linear, rows) for norm in norms), strict=True)
-        self._gates_LDE = torch.stack(weights).transpose(1, 2)
-        self._gates_L1E = torch.stack(biases)[:, None]
+        self._gates_LED, self._gates_LE1 = torch.stack(weights), torch.stack(biases)[..., None]
         self._width = width
         self._known: dict[tuple[float, torch.dtype, bool], Tensor] = {}
 
     def __call__(self, x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         timestep_B, labels_B = _conditions(args, kwargs)
         embedded_LBD = self._table_LCD[:, labels_B] + self._time(timestep_B, x_BND.dtype)
-        gates_LBE = torch.baddbmm(self._gates_L1E, nn.functional.silu(embedded_LBD), self._gates_LDE)
+        condition_LDB = nn.functional.silu(embedded_LBD).transpose(1, 2)
+        gates_LEB = torch.baddbmm(self._gates_LE1, self._gates_LED, condition_LDB)  # weights as they lie: read fastest
+        gates_LBE = gates_LEB.transpose(1, 2).contiguous()
         return gates_LBE.unflatten(2, (2, -1)).transpose(1, 2).reshape(-1, len(labels_B), 1, self._width)
 
     def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
