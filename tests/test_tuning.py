@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ from hypothesis import strategies as st
 
 import forecache as fc
 from forecache import zoo
+from forecache._distributed import World
 from forecache.forecasts import Feedback, Reuse, Taylor
-from forecache.tuning import proposals, surrogate, trials
+from forecache.tuning import AtLeast, Milliseconds, budgets, proposals, surrogate, trials
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, Products, observe
+from forecache.tuning.settings import settings_of
 
 SITES = tuple(fc.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
 patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
@@ -238,6 +243,8 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
         ({"budget": 0.05}, "choose another budget"),
         ({"budget": 1.0}, "between 0 and 1"),
         ({"budget": 0}, "between 0 and 1"),
+        ({"budget": Milliseconds(0.001)}, "0.001 ms were asked for; 4 images take .* choose a time between these"),
+        ({"budget": [0.5, Milliseconds(1e7)]}, "ms were asked for"),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
         ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),
@@ -249,6 +256,79 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
 
     with pytest.raises(fc.InputError, match=message):
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
+
+
+FEW = {"num_steps": 6, "longest": 4, "number": 3, "forecasts": ["taylor 1", "fitted 1"]}
+
+
+def test_the_cheapest_plan_that_is_good_enough(digits):
+    """What is found by halving is what looking at every number of computed steps finds."""
+    every = {count: fc.tune(digits, LABELS, **FEW, budget=count / 6 + 0.03).chosen[0] for count in (2, 3, 4, 5)}
+    assert [trial.computed for trial in every.values()] == [2, 3, 4, 5]
+    wanted = (every[3].psnr + every[4].psnr) / 2
+    found = fc.tune(digits, LABELS, **FEW, budget=[AtLeast(wanted), AtLeast(1.0)])
+    assert [trial.computed for trial in found.chosen] == [4, 2]
+    assert found.chosen[0] == every[4]
+    with pytest.raises(
+        fc.InputError, match=rf"At least 75 dB .* {max(every.values(), key=lambda t: t.psnr).psnr:.2f} dB"
+    ):
+        fc.tune(digits, LABELS, **FEW, budget=AtLeast(75.0))
+
+
+@pytest.mark.parametrize(("budget", "count"), [(45.0, 2), (63.9, 2), (64.1, 3), (99.0, 5)])
+def test_a_time_is_as_many_steps_as_fit_into_it(digits, monkeypatch, budget, count):
+    """A run without a cache takes 100 ms and one with a single computed step 40, so that each further one takes 12."""
+
+    def timed(counts, how):
+        return 40.0 if digits.transformer.forward.__qualname__ != plain else 100.0
+
+    plain = digits.transformer.forward.__qualname__
+    monkeypatch.setattr(budgets.Counts, "_timed", timed)
+    assert fc.tune(digits, LABELS, **FEW, budget=Milliseconds(budget)).chosen[0].computed == count
+
+
+def test_a_time_that_is_asked_for_is_measured(digits):
+    source = fc.sources.as_source(digits)
+    settings = settings_of(source, (1, 2), 6, 1.5, 0, 2, ("reuse",), 4, 1, 0)
+    counts = budgets.Counts(source, settings, World())
+    full, least = counts._milliseconds
+    assert full > least > 0
+    assert counts.of(Milliseconds(full - 1e-3 * (full - least))) == 5
+
+
+PROCESSES = """
+import json, sys
+import torch
+import forecache as fc
+from forecache import zoo
+from forecache._distributed import started
+
+torch.set_num_threads(1)
+with started() as world:
+    calls = []
+    tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=6, longest=4, number=3, budget=0.55, batch=1,
+                    held_out=[4], path=sys.argv[1], on_start=calls.append)
+    open(f"{sys.argv[1]}.{world.rank}", "w").write(json.dumps([world.size, calls, tuned.show()]))
+"""
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    (tmp_path / "script.py").write_text(PROCESSES)
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node"]
+    for size in ("1", "2"):
+        words = [*torchrun, size, str(tmp_path / "script.py"), str(tmp_path / f"{size}.json")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, *two = (json.loads((tmp_path / name).read_text()) for name in ("1.json.0", "2.json.0", "2.json.1"))
+    assert [each[0] for each in (one, *two)] == [1, 2, 2]
+    judging = 2 * 6  # the held-out sample, without a cache and with the plan
+    share = [(each[1][0] - judging * (rank == 0)) / (one[1][0] - judging) for rank, each in enumerate(two)]
+    assert share == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert [each[2] for each in two] == [one[2]] * 2
+    alone, shared = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
+    assert alone["settings"] == shared["settings"]
+    for mine, theirs in zip(alone["trials"], shared["trials"], strict=True):
+        assert mine == {**theirs, "psnr": pytest.approx(theirs["psnr"], abs=1e-6)}
 
 
 @pytest.mark.parametrize(
