@@ -43,12 +43,9 @@ class Others:
             f"ours: Taylor 1, {spread}": fc.taylorseer(base, 1),
             f"ours: Taylor 2, {spread}": fc.taylorseer(base, 2),
             "intervals that never grow (ProCache's rule), reuse": never_grow,
-            "intervals that never grow, Taylor 2": fc.taylorseer(never_grow, 2),
             "ProCache: one step less, some tokens in the gaps": fc.procache(falling(steps, count - 1)),
-            "Feedback 2, 0.5": fc.feedback(base, 2, 0.5),
         }
         if self._statistics is not None:
-            methods["EOC relative 0.01"] = fc.eoc(base, self._statistics)
             methods["EOC additive 0.3, per channel"] = fc.eoc(
                 base, self._statistics, 0.3, form="additive", per="channel"
             )

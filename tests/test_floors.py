@@ -16,6 +16,7 @@ FLOORS = [
         "_core",
         "_errors",
         "_version",
+        "_allocator",
         "_distributed",
         "_files",
         "_archive",
@@ -56,8 +57,8 @@ FLOORS = [
 ]
 """From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
 
-GROUND = ["_errors", "_files", "_archive", "_tensorfile", "_allocator"]
-"""What everything may import: errors, how files are read, how memory is kept."""
+GROUND = ["_errors", "_files", "_archive", "_tensorfile"]
+"""What everything may import: errors, and how files are read."""
 
 ALONE = ["sample", "_place", "sources", "evaluate", "zoo"]
 """These import nothing of the library but the ground, and each other."""

@@ -47,6 +47,9 @@ def tune_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that is tuned on.")] = 1000,
     held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
     search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
+    polish: Annotated[
+        bool, typer.Option(help="Move the weights of what was found by what that does to the images.")
+    ] = True,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
     as_json: AsJson = False,
@@ -93,6 +96,7 @@ def tune_command(
                 number=schedules,
                 longest=longest,
                 search_seed=search_seed,
+                polishing=polish,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
                 on_step=lambda _: bar.advance(task),

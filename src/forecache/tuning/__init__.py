@@ -5,6 +5,7 @@ surrogate         what a schedule's error is expected to do to the images: a mod
 optimal           the best schedule under that model, by dynamic programming
 budgets           MACs, milliseconds or quality as a number of computed steps
 samples           each batch made by one of several processes
+polish            weights moved by what that does to the images
 tuner             propose, sample, learn, until the budget of samples is used up
 """
 

@@ -18,7 +18,7 @@ from forecache.applied import apply
 from forecache.methods import explicit
 from forecache.plan import Method, Plan
 from forecache.sources import Condition, OnStep, Sampling, Source, as_source, checked
-from forecache.tuning import proposals, trials
+from forecache.tuning import polish, proposals, trials
 from forecache.tuning.budgets import AtLeast, Budget, Counts
 from forecache.tuning.products import Products, observe
 from forecache.tuning.result import Tuned
@@ -49,6 +49,7 @@ def tune(
     number: int = 48,
     longest: int = 8,
     search_seed: int = 0,
+    polishing: bool = True,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
@@ -66,7 +67,8 @@ def tune(
     labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache,
     `Milliseconds` for a batch, `AtLeast` so many dB; or several, which share what is learned. held_out: other
     conditions, sampled from ``held_out_seed``, that judge what was found. forecasts: names to choose from, as
-    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps.
+    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps. polishing: move the
+    weights of what was found by what that does to the images (`polish`); such a plan cannot be stretched.
 
     path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
     plans (a time, as long as it comes to as many steps). Of several processes (torchrun, accelerate launch), each
@@ -90,7 +92,7 @@ def tune(
             "another held_out_seed."
         )
     run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
-                                    search_seed), path, on_step, on_trial)  # fmt: skip
+                                    search_seed), polishing, path, on_step, on_trial)  # fmt: skip
     asked = [run.asked(each) for each in budgets]
     if on_start is not None:
         judging = run.calls(len(others), 0) * (1 + len(asked))
@@ -105,12 +107,13 @@ class _Tuning:
         self,
         source: Source,
         settings: Settings,
+        polishing: bool,
         path: str | os.PathLike[str] | None,
         on_step: OnStep | None,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._world = _distributed.current()
-        self._source, self._settings = source, settings
+        self._source, self._settings, self._polish = source, settings, polishing
         self._path = Path(path) if path is not None else None
         self._on_step, self._on_trial = on_step, on_trial
         self._counts = Counts(source, settings, self._world)
@@ -131,14 +134,12 @@ class _Tuning:
         return sum(len(self._counts.possible).bit_length() if isinstance(each, AtLeast) else 1 for each in asked)
 
     def calls(self, samples: int, searches: int) -> int:
-        """Model calls of this process: of a pass without a cache and of all trials."""
-        batches = len(starts(self._world, samples, self._settings.batch))
-        finals = FINALISTS * NOISES
-        return (
-            batches
-            * self._settings.num_steps
-            * (1 + NOISES * bool(searches) + searches * (self._settings.trials + finals))
-        )
+        """Model calls of this process, at most: of a pass without a cache and of all trials."""
+        batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
+        runs = self._settings.trials + FINALISTS * NOISES
+        if self._polish:
+            runs += polish.ROUNDS * (1 + steps - self._counts.possible[0] + 1 + NOISES)
+        return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
 
     def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         """asked: computed steps, or how good the images have to be."""
@@ -157,7 +158,7 @@ class _Tuning:
             self._described(trial, unseen[place] if unseen else None) for place, (trial, _) in enumerate(chosen)
         )
         best, even = zip(*chosen, strict=True)
-        surrogate = learned.surrogate(best[0].forecast)
+        surrogate = learned.surrogate(trials.unmoved(best[0].forecast))
         predicted = tuple(surrogate.decibels(learned.errors(trial)) for trial in everything)
         return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
 
@@ -172,7 +173,7 @@ class _Tuning:
             else:
                 left = left[middle + 1 :]
         if found is None:
-            best = max(learned.trials, key=lambda trial: trial.psnr)
+            best = max((each for each, _ in self._found.values()), key=lambda trial: trial.psnr)
             raise InputError(
                 f"At least {wanted.decibels:g} dB were asked for, and no plan comes to that: the best had "
                 f"{best.psnr:.2f} dB with {best.computed} of {len(best.pattern)} steps computed. Ask for less, or "
@@ -192,8 +193,30 @@ class _Tuning:
             judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
             even = [trial for trial in judged if search.is_even(trial)]
             best = max(judged, key=lambda trial: trial.psnr)
+            best = self._polished(best) if self._polish else best
             self._found[count] = best, max(even, key=lambda trial: trial.psnr)
         return self._found[count]
+
+    def _polished(self, trial: Trial) -> Trial:
+        """The trial with the weights of its steps moved, as long as that is better on all noise."""
+        labels = self._settings.conditions
+        for _ in range(polish.ROUNDS):
+            plan = self._plan(trial.pattern, trial.forecast)
+            places = polish.movable(plan)
+            if not places:
+                break
+            slopes = polish.Slopes(self._sampled(plan, labels, self._how), self._uncached[0])
+            for place in places:
+                slopes.add(self._sampled(polish.moved(plan, {place: polish.MOVE}), labels, self._how), polish.MOVE)
+            by = dict(zip(places, polish.step(self._world.totals(slopes.sums())), strict=True))
+            before = trials.moves_of(trial.forecast, trial.pattern)
+            moves = {place: before.get(place, 0.0) + by[place] for place in places}
+            name = trials.with_moves(trial.forecast, trial.pattern, moves)
+            tried = self._again(replace(trial, forecast=name))
+            if tried.psnr <= trial.psnr:
+                break
+            trial = tried
+        return trial
 
     def _again(self, trial: Trial) -> Trial:
         """The trial with the mean PSNR over all noise."""
@@ -215,17 +238,19 @@ class _Tuning:
             self._on_trial(trial)
         return trial
 
-    def _near(self, plan: Plan, labels: Sequence[Condition], how: Sampling, uncached: Tensor) -> float:
+    def _sampled(self, plan: Plan, labels: Sequence[Condition], how: Sampling) -> Tensor:
         with apply(self._source.target, plan):
-            images = self._samples.images(labels, how)
-        return self._samples.psnr(images, uncached)
+            return self._samples.images(labels, how)
+
+    def _near(self, plan: Plan, labels: Sequence[Condition], how: Sampling, uncached: Tensor) -> float:
+        return self._samples.psnr(self._sampled(plan, labels, how), uncached)
 
     def _plan(self, pattern: str, forecast: str) -> Plan:
         base = explicit(pattern=pattern)
         method = Method(
             f"tuned({pattern!r}, {forecast!r})", base.schedule, trials.forecast_of(forecast, self._products)
         )
-        return method.plan(self._grid)
+        return polish.moved(method.plan(self._grid), trials.moves_of(forecast, pattern))
 
     def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:
         how = replace(self._how, seed=seed)
