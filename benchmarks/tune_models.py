@@ -21,7 +21,7 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache.tuning import tuner
+from forecache.tuning import polish, tuner
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
 TFLOPS = 400.0
@@ -60,7 +60,10 @@ class Subject:
     def passes(self) -> float:
         """Whole runs of one sample without a cache that a tuning is worth."""
         trials = self.schedules + tuner.FINALISTS * tuner.NOISES
-        tuned = self.samples * (1 + tuner.NOISES + sum(trials / speedup for speedup in SPEEDUPS))
+        once = polish.ROUNDS * (2 + tuner.NOISES)
+        moved = [polish.ROUNDS * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
+        runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]
+        tuned = self.samples * (1 + tuner.NOISES + sum(runs))
         return tuned + self.held_out * (1 + sum(1 / speedup for speedup in SPEEDUPS))
 
 

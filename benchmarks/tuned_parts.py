@@ -105,13 +105,15 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
     for schedule, forecast in (
         ("even", "taylor 2"), ("tuned", "taylor 2"), ("even", "taylor 2, feedback 0.5"), ("even", "fitted 2"),
         ("optimal without gains", "fitted 2"), ("tuned", "fitted 2"), ("tuned", "fitted 2, feedback 0.5"),
-        ("tuned", ""),
+        ("tuned", "the plan's, not polished"), ("tuned", ""),
     ):  # fmt: skip
+        named = plan.provenance["method"].split(", ", 1)[1].strip("')")
+        forecast = named.removesuffix(", polished") if "the plan's" in forecast else forecast
         if forecast:
             method = fc.Method("ablation", fc.schedules.by_step(schedules[schedule]), forecast_of(forecast, products))
             made = method.plan(fc.grid(rows.source.target, rows.steps))
         else:
-            made, forecast = plan, plan.provenance["method"].split(", ", 1)[1].strip("')")
+            made, forecast = plan, named
         with fc.apply(rows.source.target, made):
             near = psnr(rows.sample(rows.steps), rows.uncached).clamp_max(MOST).mean().item()
         found.append({"schedule": schedule, "pattern": schedules[schedule], "forecast": forecast, "psnr_db": near})

@@ -305,7 +305,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
 
 
-FEW = {"num_steps": 6, "longest": 4, "number": 3, "forecasts": ["taylor 1", "fitted 1"]}
+FEW = {"num_steps": 6, "longest": 4, "number": 3, "forecasts": ["taylor 1", "fitted 1"], "polishing": False}
 
 
 def test_the_cheapest_plan_that_is_good_enough(digits):

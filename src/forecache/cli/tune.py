@@ -14,7 +14,7 @@ from forecache import _distributed, runs, sources, tuned_pictures
 from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
 from forecache.tuning import AtLeast, Milliseconds, Tuned
 from forecache.tuning.budgets import Budget
-from forecache.tuning.trials import FORECASTS
+from forecache.tuning.trials import FORECASTS, told
 from forecache.tuning.tuner import USUAL
 
 
@@ -134,7 +134,7 @@ def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
         table.add_column(heading, no_wrap=heading in ("schedule", "forecast"))
     for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
         held = f"{tuned.held_out[place]:.2f}" if tuned.held_out else ""
-        cells = (trial.pattern, trial.forecast, f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
+        cells = (trial.pattern, told(trial.forecast), f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
         table.add_row(names[place], *cells)
     console.print(table)
     say(f"{len(tuned.trials)} schedules sampled with. Wrote {', '.join(map(str, files))}, {out / 'tune.png'}.")

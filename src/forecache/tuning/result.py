@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from forecache.plan import Plan
 from forecache.tuning.surrogate import Surrogate
-from forecache.tuning.trials import Trial
+from forecache.tuning.trials import Trial, told
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,6 @@ class Tuned:
         for place, (trial, even) in enumerate(zip(self.chosen, self.uniform, strict=True)):
             unseen = f", {self.held_out[place]:.2f} dB on others" if self.held_out else ""
             lines.append(
-                f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB{unseen} (even steps: {even.psnr:.2f} dB)"
+                f"{trial.pattern}  {told(trial.forecast)}: {trial.psnr:.2f} dB{unseen} (even steps: {even.psnr:.2f} dB)"
             )
         return "\n".join(lines)

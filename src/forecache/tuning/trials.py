@@ -73,6 +73,11 @@ def unmoved(name: str) -> str:
     return name.split(", moved", maxsplit=1)[0]
 
 
+def told(name: str) -> str:
+    """The forecast for people: that its weights were moved, not how far."""
+    return name if unmoved(name) == name else f"{unmoved(name)}, polished"
+
+
 def moves_of(name: str, pattern: str) -> dict[int, float]:
     """How far the weights of each step of a pattern are moved; empty where none is."""
     found = NAME.fullmatch(name)

@@ -248,7 +248,9 @@ class _Tuning:
     def _plan(self, pattern: str, forecast: str) -> Plan:
         base = explicit(pattern=pattern)
         method = Method(
-            f"tuned({pattern!r}, {forecast!r})", base.schedule, trials.forecast_of(forecast, self._products)
+            f"tuned({pattern!r}, {trials.told(forecast)!r})",
+            base.schedule,
+            trials.forecast_of(forecast, self._products),
         )
         return polish.moved(method.plan(self._grid), trials.moves_of(forecast, pattern))
 
@@ -262,7 +264,8 @@ class _Tuning:
         plan, settings = self._plan(trial.pattern, trial.forecast), self._settings
         samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; searched on seed "
         samples += f"{settings.seed}, finalists also on {settings.seed + 1} to {settings.seed + NOISES}"
-        tried = sum(each.computed == trial.computed and not each.noise for each in self._known.values())
+        mine = [each for each in self._known.values() if each.computed == trial.computed and not each.noise]
+        tried = sum(trials.unmoved(each.forecast) == each.forecast for each in mine)
         how = {
             "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
             f"seed {settings.search_seed}",
