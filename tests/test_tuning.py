@@ -349,8 +349,8 @@ from forecache._distributed import started
 torch.set_num_threads(1)
 with started() as world:
     calls = []
-    tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=6, longest=4, number=3, budget=0.55, batch=1,
-                    held_out=[4], path=sys.argv[1], on_start=calls.append)
+    tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=4, longest=3, number=2, budget=0.55, batch=1,
+                    forecasts=["taylor 1"], held_out=[4], path=sys.argv[1], on_start=calls.append)
     open(f"{sys.argv[1]}.{world.rank}", "w").write(json.dumps([world.size, calls, tuned.show()]))
 """
 
@@ -364,7 +364,7 @@ def test_two_processes_find_what_one_does(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (json.loads((tmp_path / name).read_text()) for name in ("1.json.0", "2.json.0", "2.json.1"))
     assert [each[0] for each in (one, *two)] == [1, 2, 2]
-    judging = 2 * 6  # the held-out sample, without a cache and with the plan
+    judging = 2 * 4  # the held-out sample, without a cache and with the plan
     share = [(each[1][0] - judging * (rank == 0)) / (one[1][0] - judging) for rank, each in enumerate(two)]
     assert share == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
     assert [each[2] for each in two] == [one[2]] * 2
