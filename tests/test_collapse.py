@@ -1,6 +1,7 @@
 """Runs of skipped blocks as one sum: the same as block by block."""
 
 import copy
+import functools
 
 import plans
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import forecache as fc
 from forecache import liveness
-from forecache.adapters import layout, stacked_gates
+from forecache.adapters import OWN, layout, stacked_gates
 from forecache.program import INSIDE, Program
 from forecache.steps import Steps
 
@@ -102,9 +103,9 @@ def test_runs_are_found():
     schedule = fc.schedules.at(fc.schedules.depth(1, 2), fc.schedules.every(1), fc.schedules.every(2))
     program = Program(layout(model), fc.Method("all but block 1", schedule).plan(fc.grid(model, 2)))
     first, second = program.steps
-    assert first.runs == (None,) * 4
-    assert [found if found in (None, INSIDE) else found.sites for found in second.runs] == [
-        range(2), None, range(4, 8), INSIDE
+    assert first.runs == (None, OWN, None, None)
+    assert [found if found in (OWN, INSIDE) else found.sites for found in second.runs] == [
+        range(2), OWN, range(4, 8), INSIDE
     ]  # fmt: skip
 
 
@@ -250,3 +251,34 @@ def test_the_label_of_no_class_counts_too(dit):
     x, t = torch.randn(2, 16, 16), torch.tensor([5, 5])
     made = gates(x, timestep=t, class_labels=torch.tensor([0, CLASSES]))
     assert not torch.equal(made[:, 0], made[:, 1])
+
+
+def test_a_block_of_which_nothing_is_skipped_or_kept_runs_its_own_forward(dit):
+    """Step 0 is kept for step 1, which is skipped; later only the last block's attention is kept or skipped."""
+    plain, ran = fc.explicit(skip=[1]), []
+    for number, block in enumerate(dit.transformer_blocks):
+        own = block.forward
+
+        def seen(*args, own=own, number=number, **kwargs):
+            ran.append(number)
+            return own(*args, **kwargs)
+
+        block.forward = functools.wraps(own)(seen)
+
+    def schedule(step, site, grid):
+        last = (site.depth, site.kind) == (len(dit.transformer_blocks) - 1, "attn")
+        return fc.Action.SKIP if last and step == 3 else plain.schedule(step, site, grid)
+
+    bare = generate(dit, 5)
+    ran.clear()
+    sampled(dit, fc.Method("last attention", schedule).plan(fc.grid(dit, 5)))
+    blocks = list(range(len(dit.transformer_blocks)))
+    assert ran == [*blocks[:-1], *blocks[:-1], *blocks], "steps 2 and 3 without the last block, step 4"
+    ran.clear()
+    images, stats = sampled(dit, fc.explicit(compute=range(5)).plan(fc.grid(dit, 5)))
+    assert torch.equal(images, bare)
+    assert ran == blocks * 5
+    assert stats.computed == 5 * 2 * len(blocks)
+    dit.transformer_blocks.append(dit.transformer_blocks[0])
+    with fc.apply(dit, fc.explicit(compute=range(5)).plan(fc.grid(dit, 5))), pytest.raises(fc.RunError, match="twice"):
+        generate(dit, 5)

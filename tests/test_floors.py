@@ -16,6 +16,7 @@ FLOORS = [
         "_core",
         "_errors",
         "_version",
+        "_allocator",
         "_distributed",
         "_files",
         "_archive",

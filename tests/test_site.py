@@ -143,7 +143,7 @@ def test_a_page_that_lies_elsewhere_links_as_the_site_does(site):
     service = (site / "service.html").read_text(encoding="utf-8")
     assert 'href="serving.html"' in service
     assert 'href="service.html"' in (site / "serving.html").read_text(encoding="utf-8")
-    assert "Unreleased" in (site / "changelog.html").read_text(encoding="utf-8")
+    assert "0.1.0 (not released yet)" in (site / "changelog.html").read_text(encoding="utf-8")
 
 
 def script(name):

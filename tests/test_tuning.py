@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ from hypothesis import strategies as st
 
 import forecache as fc
 from forecache import zoo
+from forecache._distributed import World
 from forecache.forecasts import Feedback, Reuse, Taylor
-from forecache.tuning import proposals, surrogate, trials
+from forecache.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, Products, observe
+from forecache.tuning.settings import settings_of
 
 SITES = tuple(fc.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
 patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
@@ -150,6 +155,45 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
     assert len(seen) == 30 or num_steps < 10 or count * 8 == num_steps  # then only one pattern fits
 
 
+@given(patterns, st.integers(0, 20), st.data())
+@settings(deadline=None, max_examples=30)
+def test_moved_weights_keep_their_sum_and_only_where_two_are_read(pattern, seed, data):
+    plan = planned(pattern, Taylor(2))
+    skipped = [step for step, sign in enumerate(pattern) if sign == "."]
+    by = {step: data.draw(st.floats(-0.3, 0.3)) for step in skipped}
+    found = polish.moved(plan, by)
+    for before, after in zip(plan.rows, found.rows, strict=True):
+        for step, (was, now) in enumerate(zip(before, after, strict=True)):
+            if len(was.reads) < 2:
+                assert now == was
+                continue
+            assert sum(weight for _, weight in now.reads) == pytest.approx(sum(weight for _, weight in was.reads))
+            change = [b[1] - a[1] for a, b in zip(was.reads, now.reads, strict=True)]
+            assert change == pytest.approx([by[step], -by[step], *[0.0] * (len(was.reads) - 2)])
+    assert polish.movable(plan) == [step for step in skipped if len(plan.rows[0][step].reads) > 1]
+    name = trials.with_moves("fitted 1, feedback 0.5", pattern, by)
+    assert trials.moves_of(name, pattern) == {step: pytest.approx(value, abs=1e-4) for step, value in by.items()}
+    assert trials.unmoved(name) == "fitted 1, feedback 0.5"
+
+
+@given(st.integers(1, 5), st.integers(0, 100))
+@settings(deadline=None, max_examples=30)
+def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
+    """Images that are linear in the moves: numpy's least squares of the same, every image by one over its error."""
+    rng = np.random.default_rng(seed)
+    base, missed = rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(3, 2, 4, 4)) * [[[[0.1]]], [[[1]]], [[[5]]]]
+    directions = rng.normal(size=(moves, 3, 2, 4, 4))
+    slopes = polish.Slopes(torch.from_numpy(base), torch.from_numpy(base + missed))
+    for direction in directions:
+        slopes.add(torch.from_numpy(base + polish.MOVE * direction), polish.MOVE)
+    per_image = 1 / np.sqrt((missed**2).mean((1, 2, 3), keepdims=True))
+    system = (directions * per_image).reshape(moves, -1).T
+    damped = np.sqrt(polish.DAMPING * (system**2).sum() / moves) * np.eye(moves)
+    augmented = np.concatenate([system, damped]), np.concatenate([(missed * per_image).ravel(), np.zeros(moves)])
+    expected = np.linalg.lstsq(*augmented, rcond=None)[0].clip(-polish.MOST, polish.MOST)
+    assert polish.step(slopes.sums()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 # ---- on the bundled model -------------------------------------------------------------------------------------------
 
 LABELS = list(range(4))
@@ -199,6 +243,14 @@ def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, t
         assert "on others" in plan.provenance["psnr"]
 
 
+def test_polishing_makes_it_better_or_leaves_it(digits, tuned):
+    plain = fc.tune(digits, LABELS, **HOW, polishing=False)
+    for rough, fine in zip(plain.chosen, tuned.chosen, strict=True):
+        assert (fine.pattern, trials.unmoved(fine.forecast)) == (rough.pattern, rough.forecast)
+        assert fine.psnr > rough.psnr if "moved" in fine.forecast else fine == rough
+    assert any("moved" in trial.forecast for trial in tuned.chosen)
+
+
 def test_the_same_tuning_gives_the_same_plans_also_after_an_interruption(digits, tuned, tmp_path):
     class EnoughError(Exception):
         pass
@@ -238,6 +290,8 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
         ({"budget": 0.05}, "choose another budget"),
         ({"budget": 1.0}, "between 0 and 1"),
         ({"budget": 0}, "between 0 and 1"),
+        ({"budget": Milliseconds(0.001)}, "0.001 ms were asked for; 4 images take .* choose a time between these"),
+        ({"budget": [0.5, Milliseconds(1e7)]}, "ms were asked for"),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
         ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),
@@ -249,6 +303,75 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
 
     with pytest.raises(fc.InputError, match=message):
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
+
+
+FEW = {"num_steps": 6, "longest": 4, "number": 3, "forecasts": ["taylor 1", "fitted 1"], "polishing": False}
+
+
+def test_the_cheapest_plan_that_is_good_enough(digits):
+    """What is found by halving is what looking at every number of computed steps finds."""
+    every = {count: fc.tune(digits, LABELS, **FEW, budget=count / 6 + 0.03).chosen[0] for count in (2, 3, 4, 5)}
+    assert [trial.computed for trial in every.values()] == [2, 3, 4, 5]
+    wanted = (every[3].psnr + every[4].psnr) / 2
+    found = fc.tune(digits, LABELS, **FEW, budget=[AtLeast(wanted), AtLeast(1.0)])
+    assert [trial.computed for trial in found.chosen] == [4, 2]
+    assert found.chosen[0] == every[4]
+    with pytest.raises(
+        fc.InputError, match=rf"At least 75 dB .* {max(every.values(), key=lambda t: t.psnr).psnr:.2f} dB"
+    ):
+        fc.tune(digits, LABELS, **FEW, budget=AtLeast(75.0))
+
+
+@pytest.mark.parametrize(("budget", "count"), [(52.1, 2), (63.9, 2), (64.1, 3), (99.0, 5)])
+def test_a_time_is_as_many_steps_as_fit_into_it(digits, monkeypatch, budget, count):
+    """A run without a cache takes 100 ms and one with a single computed step 40, so that each further one takes 12."""
+    times = itertools.cycle([100.0, 40.0])
+    monkeypatch.setattr(budgets.Counts, "_timed", lambda counts, how: next(times))
+    assert fc.tune(digits, LABELS, **FEW, budget=Milliseconds(budget)).chosen[0].computed == count
+
+
+def test_a_time_that_is_asked_for_is_measured(digits):
+    source = fc.sources.as_source(digits)
+    settings = settings_of(source, (1, 2), 6, 1.5, 0, 2, ("reuse",), 4, 1, 0)
+    counts = budgets.Counts(source, settings, World())
+    full, least = counts._milliseconds
+    assert full > least > 0
+    assert counts.of(Milliseconds(full - 1e-3 * (full - least))) == 5
+
+
+PROCESSES = """
+import json, sys
+import torch
+import forecache as fc
+from forecache import zoo
+from forecache._distributed import started
+
+torch.set_num_threads(1)
+with started() as world:
+    calls = []
+    tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=4, longest=3, number=2, budget=0.55, batch=1,
+                    forecasts=["taylor 1"], held_out=[4], path=sys.argv[1], on_start=calls.append)
+    open(f"{sys.argv[1]}.{world.rank}", "w").write(json.dumps([world.size, calls, tuned.show()]))
+"""
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    (tmp_path / "script.py").write_text(PROCESSES)
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node"]
+    for size in ("1", "2"):
+        words = [*torchrun, size, str(tmp_path / "script.py"), str(tmp_path / f"{size}.json")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, *two = (json.loads((tmp_path / name).read_text()) for name in ("1.json.0", "2.json.0", "2.json.1"))
+    assert [each[0] for each in (one, *two)] == [1, 2, 2]
+    judging = 2 * 4  # the held-out sample, without a cache and with the plan
+    share = [(each[1][0] - judging * (rank == 0)) / (one[1][0] - judging) for rank, each in enumerate(two)]
+    assert share == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert [each[2] for each in two] == [one[2]] * 2
+    alone, shared = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
+    assert alone["settings"] == shared["settings"]
+    for mine, theirs in zip(alone["trials"], shared["trials"], strict=True):
+        assert mine == {**theirs, "psnr": pytest.approx(theirs["psnr"], abs=1e-6)}
 
 
 @pytest.mark.parametrize(

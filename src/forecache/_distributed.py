@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forecache._errors import InputError
@@ -32,6 +34,14 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+    def totals(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of every number over the processes, the same bits on all of them."""
+        if self.size == 1:
+            return values
+        gathered: list[NDArray[np.float64]] = [values] * self.size
+        dist.all_gather_object(gathered, values)
+        return np.sum(gathered, axis=0)
 
     def agree(self, values: list[Any]) -> list[Any]:
         """Of every entry, the first that is not None on any process."""

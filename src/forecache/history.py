@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forecache._errors import RunError
-from forecache.adapters import Gate, Gates, Layout, Streams, add_up
+from forecache.adapters import OWN, Gate, Gates, Layout, Own, Streams, add_up
 from forecache.choosing import Chooser, Meter
 from forecache.guards import limited
 from forecache.liveness import Choice, Op, Score, slots
@@ -42,6 +42,7 @@ class Past(ABC):
         self._max_error = max_error
         self._gates = gates
         self._streams = layout.streams
+        self._spans = layout.spans
         self._step: Step
         self._done: list[bool] = []
 
@@ -59,16 +60,19 @@ class Past(ABC):
         self._keep(site, op, output)
         return output
 
-    def collapsed(self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams | None:
-        """What a block hands on that is skipped as a whole: the first of a run speaks for all; None for another."""
+    def collapsed(
+        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Streams | Own | None:
+        """What a block hands on that is skipped: the first of a run speaks for all. Others as in `Step`: OWN, None."""
         run = self._step.runs[block]
-        if run is None:
-            return None
-        if run is INSIDE:
-            return streams
-        if any(self._done[run.sites.start : run.sites.stop]):
-            raise RunError(f"Block number {run.blocks.start} ran twice in one model call: it cannot be cached.")
-        self._done[run.sites.start : run.sites.stop] = [True] * len(run.sites)
+        if run is None or run is INSIDE:
+            return None if run is None else streams
+        sites = self._spans[block] if run is OWN else run.sites
+        if any(self._done[sites.start : sites.stop]):
+            raise RunError(f"Block number {block} ran twice in one model call: it cannot be cached.")
+        self._done[sites.start : sites.stop] = [True] * len(sites)
+        if run is OWN:
+            return OWN
         # patch embeddings lie the other way round
         totals = tuple(stream.clone(memory_format=torch.contiguous_format) for stream in streams)
         self._add(run, totals, self._gates[run.key](*args, **kwargs))

@@ -64,6 +64,11 @@ class Op:
         """Nothing of the site runs: it is estimated, and nobody looks at how it would be computed."""
         return bool(self.reads) and self.choice is None and not self.scored
 
+    @property
+    def is_plain(self) -> bool:
+        """The site runs as it always does, and nothing of it is kept."""
+        return not self.reads and self.store is None and self.choice is None and not self.scored
+
 
 Rows = Sequence[tuple[Cell, ...]]
 

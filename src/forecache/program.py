@@ -18,7 +18,7 @@ from torch import nn
 from forecache import _modelcall, liveness
 from forecache._core import Grid
 from forecache._errors import CacheBudgetError
-from forecache.adapters import Arguments, Gates, Layout, measure
+from forecache.adapters import OWN, Arguments, Gates, Layout, Own, measure
 from forecache.liveness import Op
 from forecache.plan import Plan
 
@@ -78,11 +78,12 @@ INSIDE: Literal[Inside.INSIDE] = Inside.INSIDE
 class Step:
     """One model call: an operation for every site, and what is known of every block.
 
-    runs: None for a block that goes branch by branch, a run for the first of skipped blocks, INSIDE for its others.
+    runs: a run for the first of skipped blocks, INSIDE for its others, OWN for a block of which nothing is skipped or
+    kept, None for any other, which goes branch by branch.
     """
 
     ops: tuple[Op, ...]
-    runs: tuple[Run | Inside | None, ...]
+    runs: tuple[Run | Inside | Own | None, ...]
     computed: int
     partial: int
 
@@ -95,7 +96,8 @@ class Step:
 def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
     """A call of the layout's model with these operations. guarded: estimates are made one by one, to be looked at."""
     spans = layout.spans
-    runs: list[Run | Inside | None] = [None] * len(spans)
+    plain = [all(ops[site].is_plain for site in sites) for sites in spans]
+    runs: list[Run | Inside | Own | None] = [OWN if is_plain else None for is_plain in plain]
     for blocks in liveness.runs(liveness.skipped_blocks(ops, spans), layout.starts):
         runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
         runs[blocks.start] = _run(blocks, ops, spans, guarded)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forecache._errors import RunError
-from forecache.adapters import Layout, Streams
+from forecache.adapters import Layout, Own, Streams
 from forecache.generations import Generations, Lane
 from forecache.graphs import Borrowed, Place, Pure
 from forecache.history import Lent, Made
@@ -54,10 +54,10 @@ class Steps:
 
     def collapse(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | None:
-        """What a block hands on that is skipped as a whole: the first of a run of them speaks for all."""
+    ) -> Streams | Own | None:
+        """What a block hands on that is skipped as a whole, or OWN where its own forward runs; see `Past.collapsed`."""
         past = self._local.current
-        return None if past is None else past.collapsed(block, streams, args, kwargs)
+        return None if past is None or self.see is not None else past.collapsed(block, streams, args, kwargs)
 
     def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward as one step of the plan."""

@@ -10,7 +10,8 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,21 @@ class Value(Protocol):
     def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
+class Own(Enum):
+    """A block of which nothing is skipped or kept: its own forward runs."""
+
+    OWN = "own"
+
+
+OWN: Literal[Own.OWN] = Own.OWN
+
+
 class Collapse(Protocol):
-    """Who knows which blocks are skipped as a whole: what such a block hands on, or None if it is not skipped."""
+    """Who knows what is done with a block as a whole: what it hands on if it is skipped, OWN, or None: neither."""
 
     def __call__(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | None: ...
+    ) -> Streams | Own | None: ...
 
 
 def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
@@ -140,13 +150,14 @@ class Block:
 
         number: of the block. first_site: the index of branch 0.
         """
-        take = _taking(self.module.forward, self.inputs)
+        own = self.module.forward
+        take = _taking(own, self.inputs)
 
-        @functools.wraps(self.module.forward)
+        @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if collapse is not None and (after := collapse(number, streams, args, kwargs)) is not None:
-                return self.handed(after)
+                return own(*args, **kwargs) if after is OWN else self.handed(after)
             condition, now = self.condition(*args, **kwargs), list(streams)
             for site, branch in enumerate(self.branches, first_site):
                 given_BND = [now[stream] for stream in branch.reads or branch.streams]
@@ -178,7 +189,7 @@ class Residual(Block):
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if collapse is not None and (given := collapse(number, streams, args, kwargs)) is not None:
-                return self.handed(given)
+                return own(*args, **kwargs) if given is OWN else self.handed(given)
             outputs: list[tuple[Any, Tensor]] = []
 
             def compute(*streams: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import runs, sources, tuned_pictures
+from forecache import _distributed, runs, sources, tuned_pictures
 from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
-from forecache.tuning import Tuned
-from forecache.tuning.trials import FORECASTS
+from forecache.tuning import AtLeast, Milliseconds, Tuned
+from forecache.tuning.budgets import Budget
+from forecache.tuning.trials import FORECASTS, told
 from forecache.tuning.tuner import USUAL
 
 
@@ -23,6 +24,13 @@ def tune_command(
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 20,
     speedup: Annotated[
         list[float] | None, typer.Option(min=1.01, help="So many times fewer MACs; may stand several times [3].")
+    ] = None,
+    milliseconds: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, help="Or so long for a batch, measured here; may stand several times."),
+    ] = None,
+    at_least: Annotated[
+        list[float] | None, typer.Option(min=1, help="Or the cheapest plan with so many dB; may stand several times.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples a schedule, the classes or texts in turn.")] = 16,
     held_out: Annotated[int, typer.Option(min=0, help="Other samples that judge what was found; 0 for none.")] = 32,
@@ -39,6 +47,9 @@ def tune_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that is tuned on.")] = 1000,
     held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
     search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
+    polish: Annotated[
+        bool, typer.Option(help="Move the weights of what was found by what that does to the images.")
+    ] = True,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
     as_json: AsJson = False,
@@ -52,44 +63,60 @@ def tune_command(
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
 
+    Example: `forecache tune --model digits --steps 20 --at-least 40 --out out/tune-40dB`
+
+    Example: `torchrun --nproc-per-node 8 -m forecache tune --model black-forest-labs/FLUX.1-dev --batch 1 --steps 28
+    --prompts texts.txt --speedup 3`
+
     Example: `forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 8 --batch 8 --out out/dit-tune`
     """
-    source = sources.open_source(model, device, dtype)
-    conditions = runs.conditions(source, samples, labels, prompts)
-    others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
-    wanted = speedup or [3.0]
-    with progress(None) as (bar, task):
-        best = [float("-inf")]
+    budgets = _budgets(speedup or [], milliseconds or [], at_least or [])
+    with _distributed.started() as world:
+        source = sources.open_source(model, device, dtype)
+        conditions = runs.conditions(source, samples, labels, prompts)
+        others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
+        with progress(None, shown=world.leads) as (bar, task):
+            best = [float("-inf")]
 
-        def show(trial: fc.tuning.Trial) -> None:
-            best[0] = max(best[0], trial.psnr)
-            bar.update(task, description=f"{trial.psnr:.1f} dB, best {best[0]:.1f}")
+            def show(trial: fc.tuning.Trial) -> None:
+                best[0] = max(best[0], trial.psnr)
+                bar.update(task, description=f"{trial.psnr:.1f} dB, best {best[0]:.1f}")
 
-        tuned = fc.tune(
-            source,
-            conditions,
-            num_steps=steps,
-            budget=[1 / each for each in wanted],
-            held_out=others,
-            forecasts=forecast or USUAL,
-            guidance=sources.own_guidance(source) if guidance is None else guidance,
-            seed=seed,
-            held_out_seed=held_out_seed,
-            batch=batch,
-            number=schedules,
-            longest=longest,
-            search_seed=search_seed,
-            path=out / "tune.json",
-            on_start=lambda calls: bar.update(task, description="sampling", total=calls),
-            on_step=lambda _: bar.advance(task),
-            on_trial=show,
-        )
-    _tell(tuned, wanted, out, as_json)
+            tuned = fc.tune(
+                source,
+                conditions,
+                num_steps=steps,
+                budget=list(budgets.values()),
+                held_out=others,
+                forecasts=forecast or USUAL,
+                guidance=sources.own_guidance(source) if guidance is None else guidance,
+                seed=seed,
+                held_out_seed=held_out_seed,
+                batch=batch,
+                number=schedules,
+                longest=longest,
+                search_seed=search_seed,
+                polishing=polish,
+                path=out / "tune.json",
+                on_start=lambda calls: bar.update(task, description="sampling", total=calls),
+                on_step=lambda _: bar.advance(task),
+                on_trial=show,
+            )
+        if world.leads:
+            _tell(tuned, list(budgets), out, as_json)
 
 
-def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
+def _budgets(speedups: list[float], times: list[float], qualities: list[float]) -> dict[str, Budget]:
+    """What was asked for, by its name in a table and in a file's name; three times fewer MACs if nothing was."""
+    found: dict[str, Budget] = {f"{each:g}x": 1 / each for each in speedups}
+    found |= {f"{each:g}ms": Milliseconds(each) for each in times}
+    found |= {f"{each:g}dB": AtLeast(each) for each in qualities}
+    return found or {"3x": 1 / 3}
+
+
+def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
     """The table, the picture and the plans."""
-    files = [out / f"plan-{each:g}x.json" for each in wanted]
+    files = [out / f"plan-{name}.json" for name in names]
     for plan, file in zip(tuned.plans, files, strict=True):
         plan.save(file)
     tuned_pictures.draw_tuned(tuned, out / "tune.png")
@@ -103,11 +130,11 @@ def _tell(tuned: Tuned, wanted: list[float], out: Path, as_json: bool) -> None:
         emit({"trials": len(tuned.trials), "plans": rows})
         return
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for name in ("fewer MACs", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):
-        table.add_column(name, no_wrap=name in ("schedule", "forecast"))
+    for heading in ("budget", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):
+        table.add_column(heading, no_wrap=heading in ("schedule", "forecast"))
     for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
         held = f"{tuned.held_out[place]:.2f}" if tuned.held_out else ""
-        cells = (trial.pattern, trial.forecast, f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
-        table.add_row(f"{wanted[place]:g}x", *cells)
+        cells = (trial.pattern, told(trial.forecast), f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
+        table.add_row(names[place], *cells)
     console.print(table)
     say(f"{len(tuned.trials)} schedules sampled with. Wrote {', '.join(map(str, files))}, {out / 'tune.png'}.")

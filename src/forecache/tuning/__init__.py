@@ -3,13 +3,18 @@
 products          how alike the features of two steps are, from one pass without a cache
 surrogate         what a schedule's error is expected to do to the images: a model that is fitted to measured ones
 optimal           the best schedule under that model, by dynamic programming
+budgets           MACs, milliseconds or quality as a number of computed steps
+samples           each batch made by one of several processes
+polish            weights moved by what that does to the images
 tuner             propose, sample, learn, until the budget of samples is used up
 """
 
 from __future__ import annotations
 
+from forecache.tuning.budgets import AtLeast, Milliseconds
+from forecache.tuning.result import Tuned
 from forecache.tuning.settings import Settings
 from forecache.tuning.trials import Trial
-from forecache.tuning.tuner import Tuned, tune
+from forecache.tuning.tuner import tune
 
-__all__ = ["Settings", "Trial", "Tuned", "tune"]
+__all__ = ["AtLeast", "Milliseconds", "Settings", "Trial", "Tuned", "tune"]

@@ -59,7 +59,8 @@ class Optimal:
         costs = np.zeros_like(self._errors)
         for ahead in range(1, self.longest):
             after = np.minimum(np.arange(self._steps) + ahead, self._steps - 1)
-            costs[..., ahead] = costs[..., ahead - 1] + self._errors[..., ahead] * gains[after, None, None]
+            with np.errstate(invalid="ignore"):  # what cannot be, times a gain of zero
+                costs[..., ahead] = costs[..., ahead - 1] + self._errors[..., ahead] * gains[after, None, None]
         costs[np.isnan(costs)] = np.inf
         return np.where(np.isinf(self._errors[..., :1]), np.inf, costs)
 

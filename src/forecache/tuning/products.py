@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forecache._core import Site
+from forecache._distributed import World
 from forecache.adapters import find, grid, layout_for
 from forecache.forecasts import Forecast, Taylor, paid_back
 from forecache.methods import explicit
 from forecache.observed import Observed
 from forecache.sources import Condition, OnStep, Sampling, Source
+from forecache.tuning.samples import starts
 
 Table = NDArray[np.float64]
 COORDINATES = 1024
@@ -123,9 +125,17 @@ class Fitted:
 
 
 def observe(
-    source: Source, conditions: Sequence[Condition], how: Sampling, batch: int, on_step: OnStep | None = None
+    source: Source,
+    conditions: Sequence[Condition],
+    how: Sampling,
+    batch: int,
+    on_step: OnStep | None = None,
+    world: World = World(),  # noqa: B008 - it is frozen
 ) -> tuple[Products, Tensor]:
-    """Sample without a cache: the products of the features, and the images (B, C, H, W) in [0, 1]."""
+    """Sample without a cache: the products of the features, and the images (B, C, H, W) in [0, 1].
+
+    Products are of all processes, images those that this one makes.
+    """
     sites = grid(source.target, how.num_steps)
     products = Products(sites.sites, how.num_steps)
     kept: list[list[Tensor]] = [[] for _ in sites.sites]
@@ -142,11 +152,12 @@ def observe(
     images = []
     everything = explicit(compute=range(how.num_steps)).plan(sites)
     with Observed(layout_for(find(source.target), sites), everything, see) as session:
-        for first in range(0, len(conditions), batch):
+        for first in starts(world, len(conditions), batch):
             session.new_run()
             images.append(source.generate(conditions[first : first + batch], how, first, on_step))
             session.check_complete()
             for site, features in enumerate(kept):
                 products.add(site, features)
                 features.clear()
-    return products, torch.cat(images)
+    products.table = world.totals(products.table)
+    return products, torch.cat(images) if images else torch.empty(0)

@@ -29,7 +29,8 @@ KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "tria
 FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; goc ETA; reuse"
 """How a forecast is named, such as ``fitted 1, feedback 0.8``."""
 NAME = re.compile(
-    r"(?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse"
+    r"((?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse)"
+    r"(, moved(?P<moves>( -?\d(\.\d+)?)+))?"
 )
 
 
@@ -58,6 +59,31 @@ def varied(name: str, by: float) -> str | None:
         return f"{plain}, feedback {strength:g}" if 0 < strength <= 1 else plain if strength == 0 else None
     eta = round(float(found["eta"] or 0) + by, 2)
     return f"goc {eta:g}" if 0 < eta < 2 else None
+
+
+def with_moves(name: str, pattern: str, moves: Mapping[int, float]) -> str:
+    """The forecast with the weights of skipped steps moved (`polish`); one number for each of them, in order."""
+    numbers = [moves.get(step, 0.0) for step, sign in enumerate(pattern) if sign == "."]
+    written = " ".join(f"{round(number, 4) + 0.0:g}" for number in numbers)
+    return f"{unmoved(name)}, moved {written}" if numbers else unmoved(name)
+
+
+def unmoved(name: str) -> str:
+    """The forecast as it was before its weights were moved."""
+    return name.split(", moved", maxsplit=1)[0]
+
+
+def told(name: str) -> str:
+    """The forecast for people: that its weights were moved, not how far."""
+    return name if unmoved(name) == name else f"{unmoved(name)}, polished"
+
+
+def moves_of(name: str, pattern: str) -> dict[int, float]:
+    """How far the weights of each step of a pattern are moved; empty where none is."""
+    found = NAME.fullmatch(name)
+    assert found is not None
+    numbers = map(float, (found["moves"] or "").split())
+    return dict(zip((step for step, sign in enumerate(pattern) if sign == "."), numbers, strict=False))
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from forecache import _distributed
 from forecache._core import Grid
 from forecache._errors import InputError, SearchFileError
 from forecache.adapters import grid, is_same
 from forecache.applied import apply
-from forecache.evaluate import psnr
-from forecache.evaluate.images import EQUAL_DB
 from forecache.methods import explicit
 from forecache.plan import Method, Plan
-from forecache.sources import Condition, OnStep, Sampling, Source, as_source, call, checked, in_batches
-from forecache.tuning import proposals, trials
+from forecache.sources import Condition, OnStep, Sampling, Source, as_source, checked
+from forecache.tuning import polish, proposals, trials
+from forecache.tuning.budgets import AtLeast, Budget, Counts
 from forecache.tuning.products import Products, observe
+from forecache.tuning.result import Tuned
+from forecache.tuning.samples import Samples, starts
 from forecache.tuning.settings import Settings, plain, settings_of
-from forecache.tuning.surrogate import Surrogate
 from forecache.tuning.trials import Trial
 
 FINALISTS = 6
@@ -33,45 +34,12 @@ USUAL = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor
 """What is chosen from by default: with and without weights that are fitted, with and without feedback."""
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What tuning found. plans: one a budget, in the order of the budgets, with its provenance; chosen: their trials.
-
-    held_out: their mean PSNR in dB on samples that they were not tuned on; empty if there were none. trials: everything
-    that was sampled with. uniform: for every budget, the best that the even schedule did under any of the forecasts.
-    surrogate: the model of the error, fitted to the trials; predicted: what it says of every trial, in dB.
-    """
-
-    plans: tuple[Plan, ...]
-    chosen: tuple[Trial, ...]
-    uniform: tuple[Trial, ...]
-    held_out: tuple[float, ...]
-    trials: tuple[Trial, ...]
-    predicted: tuple[float, ...]
-    surrogate: Surrogate
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the first budget."""
-        return self.plans[0]
-
-    def show(self) -> str:
-        """One line a plan, as text."""
-        lines = [f"{len(self.trials)} schedules sampled with"]
-        for place, (trial, even) in enumerate(zip(self.chosen, self.uniform, strict=True)):
-            unseen = f", {self.held_out[place]:.2f} dB on others" if self.held_out else ""
-            lines.append(
-                f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB{unseen} (even steps: {even.psnr:.2f} dB)"
-            )
-        return "\n".join(lines)
-
-
 def tune(
     target: Any,
     conditions: Sequence[Condition],
     *,
     num_steps: int,
-    budget: float | Sequence[float] = 1 / 3,
+    budget: Budget | Sequence[Budget] = 1 / 3,
     held_out: Sequence[Condition] = (),
     forecasts: Sequence[str] = USUAL,
     guidance: float = 1.5,
@@ -81,6 +49,7 @@ def tune(
     number: int = 48,
     longest: int = 8,
     search_seed: int = 0,
+    polishing: bool = True,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
@@ -95,17 +64,21 @@ def tune(
     other noise: seeds ``seed + 1`` to ``seed + 3``.
 
     target: a DiTPipeline, a text-to-image pipeline, the bundled models, or any `sources.Source`. conditions: class
-    labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache, or several,
-    which share what is learned. held_out: other conditions, sampled from ``held_out_seed``, that judge what was found.
-    forecasts: names to choose from, as `trials.FORECASTS` says. number: schedules to sample with for each budget.
+    labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache,
+    `Milliseconds` for a batch, `AtLeast` so many dB; or several, which share what is learned. held_out: other
+    conditions, sampled from ``held_out_seed``, that judge what was found. forecasts: names to choose from, as
+    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps. polishing: move the
+    weights of what was found by what that does to the images (`polish`); such a plan cannot be stretched.
 
     path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
-    plans. on_start: called with the number of model calls to come; on_step: after each; on_trial: after each schedule.
-    Raises SearchFileError if ``path`` holds another tuning, InputError for a budget that no schedule fits.
+    plans (a time, as long as it comes to as many steps). Of several processes (torchrun, accelerate launch), each
+    samples its share of the batches, and all return the same. on_start: called with the number of model calls to come;
+    on_step: after each; on_trial: after each schedule. Raises SearchFileError if ``path`` holds another tuning,
+    InputError for a budget that no schedule fits.
     """
     source = as_source(target)
     labels, others = checked(source, conditions), checked(source, held_out)
-    budgets = (budget,) if isinstance(budget, int | float) else tuple(budget)
+    budgets = tuple(budget) if isinstance(budget, Sequence) else (budget,)
     for name in forecasts:
         trials.forecast_of(name, Products((), num_steps))
     if not labels or not budgets or not forecasts or min(batch, number, num_steps) < 1 or longest < 2:
@@ -119,11 +92,12 @@ def tune(
             "another held_out_seed."
         )
     run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
-                                    search_seed), path, on_step, on_trial)  # fmt: skip
-    counts = [run.count(each) for each in budgets]
+                                    search_seed), polishing, path, on_step, on_trial)  # fmt: skip
+    asked = [run.asked(each) for each in budgets]
     if on_start is not None:
-        on_start(run.calls(len(labels), len(counts)) + run.calls(len(others), 0) * (1 + len(counts)) * bool(others))
-    return run.finish(counts, others, held_out_seed)
+        judging = run.calls(len(others), 0) * (1 + len(asked))
+        on_start(run.calls(len(labels), run.searches(asked)) + judging)
+    return run.finish(asked, others, held_out_seed)
 
 
 class _Tuning:
@@ -133,81 +107,116 @@ class _Tuning:
         self,
         source: Source,
         settings: Settings,
+        polishing: bool,
         path: str | os.PathLike[str] | None,
         on_step: OnStep | None,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
-        self._source, self._settings = source, settings
+        self._world = _distributed.current()
+        self._source, self._settings, self._polish = source, settings, polishing
         self._path = Path(path) if path is not None else None
         self._on_step, self._on_trial = on_step, on_trial
+        self._counts = Counts(source, settings, self._world)
+        self._samples = Samples(source, settings.batch, self._world, on_step)
         self._grid: Grid = grid(source.target, settings.num_steps)
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         self._known: dict[tuple[str, str, int], Trial] = self._load()
         self._uncached: dict[int, Tensor] = {}
+        self._found: dict[int, tuple[Trial, Trial]] = {}
         self._products: Products
 
-    def count(self, budget: float) -> int:
-        """How many steps a budget computes."""
-        steps = self._settings.num_steps
-        if not 0 < budget < 1:
-            raise InputError(f"A budget is a share of the MACs between 0 and 1, such as 1/3; {budget!r} was asked for.")
-        least = -(-steps // self._settings.longest)
-        skipped = self._skipped_share(steps)
-        found = int((budget * steps - skipped * steps) / (1 - skipped) + 1e-9)
-        if not least <= found <= steps - 1:
-            raise InputError(
-                f"A budget of {budget:.3g} of the MACs ({1 / budget:.3g}x fewer) computes {found} of {steps} steps; "
-                f"intervals of at most {self._settings.longest} need {least} to {steps - 1}: choose another budget, or "
-                "a longer interval."
-            )
-        return found
+    def asked(self, budget: Budget) -> int | AtLeast:
+        """Computed steps, as far as they are known before."""
+        return budget if isinstance(budget, AtLeast) else self._counts.of(budget)
 
-    def _skipped_share(self, steps: int) -> float:
-        """What a skipped step costs, as a share of a computed one; 0 where nobody knows."""
-        inputs = call(self._source, 1 + (self._settings.guidance > 1))
-        try:
-            plan = explicit(compute=[0]).plan(self._grid)
-            cost = plan.cost(self._source.target, guidance=self._settings.guidance > 1, inputs=inputs)
-        except InputError:
-            return 0.0
-        return (steps / cost.speedup - 1) / (steps - 1) if steps > 1 else 0.0
+    def searches(self, asked: Sequence[int | AtLeast]) -> int:
+        """How many numbers of computed steps are searched, at most."""
+        return sum(len(self._counts.possible).bit_length() if isinstance(each, AtLeast) else 1 for each in asked)
 
-    def calls(self, samples: int, budgets: int) -> int:
-        """Model calls of a pass without a cache and of all trials."""
-        batches = -(-samples // self._settings.batch)
-        finals = FINALISTS * NOISES
-        return (
-            batches
-            * self._settings.num_steps
-            * (1 + NOISES * bool(budgets) + budgets * (self._settings.trials + finals))
+    def calls(self, samples: int, searches: int) -> int:
+        """Model calls of this process, at most: of a pass without a cache and of all trials."""
+        batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
+        runs = self._settings.trials + FINALISTS * NOISES
+        if self._polish:
+            runs += polish.ROUNDS * (1 + steps - self._counts.possible[0] + 1 + NOISES)
+        return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
+
+    def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
+        """asked: computed steps, or how good the images have to be."""
+        settings = self._settings
+        self._products, self._uncached[0] = observe(
+            self._source, settings.conditions, self._how, settings.batch, self._on_step, self._world
         )
-
-    def finish(self, counts: Sequence[int], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
-        labels, batch = self._settings.conditions, self._settings.batch
-        self._products, self._uncached[0] = observe(self._source, labels, self._how, batch, self._on_step)
-        learned = proposals.Learned(self._products, self._settings.forecasts, self._settings.longest)
-        chosen = [self._tuned(learned, count, number) for number, count in enumerate(counts)]
+        learned = proposals.Learned(self._products, settings.forecasts, settings.longest)
+        chosen = [
+            self._cheapest(learned, each, number) if isinstance(each, AtLeast) else self._tuned(learned, each, number)
+            for number, each in enumerate(asked)
+        ]
         everything = tuple(learned.trials)
         unseen = self._judged([trial for trial, _ in chosen], others, held_out_seed) if others else ()
         plans = tuple(
             self._described(trial, unseen[place] if unseen else None) for place, (trial, _) in enumerate(chosen)
         )
         best, even = zip(*chosen, strict=True)
-        surrogate = learned.surrogate(best[0].forecast)
+        surrogate = learned.surrogate(trials.unmoved(best[0].forecast))
         predicted = tuple(surrogate.decibels(learned.errors(trial)) for trial in everything)
         return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
+
+    def _cheapest(self, learned: proposals.Learned, wanted: AtLeast, number: int) -> tuple[Trial, Trial]:
+        """The best trial of the fewest computed steps that reach so many dB, found by halving what is possible."""
+        found, left = None, self._counts.possible
+        while left:
+            middle = len(left) // 2
+            tuned = self._tuned(learned, left[middle], number)
+            if tuned[0].psnr >= wanted.decibels:
+                found, left = tuned, left[:middle]
+            else:
+                left = left[middle + 1 :]
+        if found is None:
+            best = max((each for each, _ in self._found.values()), key=lambda trial: trial.psnr)
+            raise InputError(
+                f"At least {wanted.decibels:g} dB were asked for, and no plan comes to that: the best had "
+                f"{best.psnr:.2f} dB with {best.computed} of {len(best.pattern)} steps computed. Ask for less, or "
+                "sample without a cache."
+            )
+        return found
 
     def _tuned(self, learned: proposals.Learned, count: int, number: int) -> tuple[Trial, Trial]:
         """The best trial of a budget, and the best one with an even schedule, both judged on more noise.
 
         What is best of many on few samples is partly luck, so the finalists are sampled with again.
         """
-        search = proposals.Search(learned, count, self._settings.trials, self._settings.search_seed + number)
-        while (proposed := search.propose()) is not None:
-            search.tell(self._try(*proposed))
-        judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
-        even = [trial for trial in judged if search.is_even(trial)]
-        return max(judged, key=lambda trial: trial.psnr), max(even, key=lambda trial: trial.psnr)
+        if count not in self._found:
+            search = proposals.Search(learned, count, self._settings.trials, self._settings.search_seed + number)
+            while (proposed := search.propose()) is not None:
+                search.tell(self._try(*proposed))
+            judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
+            even = [trial for trial in judged if search.is_even(trial)]
+            best = max(judged, key=lambda trial: trial.psnr)
+            best = self._polished(best) if self._polish else best
+            self._found[count] = best, max(even, key=lambda trial: trial.psnr)
+        return self._found[count]
+
+    def _polished(self, trial: Trial) -> Trial:
+        """The trial with the weights of its steps moved, as long as that is better on all noise."""
+        labels = self._settings.conditions
+        for _ in range(polish.ROUNDS):
+            plan = self._plan(trial.pattern, trial.forecast)
+            places = polish.movable(plan)
+            if not places:
+                break
+            slopes = polish.Slopes(self._sampled(plan, labels, self._how), self._uncached[0])
+            for place in places:
+                slopes.add(self._sampled(polish.moved(plan, {place: polish.MOVE}), labels, self._how), polish.MOVE)
+            by = dict(zip(places, polish.step(self._world.totals(slopes.sums())), strict=True))
+            before = trials.moves_of(trial.forecast, trial.pattern)
+            moves = {place: before.get(place, 0.0) + by[place] for place in places}
+            name = trials.with_moves(trial.forecast, trial.pattern, moves)
+            tried = self._again(replace(trial, forecast=name))
+            if tried.psnr <= trial.psnr:
+                break
+            trial = tried
+        return trial
 
     def _again(self, trial: Trial) -> Trial:
         """The trial with the mean PSNR over all noise."""
@@ -219,38 +228,44 @@ class _Tuning:
             return self._known[pattern, forecast, noise]
         labels, how = self._settings.conditions, replace(self._how, seed=self._settings.seed + noise)
         if noise not in self._uncached:
-            self._uncached[noise] = in_batches(self._source, labels, how, self._settings.batch, self._on_step)
-        images = self._sample(self._plan(pattern, forecast), labels, how)
-        trial = Trial(pattern, forecast, _mean_psnr(images, self._uncached[noise]), noise)
+            self._uncached[noise] = self._samples.images(labels, how)
+        near = self._near(self._plan(pattern, forecast), labels, how, self._uncached[noise])
+        trial = Trial(pattern, forecast, near, noise)
         self._known[trial.key] = trial
-        if self._path is not None:
+        if self._path is not None and self._world.leads:
             trials.write(self._path, plain(self._settings), self._known)
         if self._on_trial is not None:
             self._on_trial(trial)
         return trial
 
-    def _sample(self, plan: Plan, labels: Sequence[Condition], how: Sampling) -> Tensor:
+    def _sampled(self, plan: Plan, labels: Sequence[Condition], how: Sampling) -> Tensor:
         with apply(self._source.target, plan):
-            return in_batches(self._source, labels, how, self._settings.batch, self._on_step)
+            return self._samples.images(labels, how)
+
+    def _near(self, plan: Plan, labels: Sequence[Condition], how: Sampling, uncached: Tensor) -> float:
+        return self._samples.psnr(self._sampled(plan, labels, how), uncached)
 
     def _plan(self, pattern: str, forecast: str) -> Plan:
         base = explicit(pattern=pattern)
         method = Method(
-            f"tuned({pattern!r}, {forecast!r})", base.schedule, trials.forecast_of(forecast, self._products)
+            f"tuned({pattern!r}, {trials.told(forecast)!r})",
+            base.schedule,
+            trials.forecast_of(forecast, self._products),
         )
-        return method.plan(self._grid)
+        return polish.moved(method.plan(self._grid), trials.moves_of(forecast, pattern))
 
     def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:
         how = replace(self._how, seed=seed)
-        uncached = in_batches(self._source, others, how, self._settings.batch, self._on_step)
+        uncached = self._samples.images(others, how)
         plans = [self._plan(trial.pattern, trial.forecast) for trial in found]
-        return tuple(_mean_psnr(self._sample(plan, others, how), uncached) for plan in plans)
+        return tuple(self._near(plan, others, how, uncached) for plan in plans)
 
     def _described(self, trial: Trial, unseen: float | None) -> Plan:
         plan, settings = self._plan(trial.pattern, trial.forecast), self._settings
         samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; searched on seed "
         samples += f"{settings.seed}, finalists also on {settings.seed + 1} to {settings.seed + NOISES}"
-        tried = sum(each.computed == trial.computed and not each.noise for each in self._known.values())
+        mine = [each for each in self._known.values() if each.computed == trial.computed and not each.noise]
+        tried = sum(trials.unmoved(each.forecast) == each.forecast for each in mine)
         how = {
             "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
             f"seed {settings.search_seed}",
@@ -275,7 +290,3 @@ class _Tuning:
         if strange := [each.pattern for each in known.values() if len(each.pattern) != self._settings.num_steps]:
             raise SearchFileError(f"{self._path} has a pattern of another length, {strange[0]}: delete it.")
         return known
-
-
-def _mean_psnr(images: Tensor, uncached: Tensor) -> float:
-    return psnr(images, uncached).clamp_max(EQUAL_DB).mean().item()

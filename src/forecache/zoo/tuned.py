@@ -1,4 +1,4 @@
-"""Plans that were found by `forecache tune` for the bundled models, for runs of 20 steps."""
+"""Plans that were found by `forecache tune` for the bundled models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ def tuned_folder(model: str) -> Path:
     return Path(__file__).parent / "assets" / model / "tuned"
 
 
-def tuned_path(model: str, computed: int) -> Path:
-    """The tuned plan that computes so many of 20 steps, for `forecache.Plan.load`; InputError if there is none."""
-    path = tuned_folder(model) / f"plan-{computed}-of-20.json"
+def tuned_path(model: str, computed: int, num_steps: int = 20) -> Path:
+    """The tuned plan that computes so many of ``num_steps``, for `forecache.Plan.load`; InputError if there is none."""
+    path = tuned_folder(model) / f"plan-{computed}-of-{num_steps}.json"
     if not path.exists():
-        there = sorted(int(each.stem.split("-")[1]) for each in tuned_folder(model).glob("plan-*.json"))
+        files = tuned_folder(model).glob(f"plan-*-of-{num_steps}.json")
+        there = sorted(int(each.stem.split("-")[1]) for each in files)
         raise InputError(
-            f"{model} comes with tuned plans for {there or 'no number of'} computed steps of 20, not for {computed}: "
-            f"find one with `forecache tune --model {model}`."
+            f"{model} comes with tuned plans for {there or 'no number of'} computed steps of {num_steps}, not for "
+            f"{computed}: find one with `forecache tune --model {model} --steps {num_steps}`."
         )
     return path

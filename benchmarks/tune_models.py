@@ -1,0 +1,167 @@
+"""Tuning DiT-XL/2, PixArt, FLUX and Wan: the command for each, and the GPU hours that it needs.
+
+    python benchmarks/tune_models.py                     the table in docs/tuning.md: exact MACs from shapes, no weights
+    python benchmarks/tune_models.py --run DiT-XL/2      the command itself, on a GPU with the weights at hand
+
+Hours are model calls times MACs a call over --tflops, the bf16 rate that a GPU reaches on such a model (an H100 about
+400 of its 989). Text encoders and decoders come on top. Nothing of this has been run on the real weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from digits import ROOT, fill
+
+import forecache as fc
+from forecache.tuning import polish, tuner
+
+SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
+TFLOPS = 400.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model by its class, what it is made with, and the arguments of one call.
+
+    rows: of a call on one sample, two with a guidance pair. calls: of a step. what: is made.
+    """
+
+    what: str
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Callable[[int], Mapping[str, torch.Tensor | Mapping[str, Any]]]
+    rows: int
+    calls: int
+    steps: int
+    samples: int
+    held_out: int
+    schedules: int
+    command: str
+
+    def macs(self) -> int:
+        """Multiply-accumulates of a call on one sample, its guidance pair included."""
+        import diffusers
+
+        with torch.device("meta"):
+            model = getattr(diffusers, self.kind)(**self.config)
+            inputs = self.inputs(self.rows)
+        grid = fc.grid(model, self.steps)
+        cost = fc.explicit(compute=range(self.steps)).plan(grid).cost(model, inputs=inputs)
+        return self.calls * cost.macs_uncached // self.steps
+
+    def passes(self) -> float:
+        """Whole runs of one sample without a cache that a tuning is worth."""
+        trials = self.schedules + tuner.FINALISTS * tuner.NOISES
+        once = polish.ROUNDS * (2 + tuner.NOISES)
+        moved = [polish.ROUNDS * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
+        runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]
+        tuned = self.samples * (1 + tuner.NOISES + sum(runs))
+        return tuned + self.held_out * (1 + sum(1 / speedup for speedup in SPEEDUPS))
+
+
+def _dit(rows: int) -> dict[str, Any]:
+    labels = torch.zeros(rows, dtype=torch.long)
+    return {"hidden_states": torch.empty(rows, 4, 32, 32), "timestep": labels, "class_labels": labels}
+
+
+def _pixart(rows: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.empty(rows, 4, 64, 64),
+        "encoder_hidden_states": torch.empty(rows, 120, 4096),
+        "encoder_attention_mask": torch.empty(rows, 120),
+        "timestep": torch.zeros(rows, dtype=torch.long),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+
+
+def _flux(rows: int) -> dict[str, Any]:
+    """1024 x 1024: 64 x 64 tokens of 2 x 2 latents, 512 of the text."""
+    return {
+        "hidden_states": torch.empty(rows, 4096, 64),
+        "encoder_hidden_states": torch.empty(rows, 512, 4096),
+        "pooled_projections": torch.empty(rows, 768),
+        "timestep": torch.empty(rows),
+        "guidance": torch.empty(rows),
+        "img_ids": torch.empty(4096, 3),
+        "txt_ids": torch.empty(512, 3),
+    }
+
+
+def _wan(rows: int) -> dict[str, Any]:
+    """832 x 480, 81 frames: 21 x 60 x 104 latents."""
+    return {
+        "hidden_states": torch.empty(rows, 16, 21, 60, 104),
+        "timestep": torch.zeros(rows, dtype=torch.long),
+        "encoder_hidden_states": torch.empty(rows, 512, 4096),
+    }
+
+
+XL = fc.zoo.SHAPES["dit-xl-2"]
+PIXART = fc.zoo.SHAPES["pixart-alpha"]
+WAN_SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 8960}
+AT = " ".join(f"--speedup {speedup:g}" for speedup in SPEEDUPS)
+MODELS = {
+    "DiT-XL/2": Subject(
+        "256 x 256", XL.kind, XL.config, _dit, 2, 1, 50, 32, 200, 48,
+        f"forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 32 --held-out 200 {AT} --out out/tune-dit",
+    ),
+    "PixArt-alpha": Subject(
+        "512 x 512", PIXART.kind, PIXART.config, _pixart, 2, 1, 20, 32, 200, 48,
+        "forecache tune --model PixArt-alpha/PixArt-XL-2-512x512 --steps 20 --samples 32 --held-out 200 "
+        f"--prompts prompts.txt {AT} --out out/tune-pixart",
+    ),
+    "FLUX.1-dev": Subject(
+        "1024 x 1024", "FluxTransformer2DModel", {"guidance_embeds": True}, _flux, 1, 1, 28, 16, 64, 48,
+        "torchrun --nproc-per-node 8 -m forecache tune --model black-forest-labs/FLUX.1-dev --steps 28 --samples 16 "
+        f"--held-out 64 --batch 1 --prompts prompts.txt {AT} --out out/tune-flux",
+    ),
+    "Wan 2.1 1.3B": Subject(
+        "832 x 480, 81 frames", "WanTransformer3DModel", WAN_SMALL, _wan, 1, 2, 50, 8, 16, 32,
+        "torchrun --nproc-per-node 8 examples/tune_video.py Wan-AI/Wan2.1-T2V-1.3B-Diffusers --steps 50 --samples 8 "
+        f"--held-out 16 --schedules 32 --prompts prompts.txt {AT} --out out/tune-wan",
+    ),
+}  # fmt: skip
+
+
+def table(tflops: float) -> list[str]:
+    lines = [
+        "| model | of | TMACs a step | steps | samples | schedules | GPU hours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, each in MODELS.items():
+        macs = each.macs()
+        hours = each.passes() * each.steps * 2 * macs / (tflops * 1e12) / 3600
+        lines.append(
+            f"| {name} | {each.what} | {macs / 1e12:.2f} | {each.steps} | {each.samples} + {each.held_out} | "
+            f"{each.schedules} x {len(SPEEDUPS)} | {hours:.1f} |"
+        )
+    speedups = ", ".join(f"{speedup:g}x" for speedup in SPEEDUPS)
+    note = (
+        f"Plans for {speedups} fewer MACs; samples: tuned on + held out. MACs are counted from shapes, guidance "
+        f"included; hours are of one GPU at {tflops:g} TFLOP/s, without text encoders and decoders."
+    )
+    return [*lines, "", note, "", "```text", *(each.command for each in MODELS.values()), "```"]
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", choices=list(MODELS), help="run the command of this model instead")
+    parser.add_argument("--tflops", type=float, default=TFLOPS)
+    args = parser.parse_args(words)
+    if args.run:
+        sys.exit(subprocess.run(shlex.split(MODELS[args.run].command), check=False, cwd=ROOT).returncode)
+    lines = table(args.tflops)
+    print("\n".join(lines))
+    fill(ROOT / "docs/tuning.md", "table models", lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
