@@ -22,6 +22,7 @@ from digits import ROOT, fill
 
 import forecache as fc
 from forecache.tuning import polish, tuner
+from forecache.zoo import SHAPES
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
 TFLOPS = 400.0
@@ -104,8 +105,8 @@ def _wan(rows: int) -> dict[str, Any]:
     }
 
 
-XL = fc.zoo.SHAPES["dit-xl-2"]
-PIXART = fc.zoo.SHAPES["pixart-alpha"]
+XL = SHAPES["dit-xl-2"]
+PIXART = SHAPES["pixart-alpha"]
 WAN_SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 8960}
 AT = " ".join(f"--speedup {speedup:g}" for speedup in SPEEDUPS)
 MODELS = {
