@@ -10,6 +10,7 @@ image to it, frame below frame. Writes plan-2x.json and tune.json to --out; a se
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 
 import forecache as fc
-from forecache._distributed import started
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Videos:
         return videos.float().cpu().transpose(1, 2).flatten(2, 3)
 
 
+def say(trial: fc.tuning.Trial) -> None:
+    print(f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB", flush=True)
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder of save_pretrained, or a repository on the hub")
@@ -77,30 +81,33 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     from diffusers import DiffusionPipeline
 
-    gpu = torch.cuda.is_available()
+    gpu, leads = torch.cuda.is_available(), os.environ.get("RANK", "0") == "0"
+    if "RANK" in os.environ:  # torchrun, or accelerate launch
+        torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     texts = [line for line in args.prompts.read_text().splitlines() if line.strip()]
     if not texts:
         parser.error(f"{args.prompts} has no text")
     speedups = args.speedup or [2.0]
-    with started() as world:
-        pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16 if gpu else torch.float32)
-        pipe.to("cuda" if gpu else "cpu").set_progress_bar_config(disable=True)
-        tuned = fc.tune(
-            Videos(pipe, tuple(args.size)),
-            [texts[number % len(texts)] for number in range(args.samples)],
-            num_steps=args.steps,
-            budget=[1 / speedup for speedup in speedups],
-            held_out=[texts[-1 - number % len(texts)] for number in range(args.held_out)],
-            guidance=args.guidance,
-            batch=1,
-            number=args.schedules,
-            path=args.out / "tune.json",
-            on_trial=lambda trial: print(f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB", flush=True),
-        )
-        if world.leads:
-            for speedup, plan in zip(speedups, tuned.plans, strict=True):
-                plan.save(args.out / f"plan-{speedup:g}x.json")
-            print(tuned.show())
+    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16 if gpu else torch.float32)
+    pipe.to("cuda" if gpu else "cpu").set_progress_bar_config(disable=True)
+    tuned = fc.tune(
+        Videos(pipe, tuple(args.size)),
+        [texts[number % len(texts)] for number in range(args.samples)],
+        num_steps=args.steps,
+        budget=[1 / speedup for speedup in speedups],
+        held_out=[texts[-1 - number % len(texts)] for number in range(args.held_out)],
+        guidance=args.guidance,
+        batch=1,
+        number=args.schedules,
+        path=args.out / "tune.json",
+        on_trial=say if leads else None,
+    )
+    if leads:
+        for speedup, plan in zip(speedups, tuned.plans, strict=True):
+            plan.save(args.out / f"plan-{speedup:g}x.json")
+        print(tuned.show())
 
 
 if __name__ == "__main__":

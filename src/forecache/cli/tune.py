@@ -58,8 +58,8 @@ def tune_command(
 ) -> None:
     """Find the best plan for a budget: schedule and forecast together, on your model, judged on other samples.
 
-    Ctrl-C loses one schedule at most, and the same command continues. Each plan is a file for `forecache sample --plan`
-    and `forecache.Plan.load`.
+    Ctrl-C loses one schedule, or one round of polishing, at most, and the same command continues. Each plan is a file
+    for `forecache sample --plan` and `forecache.Plan.load`.
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -49,9 +50,17 @@ class Counts:
         self._grid: Grid = grid(source.target, settings.num_steps)
         self.possible = range(-(-settings.num_steps // settings.longest), settings.num_steps)
 
-    def of(self, budget: float | Milliseconds) -> int:
-        """InputError for a budget that no schedule fits, or that even a run without a cache keeps."""
-        return self._in_time(budget.value) if isinstance(budget, Milliseconds) else self._in_macs(budget)
+    def of(self, budget: Budget) -> int | AtLeast:
+        """Computed steps; AtLeast as it is. InputError for what no schedule fits, or a run without a cache keeps."""
+        match budget:
+            case Milliseconds(amount) | AtLeast(amount) if not 0 < amount < math.inf:
+                raise InputError(f"{budget!r} was asked for; milliseconds and decibels are numbers over 0.")
+            case AtLeast():
+                return budget
+            case Milliseconds(amount):
+                return self._in_time(amount)
+            case share:
+                return self._in_macs(share)
 
     def _in_macs(self, budget: float) -> int:
         steps = self._settings.num_steps

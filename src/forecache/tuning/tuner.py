@@ -81,6 +81,10 @@ def tune(
     budgets = tuple(budget) if isinstance(budget, Sequence) else (budget,)
     for name in forecasts:
         trials.forecast_of(name, Products((), num_steps))
+        if trials.unmoved(name) != name:
+            raise InputError(
+                f"{name!r} names weights that were moved; tuning moves them itself: {trials.unmoved(name)!r}."
+            )
     if not labels or not budgets or not forecasts or min(batch, number, num_steps) < 1 or longest < 2:
         raise InputError(
             "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps from 1 on; "
@@ -93,7 +97,7 @@ def tune(
         )
     run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
                                     search_seed), polishing, path, on_step, on_trial)  # fmt: skip
-    asked = [run.asked(each) for each in budgets]
+    asked = [run.counts.of(each) for each in budgets]
     if on_start is not None:
         judging = run.calls(len(others), 0) * (1 + len(asked))
         on_start(run.calls(len(labels), run.searches(asked)) + judging)
@@ -116,7 +120,7 @@ class _Tuning:
         self._source, self._settings, self._polish = source, settings, polishing
         self._path = Path(path) if path is not None else None
         self._on_step, self._on_trial = on_step, on_trial
-        self._counts = Counts(source, settings, self._world)
+        self.counts = Counts(source, settings, self._world)
         self._samples = Samples(source, settings.batch, self._world, on_step)
         self._grid: Grid = grid(source.target, settings.num_steps)
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
@@ -125,20 +129,16 @@ class _Tuning:
         self._found: dict[int, tuple[Trial, Trial]] = {}
         self._products: Products
 
-    def asked(self, budget: Budget) -> int | AtLeast:
-        """Computed steps, as far as they are known before."""
-        return budget if isinstance(budget, AtLeast) else self._counts.of(budget)
-
     def searches(self, asked: Sequence[int | AtLeast]) -> int:
         """How many numbers of computed steps are searched, at most."""
-        return sum(len(self._counts.possible).bit_length() if isinstance(each, AtLeast) else 1 for each in asked)
+        return sum(len(self.counts.possible).bit_length() if isinstance(each, AtLeast) else 1 for each in asked)
 
     def calls(self, samples: int, searches: int) -> int:
         """Model calls of this process, at most: of a pass without a cache and of all trials."""
         batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
         runs = self._settings.trials + FINALISTS * NOISES
         if self._polish:
-            runs += polish.ROUNDS * (1 + steps - self._counts.possible[0] + 1 + NOISES)
+            runs += polish.ROUNDS * (1 + steps - self.counts.possible[0] + 1 + NOISES)
         return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
 
     def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
@@ -164,7 +164,7 @@ class _Tuning:
 
     def _cheapest(self, learned: proposals.Learned, wanted: AtLeast, number: int) -> tuple[Trial, Trial]:
         """The best trial of the fewest computed steps that reach so many dB, found by halving what is possible."""
-        found, left = None, self._counts.possible
+        found, left = None, self.counts.possible
         while left:
             middle = len(left) // 2
             tuned = self._tuned(learned, left[middle], number)
