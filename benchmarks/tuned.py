@@ -3,7 +3,8 @@
     python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (an hour)
     python benchmarks/tuned.py digits --steps 50 --counts 33 25 17 11 --samples 400
     python benchmarks/tuned.py digits --samples 200       a quicker look
-    python benchmarks/tuned.py digits --ready             list the plans that ship, and stop
+    python benchmarks/tuned.py digits --no-more           table and plots of what benchmarks/results has, nothing sampled
+    python benchmarks/tuned.py digits --ship out/tune     the plans of a folder of `forecache tune` ship from now on
 
 Plans: those that ship with the model (`zoo.tuned_path`), or of a folder of `forecache tune` (--plans). The other
 methods compute as many steps, evenly spread where they have no schedule of their own (benchmarks/tuned_others.py). Rows
@@ -53,12 +54,16 @@ class Rows:
         self.guidance = sources.own_guidance(self.source)
         KEPT.mkdir(parents=True, exist_ok=True)
         self.path = KEPT / f"{name}-{samples}-{steps}.json"
-        self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self._images = KEPT / f"{name}-uncached-{samples}-{steps}.pt"
         if not self._images.exists():
             torch.save(self.sample(steps), self._images)
         self.uncached = torch.load(self._images, weights_only=True)
         self.keep("no cache", steps, 1.0, self.uncached)
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Those that are done, by this process or another one beside it."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def sample(self, steps: int) -> torch.Tensor:
         return in_batches(self.source, self.asked, Sampling(steps, self.guidance, SEED), BATCH)
@@ -72,7 +77,7 @@ class Rows:
         else:
             right = self.model.recognised(images) == torch.tensor(self.asked)
         near = psnr(images, self.uncached).clamp_max(MOST).mean().item()
-        self.rows[f"{name} | {computed}"] = {
+        row = {
             "name": name,
             "computed": computed,
             "fewer_macs": speedup,
@@ -82,7 +87,7 @@ class Rows:
             "frechet": frechet_distance(Moments.of(self.model.features(images)), self.model.reference),
             "class_accuracy": right.float().mean().item(),
         }
-        self.path.write_text(json.dumps(self.rows, indent=1))
+        self.path.write_text(json.dumps(self.rows | {f"{name} | {computed}": row}, indent=1))
         print(f"{computed} of {self.steps}, {name}: {near:.2f} dB", flush=True)
 
     def measure(self, name: str, plan: fc.Plan, computed: int) -> None:
@@ -150,27 +155,23 @@ def with_peers(rows: dict[str, dict[str, Any]], samples: int) -> dict[str, dict[
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], counts: tuple[int, ...], path: Path, title: str) -> None:
-    """PSNR against MACs: tuned plans as a line, the others as points, the best other named."""
+    """PSNR against computed steps: tuned plans as a line, the others as points."""
     plt = report.pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     rows = [row for row in found.values() if row["psnr_db"] is not None and row["computed"] in counts]
-    steps = next(row["computed"] for row in found.values() if row["name"] == "no cache")
-
-    def fewer(row: Mapping[str, Any]) -> float:
-        return row["fewer_macs"] or steps / row["computed"]
-
     kinds = {
         "tuned": ("o-", [row for row in rows if row["name"] == "tuned"]),
-        "fewer steps, no cache": ("v:", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
+        "fewer steps, no cache": ("v", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
     }
     known = [row["name"] for _, some in kinds.values() for row in some]
     rest = [row for row in rows if row["name"] not in known]
     kinds["forecache's other methods"] = ("s", [row for row in rest if not row["name"].startswith(PEERS)])
     kinds["other libraries"] = ("x", [row for row in rest if row["name"].startswith(PEERS)])
     for name, (style, some) in kinds.items():
-        ordered = sorted(some, key=fewer)
-        axes.plot([fewer(row) for row in ordered], [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
-    axes.set(xlabel="times fewer MACs", ylabel="PSNR to the samples without a cache, dB", title=title)
+        ordered = sorted(some, key=lambda row: row["computed"])
+        places = [row["computed"] for row in ordered]
+        axes.plot(places, [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
+    axes.set(xlabel="computed steps", ylabel="PSNR to the samples without a cache, dB", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,12 +207,12 @@ def summary(found: Mapping[str, Mapping[str, Any]], counts: tuple[int, ...]) -> 
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["digits", "digits-text"])
-    parser.add_argument("--ready", action="store_true", help="list the plans that ship in docs/tuning.md, and stop")
+    parser.add_argument("--ship", type=Path, help="a folder of `forecache tune` whose plans ship from now on; and stop")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="computed steps")
-    parser.add_argument("--no-more", action="store_true", help="write the table of what is measured already")
+    parser.add_argument("--no-more", action="store_true", help="write again what benchmarks/results has")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(words)
 
@@ -219,26 +220,44 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> None:
     args = arguments(words)
     torch.set_num_threads(args.threads)
-    if args.ready:
-        fill(ROOT / "docs/tuning.md", "table ready", ready())
+    if args.ship is not None:
+        ship(args.model, args.ship)
         return
+    path = ROOT / f"benchmarks/results/tuned-{args.model}-{args.steps}.json"
+    if not args.no_more:
+        document = measured(args) | {"command": " ".join(["python benchmarks/tuned.py", *words])}
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    publish(args, json.loads(path.read_text()))
+
+
+def ship(model: str, folder: Path) -> None:
+    """Plans by what they compute, and the list of all."""
+    for plan in map(fc.Plan.load, sorted(folder.glob("plan-*.json"))):
+        computed = sum(cell.computed for cell in plan.rows[0])
+        plan.save(zoo.tuned_folder(model) / f"plan-{computed}-of-{plan.num_steps}.json")
+    fill(ROOT / "docs/tuning.md", "table ready", ready())
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = Rows(args.model, args.samples, args.steps)
     with_theirs = args.model == "digits" and args.steps == 20
-    if not args.no_more:
-        measure_all(rows, args, with_peers(rows.rows, args.samples) if with_theirs else rows.rows)
+    measure_all(rows, args, with_peers(rows.rows, args.samples) if with_theirs else rows.rows)
     found = with_peers(rows.rows, args.samples) if with_theirs else rows.rows
-    name, environment = f"{args.model}-{args.steps}", bench.environment()
-    command = " ".join(["python benchmarks/tuned.py", *words])
-    document = {"command": command, "environment": environment, "seed": SEED, "samples": args.samples}
-    document |= {"rows": list(found.values())}
-    (ROOT / f"benchmarks/results/tuned-{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    title = f"{args.model}, {args.steps} steps, {args.samples} samples"
-    draw(found, tuple(args.counts), ROOT / f"docs/images/tuned-{name}.png", title)
-    picture = f"![PSNR against MACs](images/tuned-{name}.png)"
-    lines = [*table(found, tuple(args.counts)), "", note(args, environment), "", picture]
-    fill(ROOT / "docs/tuning.md", f"table tuned {name}", lines)
-    if with_theirs:
-        fill(ROOT / "README.md", "tuned", [*summary(found, tuple(args.counts)), "", note(args, environment)])
+    about = {"environment": bench.environment(), "seed": SEED, "samples": args.samples}
+    return about | {"counts": args.counts, "rows": list(found.values())}
+
+
+def publish(args: argparse.Namespace, document: Mapping[str, Any]) -> None:
+    """Table and plot in docs/tuning.md, and the short table of the README."""
+    name, counts = f"{args.model}-{args.steps}", tuple(document["counts"])
+    found = {f"{row['name']} | {row['computed']}": row for row in document["rows"]}
+    said = note(args, document)
+    title = f"{args.model}, {args.steps} steps, {document['samples']} samples"
+    draw(found, counts, ROOT / f"docs/images/tuned-{name}.png", title)
+    picture = f"![PSNR against computed steps](images/tuned-{name}.png)"
+    fill(ROOT / "docs/tuning.md", f"table tuned {name}", [*table(found, counts), "", said, "", picture])
+    if name == "digits-20":
+        fill(ROOT / "README.md", "tuned", [*summary(found, counts), "", said])
 
 
 def measure_all(rows: Rows, args: argparse.Namespace, known: Mapping[str, Any]) -> None:
@@ -270,9 +289,10 @@ def ready() -> list[str]:
     return lines
 
 
-def note(args: argparse.Namespace, place: Mapping[str, Any]) -> str:
+def note(args: argparse.Namespace, document: Mapping[str, Any]) -> str:
+    place = document["environment"]
     return (
-        f"{args.model}, {args.steps} steps, {args.samples} samples of seed {SEED}; tuned on other noise. PSNR to the "
+        f"{args.model}, {args.steps} steps, {document['samples']} samples of seed {SEED}; tuned on other noise. PSNR to "
         f"samples without a cache; Fréchet distance of the judge's features to the MNIST test set. {place['cpu']}, "
         f"torch {place['torch']}, diffusers {place['diffusers']}."
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from forecache import _allocator, _distributed, sources
+from forecache import _distributed, sources
 from forecache._core import Grid
 from forecache._errors import InputError, StatisticsError
 from forecache._version import __version__
@@ -136,7 +136,6 @@ class _Run:
             on_start(self._grid.num_steps * sum(batch is not None for batch in rounds))
         everything = explicit(compute=range(self._grid.num_steps)).plan(self._grid)
         layout = layout_for(find(self._source.target), self._grid)
-        _allocator.settle()
         saved = time.monotonic()
         try:
             with Observed(layout, everything, self._see) as session:
