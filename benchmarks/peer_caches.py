@@ -15,6 +15,8 @@ from peer_runs import BARE, Cache, Called, Start
 
 import forecache as fc
 
+Mask = Callable[[int], list[int]]
+"""For so many steps, 1 for each that is computed and 0 for the others."""
 OURS = "forecache"
 MODULES = r"transformer_blocks\.\d+\.(attn1|ff)"
 
@@ -110,10 +112,12 @@ def pyramid(interval: int) -> Callable[[Called], Start]:
     return put_on
 
 
-def dbcache(calibrator: str = "", order: int | None = None, **options: Any) -> Callable[[Called], Start]:
+def dbcache(
+    calibrator: str = "", order: int | None = None, mask: Mask | None = None, **options: Any
+) -> Callable[[Called], Start]:
     """cache-dit without a pipeline: its own refresh comes one step late, so it is asked for before every run.
 
-    interval: a static mask instead of a threshold, every n-th step after ``warmup`` computed ones.
+    mask: what is computed, instead of by a threshold.
     """
 
     def put_on(called: Called) -> Start:
@@ -121,9 +125,9 @@ def dbcache(calibrator: str = "", order: int | None = None, **options: Any) -> C
         library = importlib.import_module("cache_dit")
         chosen: dict[str, Any] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 3}
         chosen |= {"num_inference_steps": called.num_steps, **options}
-        if interval := chosen.pop("interval", None):
-            mask = _mask(interval, called.num_steps, chosen.pop("warmup", 0))
-            chosen |= {"max_warmup_steps": 1, "steps_computation_policy": "static", "steps_computation_mask": mask}
+        if mask is not None:
+            chosen |= {"max_warmup_steps": 1, "steps_computation_policy": "static"}
+            chosen["steps_computation_mask"] = mask(called.num_steps)
         more = {} if order is None else {"taylorseer_order": order}
         added = {"calibrator_config": getattr(library, calibrator)(**more)} if calibrator else {}
         config = library.DBCacheConfig(**chosen)
@@ -139,7 +143,7 @@ def smooth(interval: int) -> Callable[[Called], Start]:
     def put_on(called: Called) -> Start:
         library = importlib.import_module("SmoothCache")
         block, parts = type(called.model.transformer_blocks[0]), ["attn1", "ff"]
-        schedule = {part: _mask(interval, called.num_steps) for part in parts}
+        schedule = {part: every(interval)(called.num_steps) for part in parts}
         helper = library.SmoothCacheHelper(called.model, [block], parts, schedule)
         helper.enable()
         return helper.reset_state
@@ -147,14 +151,19 @@ def smooth(interval: int) -> Callable[[Called], Start]:
     return put_on
 
 
-def _mask(interval: int, num_steps: int, warmup: int = 0) -> list[int]:
-    return [int(step < warmup or step % interval == 0) for step in range(num_steps)]
+def every(interval: int, warmup: int = 0) -> Mask:
+    """Every n-th step, after ``warmup`` computed ones."""
+    return lambda num_steps: [int(step < warmup or step % interval == 0) for step in range(num_steps)]
 
 
-def _static(
-    interval: int, calibrator: str = "", order: int | None = None, warmup: int = 0
-) -> Callable[[Called], Start]:
-    return dbcache(calibrator, order, interval=interval, warmup=warmup)
+def by_pattern(pattern: str) -> Mask:
+    """The steps with ``#``."""
+    return lambda num_steps: [int(sign == "#") for sign in pattern]
+
+
+def static(mask: Mask, calibrator: str = "", order: int | None = None) -> Callable[[Called], Start]:
+    """cache-dit with its own form of a fixed schedule."""
+    return dbcache(calibrator, order, mask)
 
 
 CACHES = [
@@ -169,13 +178,13 @@ CACHES = [
     *(Cache(f"diffusers TaylorSeer {m}, N = 3 after 3", "diffusers", taylor(3, m)) for m in (0, 1, 2)),
     Cache("diffusers PAB, N = 2", "diffusers", pyramid(2)),
     *(Cache(f"cache-dit DBCache {t}", "cache-dit", dbcache(residual_diff_threshold=t)) for t in (0.08, 0.24)),
-    *(Cache(f"cache-dit static, N = {n}", "cache-dit", _static(n)) for n in (2, 3, 4)),
-    Cache("cache-dit static + Taylor 1, N = 3", "cache-dit", _static(3, "TaylorSeerCalibratorConfig", 1)),
+    *(Cache(f"cache-dit static, N = {n}", "cache-dit", static(every(n))) for n in (2, 3, 4)),
+    Cache("cache-dit static + Taylor 1, N = 3", "cache-dit", static(every(3), "TaylorSeerCalibratorConfig", 1)),
     Cache(
-        "cache-dit static + Taylor 1, N = 3 after 3", "cache-dit", _static(3, "TaylorSeerCalibratorConfig", 1, warmup=3)
+        "cache-dit static + Taylor 1, N = 3 after 3", "cache-dit", static(every(3, 3), "TaylorSeerCalibratorConfig", 1)
     ),
-    Cache("cache-dit static + FoCa, N = 3 after 3", "cache-dit", _static(3, "FoCaCalibratorConfig", warmup=3)),
-    Cache("cache-dit static + FoCa, N = 3", "cache-dit", _static(3, "FoCaCalibratorConfig")),
-    Cache("cache-dit static + DMD, N = 3", "cache-dit", _static(3, "DMDCalibratorConfig")),
+    Cache("cache-dit static + FoCa, N = 3 after 3", "cache-dit", static(every(3, 3), "FoCaCalibratorConfig")),
+    Cache("cache-dit static + FoCa, N = 3", "cache-dit", static(every(3), "FoCaCalibratorConfig")),
+    Cache("cache-dit static + DMD, N = 3", "cache-dit", static(every(3), "DMDCalibratorConfig")),
     *(Cache(f"SmoothCache static, N = {n}", "dit-smoothcache", smooth(n)) for n in (2, 3)),
 ]

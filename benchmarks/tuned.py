@@ -3,14 +3,15 @@
     python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (an hour)
     python benchmarks/tuned.py digits --steps 50 --counts 33 25 17 11 --samples 400
     python benchmarks/tuned.py digits --samples 200       a quicker look
-    python benchmarks/tuned.py digits --no-more           table and plots of what benchmarks/results has, nothing sampled
+    python benchmarks/tuned.py digits --no-more           what benchmarks/results has, drawn again
     python benchmarks/tuned.py digits --ship out/tune     the plans of a folder of `forecache tune` ship from now on
 
 Plans: those that ship with the model (`zoo.tuned_path`), or of a folder of `forecache tune` (--plans). The other
-methods compute as many steps, evenly spread where they have no schedule of their own (benchmarks/tuned_others.py). Rows
-of other libraries are those of benchmarks/peers.py (out/peers), if they were measured with as many samples. Every row
-is kept when it is done (out/tuned/): a run that was stopped goes on. Writes the plot, the table in docs/tuning.md, and
-benchmarks/results/tuned-<model>-<steps>.json. What each part of a tuned plan does: benchmarks/tuned_parts.py.
+methods compute as many steps, evenly spread where they have no schedule of their own (benchmarks/tuned_others.py), and
+so do other libraries (benchmarks/tuned_peers.py; pip install 'forecache[peers]'). Every row is kept when it is done
+(out/tuned/): a run that was stopped goes on, and --only lets two share the work before a third writes the plot, the
+table in docs/tuning.md (benchmarks/tuned_pages.py), and benchmarks/results/tuned-<model>-<steps>.json. What each part
+of a tuned plan does: benchmarks/tuned_parts.py.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import tuned_pages
 from diffusers import DPMSolverMultistepScheduler
 from digits import ROOT, fill
-from peer_runs import BARE
 from tuned_others import Others
+from tuned_peers import Peers
 
 import forecache as fc
-from forecache import bench, report, sources, zoo
+from forecache import bench, sources, zoo
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.sources import Sampling, in_batches
 from forecache.zoo import DigitsText, digits_text
 from forecache.zoo.captions import pairs
 
 BATCH, SEED = 100, 0
-COUNTS = (13, 10, 7, 5)
 KEPT = ROOT / "out/tuned"
 MOST = 80.0
 
@@ -123,85 +124,9 @@ def plans(name: str, folder: Path | None, steps: int = 20) -> dict[int, fc.Plan]
     return {sum(cell.computed for cell in plan.rows[0]): plan for plan in found}
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], counts: tuple[int, ...]) -> list[str]:
-    lines = ["| computed | cache | fewer MACs | PSNR, dB | Fréchet | as asked |", "|---|---|---|---|---|---|"]
-    chosen = [row for row in rows.values() if row["name"] == "no cache"]
-    for count in counts:
-        mine = [row for row in rows.values() if row["computed"] == count]
-        chosen += sorted(mine, key=lambda row: -(row["psnr_db"] or 0))
-    for row in chosen:
-        near = f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else ""
-        name = f"**{row['name']}**" if row["name"].startswith("tuned") else row["name"]
-        macs = f"{row['fewer_macs']:.2f}x" if row["fewer_macs"] else ""
-        lines.append(
-            f"| {row['computed']} | {name} | {macs} | {near} | {row['frechet']:.2f} | {row['class_accuracy']:.1%} |"
-        )
-    return lines
-
-
-def with_peers(rows: dict[str, dict[str, Any]], samples: int) -> dict[str, dict[str, Any]]:
-    """And the rows of other libraries, which sampled the same noise; computed steps as counted in the middle block."""
-    kept, timed = ROOT / f"out/peers/digits-{samples}-20.json", ROOT / "benchmarks/results/peers-digits.json"
-    if not kept.exists() or not timed.exists():
-        return rows
-    figures = json.loads(kept.read_text())
-    found = dict(rows)
-    for row in json.loads(timed.read_text())["rows"]:
-        name, computed = row["name"], row["attention_computed"]
-        if name != BARE and name in figures and computed == row["mlp_computed"]:
-            about = {"name": name, "computed": computed, "fewer_macs": None, "schedule": row["kinds"]}
-            found[f"{name} | {computed}"] = about | figures[name]
-    return found
-
-
-def draw(found: Mapping[str, Mapping[str, Any]], counts: tuple[int, ...], path: Path, title: str) -> None:
-    """PSNR against computed steps: tuned plans as a line, the others as points."""
-    plt = report.pyplot()
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    rows = [row for row in found.values() if row["psnr_db"] is not None and row["computed"] in counts]
-    kinds = {
-        "tuned": ("o-", [row for row in rows if row["name"] == "tuned"]),
-        "fewer steps, no cache": ("v", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
-    }
-    known = [row["name"] for _, some in kinds.values() for row in some]
-    rest = [row for row in rows if row["name"] not in known]
-    kinds["forecache's other methods"] = ("s", [row for row in rest if not row["name"].startswith(PEERS)])
-    kinds["other libraries"] = ("x", [row for row in rest if row["name"].startswith(PEERS)])
-    for name, (style, some) in kinds.items():
-        ordered = sorted(some, key=lambda row: row["computed"])
-        places = [row["computed"] for row in ordered]
-        axes.plot(places, [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
-    axes.set(xlabel="computed steps", ylabel="PSNR to the samples without a cache, dB", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-PEERS = ("cache-dit", "diffusers", "SmoothCache static")
-
-
-def summary(found: Mapping[str, Mapping[str, Any]], counts: tuple[int, ...]) -> list[str]:
-    """PSNR of the tuned plans beside the best of every other kind, for the README."""
-    lines = [
-        "| computed | tuned | best published method | best other library | as many steps |",
-        "|---|---|---|---|---|",
-    ]
-    for count in counts:
-        mine = [row for row in found.values() if row["computed"] == count and row["psnr_db"] is not None]
-        tuned = next((row for row in mine if row["name"] == "tuned"), None)
-        if tuned is None:
-            continue
-        plain = [row for row in mine if row["name"][0].isdigit()]
-        theirs = [row for row in mine if row["name"].startswith(PEERS)]
-        published = [row for row in mine if row is not tuned and row not in plain and row not in theirs]
-        best = [max(rows, key=lambda row: row["psnr_db"], default=None) for rows in (published, theirs, plain)]
-        others = [f"{row['psnr_db']:.1f} ({row['name'].removeprefix('ours: ')})" if row else "" for row in best]
-        others[2] = others[2].split(" (")[0]
-        macs = f", {tuned['fewer_macs']:.2f}x fewer MACs"
-        lines.append(f"| {count} of 20{macs} | **{tuned['psnr_db']:.1f}** | {' | '.join(others)} |")
-    return lines
+def listed(name: str, steps: int) -> list[tuple[str, fc.Plan]]:
+    """The plans that ship with a model, those that compute most first."""
+    return [(name, plan) for _, plan in sorted(plans(name, None, steps).items(), key=lambda each: -each[0])]
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -211,8 +136,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
-    parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="computed steps")
+    parser.add_argument("--counts", type=int, nargs="*", help="computed steps; by default those of the plans")
     parser.add_argument("--no-more", action="store_true", help="write again what benchmarks/results has")
+    parser.add_argument("--only", choices=["ours", "peers"], help="measure these rows, and stop")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(words)
 
@@ -225,9 +151,12 @@ def main(words: list[str]) -> None:
         return
     path = ROOT / f"benchmarks/results/tuned-{args.model}-{args.steps}.json"
     if not args.no_more:
+        args.counts = args.counts or sorted(plans(args.model, args.plans, args.steps))[::-1]
         document = measured(args) | {"command": " ".join(["python benchmarks/tuned.py", *words])}
+        if args.only:
+            return
         path.write_text(json.dumps(document, indent=1) + "\n")
-    publish(args, json.loads(path.read_text()))
+    publish(f"{args.model}-{args.steps}", json.loads(path.read_text()))
 
 
 def ship(model: str, folder: Path) -> None:
@@ -235,33 +164,51 @@ def ship(model: str, folder: Path) -> None:
     for plan in map(fc.Plan.load, sorted(folder.glob("plan-*.json"))):
         computed = sum(cell.computed for cell in plan.rows[0])
         plan.save(zoo.tuned_folder(model) / f"plan-{computed}-of-{plan.num_steps}.json")
-    fill(ROOT / "docs/tuning.md", "table ready", ready())
+    found = [each for name in ("digits", "digits-text") for steps in (20, 50) for each in listed(name, steps)]
+    fill(ROOT / "docs/tuning.md", "table ready", tuned_pages.ready(found))
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = Rows(args.model, args.samples, args.steps)
-    with_theirs = args.model == "digits" and args.steps == 20
-    measure_all(rows, args, with_peers(rows.rows, args.samples) if with_theirs else rows.rows)
-    found = with_peers(rows.rows, args.samples) if with_theirs else rows.rows
+    if args.only != "peers":
+        measure_ours(rows, args)
+    if args.only != "ours" and args.model == "digits":
+        measure_peers(rows, args.counts)
     about = {"environment": bench.environment(), "seed": SEED, "samples": args.samples}
-    return about | {"counts": args.counts, "rows": list(found.values())}
+    return about | {
+        "counts": args.counts,
+        "rows": [row for row in rows.rows.values() if row["computed"] in (args.steps, *args.counts)],
+    }
 
 
-def publish(args: argparse.Namespace, document: Mapping[str, Any]) -> None:
+def publish(name: str, document: Mapping[str, Any]) -> None:
     """Table and plot in docs/tuning.md, and the short table of the README."""
-    name, counts = f"{args.model}-{args.steps}", tuple(document["counts"])
-    found = {f"{row['name']} | {row['computed']}": row for row in document["rows"]}
-    said = note(args, document)
-    title = f"{args.model}, {args.steps} steps, {document['samples']} samples"
-    draw(found, counts, ROOT / f"docs/images/tuned-{name}.png", title)
-    picture = f"![PSNR against computed steps](images/tuned-{name}.png)"
-    fill(ROOT / "docs/tuning.md", f"table tuned {name}", [*table(found, counts), "", said, "", picture])
+    rows, counts = document["rows"], document["counts"]
+    said = tuned_pages.note(name, document)
+    picture = ROOT / f"docs/images/tuned-{name}.png"
+    tuned_pages.draw(rows, counts, picture, said.split(" of seed")[0])
+    lines = [*tuned_pages.table(rows, counts), "", said, "", f"![PSNR against computed steps](images/{picture.name})"]
+    fill(ROOT / "docs/tuning.md", f"table tuned {name}", lines)
     if name == "digits-20":
-        fill(ROOT / "README.md", "tuned", [*summary(found, counts), "", said])
+        fill(ROOT / "README.md", "tuned", [*tuned_pages.summary(rows, counts), "", said])
 
 
-def measure_all(rows: Rows, args: argparse.Namespace, known: Mapping[str, Any]) -> None:
-    """Every row that is not known."""
+def measure_peers(rows: Rows, counts: Sequence[int]) -> None:
+    """Caches of other libraries, those that are not known."""
+    peers = Peers(rows.model, rows.steps)
+    for count in counts:
+        for name, put_on in peers.caches(count):
+            if f"{name} | {count}" in rows.rows:
+                continue
+            if (running := put_on()) is None:
+                print(f"{count} of {rows.steps}, {name}: no threshold computes so many steps", flush=True)
+            else:
+                kinds = "".join("#" if attention else "." for attention, _ in running.counted(rows.asked[:BATCH]))
+                rows.keep(name, count, peers.fewer_macs(running), running.images(rows.asked), kinds)
+
+
+def measure_ours(rows: Rows, args: argparse.Namespace) -> None:
+    """Every row of this library that is not known."""
     for count, plan in plans(args.model, args.plans, args.steps).items():
         if count in args.counts:
             rows.measure("tuned", plan, count)
@@ -272,30 +219,11 @@ def measure_all(rows: Rows, args: argparse.Namespace, known: Mapping[str, Any]) 
         rows.fewer_steps(count, solver=False)
         rows.fewer_steps(count, solver=True)
         for name, plan in others.plans(count):
-            if f"{name} | {count}" not in known and f"{name} | {count}" not in rows.rows:
-                rows.measure(name, plan(), count)
-
-
-def ready() -> list[str]:
-    """The plans that ship, and what their provenance says."""
-    lines = ["| model | computed | schedule | found | PSNR to no cache |", "|---|---|---|---|---|"]
-    for model in ("digits", "digits-text"):
-        ordered = [(steps, *each) for steps in (20, 50) for each in sorted(plans(model, None, steps).items())[::-1]]
-        for of, count, plan in ordered:
-            steps = "".join("#" if cell.computed else "." for cell in plan.rows[0])
-            forecast = plan.provenance["method"].split(", ", 1)[1].strip("')")
-            found = f"{forecast}; {plan.provenance['tuned'].split(' with')[0]}"
-            lines.append(f"| {model} | {count} of {of} | `{steps}` | {found} | {plan.provenance['psnr']} |")
-    return lines
-
-
-def note(args: argparse.Namespace, document: Mapping[str, Any]) -> str:
-    place = document["environment"]
-    return (
-        f"{args.model}, {args.steps} steps, {document['samples']} samples of seed {SEED}; tuned on other noise. PSNR to "
-        f"samples without a cache; Fréchet distance of the judge's features to the MNIST test set. {place['cpu']}, "
-        f"torch {place['torch']}, diffusers {place['diffusers']}."
-    )
+            if f"{name} | {count}" not in rows.rows:
+                try:
+                    rows.measure(name, plan(), count)
+                except fc.PlanError as error:  # some tokens need gaps of two steps, which few skipped steps do not have
+                    print(f"{count} of {args.steps}, {name}: left out. {error}", flush=True)
 
 
 if __name__ == "__main__":

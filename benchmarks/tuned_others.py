@@ -82,9 +82,9 @@ class Others:
         return made(halved(lambda threshold: made(threshold).computed_share <= share, -5.0, 0.0))
 
 
-def halved(is_enough: Callable[[float], bool], low: float, high: float) -> float:
+def halved(is_enough: Callable[[float], bool], low: float, high: float, times: int = 12) -> float:
     """The largest number for which it is enough."""
-    for _ in range(12):
+    for _ in range(times):
         middle = (low + high) / 2
         low, high = (middle, high) if is_enough(middle) else (low, middle)
     return low

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_moved_weights_keep_their_sum_and_only_where_two_are_read(pattern, seed,
     plan = planned(pattern, Taylor(2))
     skipped = [step for step, sign in enumerate(pattern) if sign == "."]
     by = {step: data.draw(st.floats(-0.3, 0.3)) for step in skipped}
-    found = polish.moved(plan, by)
+    found = planned(pattern, polish.Moved(Taylor(2), by))
     for before, after in zip(plan.rows, found.rows, strict=True):
         for step, (was, now) in enumerate(zip(before, after, strict=True)):
             if len(was.reads) < 2:
@@ -171,9 +172,11 @@ def test_moved_weights_keep_their_sum_and_only_where_two_are_read(pattern, seed,
             change = [b[1] - a[1] for a, b in zip(was.reads, now.reads, strict=True)]
             assert change == pytest.approx([by[step], -by[step], *[0.0] * (len(was.reads) - 2)])
     assert polish.movable(plan) == [step for step in skipped if len(plan.rows[0][step].reads) > 1]
-    name = trials.with_moves("fitted 1, feedback 0.5", pattern, by)
+    name = trials.moved("fitted 1, feedback 0.5, eoc 0.6", pattern, by)
     assert trials.moves_of(name, pattern) == {step: pytest.approx(value, abs=1e-4) for step, value in by.items()}
-    assert trials.unmoved(name) == "fitted 1, feedback 0.5"
+    assert trials.unmoved(name) == "fitted 1, feedback 0.5, eoc 0.6"
+    twice = trials.moves_of(trials.moved(name, pattern, by), pattern)
+    assert twice == {step: pytest.approx(2 * value, abs=2e-4) for step, value in by.items()}
 
 
 @given(st.integers(1, 5), st.integers(0, 100))
@@ -218,6 +221,53 @@ def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
     norms = np.diagonal(products.table, axis1=1, axis2=2)
     assert (norms > 0).all()
     assert (np.abs(products.table) <= np.sqrt(norms[:, :, None] * norms[:, None, :]) * (1 + 1e-6)).all()
+
+
+def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
+    """As `fc.eoc` makes it of `fc.calibrate`'s averages over both halves of the pair."""
+    source, pattern = fc.sources.as_source(digits), "#..#.#"
+    products, _ = observe(source, LABELS, fc.sources.Sampling(6, 1.5, 3), batch=2)
+    statistics = fc.calibrate(digits, LABELS, num_steps=6, seed=3, batch=4, rows="all")
+    base = fc.feedback(fc.explicit(pattern=pattern), 1, 0.5)
+    grid = fc.grid(digits, 6)
+    expected = fc.eoc(base, statistics, 0.6, form="additive", judge="all", per="channel").plan(grid)
+    name = "taylor 1, feedback 0.5, eoc 0.6"
+    made = replace(base, forecast=trials.forecast_of(name, products), correction=trials.correction_of(name, products))
+    plan = made.plan(grid)
+    assert plan.rows == expected.rows
+    assert {name.split("/")[1] for name in plan.constants} == {"1", "2", "4"}
+    for name, shift in expected.constants.items():
+        assert torch.allclose(plan.constants[name], shift, rtol=1e-4, atol=1e-5)
+    assert trials.correction_of("taylor 1, feedback 0.5", products) is None
+    with pytest.raises(fc.StatisticsError):
+        made.plan(fc.grid(digits, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "expected"),
+    [
+        ("goc 0.8", 0.3, "goc 0.8, eoc 0.3"),
+        ("fitted 1, feedback 0.5, eoc 0.3", 0.3, "fitted 1, feedback 0.5, eoc 0.6"),
+        ("taylor 2, eoc 0.3", -0.3, "taylor 2"),
+        ("taylor 2", -0.3, None),
+        ("reuse, eoc 1.8", 0.3, None),
+    ],
+)
+def test_corrections_are_strengthened_step_by_step(name, by, expected):
+    assert trials.corrected(name, by) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "expected"),
+    [
+        ("goc 0.8, eoc 0.3", 0.15, "goc 0.95, eoc 0.3"),
+        ("fitted 1, feedback 0.15, eoc 0.3", -0.15, "fitted 1, eoc 0.3"),
+        ("taylor 2", 0.15, "taylor 2, feedback 0.15"),
+        ("taylor 2, feedback 0.95", 0.15, None),
+    ],
+)
+def test_feedback_is_strengthened_step_by_step(name, by, expected):
+    assert trials.varied(name, by) == expected
 
 
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):

@@ -15,10 +15,22 @@ from torch import Tensor
 
 from forecache._core import Cell, Grid, Site
 from forecache._errors import PlanError
-from forecache.statistics import Resolution, Statistics
+from forecache.statistics import Resolution
 
 Form = Literal["relative", "additive"]
 Judge = Literal["prior", "all"] | tuple[int, ...]
+
+
+class Averages(Protocol):
+    """The average features A(step, site) of a model without a cache, such as `Statistics`."""
+
+    def mean(self, step: int, site: Site, per: Resolution = "token") -> Tensor:
+        """A(step, site): (N, D) per token, or (D,) per channel."""
+        ...
+
+    def check(self, grid: Grid) -> None:
+        """Raises StatisticsError if they are not of this grid's model, scheduler and steps."""
+        ...
 
 
 class Walk(Protocol):
@@ -64,7 +76,7 @@ class Drift:
     values); or a tuple of steps. per: ``token`` keeps the prior's shape (N, D), ``channel`` its mean over tokens (D,).
     """
 
-    stats: Statistics
+    stats: Averages
     theta: float
     form: Form = "relative"
     judge: Judge = "prior"

@@ -8,14 +8,15 @@ were sampled with each of them moved alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forecache._core import Cell
+from forecache._core import Site
+from forecache.forecasts import Forecast
 from forecache.plan import Plan
 
 Table = NDArray[np.float64]
@@ -25,23 +26,25 @@ MOVE = 0.05
 """How far a weight is moved to see what that does."""
 MOST = 1.0
 """How far it is moved in a round, at most."""
-DAMPING = 0.03
+DAMPING = 0.1
 """Of Gauss-Newton, as a share of the mean diagonal."""
 PIXELS = 4096
 """So many entries of each image are looked at, always the same."""
 
 
-def moved(plan: Plan, by: Mapping[int, float]) -> Plan:
-    """The plan whose newest feature counts for more by so much at a step, in every cell that reads two or more."""
-    rows = tuple(tuple(_moved(cell, by.get(step, 0.0)) for step, cell in enumerate(row)) for row in plan.rows)
-    return replace(plan, rows=rows)
+@dataclass(frozen=True)
+class Moved:
+    """A forecast whose newest feature counts for more by so much at a step, wherever it reads two or more."""
 
+    forecast: Forecast
+    by: Mapping[int, float]
 
-def _moved(cell: Cell, by: float) -> Cell:
-    if not by or len(cell.reads) < 2:
-        return cell
-    (newest, weight), (older, less), *rest = cell.reads
-    return replace(cell, reads=((newest, weight + by), (older, less - by), *rest))
+    def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
+        reads, by = self.forecast.reads(step, computed, site), self.by.get(step, 0.0)
+        if not by or len(reads) < 2:
+            return reads
+        (newest, weight), (older, less), *rest = reads.items()
+        return dict([(newest, weight + by), (older, less - by), *rest])
 
 
 def movable(plan: Plan) -> list[int]:

@@ -1,9 +1,9 @@
-"""How alike the features of two steps are: their inner products, from one pass without a cache.
+"""How alike the features of two steps are, from one pass without a cache: their inner products, and their averages.
 
-Every forecast is a weighted sum of features, so its squared error is a quadratic form in these products: of any
-schedule, gap and order, without sampling again.
+Every forecast is a weighted sum of features, so its squared error is a quadratic form in the products: of any
+schedule, gap and order, without sampling again. What it misses on the averages is what a correction can add.
 
-T steps, S sites, R rows of a call.
+T steps, S sites, R rows of a call, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forecache._core import Site
+from forecache._core import Grid, Site
 from forecache._distributed import World
+from forecache._errors import StatisticsError
 from forecache.adapters import find, grid, layout_for
 from forecache.forecasts import Forecast, Taylor, paid_back
 from forecache.methods import explicit
 from forecache.observed import Observed
 from forecache.sources import Condition, OnStep, Sampling, Source
+from forecache.statistics import Resolution
 from forecache.tuning.samples import starts
 
 Table = NDArray[np.float64]
@@ -31,11 +33,29 @@ COORDINATES = 1024
 
 
 class Products:
-    """Sums of inner products over samples. table: (S, T, T), of every site."""
+    """Sums over samples. table: (S, T, T), inner products of every site. means: per site (T, D), the mean of every
+    channel over rows and tokens.
+    """
 
     def __init__(self, sites: Sequence[Site], num_steps: int) -> None:
         self.sites = tuple(sites)
         self.table: Table = np.zeros((len(sites), num_steps, num_steps))
+        self.means: list[Tensor] = []
+
+    def mean(self, step: int, site: Site, per: Resolution = "channel") -> Tensor:
+        """The average feature (D,), as corrections ask for it (`corrections.Averages`)."""
+        if per != "channel":
+            raise StatisticsError("A tuning keeps one mean per channel.")
+        return self.means[self._index[site]][step]
+
+    @cached_property
+    def _index(self) -> dict[Site, int]:
+        return {site: index for index, site in enumerate(self.sites)}
+
+    def check(self, grid: Grid) -> None:
+        """Raises StatisticsError for a grid of other steps or sites."""
+        if grid.sites != self.sites or grid.num_steps != self.table.shape[1]:
+            raise StatisticsError("The averages of a tuning fit its own model and steps alone.")
 
     @cached_property
     def pooled(self) -> Table:
@@ -137,27 +157,58 @@ def observe(
     Products are of all processes, images those that this one makes.
     """
     sites = grid(source.target, how.num_steps)
-    products = Products(sites.sites, how.num_steps)
-    kept: list[list[Tensor]] = [[] for _ in sites.sites]
-    chosen: dict[int, Tensor] = {}
-
-    def see(step: int, site: int, feature: Tensor) -> None:
-        rows = feature.detach().flatten(1)
-        size = rows.shape[1]
-        if size not in chosen:
-            drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COORDINATES]
-            chosen[size] = drawn.sort().values.to(rows.device)
-        kept[site].append(rows[:, chosen[size]].float())
-
+    watch = _Watch(Products(sites.sites, how.num_steps))
     images = []
     everything = explicit(compute=range(how.num_steps)).plan(sites)
-    with Observed(layout_for(find(source.target), sites), everything, see) as session:
+    with Observed(layout_for(find(source.target), sites), everything, watch.see) as session:
         for first in starts(world, len(conditions), batch):
             session.new_run()
             images.append(source.generate(conditions[first : first + batch], how, first, on_step))
             session.check_complete()
-            for site, features in enumerate(kept):
-                products.add(site, features)
-                features.clear()
-    products.table = world.totals(products.table)
-    return products, torch.cat(images) if images else torch.empty(0)
+            watch.sampled()
+    return watch.total(world), torch.cat(images) if images else torch.empty(0)
+
+
+class _Watch:
+    """What is kept of the features of a generation, and added up when it is over."""
+
+    def __init__(self, products: Products) -> None:
+        self._products = products
+        self._entries: list[list[Tensor]] = [[] for _ in products.sites]
+        self._means: list[list[Tensor]] = [[] for _ in products.sites]
+        self._sums: list[Tensor | None] = [None for _ in products.sites]
+        self._chosen: dict[int, Tensor] = {}
+        self._rows = 0
+
+    def see(self, step: int, site: int, feature: Tensor) -> None:
+        """A feature (R, N, D) that the model gave out."""
+        rows = feature.detach().flatten(1)
+        size = rows.shape[1]
+        if size not in self._chosen:
+            drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COORDINATES]
+            self._chosen[size] = drawn.sort().values.to(rows.device)
+        self._entries[site].append(rows[:, self._chosen[size]].float())
+        self._means[site].append(feature.detach().flatten(0, -2).mean(0, dtype=torch.float32))
+
+    def sampled(self) -> None:
+        """The generation is complete."""
+        rows = len(self._entries[0][0])
+        self._rows += rows
+        for site, (entries, means) in enumerate(zip(self._entries, self._means, strict=True)):
+            self._products.add(site, entries)
+            sums, before = rows * torch.stack(means).double().cpu(), self._sums[site]
+            self._sums[site] = sums if before is None else before + sums
+            entries.clear()
+            means.clear()
+
+    def total(self, world: World) -> Products:
+        """The products of all processes."""
+        products = self._products
+        products.table = world.totals(products.table)
+        shapes = [tuple(sums.shape) if sums is not None else None for sums in self._sums]
+        shapes = world.agree(shapes) if world.size > 1 else shapes
+        rows = float(world.totals(np.array([float(self._rows)]))[0])
+        for sums, shape in zip(self._sums, shapes, strict=True):
+            mine = np.zeros(shape or (0,)) if sums is None else sums.numpy()
+            products.means.append(torch.from_numpy(world.totals(mine) / rows).float())
+        return products

@@ -17,7 +17,7 @@ from forecache.tuning import surrogate
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Products, Table
 from forecache.tuning.surrogate import Surrogate
-from forecache.tuning.trials import Trial, forecast_of, varied
+from forecache.tuning.trials import Trial, corrected, forecast_of, varied
 
 RANDOM = 6
 """Random schedules of a search, if nothing was learned before; half of them otherwise."""
@@ -182,12 +182,12 @@ class Search:
             yield optimal.pattern(gains, self._count), forecast
 
     def _strengths(self) -> Iterator[tuple[str, str]]:
-        """The best schedule with more feedback, and with less, as long as that helps."""
-        for by in (0.15, -0.15):
+        """The best schedule with more feedback, and with less, as long as that helps; then EOC likewise."""
+        for change, by in ((varied, 0.15), (varied, -0.15), (corrected, 0.3), (corrected, -0.3)):
             best = None
             while best is not self.best:
                 best = self.best
-                other = varied(best.forecast, by)
+                other = change(best.forecast, by)
                 if other is not None:
                     yield best.pattern, other
 

@@ -19,6 +19,7 @@ from forecache._errors import InputError, SearchFileError
 from forecache._files import short
 from forecache._tensorfile import fields, refusing
 from forecache._version import __version__
+from forecache.corrections import Drift
 from forecache.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 from forecache.tuning.products import Fitted, Products
 
@@ -26,16 +27,16 @@ VERSION = 1
 MAX_BYTES = 16 * 2**20
 KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "trials": list}
 
-FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; goc ETA; reuse"
-"""How a forecast is named, such as ``fitted 1, feedback 0.8``."""
+FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; goc ETA; reuse; all with ', eoc THETA'"
+"""How a forecast is named, such as ``fitted 1, feedback 0.8, eoc 0.6``."""
 NAME = re.compile(
     r"((?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse)"
-    r"(, moved(?P<moves>( -?\d(\.\d+)?)+))?"
+    r"(, eoc (?P<theta>[01](\.\d+)?))?(, moved(?P<moves>( -?\d(\.\d+)?)+))?"
 )
 
 
 def forecast_of(name: str, products: Products) -> Forecast:
-    """The forecast of this name; InputError if there is none."""
+    """The forecast of this name, without what its moves and its correction do; InputError if there is none."""
     found = NAME.fullmatch(name)
     if found is None:
         raise InputError(f"There is no forecast {name!r}; there are: {FORECASTS}.")
@@ -49,21 +50,41 @@ def forecast_of(name: str, products: Products) -> Forecast:
     return Feedback(order, strength) if strength else Taylor(order)
 
 
+def correction_of(name: str, products: Products) -> Drift | None:
+    """EOC's additive form, per channel, on the averages of the same pass; None if the name has none."""
+    theta = _parts(name)["theta"]
+    return Drift(products, float(theta), "additive", "all", "channel") if theta else None
+
+
 def varied(name: str, by: float) -> str | None:
     """The same forecast with a strength of feedback, or an eta, that is larger by so much; None if it has none."""
-    found = NAME.fullmatch(name)
-    assert found is not None
+    found = _parts(name)
+    rest = f", eoc {found['theta']}" if found["theta"] else ""
     if found["kind"]:
         strength = round(float(found["strength"] or 0) + by, 2)
         plain = f"{found['kind']} {found['order']}"
-        return f"{plain}, feedback {strength:g}" if 0 < strength <= 1 else plain if strength == 0 else None
+        return f"{plain}, feedback {strength:g}{rest}" if 0 < strength <= 1 else plain + rest if not strength else None
     eta = round(float(found["eta"] or 0) + by, 2)
-    return f"goc {eta:g}" if 0 < eta < 2 else None
+    return f"goc {eta:g}{rest}" if 0 < eta < 2 else None
 
 
-def with_moves(name: str, pattern: str, moves: Mapping[int, float]) -> str:
-    """The forecast with the weights of skipped steps moved (`polish`); one number for each of them, in order."""
-    numbers = [moves.get(step, 0.0) for step, sign in enumerate(pattern) if sign == "."]
+def corrected(name: str, by: float) -> str | None:
+    """The same forecast with a theta of EOC's that is larger by so much; None where that leaves 0 to 2."""
+    theta = round(float(_parts(name)["theta"] or 0) + by, 2)
+    plain = name.split(", eoc", maxsplit=1)[0]
+    return f"{plain}, eoc {theta:g}" if 0 < theta < 2 else plain if not theta else None
+
+
+def _parts(name: str) -> re.Match[str]:
+    found = NAME.fullmatch(name)
+    assert found is not None, name
+    return found
+
+
+def moved(name: str, pattern: str, by: Mapping[int, float]) -> str:
+    """The forecast with the weights of skipped steps moved on (`polish`); one number for each of them, in order."""
+    before = moves_of(name, pattern)
+    numbers = [before.get(step, 0.0) + by.get(step, 0.0) for step, sign in enumerate(pattern) if sign == "."]
     written = " ".join(f"{round(number, 4) + 0.0:g}" for number in numbers)
     return f"{unmoved(name)}, moved {written}" if numbers else unmoved(name)
 
@@ -80,9 +101,7 @@ def told(name: str) -> str:
 
 def moves_of(name: str, pattern: str) -> dict[int, float]:
     """How far the weights of each step of a pattern are moved; empty where none is."""
-    found = NAME.fullmatch(name)
-    assert found is not None
-    numbers = map(float, (found["moves"] or "").split())
+    numbers = map(float, (_parts(name)["moves"] or "").split())
     return dict(zip((step for step, sign in enumerate(pattern) if sign == "."), numbers, strict=False))
 
 

@@ -207,12 +207,10 @@ class _Tuning:
                 break
             slopes = polish.Slopes(self._sampled(plan, labels, self._how), self._uncached[0])
             for place in places:
-                slopes.add(self._sampled(polish.moved(plan, {place: polish.MOVE}), labels, self._how), polish.MOVE)
+                alone = self._plan(trial.pattern, trials.moved(trial.forecast, trial.pattern, {place: polish.MOVE}))
+                slopes.add(self._sampled(alone, labels, self._how), polish.MOVE)
             by = dict(zip(places, polish.step(self._world.totals(slopes.sums())), strict=True))
-            before = trials.moves_of(trial.forecast, trial.pattern)
-            moves = {place: before.get(place, 0.0) + by[place] for place in places}
-            name = trials.with_moves(trial.forecast, trial.pattern, moves)
-            tried = self._again(replace(trial, forecast=name))
+            tried = self._again(replace(trial, forecast=trials.moved(trial.forecast, trial.pattern, by)))
             if tried.psnr <= trial.psnr:
                 break
             trial = tried
@@ -247,12 +245,15 @@ class _Tuning:
 
     def _plan(self, pattern: str, forecast: str) -> Plan:
         base = explicit(pattern=pattern)
+        found = trials.forecast_of(forecast, self._products)
+        moves = trials.moves_of(forecast, pattern)
         method = Method(
             f"tuned({pattern!r}, {trials.told(forecast)!r})",
             base.schedule,
-            trials.forecast_of(forecast, self._products),
+            polish.Moved(found, moves) if moves else found,
+            correction=trials.correction_of(forecast, self._products),
         )
-        return polish.moved(method.plan(self._grid), trials.moves_of(forecast, pattern))
+        return method.plan(self._grid)
 
     def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:
         how = replace(self._how, seed=seed)

@@ -1,0 +1,99 @@
+"""Tables and pictures of what benchmarks/tuned.py measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import forecache as fc
+from forecache import report
+
+Row = Mapping[str, Any]
+PEERS = ("cache-dit", "diffusers")
+
+
+def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
+    lines = ["| computed | cache | fewer MACs | PSNR, dB | Fréchet | as asked |", "|---|---|---|---|---|---|"]
+    chosen = [row for row in rows if row["name"] == "no cache"]
+    for count in counts:
+        mine = [row for row in rows if row["computed"] == count]
+        chosen += sorted(mine, key=lambda row: -(row["psnr_db"] or 0))
+    for row in chosen:
+        near = f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else ""
+        name = f"**{row['name']}**" if row["name"].startswith("tuned") else row["name"]
+        macs = f"{row['fewer_macs']:.2f}x" if row["fewer_macs"] else ""
+        lines.append(
+            f"| {row['computed']} | {name} | {macs} | {near} | {row['frechet']:.2f} | {row['class_accuracy']:.1%} |"
+        )
+    return lines
+
+
+def draw(found: Sequence[Row], counts: Sequence[int], path: Path, title: str) -> None:
+    """PSNR against computed steps: tuned plans as a line, the others as points."""
+    plt = report.pyplot()
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    rows = [row for row in found if row["psnr_db"] is not None and row["computed"] in counts]
+    kinds = {
+        "tuned": ("o-", [row for row in rows if row["name"] == "tuned"]),
+        "fewer steps, no cache": ("v", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
+    }
+    known = [row["name"] for _, some in kinds.values() for row in some]
+    rest = [row for row in rows if row["name"] not in known]
+    kinds["forecache's other methods"] = ("s", [row for row in rest if not row["name"].startswith(PEERS)])
+    kinds["other libraries"] = ("x", [row for row in rest if row["name"].startswith(PEERS)])
+    for name, (style, some) in kinds.items():
+        ordered = sorted(some, key=lambda row: row["computed"])
+        places = [row["computed"] for row in ordered]
+        axes.plot(places, [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
+    axes.set(xlabel="computed steps", ylabel="PSNR to the samples without a cache, dB", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def summary(found: Sequence[Row], counts: Sequence[int]) -> list[str]:
+    """PSNR of the tuned plans beside the best of every other kind, for the README."""
+    lines = [
+        "| computed | tuned | best published method | best other library | as many steps |",
+        "|---|---|---|---|---|",
+    ]
+    for count in counts:
+        mine = [row for row in found if row["computed"] == count and row["psnr_db"] is not None]
+        tuned = next((row for row in mine if row["name"] == "tuned"), None)
+        if tuned is None:
+            continue
+        plain = [row for row in mine if row["name"][0].isdigit()]
+        theirs = [row for row in mine if row["name"].startswith(PEERS)]
+        published = [row for row in mine if row is not tuned and row not in plain and row not in theirs]
+        best = [max(rows, key=lambda row: row["psnr_db"], default=None) for rows in (published, theirs, plain)]
+        others = [f"{row['psnr_db']:.1f} ({row['name'].removeprefix('ours: ')})" if row else "" for row in best]
+        others[2] = others[2].split(" (")[0]
+        macs = f", {tuned['fewer_macs']:.2f}x fewer MACs"
+        lines.append(f"| {count} of 20{macs} | **{tuned['psnr_db']:.1f}** | {' | '.join(others)} |")
+    return lines
+
+
+def ready(plans: Iterable[tuple[str, fc.Plan]]) -> list[str]:
+    """The plans that ship, and what their provenance says."""
+    lines = ["| model | computed | schedule | found | PSNR to no cache |", "|---|---|---|---|---|"]
+    for model, plan in plans:
+        steps = "".join("#" if cell.computed else "." for cell in plan.rows[0])
+        forecast = plan.provenance["method"].split(", ", 1)[1].strip("')")
+        found = f"{forecast}; {plan.provenance['tuned'].split(' with')[0]}"
+        of = f"{steps.count('#')} of {plan.num_steps}"
+        lines.append(f"| {model} | {of} | `{steps}` | {found} | {plan.provenance['psnr']} |")
+    return lines
+
+
+def note(name: str, document: Mapping[str, Any]) -> str:
+    """Where the figures come from. name: such as digits-20."""
+    place = document["environment"]
+    model, steps = name.rsplit("-", 1)
+    return (
+        f"{model}, {steps} steps, {document['samples']} samples of seed {document['seed']}; tuned on other noise. PSNR "
+        "to the samples without a cache; Fréchet distance of the judge's features to the MNIST test set. "
+        f"{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
+    )

@@ -1,0 +1,77 @@
+"""Other libraries' caches at a number of computed steps: by a mask where they take one, else by the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from peer_caches import by_pattern, dbcache, first_block, mag, static
+from peer_runs import BARE, BATCH, Cache, Called, Running, Start, Subject
+from torch.utils.flop_counter import FlopCounterMode
+from tuned_others import even, halved
+
+PutOn = Callable[[Called], Start]
+THRESHOLDS = (0.02, 8.0)
+
+
+class Peers:
+    """The caches that are installed, on bundled digits, as `peer_runs` puts them on."""
+
+    def __init__(self, digits: Any, steps: int) -> None:
+        self._subject = Subject(digits.transformer, digits.scheduler, steps, digits)
+        self._steps = steps
+        self._bare = self._flops(self._subject.under(Cache(BARE, "forecache", lambda called: lambda: None)))
+
+    def caches(self, count: int) -> Iterator[tuple[str, Callable[[], Running | None]]]:
+        """Names, and what puts the cache on; that gives None where no threshold computes so many steps."""
+        mask = by_pattern(even(self._steps, count))
+        masked = {
+            "cache-dit static": static(mask),
+            "cache-dit static + Taylor 1": static(mask, "TaylorSeerCalibratorConfig", 1),
+            "cache-dit static + FoCa": static(mask, "FoCaCalibratorConfig"),
+            "cache-dit static + DMD": static(mask, "DMDCalibratorConfig"),
+        }
+        for name, put_on in masked.items():
+            yield from self._installed(name, "cache-dit", lambda put_on=put_on: put_on)
+        dynamic: dict[str, tuple[str, Callable[[float], PutOn]]] = {
+            "cache-dit DBCache": ("cache-dit", lambda threshold: dbcache(residual_diff_threshold=threshold)),
+            "diffusers FirstBlockCache": ("diffusers", first_block),
+            "diffusers MagCache": ("diffusers", mag),
+        }
+        for name, (package, made) in dynamic.items():
+            yield from self._installed(name, package, lambda made=made: self._at(made, count))
+
+    def fewer_macs(self, running: Running) -> float:
+        """How many times fewer MACs a run has than one without a cache."""
+        return self._bare / self._flops(running)
+
+    def _installed(
+        self, name: str, package: str, put_on: Callable[[], PutOn | None]
+    ) -> Iterator[tuple[str, Callable[[], Running | None]]]:
+        if Cache(name, package, lambda called: lambda: None).version is None:
+            print(f"{package} is not installed: {name} is left out. pip install 'forecache[peers]'")
+            return
+
+        def running() -> Running | None:
+            found = put_on()
+            return self._subject.under(Cache(name, package, found)) if found is not None else None
+
+        yield name, running
+
+    def _at(self, made: Callable[[float], PutOn], count: int) -> PutOn | None:
+        """With the smallest threshold that computes no more steps of the first batch; None if that is fewer."""
+
+        def computed(threshold: float) -> int:
+            running = self._subject.under(Cache("tried", "forecache", made(threshold)))
+            return sum(attention for attention, _ in running.counted([index % 10 for index in range(BATCH)]))
+
+        low, high = map(math.log, THRESHOLDS)
+        at_most = math.exp(-halved(lambda minus: computed(math.exp(-minus)) <= count, -high, -low, 8))
+        return made(at_most) if computed(at_most) == count else None
+
+    @staticmethod
+    def _flops(running: Running) -> float:
+        with FlopCounterMode(display=False) as counter:
+            running([0, 1])
+        return float(counter.get_total_flops())
