@@ -195,7 +195,7 @@ def publish(name: str, document: Mapping[str, Any]) -> None:
 
 def measure_peers(rows: Rows, counts: Sequence[int]) -> None:
     """Caches of other libraries, those that are not known."""
-    peers = Peers(rows.model, rows.steps)
+    peers, labels = Peers(rows.model, rows.steps), [int(label) for label in rows.asked]
     for count in counts:
         for name, put_on in peers.caches(count):
             if f"{name} | {count}" in rows.rows:
@@ -203,8 +203,8 @@ def measure_peers(rows: Rows, counts: Sequence[int]) -> None:
             if (running := put_on()) is None:
                 print(f"{count} of {rows.steps}, {name}: no threshold computes so many steps", flush=True)
             else:
-                kinds = "".join("#" if attention else "." for attention, _ in running.counted(rows.asked[:BATCH]))
-                rows.keep(name, count, peers.fewer_macs(running), running.images(rows.asked), kinds)
+                kinds = "".join("#" if attention else "." for attention, _ in running.counted(labels[:BATCH]))
+                rows.keep(name, count, peers.fewer_macs(running), running.images(labels), kinds)
 
 
 def measure_ours(rows: Rows, args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ def scripts(monkeypatch):
         return __import__(name)
 
     yield get
-    for name in ("digits", "speed", "peers", "peer_runs", "peer_caches"):
+    for name in ("digits", "speed", "peers", "peer_runs", "peer_caches", "tuned_others", "tuned_peers"):
         sys.modules.pop(name, None)
 
 
@@ -51,6 +51,23 @@ def test_every_cache_that_is_installed_runs(scripts, tmp_path, capsys):
     out = capsys.readouterr().out
     assert all(f"{name} is not installed: its caches are left out" in out for name in versions if not versions[name])
     assert "| ours: FORA, N = 3 | `#..#..#` | 3, 3 |" in (tmp_path / "peers-tiny.md").read_text()
+
+
+def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch):
+    """By a mask, or by the threshold that gives so many; a skipped step computes the first block all the same."""
+    module = scripts("tuned_peers")
+    monkeypatch.setattr(module, "BATCH", 2)
+    digits = zoo.load_digits()
+    peers = module.Peers(digits, 8)
+    found = {name: put_on() for name, put_on in peers.caches(5)}
+    assert {"diffusers FirstBlockCache", "diffusers MagCache"} <= set(found)
+    running = {name: each for name, each in found.items() if each is not None}
+    assert running, "no threshold gave five steps"
+    for name, each in running.items():
+        assert sum(attention for attention, _ in each.counted([0, 1])) == 5, name
+        blocks = digits.transformer.config.num_layers
+        assert 8 / (5 + 3 / blocks) * 0.95 < peers.fewer_macs(each) < 8 / 5
+        assert each.images([0, 1]).shape[0] == 2
 
 
 def test_quality_is_kept_and_not_measured_again(scripts, tmp_path, capsys):

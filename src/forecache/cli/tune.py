@@ -47,6 +47,9 @@ def tune_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that is tuned on.")] = 1000,
     held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
     search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
+    correct: Annotated[
+        bool, typer.Option(help="Try EOC's correction, whose tensors stand in a file beside the plan.")
+    ] = True,
     polish: Annotated[
         bool, typer.Option(help="Move the weights of what was found by what that does to the images.")
     ] = True,
@@ -96,6 +99,7 @@ def tune_command(
                 number=schedules,
                 longest=longest,
                 search_seed=search_seed,
+                correcting=correct,
                 polishing=polish,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),

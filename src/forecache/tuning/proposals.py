@@ -38,8 +38,8 @@ STEPS = (-2, -1, 1, 2)
 class Learned:
     """What all trials of a tuning taught, for every number of computed steps."""
 
-    def __init__(self, products: Products, forecasts: Sequence[str], longest: int) -> None:
-        self.products, self.forecasts, self.longest = products, tuple(forecasts), longest
+    def __init__(self, products: Products, forecasts: Sequence[str], longest: int, correcting: bool = True) -> None:
+        self.products, self.forecasts, self.longest, self.correcting = products, tuple(forecasts), longest, correcting
         self.trials: list[Trial] = []
         self._made: dict[str, Forecast] = {}
         self._errors: dict[tuple[str, str], Table] = {}
@@ -183,7 +183,9 @@ class Search:
 
     def _strengths(self) -> Iterator[tuple[str, str]]:
         """The best schedule with more feedback, and with less, as long as that helps; then EOC likewise."""
-        for change, by in ((varied, 0.15), (varied, -0.15), (corrected, 0.3), (corrected, -0.3)):
+        changes = [(varied, 0.15), (varied, -0.15)]
+        changes += [(corrected, 0.3), (corrected, -0.3)] if self._learned.correcting else []
+        for change, by in changes:
             best = None
             while best is not self.best:
                 best = self.best

@@ -49,6 +49,7 @@ def tune(
     number: int = 48,
     longest: int = 8,
     search_seed: int = 0,
+    correcting: bool = True,
     polishing: bool = True,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -67,8 +68,9 @@ def tune(
     labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache,
     `Milliseconds` for a batch, `AtLeast` so many dB; or several, which share what is learned. held_out: other
     conditions, sampled from ``held_out_seed``, that judge what was found. forecasts: names to choose from, as
-    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps. polishing: move the
-    weights of what was found by what that does to the images (`polish`); such a plan cannot be stretched.
+    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps. correcting: try EOC's
+    correction, which brings tensors into the plan. polishing: move the weights of what was found by what that does to
+    the images (`polish`). A plan with either, or with fitted weights, cannot be stretched.
 
     path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
     plans (a time, as long as it comes to as many steps). Of several processes (torchrun, accelerate launch), each
@@ -96,7 +98,7 @@ def tune(
             "another held_out_seed."
         )
     run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
-                                    search_seed), polishing, path, on_step, on_trial)  # fmt: skip
+                                    search_seed), correcting, polishing, path, on_step, on_trial)  # fmt: skip
     asked = [run.counts.of(each) for each in budgets]
     if on_start is not None:
         judging = run.calls(len(others), 0) * (1 + len(asked))
@@ -111,13 +113,15 @@ class _Tuning:
         self,
         source: Source,
         settings: Settings,
+        correcting: bool,
         polishing: bool,
         path: str | os.PathLike[str] | None,
         on_step: OnStep | None,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._world = _distributed.current()
-        self._source, self._settings, self._polish = source, settings, polishing
+        self._source, self._settings = source, settings
+        self._correct, self._polish = correcting, polishing
         self._path = Path(path) if path is not None else None
         self._on_step, self._on_trial = on_step, on_trial
         self.counts = Counts(source, settings, self._world)
@@ -147,7 +151,7 @@ class _Tuning:
         self._products, self._uncached[0] = observe(
             self._source, settings.conditions, self._how, settings.batch, self._on_step, self._world
         )
-        learned = proposals.Learned(self._products, settings.forecasts, settings.longest)
+        learned = proposals.Learned(self._products, settings.forecasts, settings.longest, self._correct)
         chosen = [
             self._cheapest(learned, each, number) if isinstance(each, AtLeast) else self._tuned(learned, each, number)
             for number, each in enumerate(asked)
