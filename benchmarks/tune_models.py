@@ -21,7 +21,7 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache.tuning import polish, tuner
+from forecache.tuning import polish, proposals, tuner
 from forecache.zoo import SHAPES
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
@@ -60,7 +60,7 @@ class Subject:
 
     def passes(self) -> float:
         """Whole runs of one sample without a cache that a tuning is worth."""
-        trials = self.schedules + tuner.FINALISTS * tuner.NOISES
+        trials = self.schedules + proposals.LAST + tuner.FINALISTS * tuner.NOISES
         once = polish.ROUNDS * (2 + tuner.NOISES)
         moved = [polish.ROUNDS * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
         runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]

@@ -17,10 +17,13 @@ of a tuned plan does: benchmarks/tuned_parts.py.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +31,29 @@ import torch
 import tuned_pages
 from diffusers import DPMSolverMultistepScheduler
 from digits import ROOT, fill
+from torch import Tensor
 from tuned_others import Others
 from tuned_peers import Peers
 
 import forecache as fc
 from forecache import bench, sources, zoo
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.sources import Sampling, in_batches
+from forecache.sources import Condition, Sampling, in_batches
 from forecache.zoo import DigitsText, digits_text
 from forecache.zoo.captions import pairs
 
 BATCH, SEED = 100, 0
 KEPT = ROOT / "out/tuned"
 MOST = 80.0
+TIMED, ROUNDS = 8, 3
+Sampled = Callable[[Sequence[Condition]], Tensor]
 
 
 class Rows:
     """What was measured on a model, kept in a file."""
 
-    def __init__(self, name: str, samples: int, steps: int = 20) -> None:
-        self.name, self.steps = name, steps
+    def __init__(self, name: str, samples: int, steps: int = 20, timed: bool = False) -> None:
+        self.name, self.steps, self.timed = name, steps, timed
         self.model: Any = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
         self.source = sources.as_source(self.model)
         every = sources.everything(self.source)
@@ -57,64 +63,90 @@ class Rows:
         self.path = KEPT / f"{name}-{samples}-{steps}.json"
         self._images = KEPT / f"{name}-uncached-{samples}-{steps}.pt"
         if not self._images.exists():
-            torch.save(self.sample(steps), self._images)
+            torch.save(self.plain(self.asked), self._images)
         self.uncached = torch.load(self._images, weights_only=True)
-        self.keep("no cache", steps, 1.0, self.uncached)
+        self.row("no cache", steps, self.plain, lambda: {"fewer_macs": 1.0})
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
         """Those that are done, by this process or another one beside it."""
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def sample(self, steps: int) -> torch.Tensor:
-        return in_batches(self.source, self.asked, Sampling(steps, self.guidance, SEED), BATCH)
+    def plain(self, asked: Sequence[Condition], steps: int | None = None) -> Tensor:
+        """Samples as the model stands."""
+        return in_batches(self.source, asked, Sampling(steps or self.steps, self.guidance, SEED), BATCH)
 
-    def keep(
-        self, name: str, computed: int, speedup: float, images: torch.Tensor, about: str = "", plan: str = ""
+    def row(
+        self, name: str, computed: int, sampled: Sampled, about: Callable[[], Mapping[str, Any]], plan: str = ""
     ) -> None:
+        """Judge and time what was not yet; plan: a row of another one is measured again."""
+        known = self.rows.get(f"{name} | {computed}", {})
+        if not known or known.get("plan", plan) != plan:
+            images = self.uncached if name == "no cache" else sampled(self.asked)
+            known = {"name": name, "computed": computed, "plan": plan, **about(), **self._quality(images)}
+            known["psnr_db"] = None if name == "no cache" else known["psnr_db"]
+            self._keep(known)
+            print(f"{computed} of {self.steps}, {name}: {known['psnr_db']} dB", flush=True)
+        if self.timed and "less_time" not in known:
+            few = self.asked[:TIMED]
+            self._keep(known | {"less_time": faster(lambda: self.plain(few), lambda: sampled(few))})
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.path.write_text(json.dumps(self.rows | {f"{row['name']} | {row['computed']}": row}, indent=1))
+
+    def _quality(self, images: Tensor) -> dict[str, Any]:
         if isinstance(self.model, DigitsText):
-            right = self.model.recognised(images) == torch.tensor(pairs(len(self.asked)))
-            right = right.all(1)
+            right = (self.model.recognised(images) == torch.tensor(pairs(len(self.asked)))).all(1)
         else:
             right = self.model.recognised(images) == torch.tensor(self.asked)
-        near = psnr(images, self.uncached).clamp_max(MOST).mean().item()
-        row = {
-            "name": name,
-            "computed": computed,
-            "fewer_macs": speedup,
-            "schedule": about,
-            "plan": plan,
-            "psnr_db": None if name == "no cache" else near,
+        return {
+            "psnr_db": psnr(images, self.uncached).clamp_max(MOST).mean().item(),
             "frechet": frechet_distance(Moments.of(self.model.features(images)), self.model.reference),
             "class_accuracy": right.float().mean().item(),
         }
-        self.path.write_text(json.dumps(self.rows | {f"{name} | {computed}": row}, indent=1))
-        print(f"{computed} of {self.steps}, {name}: {near:.2f} dB", flush=True)
 
     def measure(self, name: str, plan: fc.Plan, computed: int) -> None:
-        digest = hashlib.sha256(repr(plan.rows).encode()).hexdigest()[:16]
-        known = self.rows.get(f"{name} | {computed}")
-        if known is not None and known.get("plan", digest) == digest:
-            return
-        with fc.apply(self.source.target, plan):
-            images = self.sample(self.steps)
-        cost = plan.cost(self.source.target, inputs=sources.call(self.source, 2))
-        self.keep(name, computed, cost.speedup, images, plan.picture(), digest)
+        """Under a plan."""
 
-    def fewer_steps(self, count: int, solver: bool) -> None:
+        def sampled(asked: Sequence[Condition]) -> Tensor:
+            with fc.apply(self.source.target, plan):
+                return self.plain(asked)
+
+        def about() -> dict[str, Any]:
+            cost = plan.cost(self.source.target, inputs=sources.call(self.source, 2))
+            return {"fewer_macs": cost.speedup, "schedule": plan.picture()}
+
+        self.row(name, computed, sampled, about, hashlib.sha256(repr(plan.rows).encode()).hexdigest()[:16])
+
+    def fewer_steps(self, count: int) -> None:
         """The honest baseline: as many steps as are computed, nothing skipped."""
-        name = f"{count} steps of DPM-Solver++" if solver else f"{count} steps"
-        if f"{name} | {count}" in self.rows or (solver and isinstance(self.model, DigitsText)):
-            return
-        kept = self.model.scheduler if hasattr(self.model, "scheduler") else None
-        try:
-            if solver and kept is not None:
-                object.__setattr__(self.model, "scheduler", DPMSolverMultistepScheduler.from_config(kept.config))
-            images = self.sample(count)
-        finally:
-            if solver and kept is not None:
+        self.row(
+            f"{count} steps", count, lambda asked: self.plain(asked, count), lambda: {"fewer_macs": self.steps / count}
+        )
+
+    def better_solver(self, count: int) -> None:
+        """The same with DPM-Solver++."""
+        kept = self.model.scheduler
+
+        def sampled(asked: Sequence[Condition]) -> Tensor:
+            object.__setattr__(self.model, "scheduler", DPMSolverMultistepScheduler.from_config(kept.config))
+            try:
+                return self.plain(asked, count)
+            finally:
                 object.__setattr__(self.model, "scheduler", kept)
-        self.keep(name, count, self.steps / count, images)
+
+        self.row(f"{count} steps of DPM-Solver++", count, sampled, lambda: {"fewer_macs": self.steps / count})
+
+
+def faster(without: Callable[[], object], run: Callable[[], object]) -> float:
+    """How many times less time it takes: the median of rounds in turn, after one that warms up."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return statistics.median([seconds(without) / seconds(run) for _ in range(1 + ROUNDS)][1:])
 
 
 def plans(name: str, folder: Path | None, steps: int = 20) -> dict[int, fc.Plan]:
@@ -139,6 +171,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="*", help="computed steps; by default those of the plans")
     parser.add_argument("--no-more", action="store_true", help="write again what benchmarks/results has")
     parser.add_argument("--only", choices=["ours", "peers"], help="measure these rows, and stop")
+    parser.add_argument("--timed", action="store_true", help="and time every row; needs a machine that is idle")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(words)
 
@@ -169,7 +202,7 @@ def ship(model: str, folder: Path) -> None:
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    rows = Rows(args.model, args.samples, args.steps)
+    rows = Rows(args.model, args.samples, args.steps, args.timed)
     if args.only != "peers":
         measure_ours(rows, args)
     if args.only != "ours" and args.model == "digits":
@@ -194,17 +227,16 @@ def publish(name: str, document: Mapping[str, Any]) -> None:
 
 
 def measure_peers(rows: Rows, counts: Sequence[int]) -> None:
-    """Caches of other libraries, those that are not known."""
-    peers, labels = Peers(rows.model, rows.steps), [int(label) for label in rows.asked]
+    """Caches of other libraries."""
+    peers = Peers(rows.model, rows.steps)
     for count in counts:
         for name, put_on in peers.caches(count):
-            if f"{name} | {count}" in rows.rows:
-                continue
-            if (running := put_on()) is None:
-                print(f"{count} of {rows.steps}, {name}: no threshold computes so many steps", flush=True)
-            else:
-                kinds = "".join("#" if attention else "." for attention, _ in running.counted(labels[:BATCH]))
-                rows.keep(name, count, peers.fewer_macs(running), running.images(labels), kinds)
+            made = functools.cache(put_on)
+            try:
+                rows.row(name, count, lambda asked, made=made: made().images(list(map(int, asked))),
+                         lambda made=made: peers.about(made()))  # fmt: skip
+            except LookupError as error:
+                print(f"{count} of {rows.steps}, {name}: left out. {error}", flush=True)
 
 
 def measure_ours(rows: Rows, args: argparse.Namespace) -> None:
@@ -216,10 +248,12 @@ def measure_ours(rows: Rows, args: argparse.Namespace) -> None:
     statistics = fc.Statistics.load(paths[args.model](20)) if args.steps == 20 else None
     others = Others(rows.source, args.model, args.steps, statistics)
     for count in args.counts:
-        rows.fewer_steps(count, solver=False)
-        rows.fewer_steps(count, solver=True)
+        rows.fewer_steps(count)
+        if args.model == "digits":
+            rows.better_solver(count)
         for name, plan in others.plans(count):
-            if f"{name} | {count}" not in rows.rows:
+            known = rows.rows.get(f"{name} | {count}", {})
+            if not known or (args.timed and "less_time" not in known):
                 try:
                     rows.measure(name, plan(), count)
                 except fc.PlanError as error:  # some tokens need gaps of two steps, which few skipped steps do not have

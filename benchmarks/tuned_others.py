@@ -14,6 +14,13 @@ def even(steps: int, count: int) -> str:
     return "".join("#" if step in chosen else "." for step in range(steps))
 
 
+def spread(steps: int, count: int) -> str:
+    """FORA's schedule, if an interval gives so many computed steps, else even ones."""
+    interval = -(-steps // count)
+    fora = "".join("." if step % interval else "#" for step in range(steps))
+    return fora if fora.count("#") == count else even(steps, count)
+
+
 def falling(steps: int, count: int) -> str:
     """ProCache's constraint, intervals that never grow: the longest first, as even as they go."""
     left, intervals = steps, []

@@ -115,7 +115,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
         else:
             made, forecast = plan, named
         with fc.apply(rows.source.target, made):
-            near = psnr(rows.sample(rows.steps), rows.uncached).clamp_max(MOST).mean().item()
+            near = psnr(rows.plain(rows.asked), rows.uncached).clamp_max(MOST).mean().item()
         found.append({"schedule": schedule, "pattern": schedules[schedule], "forecast": forecast, "psnr_db": near})
         print(f"{schedule}, {forecast}: {near:.2f} dB", flush=True)
     return found

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from peer_caches import by_pattern, dbcache, first_block, mag, static
-from peer_runs import BARE, BATCH, Cache, Called, Running, Start, Subject
+from peer_runs import BARE, Cache, Called, Running, Start, Subject
 from torch.utils.flop_counter import FlopCounterMode
-from tuned_others import even, halved
+from tuned_others import halved, spread
 
 PutOn = Callable[[Called], Start]
 THRESHOLDS = (0.02, 8.0)
+LABELS = list(range(10))
+"""Of a few samples, on which thresholds are found and operations counted: some caches decide by what they see."""
 
 
 class Peers:
@@ -23,9 +25,9 @@ class Peers:
         self._steps = steps
         self._bare = self._flops(self._subject.under(Cache(BARE, "forecache", lambda called: lambda: None)))
 
-    def caches(self, count: int) -> Iterator[tuple[str, Callable[[], Running | None]]]:
-        """Names, and what puts the cache on; that gives None where no threshold computes so many steps."""
-        mask = by_pattern(even(self._steps, count))
+    def caches(self, count: int) -> Iterator[tuple[str, Callable[[], Running]]]:
+        """Names, and what puts the cache on; that raises LookupError where no threshold computes so many steps."""
+        mask = by_pattern(spread(self._steps, count))
         masked = {
             "cache-dit static": static(mask),
             "cache-dit static + Taylor 1": static(mask, "TaylorSeerCalibratorConfig", 1),
@@ -42,36 +44,35 @@ class Peers:
         for name, (package, made) in dynamic.items():
             yield from self._installed(name, package, lambda made=made: self._at(made, count))
 
-    def fewer_macs(self, running: Running) -> float:
-        """How many times fewer MACs a run has than one without a cache."""
-        return self._bare / self._flops(running)
+    def about(self, running: Running) -> dict[str, Any]:
+        """How many times fewer MACs a run has than one without a cache, and which steps the middle block computes."""
+        kinds = "".join("#" if attention else "." for attention, _ in running.counted(LABELS))
+        return {"fewer_macs": self._bare / self._flops(running), "schedule": kinds}
 
     def _installed(
-        self, name: str, package: str, put_on: Callable[[], PutOn | None]
-    ) -> Iterator[tuple[str, Callable[[], Running | None]]]:
+        self, name: str, package: str, put_on: Callable[[], PutOn]
+    ) -> Iterator[tuple[str, Callable[[], Running]]]:
         if Cache(name, package, lambda called: lambda: None).version is None:
             print(f"{package} is not installed: {name} is left out. pip install 'forecache[peers]'")
             return
 
-        def running() -> Running | None:
-            found = put_on()
-            return self._subject.under(Cache(name, package, found)) if found is not None else None
+        yield name, lambda: self._subject.under(Cache(name, package, put_on()))
 
-        yield name, running
-
-    def _at(self, made: Callable[[float], PutOn], count: int) -> PutOn | None:
-        """With the smallest threshold that computes no more steps of the first batch; None if that is fewer."""
+    def _at(self, made: Callable[[float], PutOn], count: int) -> PutOn:
+        """With the smallest threshold that computes no more steps; LookupError if that is fewer."""
 
         def computed(threshold: float) -> int:
             running = self._subject.under(Cache("tried", "forecache", made(threshold)))
-            return sum(attention for attention, _ in running.counted([index % 10 for index in range(BATCH)]))
+            return sum(attention for attention, _ in running.counted(LABELS))
 
         low, high = map(math.log, THRESHOLDS)
         at_most = math.exp(-halved(lambda minus: computed(math.exp(-minus)) <= count, -high, -low, 8))
-        return made(at_most) if computed(at_most) == count else None
+        if (found := computed(at_most)) != count:
+            raise LookupError(f"The threshold that computes at most {count} steps computes {found}.")
+        return made(at_most)
 
     @staticmethod
     def _flops(running: Running) -> float:
         with FlopCounterMode(display=False) as counter:
-            running([0, 1])
+            running(LABELS)
         return float(counter.get_total_flops())

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import forecache as fc
 from forecache import _distributed, runs, sources, tuned_pictures
-from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
+from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
 from forecache.tuning import AtLeast, Milliseconds, Tuned
 from forecache.tuning.budgets import Budget
 from forecache.tuning.trials import FORECASTS, told
@@ -133,12 +132,8 @@ def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
         ]
         emit({"trials": len(tuned.trials), "plans": rows})
         return
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("budget", "schedule", "forecast", "PSNR, dB", "on others", "even steps"):
-        table.add_column(heading, no_wrap=heading in ("schedule", "forecast"))
     for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
-        held = f"{tuned.held_out[place]:.2f}" if tuned.held_out else ""
-        cells = (trial.pattern, told(trial.forecast), f"{trial.psnr:.2f}", held, f"{even.psnr:.2f}")
-        table.add_row(names[place], *cells)
-    console.print(table)
-    say(f"{len(tuned.trials)} schedules sampled with. Wrote {', '.join(map(str, files))}, {out / 'tune.png'}.")
+        held = f", {tuned.held_out[place]:.2f} dB on others" if tuned.held_out else ""
+        say(f"{names[place]:<8}{trial.pattern}  {told(trial.forecast)}")
+        say(f"        {trial.psnr:.2f} dB{held} (even steps: {even.psnr:.2f} dB)  {files[place]}")
+    say(f"{len(tuned.trials)} schedules sampled with. Wrote the plans and {out / 'tune.png'}.")

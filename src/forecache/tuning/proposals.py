@@ -2,7 +2,8 @@
 
 A search for one number of computed steps goes through stages: the even schedule under every forecast; random smooth
 schedules, for the surrogate to learn from; the optimal schedule under gains that are a little off, round by round; then
-neighbours of the best one, those first that the surrogate likes best. The forecast follows the best trial.
+neighbours of the best one, those first that the surrogate likes best. The forecast follows the best trial, and when the
+schedules are used up, feedback and correction of the best one are made stronger and weaker once more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ ENOUGH = 8
 """Trials of one forecast from which its gains are learned by themselves."""
 STRETCH = 1.75
 """A schedule that is proposed as optimal has no interval over so many times the mean one: there, errors are large."""
+LAST = 12
+"""Trials of a search after its schedules, at most."""
 STEPS = (-2, -1, 1, 2)
 """How far a neighbour moves a computed step."""
 
@@ -92,7 +95,7 @@ class Search:
         self._rng = np.random.default_rng([seed, count])
         self._mine: list[Trial] = []
         self._seen: set[tuple[str, str]] = set()
-        self._stages = self._all()
+        self._stages, self._last = self._all(), self._strengths()
 
     @property
     def best(self) -> Trial:
@@ -111,7 +114,8 @@ class Search:
 
     def propose(self) -> tuple[str, str] | None:
         """A pattern and a forecast that were not tried; None when the search is over."""
-        for proposed in self._stages if len(self._mine) < self._number else ():
+        stages = self._stages if len(self._mine) < self._number else self._last
+        for proposed in stages if len(self._mine) < self._number + LAST else ():
             if proposed not in self._seen:
                 self._seen.add(proposed)
                 return proposed

@@ -140,7 +140,7 @@ class _Tuning:
     def calls(self, samples: int, searches: int) -> int:
         """Model calls of this process, at most: of a pass without a cache and of all trials."""
         batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
-        runs = self._settings.trials + FINALISTS * NOISES
+        runs = self._settings.trials + proposals.LAST + FINALISTS * NOISES
         if self._polish:
             runs += polish.ROUNDS * (1 + steps - self.counts.possible[0] + 1 + NOISES)
         return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
