@@ -14,10 +14,9 @@ PEERS = ("cache-dit", "diffusers")
 
 
 def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
-    lines = [
-        "| computed | cache | fewer MACs | less time | PSNR, dB | Fréchet | as asked |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    timed = any("less_time" in row for row in rows)
+    heads = ["computed", "cache", "fewer MACs", *(["less time"] if timed else []), "PSNR, dB", "Fréchet", "as asked"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     chosen = [row for row in rows if row["name"] == "no cache"]
     for count in counts:
         mine = [row for row in rows if row["computed"] == count]
@@ -26,7 +25,8 @@ def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
         near = f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else ""
         name = f"**{row['name']}**" if row["name"].startswith("tuned") else row["name"]
         macs, time = (f"{row[key]:.2f}x" if row.get(key) else "" for key in ("fewer_macs", "less_time"))
-        cells = [row["computed"], name, macs, time, near, f"{row['frechet']:.2f}", f"{row['class_accuracy']:.1%}"]
+        cells = [row["computed"], name, macs, *([time] if timed else []), near]
+        cells += [f"{row['frechet']:.2f}", f"{row['class_accuracy']:.1%}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
