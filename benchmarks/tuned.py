@@ -84,9 +84,9 @@ class Rows:
         if not known or known.get("plan", plan) != plan:
             images = self.uncached if name == "no cache" else sampled(self.asked)
             known = {"name": name, "computed": computed, "plan": plan, **about(), **self._quality(images)}
+            print(f"{computed} of {self.steps}, {name}: {known['psnr_db']:.2f} dB", flush=True)
             known["psnr_db"] = None if name == "no cache" else known["psnr_db"]
             self._keep(known)
-            print(f"{computed} of {self.steps}, {name}: {known['psnr_db']} dB", flush=True)
         if self.timed and "less_time" not in known:
             few = self.asked[:TIMED]
             self._keep(known | {"less_time": faster(lambda: self.plain(few), lambda: sampled(few))})
@@ -170,7 +170,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", help="computed steps; by default those of the plans")
     parser.add_argument("--no-more", action="store_true", help="write again what benchmarks/results has")
-    parser.add_argument("--only", choices=["ours", "peers"], help="measure these rows, and stop")
+    parser.add_argument(
+        "--only", choices=["ours", "peers", "known"], help="measure these rows, and stop; known: none, and go on"
+    )
     parser.add_argument("--timed", action="store_true", help="and time every row; needs a machine that is idle")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(words)
@@ -185,8 +187,10 @@ def main(words: list[str]) -> None:
     path = ROOT / f"benchmarks/results/tuned-{args.model}-{args.steps}.json"
     if not args.no_more:
         args.counts = args.counts or sorted(plans(args.model, args.plans, args.steps))[::-1]
-        document = measured(args) | {"command": " ".join(["python benchmarks/tuned.py", *words])}
-        if args.only:
+        document = measured(args) | {
+            "command": " ".join(["python benchmarks/tuned.py", *words]).removesuffix(" --only known")
+        }
+        if args.only in ("ours", "peers"):
             return
         path.write_text(json.dumps(document, indent=1) + "\n")
     publish(f"{args.model}-{args.steps}", json.loads(path.read_text()))
@@ -203,9 +207,9 @@ def ship(model: str, folder: Path) -> None:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = Rows(args.model, args.samples, args.steps, args.timed)
-    if args.only != "peers":
+    if args.only in (None, "ours"):
         measure_ours(rows, args)
-    if args.only != "ours" and args.model == "digits":
+    if args.only in (None, "peers") and args.model == "digits":
         measure_peers(rows, args.counts)
     about = {"environment": bench.environment(), "seed": SEED, "samples": args.samples}
     return about | {
