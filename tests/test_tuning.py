@@ -201,7 +201,7 @@ def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
 # ---- on the bundled model -------------------------------------------------------------------------------------------
 
 LABELS = list(range(4))
-HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 9, "longest": 4}
+HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 6, "longest": 4}
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
 
 
-FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "polishing": False}
+FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "polishing": False}
 
 
 def test_the_cheapest_plan_that_is_good_enough(digits):
