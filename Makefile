@@ -5,18 +5,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format figures statistics tables bench peers serving docs package
+.PHONY: demo test lint style format figures statistics tables bench peers serving docs package
 demo: $(READY)
 	$(BIN)/forecache demo
 
-# a process a core, each with one thread: models this small gain nothing from more
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+TYPES := $(BIN)/pyright --pythonpath $(BIN)/python
 
-lint: $(READY)
+# a process a core, each with one thread: models this small gain nothing from more; pyright, which has one, beside them
+test: style
+	@$(TYPES) > $(VENV)/pyright.log 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/pyright.log; test $$tests -eq 0 -a $$types -eq 0
+
+lint: style
+	$(TYPES)
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)
 	$(BIN)/ruff format .

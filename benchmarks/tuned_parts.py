@@ -30,7 +30,7 @@ from forecache.sources import Sampling, in_batches
 from forecache.tuning import proposals, surrogate
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, observe
-from forecache.tuning.trials import forecast_of
+from forecache.tuning.trials import correction_of, forecast_of
 
 
 def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[str, Any]:
@@ -105,12 +105,14 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
     for schedule, forecast in (
         ("even", "taylor 2"), ("tuned", "taylor 2"), ("even", "taylor 2, feedback 0.5"), ("even", "fitted 2"),
         ("optimal without gains", "fitted 2"), ("tuned", "fitted 2"), ("tuned", "fitted 2, feedback 0.5"),
-        ("tuned", "the plan's, not polished"), ("tuned", ""),
+        ("tuned", "the plan's, not corrected"), ("tuned", "the plan's, not polished"), ("tuned", ""),
     ):  # fmt: skip
         named = plan.provenance["method"].split(", ", 1)[1].strip("')")
-        forecast = named.removesuffix(", polished") if "the plan's" in forecast else forecast
+        if "the plan's" in forecast:
+            forecast = named.removesuffix(", polished").split(", eoc" if "corrected" in forecast else ", polished")[0]
         if forecast:
-            method = fc.Method("ablation", fc.schedules.by_step(schedules[schedule]), forecast_of(forecast, products))
+            parts = forecast_of(forecast, products), correction_of(forecast, products)
+            method = fc.Method("ablation", fc.schedules.by_step(schedules[schedule]), parts[0], correction=parts[1])
             made = method.plan(fc.grid(rows.source.target, rows.steps))
         else:
             made, forecast = plan, named
