@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import tuned_pages
 from digits import ROOT, fill
 from torch import Tensor
 from tuned import MOST, plans
@@ -42,8 +43,7 @@ class Study:
     def __init__(self, model: Any, plan: fc.Plan, samples: int, held_out: int) -> None:
         self.source = sources.as_source(model)
         self.grid = fc.grid(self.source.target, STEPS)
-        self.pattern = "".join("#" if cell.computed else "." for cell in plan.rows[0])
-        self.name = plan.provenance["method"].split(", ", 1)[1].strip("')").removesuffix(", polished")
+        self.pattern, self.name = tuned_pages.pattern(plan), tuned_pages.forecast(plan).removesuffix(", polished")
         every = sources.everything(self.source)
         self._asked = {seed: [every[index % len(every)] for index in range(count)]
                        for seed, count in ((SEED, samples), (OTHER, held_out))}  # fmt: skip

@@ -153,7 +153,7 @@ def plans(name: str, folder: Path | None, steps: int = 20) -> dict[int, fc.Plan]
     """The tuned plans for so many steps, by computed steps."""
     files = sorted((folder or zoo.tuned_folder(name)).glob("plan-*.json"))
     found = [plan for plan in map(fc.Plan.load, files) if plan.num_steps == steps]
-    return {sum(cell.computed for cell in plan.rows[0]): plan for plan in found}
+    return {tuned_pages.pattern(plan).count("#"): plan for plan in found}
 
 
 def listed(name: str, steps: int) -> list[tuple[str, fc.Plan]]:
@@ -197,10 +197,12 @@ def main(words: list[str]) -> None:
 
 
 def ship(model: str, folder: Path) -> None:
-    """Plans by what they compute, and the list of all."""
+    """Plans by what they compute, in place of those that shipped before, and the list of all."""
     for plan in map(fc.Plan.load, sorted(folder.glob("plan-*.json"))):
-        computed = sum(cell.computed for cell in plan.rows[0])
-        plan.save(zoo.tuned_folder(model) / f"plan-{computed}-of-{plan.num_steps}.json")
+        path = zoo.tuned_folder(model) / f"plan-{tuned_pages.pattern(plan).count('#')}-of-{plan.num_steps}.json"
+        for before in path.parent.glob(f"{path.stem}.*"):
+            before.unlink()
+        plan.save(path)
     found = [each for name in ("digits", "digits-text") for steps in (20, 50) for each in listed(name, steps)]
     fill(ROOT / "docs/tuning.md", "table ready", tuned_pages.ready(found))
 

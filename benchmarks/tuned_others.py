@@ -17,8 +17,7 @@ def even(steps: int, count: int) -> str:
 def spread(steps: int, count: int) -> str:
     """FORA's schedule, if an interval gives so many computed steps, else even ones."""
     interval = -(-steps // count)
-    fora = "".join("." if step % interval else "#" for step in range(steps))
-    return fora if fora.count("#") == count else even(steps, count)
+    return (("#" + "." * (interval - 1)) * count)[:steps] if -(-steps // interval) == count else even(steps, count)
 
 
 def falling(steps: int, count: int) -> str:
@@ -41,14 +40,14 @@ class Others:
         """Names, and what makes the plan."""
         steps, interval = self._steps, -(-self._steps // count)
         is_fora = -(-steps // interval) == count
-        base = fc.fora(interval) if is_fora else fc.explicit(pattern=even(steps, count))
-        spread = f"N = {interval}" if is_fora else "even steps"
+        base = fc.explicit(pattern=spread(steps, count))
+        said = f"N = {interval}" if is_fora else "even steps"
         never_grow = fc.explicit(pattern=falling(steps, count))
         methods = {
-            f"ours: FORA, {spread}": base,
-            f"ours: GOC 0.8, {spread}": fc.goc(base, 0.8),
-            f"ours: Taylor 1, {spread}": fc.taylorseer(base, 1),
-            f"ours: Taylor 2, {spread}": fc.taylorseer(base, 2),
+            f"ours: FORA, {said}": base,
+            f"ours: GOC 0.8, {said}": fc.goc(base, 0.8),
+            f"ours: Taylor 1, {said}": fc.taylorseer(base, 1),
+            f"ours: Taylor 2, {said}": fc.taylorseer(base, 2),
             "intervals that never grow (ProCache's rule), reuse": never_grow,
             "ProCache: one step less, some tokens in the gaps": fc.procache(falling(steps, count - 1)),
         }

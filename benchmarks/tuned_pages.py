@@ -13,6 +13,16 @@ Row = Mapping[str, Any]
 PEERS = ("cache-dit", "diffusers")
 
 
+def pattern(plan: fc.Plan) -> str:
+    """The schedule of a tuned plan."""
+    return "".join("#" if cell.computed else "." for cell in plan.rows[0])
+
+
+def forecast(plan: fc.Plan) -> str:
+    """The forecast of a tuned plan by its name, as its provenance has it."""
+    return plan.provenance["method"].split(", ", 1)[1].strip("')")
+
+
 def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     timed = any("less_time" in row for row in rows)
     heads = ["computed", "cache", "fewer MACs", *(["less time"] if timed else []), "PSNR, dB", "Fréchet", "as asked"]
@@ -82,9 +92,8 @@ def ready(plans: Iterable[tuple[str, fc.Plan]]) -> list[str]:
     """The plans that ship, and what their provenance says."""
     lines = ["| model | computed | schedule | found | PSNR to no cache |", "|---|---|---|---|---|"]
     for model, plan in plans:
-        steps = "".join("#" if cell.computed else "." for cell in plan.rows[0])
-        forecast = plan.provenance["method"].split(", ", 1)[1].strip("')")
-        found = f"{forecast}; {plan.provenance['tuned'].split(' with')[0]}"
+        steps = pattern(plan)
+        found = f"{forecast(plan)}; {plan.provenance['tuned'].split(' with')[0]}"
         of = f"{steps.count('#')} of {plan.num_steps}"
         lines.append(f"| {model} | {of} | `{steps}` | {found} | {plan.provenance['psnr']} |")
     return lines

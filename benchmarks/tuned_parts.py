@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tuned_pages
 from digits import ROOT, fill
 from tuned import MOST, SEED, Rows, plans
 from tuned_others import even
@@ -94,7 +95,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
     """What each part of a tuned plan adds: schedule, fitted weights, feedback, and the gains behind the schedule."""
     products, _ = observe(rows.source, rows.asked[:20], Sampling(rows.steps, rows.guidance, 1000), 20)
     plan = plans(rows.name, folder)[count]
-    tuned = "".join("#" if cell.computed else "." for cell in plan.rows[0])
+    tuned = tuned_pages.pattern(plan)
     flat = surrogate.uninformed(products.pooled).gains
     schedules = {
         "even": even(rows.steps, count),
@@ -107,7 +108,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
         ("optimal without gains", "fitted 2"), ("tuned", "fitted 2"), ("tuned", "fitted 2, feedback 0.5"),
         ("tuned", "the plan's, not corrected"), ("tuned", "the plan's, not polished"), ("tuned", ""),
     ):  # fmt: skip
-        named = plan.provenance["method"].split(", ", 1)[1].strip("')")
+        named = tuned_pages.forecast(plan)
         if "the plan's" in forecast:
             forecast = named.removesuffix(", polished").split(", eoc" if "corrected" in forecast else ", polished")[0]
         if forecast:

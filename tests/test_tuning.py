@@ -157,6 +157,21 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
     assert len(seen) >= 30 or num_steps < 10 or count * 8 == num_steps  # then only one pattern fits
 
 
+@pytest.mark.parametrize("correcting", [True, False])
+def test_feedback_and_correction_are_tried_when_the_schedules_are_used_up(correcting):
+    """A stand-in for samples that likes both: feedback up to 0.3, and a correction up to 0.6."""
+    _, products = made(9)
+    learned = proposals.Learned(products, ["taylor 1"], 8, correcting)
+    search = proposals.Search(learned, 3, 1, seed=0)
+    while (proposed := search.propose()) is not None:
+        pattern, name = proposed
+        strength, theta = (float(trials.NAME.fullmatch(name)[part] or 0) for part in ("strength", "theta"))
+        search.tell(trials.Trial(pattern, name, 40 - abs(strength - 0.3) - abs(theta - 0.6)))
+    assert search.best.forecast == "taylor 1, feedback 0.3" + (", eoc 0.6" if correcting else "")
+    assert len({trial.pattern for trial in learned.trials}) == 1
+    assert any("eoc" in trial.forecast for trial in learned.trials) == correcting
+
+
 @given(patterns, st.integers(0, 20), st.data())
 @settings(deadline=None, max_examples=30)
 def test_moved_weights_keep_their_sum_and_only_where_two_are_read(pattern, seed, data):
