@@ -166,7 +166,7 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, studio, address, 
     page.press("#cancel")
     page.wait("document.querySelector('#said').innerText.trim() === 'Cancelled.'")
     until = time.monotonic() + 30
-    while any("forward" in vars(module) for module in transformer.modules()) or studio._stops:
+    while any("forward" in vars(module) for module in transformer.modules()) or studio._visits:
         assert time.monotonic() < until
         time.sleep(0.05)
     counted = len(calls)
@@ -178,6 +178,21 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, studio, address, 
     assert (pixels(page, "with") == expected(pair.cached.images)).all()
     assert len(calls) == counted
     assert page.console == []
+
+
+@needs_browser
+def test_who_waits_sees_it_and_can_cancel(chromium, studio, address):
+    first, second = chromium.page(address), chromium.page(address)
+    asked(first, "3,1,4,1,5,9,2,6", steps=250)
+    first.wait("document.querySelector('#said').innerText.includes('/500')")
+    asked(second, "3,1")
+    second.wait("document.querySelector('#said').innerText.includes('1 before you')")
+    second.press("#cancel")
+    second.wait("document.querySelector('#said').innerText.trim() === 'Cancelled.'")
+    assert "/500" in first.run("document.querySelector('#said').innerText")
+    first.press("#cancel")
+    first.wait("document.querySelector('#said').innerText.trim() === 'Cancelled.'")
+    assert first.console == second.console == []
 
 
 @needs_browser
@@ -203,7 +218,7 @@ def test_leaving_the_page_ends_what_it_waited_for(chromium, studio, address):
     page.wait("document.querySelector('#said').innerText.includes('/500')")
     page.ask("Page.navigate", url="about:blank")
     until = time.monotonic() + 60
-    while studio._stops:
+    while studio._visits:
         assert time.monotonic() < until
         time.sleep(0.1)
 

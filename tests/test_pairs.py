@@ -4,11 +4,13 @@ import json
 import math
 import shlex
 import threading
+import time
 
 import pytest
 import torch
 
 import forecache as fc
+from forecache import pairs
 from forecache.choices import Choices, bases, corrections
 from forecache.pairs import Studio
 from forecache.sample import sample, to_images
@@ -235,13 +237,16 @@ class Slow:
     """A pair made in a thread, which stands still after its first step until it is let go."""
 
     def __init__(self, studio, choices, who):
-        self.reached, self.go, self.made = threading.Event(), threading.Event(), []
+        self.reached, self.go, self.made, self.before = threading.Event(), threading.Event(), [], []
 
         def step(*_):
             self.reached.set()
             assert self.go.wait(60)
 
-        self.thread = threading.Thread(target=lambda: self.made.append(studio.make(choices, who, step)), daemon=True)
+        def make():
+            self.made.append(studio.make(choices, who, step, self.before.append))
+
+        self.thread = threading.Thread(target=make, daemon=True)
         self.thread.start()
 
     def end(self):
@@ -270,6 +275,44 @@ def test_two_people_wait_for_each_other_and_get_their_own(studio, digits):
     assert torch.equal(a.cached.images, alone(digits, fc.goc(fc.fora(2), 0.8).plan(grid), [3, 1], 4, 7))
     assert torch.equal(b.cached.images, alone(digits, fc.fora(2).plan(grid), [8], 4, 7))
     assert torch.equal(b.uncached.images, alone(digits, None, [8], 4, 7))
+
+
+def within(seconds, true):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_who_asked_first_is_first(studio):
+    """They are told how many are before them; one who goes makes the others move up."""
+    slow = []
+    for number, who in enumerate("abcd"):
+        slow.append(Slow(studio, Choices(**FEW), who))
+        within(60, lambda number=number: len(studio._visits) == number + 1)
+    a, b, c, d = slow
+    within(60, lambda: (b.before, c.before, d.before) == ([1], [2], [3]))
+    assert studio.stop("b")
+    assert b.end() is None
+    within(60, lambda: (c.before, d.before) == ([2, 1], [3, 2]))
+    assert a.end() is not None
+    assert c.reached.wait(60)
+    assert not d.reached.is_set()
+    assert c.end() is not None
+    assert d.end() is not None
+    assert d.before == [3, 2, 1]
+
+
+def test_more_than_may_wait_are_refused(studio, monkeypatch):
+    monkeypatch.setattr(pairs, "WAITING", 1)
+    a = Slow(studio, Choices(**FEW), "a")
+    assert a.reached.wait(60)
+    b = Slow(studio, Choices(**FEW), "b")
+    within(60, lambda: b.before)
+    with pytest.raises(fc.InputError, match="1 comparisons wait already"):
+        studio.make(Choices(**FEW), "c")
+    assert a.end() is not None
+    assert b.end() is not None
 
 
 def test_who_waits_can_be_stopped(studio):

@@ -23,6 +23,10 @@ from forecache.sources import Sampling, Source, everything, open_source, own_gui
 
 OnStep = Callable[[int, int], None]
 """Called after every step with how many are done, and of how many."""
+OnWait = Callable[[int], None]
+"""Called while others are before one, with how many, whenever that changes."""
+WAITING = 16
+"""Comparisons that may wait beside the one that is made; a further one is refused."""
 GAIN = 8
 """How often a difference is taken so that it can be seen."""
 
@@ -98,32 +102,37 @@ class Studio:
     """Makes pairs, one at a time, and for each person one at a time.
 
     models: the names that may be picked, as `sources.open_source` takes them; each is loaded when it is first picked,
-    and stays. Any number of threads may call `make`; they take turns.
+    and stays. Any number of threads may call `make`; they take turns, in the order of their calls.
     """
 
     def __init__(self, models: Sequence[str] = BUNDLED, device: str = "auto", dtype: str = "auto") -> None:
         self.models = tuple(dict.fromkeys(models))
         self._place = device, dtype
         self._sources: dict[str, Source] = {}
-        self._turn = threading.Lock()
-        self._stops: dict[str, threading.Event] = {}
+        self._visits: dict[str, threading.Event] = {}  # who is here, the oldest first; set: to be stopped
         self._change = threading.Condition()
 
-    def make(self, choices: Choices, who: str = "", on_step: OnStep | None = None) -> Pair | None:
-        """The pair, or None if `stop` was called for this person meanwhile. Raises InputError for a second one."""
+    def make(
+        self, choices: Choices, who: str = "", on_step: OnStep | None = None, on_wait: OnWait | None = None
+    ) -> Pair | None:
+        """The pair, or None if `stop` was called for this person meanwhile.
+
+        InputError for a second one of the same person, and where `WAITING` others wait.
+        """
         with self._visit(who) as stopped:
             try:
-                with self._model(stopped):
-                    return self._make(choices, on_step, stopped)
+                self._wait(who, stopped, on_wait)
+                return self._make(choices, on_step, stopped)
             except _StoppedError:
                 return None
 
     def stop(self, who: str) -> bool:
         """What is made for this person ends after the step that runs; gives whether anything was made."""
         with self._change:
-            stopped = self._stops.get(who)
+            stopped = self._visits.get(who)
             if stopped is not None:
                 stopped.set()
+                self._change.notify_all()
             return stopped is not None
 
     def source(self, model: str) -> Source:
@@ -157,25 +166,28 @@ class Studio:
     def _visit(self, who: str) -> Iterator[threading.Event]:
         """One at a time a person; one that was stopped is waited for."""
         with self._change:
-            if not self._change.wait_for(lambda: who not in self._stops or not self._stops[who].is_set(), timeout=60):
+            ended = self._change.wait_for(lambda: who not in self._visits or not self._visits[who].is_set(), timeout=60)
+            if not ended:
                 raise InputError("What you stopped has not ended yet: try again in a moment.")
-            if who in self._stops:
+            if who in self._visits:
                 raise InputError("Your last comparison is still on its way: wait for it, or cancel it.")
-            self._stops[who] = stopped = threading.Event()
+            if len(self._visits) > WAITING:
+                raise InputError(f"{WAITING} comparisons wait already: try again in a moment.")
+            self._visits[who] = stopped = threading.Event()
         try:
             yield stopped
         finally:
             with self._change:
-                del self._stops[who]
+                del self._visits[who]
                 self._change.notify_all()
 
-    @contextmanager
-    def _model(self, stopped: threading.Event) -> Iterator[None]:
-        """The models are one thread's at a time; who was stopped waits for them no longer."""
-        while not self._turn.acquire(timeout=0.1):
-            if stopped.is_set():
-                raise _StoppedError
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def _wait(self, who: str, stopped: threading.Event, on_wait: OnWait | None) -> None:
+        """Until this visit is the oldest: the models are one thread's at a time. Who was stopped waits no longer."""
+        told = 0
+        with self._change:
+            while not stopped.is_set() and (before := list(self._visits).index(who)):
+                if on_wait is not None and before != told:
+                    on_wait(told := before)
+                self._change.wait()
+        if stopped.is_set():
+            raise _StoppedError

@@ -26,8 +26,6 @@ from forecache.plan import Plan
 from forecache.report import tile
 from forecache.reports.markup import Html, tag
 
-WAITING = 16
-"""Comparisons that may wait beside the one that is made; a further one is refused."""
 CSS = Path(__file__).parent / "page.css"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -62,21 +60,17 @@ def build(studio: Studio, folder: Path) -> gr.Blocks:
                     go = gr.Button("Compare", variant="primary", elem_id="compare", min_width=120)
                     cancel = gr.Button("Cancel", elem_id="cancel", min_width=120)
                 shown = _results()
-        made = go.click(
+        go.click(
             _compares(studio, controls, folder),
             inputs=controls.all,
             outputs=shown,
-            concurrency_limit=1,
-            concurrency_id="model",
+            concurrency_limit=None,  # the studio has the queue: it can stop what waits in it and what runs
             show_progress_on=shown[:1],
             api_visibility="private",
         )
-        cancel.click(
-            _cancels(studio), outputs=shown[:1], cancels=[made], queue=False, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        cancel.click(_cancels(studio), outputs=shown[:1], queue=False, show_progress="hidden", api_visibility="private")
         page.unload(_leaves(studio))
-    return page.queue(max_size=WAITING)
+    return page.queue()
 
 
 def _results() -> list[Any]:
@@ -113,9 +107,12 @@ def _compares(studio: Studio, controls: Controls, folder: Path) -> Any:
         def step(done: int, total: int) -> None:
             progress((done, total), desc="without a cache" if 2 * done <= total else "with the plan", unit="steps")
 
+        def wait(before: int) -> None:
+            progress((0, 2 * USUAL.steps), desc=f"waiting for the model, {before} before you")
+
         progress((0, 2 * USUAL.steps), desc="waiting for the model")
         try:
-            pair = studio.make(Choices(**controls.values(picked)), who, step)
+            pair = studio.make(Choices(**controls.values(picked)), who, step, wait)
         except ForecacheError as error:
             raise gr.Error(str(error), duration=None, print_exception=False, title="Not like this") from error
         return [tag("p", "Cancelled."), *[gr.skip()] * 8] if pair is None else _shown(pair, folder / _name(who))
@@ -124,9 +121,8 @@ def _compares(studio: Studio, controls: Controls, folder: Path) -> Any:
 
 
 def _cancels(studio: Studio) -> Any:
-    def cancel(request: gr.Request) -> Html:
-        studio.stop(request.session_hash or "")
-        return tag("p", "Cancelled.")
+    def cancel(request: gr.Request) -> Any:
+        return tag("p", "Cancelled.") if studio.stop(request.session_hash or "") else gr.skip()
 
     return cancel
 
