@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# modules are compiled when they are first imported: a minute less than all of them at once
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test lint style format figures statistics tables bench peers serving docs package
 demo: $(READY)
@@ -72,7 +74,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
 peers: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(INSTALL) --editable '.[peers]'
 	$(BIN)/python benchmarks/peers.py --model tiny
 	$(BIN)/python benchmarks/peers.py --model digits
 
@@ -93,7 +95,7 @@ package:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("forecache needs Python 3.11 or newer; this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-fidelity lpips
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps torch-fidelity lpips
 	touch $(READY)

@@ -62,7 +62,7 @@ class Subject:
         """Whole runs of one sample without a cache that a tuning is worth."""
         trials = self.schedules + proposals.LAST + tuner.FINALISTS * tuner.NOISES
         once = polish.ROUNDS * (2 + tuner.NOISES)
-        moved = [polish.ROUNDS * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
+        moved = [polish.ROUNDS * len(polish.WAYS) * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
         runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]
         tuned = self.samples * (1 + tuner.NOISES + sum(runs))
         return tuned + self.held_out * (1 + sum(1 / speedup for speedup in SPEEDUPS))

@@ -411,7 +411,7 @@ GRID = fc.Grid(T, SITES)
         ),
         (
             lambda: fc.eoc(fc.goc(fc.fora(2), 0.8), STATS).plan(GRID),
-            "relative form of EOC corrects a reused feature, and step 3 of blocks.0.attn is a forecast of several: use",
+            "relative form of EOC corrects a reused feature, and step 3 of blocks.0.attn is a forecast: use",
         ),
         (
             lambda: fc.goc(fc.eoc(fc.fora(2), STATS), 0.8).plan(GRID),

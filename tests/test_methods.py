@@ -198,7 +198,7 @@ def test_explicit_takes_one_of_three(given):
 
 @pytest.mark.parametrize("eta", [float("nan"), float("inf")])
 def test_an_eta_that_is_no_number_is_refused(eta):
-    with pytest.raises(fc.PlanError, match="must be finite and sum to one"):
+    with pytest.raises(fc.PlanError, match="must be finite, and not huge"):
         plan(fc.goc(fc.fora(2), eta))
 
 
@@ -216,3 +216,15 @@ def test_a_schedule_that_does_not_return_an_action_is_refused():
 def test_a_correction_does_not_silently_replace_another(correct):
     with pytest.raises(fc.PlanError, match="has a forecast already"):
         correct(fc.goc(fc.fora(2), 1.0, steps=[3]))
+
+
+@pytest.mark.parametrize("weights", [{}, {0: 0.0}])
+def test_a_forecast_that_reads_nothing_is_refused(weights):
+    """It would be a cell that is computed."""
+
+    class Nothing:
+        def reads(self, step, computed, site):
+            return weights
+
+    with pytest.raises(fc.PlanError, match="reads nothing for .* at step 1"):
+        plan(fc.Method("nothing", fc.schedules.every(2), Nothing()))

@@ -97,12 +97,10 @@ def test_a_cell_reads_earlier_steps_each_once(reads):
         fc.Plan(GRID, (row,) * 4)
 
 
-@pytest.mark.parametrize(
-    "weights", [(1.0, 0.5), (0.0, 0.0), (float("nan"), 1.0), (float("inf"), -float("inf")), (1e8, -1e8)]
-)
-def test_weights_are_finite_and_sum_to_one(weights):
+@pytest.mark.parametrize("weights", [(float("nan"), 1.0), (float("inf"), -float("inf")), (1e8, -1e8)])
+def test_weights_are_finite(weights):
     row = (fc.Cell(), fc.Cell(), fc.Cell(((1, weights[0]), (0, weights[1]))), *[fc.Cell()] * 3)
-    with pytest.raises(fc.PlanError, match="weights of step 2 must be finite and sum to one"):
+    with pytest.raises(fc.PlanError, match="weights of step 2 must be finite, and not huge"):
         fc.Plan(GRID, (row,) * 4)
 
 
@@ -226,8 +224,7 @@ DAMAGED = {
     "a weight in words": (cell([[2, "1.0"]]), r"not a \[step, weight\] pair"),
     "a weight true": (cell([[2, True]]), r"not a \[step, weight\] pair"),
     "a bare number": (cell([2]), r"not a \[step, weight\] pair"),
-    "a sum of 1.1": (cell([[2, 2.2], [1, -1.1]]), "sum to one"),
-    "a sum of 0": (cell([[2, 1e8], [1, -1e8]]), "sum to one"),
+    "weights that cancel": (cell([[2, 1e8], [1, -1e8]]), "finite, and not huge"),
     "NaN": (cell([[2, float("nan")]]), "NaN is not a number that it can hold"),
     "infinity": (cell([[2, float("inf")], [1, float("-inf")]]), "Infinity is not a number"),
     "1e999": (lambda text: swap(text, "2.2", "1e999"), "not a finite number"),

@@ -18,6 +18,7 @@ from forecache import zoo
 from forecache._distributed import World
 from forecache.forecasts import Feedback, Reuse, Taylor
 from forecache.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials
+from forecache.tuning import products as products_module
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, Products, observe
 from forecache.tuning.settings import settings_of
@@ -38,6 +39,8 @@ def made(num_steps, seed=0, rows=5):
     products = Products(SITES, num_steps)
     for site, feature in enumerate(features):
         products.add(site, list(feature))
+        products.sums.append(feature.sum(1))
+        products.counts.append(torch.full((7,), rows))
     return features, products
 
 
@@ -65,12 +68,14 @@ def test_errors_from_products_are_those_of_the_features(pattern, forecast, seed)
     assert products.errors(pattern, forecast) == pytest.approx(missed.numpy(), rel=1e-6, abs=1e-9 * scale)
 
 
-@given(patterns, st.integers(0, 2), st.integers(0, 20))
+@given(patterns, st.integers(0, 2), st.integers(0, 20), st.booleans())
 @settings(deadline=None, max_examples=50)
-def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed):
-    """Against torch's solver on the features themselves, with the sum to one built in."""
+def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed, centred):
+    """Against torch's solver on the features themselves: with the sum to one built in, or free about the averages."""
     features, products = made(len(pattern), seed, rows=9)
-    plan = planned(pattern, Fitted(products, order))
+    forecast = Fitted(products, order, centred=centred)
+    plan = planned(pattern, forecast)
+    features = features - features.mean(2, keepdim=True) if centred else features
     computed = []
     total = np.zeros(len(pattern))
     for step, sign in enumerate(pattern):
@@ -79,14 +84,17 @@ def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed):
             continue
         newest, *older = computed[: order + 1]
         for site, row in enumerate(plan.rows):
-            target = (features[site, step] - features[site, newest]).flatten()
-            changes = [(features[site, source] - features[site, newest]).flatten() for source in older]
-            wanted = torch.linalg.lstsq(torch.stack(changes, 1), target).solution.tolist() if older else []
+            base = 0 * features[site, newest] if centred else features[site, newest]
+            read = [newest, *older] if centred else older
+            target = (features[site, step] - base).flatten()
+            changes = [(features[site, source] - base).flatten() for source in read]
+            wanted = torch.linalg.lstsq(torch.stack(changes, 1), target).solution.tolist() if read else []
             found = dict(row[step].reads)
-            assert [found.get(source, 0.0) for source in older] == pytest.approx(wanted, abs=1e-3)
+            assert [found.get(source, 0.0) for source in read] == pytest.approx(wanted, abs=1e-3)
+            assert centred or sum(found.values()) == pytest.approx(1)
             left = target - sum((w * change for w, change in zip(wanted, changes, strict=True)), torch.zeros(()))
             total[step] += float(left.square().sum())
-    assert products.errors(pattern, Fitted(products, order)) == pytest.approx(total, rel=1e-3, abs=1e-6)
+    assert products.errors(pattern, forecast) == pytest.approx(total, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("forecast", [Reuse(), Taylor(1), Taylor(2), "fitted"])
@@ -159,40 +167,45 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
 
 @pytest.mark.parametrize("correcting", [True, False])
 def test_feedback_and_correction_are_tried_when_the_schedules_are_used_up(correcting):
-    """A stand-in for samples that likes both: feedback up to 0.3, and a correction up to 0.6."""
+    """A stand-in for samples that likes both: feedback of 0.3, and a correction of 0.7."""
     _, products = made(9)
     learned = proposals.Learned(products, ["taylor 1"], 8, correcting)
     search = proposals.Search(learned, 3, 1, seed=0)
     while (proposed := search.propose()) is not None:
         pattern, name = proposed
         strength, theta = (float(trials.NAME.fullmatch(name)[part] or 0) for part in ("strength", "theta"))
-        search.tell(trials.Trial(pattern, name, 40 - abs(strength - 0.3) - abs(theta - 0.6)))
-    assert search.best.forecast == "taylor 1, feedback 0.3" + (", eoc 0.6" if correcting else "")
+        search.tell(trials.Trial(pattern, name, 40 - abs(strength - 0.3) - abs(theta - 0.7)))
+    assert search.best.forecast == "taylor 1, feedback 0.3" + (", eoc 0.7" if correcting else "")
     assert len({trial.pattern for trial in learned.trials}) == 1
     assert any("eoc" in trial.forecast for trial in learned.trials) == correcting
 
 
 @given(patterns, st.integers(0, 20), st.data())
 @settings(deadline=None, max_examples=30)
-def test_moved_weights_keep_their_sum_and_only_where_two_are_read(pattern, seed, data):
+def test_weights_are_moved_to_the_newest_feature_and_scaled(pattern, seed, data):
     plan = planned(pattern, Taylor(2))
     skipped = [step for step, sign in enumerate(pattern) if sign == "."]
-    by = {step: data.draw(st.floats(-0.3, 0.3)) for step in skipped}
+    by = {(way, step): data.draw(st.floats(-0.3, 0.3)) for way in polish.WAYS for step in skipped}
     found = planned(pattern, polish.Moved(Taylor(2), by))
     for before, after in zip(plan.rows, found.rows, strict=True):
         for step, (was, now) in enumerate(zip(before, after, strict=True)):
-            if len(was.reads) < 2:
+            if was.computed:
                 assert now == was
                 continue
-            assert sum(weight for _, weight in now.reads) == pytest.approx(sum(weight for _, weight in was.reads))
-            change = [b[1] - a[1] for a, b in zip(was.reads, now.reads, strict=True)]
-            assert change == pytest.approx([by[step], -by[step], *[0.0] * (len(was.reads) - 2)])
-    assert polish.movable(plan) == [step for step in skipped if len(plan.rows[0][step].reads) > 1]
+            newest, *others = [weight for _, weight in was.reads]
+            if others:
+                newest, others[0] = newest + by["moved", step], others[0] - by["moved", step]
+            wanted = [weight * (1 + by["scaled", step]) for weight in (newest, *others)]
+            assert [weight for _, weight in now.reads] == pytest.approx(wanted)
+    movable = polish.movable(plan)
+    assert [step for way, step in movable if way == "scaled"] == skipped
+    several = [step for step in skipped if len(plan.rows[0][step].reads) > 1]
+    assert [step for way, step in movable if way == "moved"] == several
     name = trials.moved("fitted 1, feedback 0.5, eoc 0.6", pattern, by)
-    assert trials.moves_of(name, pattern) == {step: pytest.approx(value, abs=1e-4) for step, value in by.items()}
+    assert trials.moves_of(name, pattern) == {place: pytest.approx(value, abs=1e-4) for place, value in by.items()}
     assert trials.unmoved(name) == "fitted 1, feedback 0.5, eoc 0.6"
     twice = trials.moves_of(trials.moved(name, pattern, by), pattern)
-    assert twice == {step: pytest.approx(2 * value, abs=2e-4) for step, value in by.items()}
+    assert twice == {place: pytest.approx(2 * value, abs=2e-4) for place, value in by.items()}
 
 
 @given(st.integers(1, 5), st.integers(0, 100))
@@ -204,13 +217,13 @@ def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
     directions = rng.normal(size=(moves, 3, 2, 4, 4))
     slopes = polish.Slopes(torch.from_numpy(base), torch.from_numpy(base + missed))
     for direction in directions:
-        slopes.add(torch.from_numpy(base + polish.MOVE * direction), polish.MOVE)
+        slopes.add(torch.from_numpy(base + 0.05 * direction), 0.05)
     per_image = 1 / np.sqrt((missed**2).mean((1, 2, 3), keepdims=True))
     system = (directions * per_image).reshape(moves, -1).T
-    damped = np.sqrt(polish.DAMPING * (system**2).sum() / moves) * np.eye(moves)
+    damped = np.diag(np.sqrt(polish.DAMPING * (system**2).sum(0)))
     augmented = np.concatenate([system, damped]), np.concatenate([(missed * per_image).ravel(), np.zeros(moves)])
-    expected = np.linalg.lstsq(*augmented, rcond=None)[0].clip(-polish.MOST, polish.MOST)
-    assert polish.step(slopes.sums()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    expected = np.linalg.lstsq(*augmented, rcond=None)[0].clip(-0.7, 0.7)
+    assert polish.step(slopes.sums(), [0.7] * moves) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 # ---- on the bundled model -------------------------------------------------------------------------------------------
@@ -239,6 +252,27 @@ def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
     assert (np.abs(products.table) <= np.sqrt(norms[:, :, None] * norms[:, None, :]) * (1 + 1e-6)).all()
 
 
+def test_products_about_the_averages_are_those_of_the_features_less_their_channels_means(digits, monkeypatch):
+    """All entries of the features, by hand."""
+    source, how, seen = fc.sources.as_source(digits), fc.sources.Sampling(3, 1.5, 0), {}
+    monkeypatch.setattr(products_module, "COORDINATES", 10**9)
+    watched = products_module._Watch.see
+
+    def see(self, step, site, feature):
+        seen.setdefault((site, step), []).append(feature)
+        watched(self, step, site, feature)
+
+    monkeypatch.setattr(products_module._Watch, "see", see)
+    products, _ = observe(source, LABELS, how, batch=2)
+    for site in range(len(products.sites)):
+        features = [torch.cat(seen[site, step]).double() for step in range(3)]
+        about = torch.stack([(each - each.mean((0, 1))).flatten() for each in features])
+        assert products.spread[site] == pytest.approx((about @ about.T).numpy(), rel=1e-5, abs=1e-4)
+        assert products.means[site].numpy() == pytest.approx(
+            torch.stack(features).mean((1, 2)).numpy(), rel=1e-4, abs=1e-5
+        )
+
+
 def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
     """As `fc.eoc` makes it of `fc.calibrate`'s averages over both halves of the pair."""
     source, pattern = fc.sources.as_source(digits), "#..#.#"
@@ -262,9 +296,10 @@ def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
 @pytest.mark.parametrize(
     ("name", "by", "expected"),
     [
-        ("goc 0.8", 0.3, "goc 0.8, eoc 0.3"),
+        ("goc 0.8", 0.3, "goc 0.8, eoc 1"),
         ("fitted 1, feedback 0.5, eoc 0.3", 0.3, "fitted 1, feedback 0.5, eoc 0.6"),
-        ("taylor 2, eoc 0.3", -0.3, "taylor 2"),
+        ("taylor 2, eoc 0.4", -0.3, "taylor 2, eoc 0.1"),
+        ("taylor 2, eoc 0.1", -0.3, None),
         ("taylor 2", -0.3, None),
         ("reuse, eoc 1.8", 0.3, None),
     ],

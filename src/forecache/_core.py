@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -99,26 +99,41 @@ class Cell:
         return not self.reads
 
     @property
+    def is_reuse(self) -> bool:
+        """Estimated by one feature as it is, whatever corrects that."""
+        return is_reuse(self.reads)
+
+    @property
     def constants(self) -> tuple[str, ...]:
         """The names of the tensors that it needs."""
         return tuple(name for name in (self.gain, self.shift) if name is not None)
 
     @property
     def sign(self) -> str:
-        """``#`` computed, ``.`` reused as it is, ``~`` forecast from several, ``+`` corrected, ``o`` partial."""
+        """``#`` computed, ``.`` reused as it is, ``~`` forecast, ``+`` corrected, ``o`` partial."""
         if self.tokens is not None:
             return Action.PARTIAL.value
-        return "#" if self.computed else "+" if self.constants else "." if len(self.reads) == 1 else "~"
+        return "#" if self.computed else "+" if self.constants else "." if self.is_reuse else "~"
+
+
+def sum_to_one(weights: Iterable[float]) -> bool:
+    """Whether they do, as far as features can tell."""
+    return abs(math.fsum(weights) - 1) < 1e-6
+
+
+def is_reuse(reads: Sequence[tuple[int, float]]) -> bool:
+    """Whether a single feature is read, and as it is."""
+    return len(reads) == 1 and sum_to_one([reads[0][1]])
 
 
 def check_reads(reads: Sequence[tuple[int, float]], step: int) -> None:
-    """A skipped cell reads distinct earlier steps, with finite weights that sum to one; else PlanError."""
+    """A skipped cell reads distinct earlier steps, with finite weights; else PlanError."""
     sources = [source for source, _ in reads]
     if not reads or len(set(sources)) != len(sources) or not all(0 <= source < step for source in sources):
         raise PlanError(f"Step {step} must read earlier steps, each once; it reads {sources[:8]}.")
     weights = [weight for _, weight in reads]
-    if not all(abs(weight) < MAX_WEIGHT for weight in weights) or abs(math.fsum(weights) - 1) > 1e-6:
-        raise PlanError(f"The weights of step {step} must be finite and sum to one; they are {weights[:8]}.")
+    if not all(abs(weight) < MAX_WEIGHT for weight in weights):
+        raise PlanError(f"The weights of step {step} must be finite, and not huge; they are {weights[:8]}.")
 
 
 @dataclass(frozen=True, order=True)

@@ -147,10 +147,10 @@ class _Drifting:
             return self._standing
         mean = torch.stack([weight * self._emitted[source] for source, weight in cell.reads]).sum(0)
         since = cell.reads[0][0]
-        if len(cell.reads) > 1 and self._rule.form == "relative":
+        if not cell.is_reuse and self._rule.form == "relative":
             raise PlanError(
                 f"The relative form of EOC corrects a reused feature, and step {len(self._emitted)} of "
-                f"{self._site.name} is a forecast of several: use form='additive', or a base with plain reuse."
+                f"{self._site.name} is a forecast: use form='additive', or a base with plain reuse."
             )
         return _Standing(cell, torch.ones_like(mean), torch.zeros_like(mean), mean, since)
 
@@ -159,8 +159,8 @@ class _Drifting:
         if self._rule.form == "relative":
             change = 1 + theta * (truth - self._average(step - 1))
             return replace(standing, factor=standing.factor * change, mean=standing.mean * change, since=step)
-        reuse = len(standing.cell.reads) == 1
-        missed = theta * (truth - (self._average(standing.since) if reuse else standing.mean))
+        read = self._average(standing.since) if standing.cell.is_reuse else standing.mean
+        missed = theta * (truth - read)
         return replace(standing, offset=standing.offset + missed, mean=standing.mean + missed, since=step)
 
     def _judged(self, step: int, truth: Tensor, cached: Tensor, corrected: Tensor) -> bool:

@@ -34,11 +34,11 @@ class Forecast(Protocol):
     """A linear multistep rule."""
 
     def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
-        """The weight of what each earlier step gave out, newest first; they sum to one.
+        """The weight of what each earlier step gave out, newest first.
 
         computed: the steps before ``step`` at which the feature was computed, newest first, at least one. A step
-        between them gave out an estimate. Weights that were measured
-        may differ from site to site; the known rules do not look at it.
+        between them gave out an estimate. The known rules have weights that sum to one and do not look at the site;
+        those that were measured (`tuning.products.Fitted`) may differ from site to site, and sum to less.
         """
         ...
 

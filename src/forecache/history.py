@@ -20,7 +20,7 @@ from forecache.liveness import Choice, Op, Score, slots
 from forecache.placed import Placed
 from forecache.program import INSIDE, Program, Run, Step
 from forecache.selection import Call
-from forecache.shelf import Kept, Shelf
+from forecache.shelf import Kept, Shelf, combine
 
 
 class Past(ABC):
@@ -279,19 +279,6 @@ class History(Past):
     def _store(self, site: int, slot: int, entry: Kept) -> None:
         self._slots[site][slot] = entry
         self._meter.held += entry.feature.nbytes
-
-
-def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:
-    """The weighted sum of features, as a new tensor; a single one is handed out as it is."""
-    first, *rest = features
-    if not rest:
-        return first
-    if len(rest) == 1:  # weights sum to one: g1 + (w1 - 1) (g1 - g0), read once
-        return torch.lerp(rest[0], first, reads[0][1])
-    total = first * reads[0][1]
-    for feature, (_, weight) in zip(rest, reads[1:], strict=True):
-        total.add_(feature, alpha=weight)
-    return total
 
 
 def _cast(entry: Kept | None) -> torch.dtype | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from forecache._core import Cell, Importance, Site, Tokens
+from forecache._core import Cell, Importance, Site, Tokens, is_reuse
 
 Score = tuple[int, Importance]
 """What tokens are ranked by: a site by its number, and how it is scored."""
@@ -52,7 +52,7 @@ class Op:
     @property
     def is_reuse(self) -> bool:
         """Estimated by one feature as it is."""
-        return len(self.reads) == 1 and self.reads[0][1] == 1
+        return is_reuse(self.reads)
 
     @property
     def is_sum(self) -> bool:

@@ -108,6 +108,8 @@ class Method:
                     opened.add(step)
                 forecast = self._forecast(step, row, computed, site) if is_open else {computed[0]: 1.0}
                 cell = Cell(_pairs(_sum(forecast, found)))
+                if cell.computed:
+                    raise PlanError(f"The forecast of {self.name} reads nothing for {site.name} at step {step}.")
                 if action is Action.PARTIAL:
                     cell = replace(cell, tokens=self._chosen(step, site, grid))
                     found = _sum({step: 1.0}, forecast, -1.0)

@@ -139,7 +139,7 @@ def _method(plan: Plan) -> tuple[Method, set[tuple[Site, int]]]:
     """
     rows = {site: list(row) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
     forecasting = {
-        (site, step): len(cell.reads) > 1 or cell.tokens is not None
+        (site, step): not (cell.computed or cell.is_reuse) or cell.tokens is not None
         for site, row in rows.items()
         for step, cell in enumerate(row)
     }

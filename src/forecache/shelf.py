@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from forecache._core import is_reuse, sum_to_one
 from forecache._errors import RunError
 
 
@@ -110,3 +111,17 @@ def checked(entry: Kept | None) -> Kept:
             "whose output the model does not write into, such as the modules inside."
         )
     return entry
+
+
+def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:
+    """The weighted sum of features, as a new tensor; a single one of weight 1 is handed out as it is."""
+    first, *rest = features
+    weights = [weight for _, weight in reads]
+    if is_reuse(reads):
+        return first
+    if len(rest) == 1 and sum_to_one(weights):  # g1 + (w1 - 1) (g1 - g0), read once
+        return torch.lerp(rest[0], first, weights[0])
+    total = first * weights[0]
+    for feature, weight in zip(rest, weights[1:], strict=True):
+        total.add_(feature, alpha=weight)
+    return total

@@ -19,7 +19,7 @@ LOOKS = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o":
 MEANINGS = {
     "computed": "computed",
     "reused": "reused as it is",
-    "forecast": "forecast from several features",
+    "forecast": "forecast from earlier features",
     "corrected": "corrected by calibration",
     "partial": "some tokens computed",
     "unknown": "not said",
@@ -89,8 +89,8 @@ def _words(cell: Cell) -> str:
         return "computed"
     terms = [f"{'-' if weight < 0 else '+'} {abs(weight):g} x step {step}" for step, weight in cell.reads[:8]]
     summed = " ".join(terms).removeprefix("+ ") + (" ..." if len(cell.reads) > 8 else "")
-    summed = summed.removeprefix("1 x ") if len(cell.reads) == 1 else summed
-    parts = [f"{'forecast' if len(cell.reads) > 1 else 'reused'}: {summed}"]
+    summed = summed.removeprefix("1 x ") if cell.is_reuse else summed
+    parts = [f"{'reused' if cell.is_reuse else 'forecast'}: {summed}"]
     if cell.constants:
         parts.append(f"corrected by {' and '.join(cell.constants)}")
     if (tokens := cell.tokens) is not None:

@@ -1,14 +1,15 @@
 """The last decibel: the weights of a plan, moved a little by what that does to the images.
 
-Weights are fitted to features, and what is wanted are images. So each skipped step gets one number, by which the weight
-of its newest feature grows and that of the one before shrinks, and Gauss-Newton finds these numbers from images that
-were sampled with each of them moved alone.
+Weights are fitted to features, and what is wanted are images. So each skipped step gets two numbers: by the first, the
+weight of its newest feature grows and that of the one before shrinks; by the second, all its weights grow. Gauss-Newton
+finds these numbers from images that were sampled with each of them moved alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,36 +21,48 @@ from forecache.forecasts import Forecast
 from forecache.plan import Plan
 
 Table = NDArray[np.float64]
+Way = Literal["moved", "scaled"]
+"""How a step's weights change: from the older to the newest feature, or all of them."""
+WAYS: tuple[Way, ...] = ("moved", "scaled")
+Moves = Mapping[tuple[Way, int], float]
+"""By way and step."""
 ROUNDS = 3
 """So often the images are looked at anew."""
-MOVE = 0.05
+MOVE: Mapping[Way, float] = {"moved": 0.05, "scaled": 0.02}
 """How far a weight is moved to see what that does."""
-MOST = 1.0
-"""How far it is moved in a round, at most."""
+MOST: Mapping[Way, float] = {"moved": 1.0, "scaled": 0.25}
+"""How far it is moved in a round, at most; in all rounds, no weight shrinks to nothing."""
 DAMPING = 0.1
-"""Of Gauss-Newton, as a share of the mean diagonal."""
+"""Of Gauss-Newton, as a share of the diagonal."""
 PIXELS = 4096
 """So many entries of each image are looked at, always the same."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A forecast whose newest feature counts for more by so much at a step, wherever it reads two or more."""
+    """A forecast with other weights: wherever a step reads two features or more, the newest counts for more by so much
+    and the one before for less; then all count for more by a share.
+    """
 
     forecast: Forecast
-    by: Mapping[int, float]
+    by: Moves
 
     def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
-        reads, by = self.forecast.reads(step, computed, site), self.by.get(step, 0.0)
-        if not by or len(reads) < 2:
-            return reads
-        (newest, weight), (older, less), *rest = reads.items()
-        return dict([(newest, weight + by), (older, less - by), *rest])
+        reads = dict(self.forecast.reads(step, computed, site))
+        if len(reads) > 1:
+            newest, older, *_ = reads
+            reads[newest] += self.by.get(("moved", step), 0.0)
+            reads[older] -= self.by.get(("moved", step), 0.0)
+        return {source: weight * (1 + self.by.get(("scaled", step), 0.0)) for source, weight in reads.items()}
 
 
-def movable(plan: Plan) -> list[int]:
-    """The steps at which there is something to move."""
-    return [step for step, cells in enumerate(zip(*plan.rows, strict=True)) if any(len(c.reads) > 1 for c in cells)]
+def movable(plan: Plan) -> list[tuple[Way, int]]:
+    """The ways and steps in which there is something to move."""
+    steps = list(enumerate(zip(*plan.rows, strict=True)))
+    several: list[tuple[Way, int]] = [
+        ("moved", step) for step, cells in steps if any(len(cell.reads) > 1 for cell in cells)
+    ]
+    return [*several, *(("scaled", step) for step, cells in steps if not cells[0].computed)]
 
 
 class Slopes:
@@ -76,12 +89,11 @@ class Slopes:
         return np.concatenate([slopes @ slopes.T, (slopes @ self._missed)[:, None]], 1)
 
 
-def step(sums: Table) -> Sequence[float]:
-    """How far each weight is moved."""
+def step(sums: Table, most: Sequence[float]) -> Sequence[float]:
+    """How far each weight is moved, at most so far."""
     square, right = sums[:, :-1], sums[:, -1]
-    size = len(square)
-    damped = square + (DAMPING * np.trace(square) / size + 1e-12) * np.eye(size)
-    return np.clip(np.linalg.solve(damped, right), -MOST, MOST).tolist()
+    damped = square + np.diag(DAMPING * np.diag(square) + 1e-12)
+    return np.clip(np.linalg.solve(damped, right), np.negative(most), most).tolist()
 
 
 def _chosen(images: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How alike the features of two steps are, from one pass without a cache: their inner products, and their averages.
 
 Every forecast is a weighted sum of features, so its squared error is a quadratic form in the products: of any
-schedule, gap and order, without sampling again. What it misses on the averages is what a correction can add.
+schedule, gap and order, without sampling again. What it misses on the averages is what a correction can add; what it
+misses about them is the same form in the products of what differs from them.
 
 T steps, S sites, R rows of a call, N tokens, D width.
 """
@@ -34,13 +35,15 @@ COORDINATES = 1024
 
 class Products:
     """Sums over samples. table: (S, T, T), inner products of every site. means: per site (T, D), the mean of every
-    channel over rows and tokens.
+    channel over rows and tokens. sums, counts: per site (T, D) and (D,), by channel, of the entries in the table.
     """
 
     def __init__(self, sites: Sequence[Site], num_steps: int) -> None:
         self.sites = tuple(sites)
         self.table: Table = np.zeros((len(sites), num_steps, num_steps))
         self.means: list[Tensor] = []
+        self.sums: list[Tensor] = []
+        self.counts: list[Tensor] = []
 
     def mean(self, step: int, site: Site, per: Resolution = "channel") -> Tensor:
         """The average feature (D,), as corrections ask for it (`corrections.Averages`)."""
@@ -61,6 +64,12 @@ class Products:
     def pooled(self) -> Table:
         """(T, T), summed over the sites; to be asked for when everything is added."""
         return self.table.sum(0)
+
+    @cached_property
+    def spread(self) -> Table:
+        """(S, T, T), inner products about the mean of every channel; to be asked for when everything is added."""
+        means = [sums / counts.clamp_min(1) for sums, counts in zip(self.sums, self.counts, strict=True)]
+        return self.table - np.stack([(s @ m.T).numpy() for s, m in zip(self.sums, means, strict=True)])
 
     def add(self, site: int, features: Sequence[Tensor]) -> None:
         """The same entries of a site's features at every step, each (R, coordinates)."""
@@ -101,13 +110,17 @@ class Products:
 class Fitted:
     """The weights of the last computed features that come closest to the feature, site by site and step by step (ours).
 
-    Least squares over the samples of ``products``, with weights that sum to one. order: as many features as a Taylor
-    forecast of that order reads, whose weights are what is found where the samples do not tell. strength: the share of
-    the error of the last estimates that is paid back on top, as in `forecasts.Feedback`; `error` is without it.
+    Least squares over the samples of ``products``. order: as many features as a Taylor forecast of that order reads,
+    whose weights are what is found where the samples do not tell. strength: the share of the error of the last
+    estimates that is paid back on top, as in `forecasts.Feedback`; `error` is without it.
+
+    centred: fit what differs from the averages, for estimates whose averages are corrected (`corrections.Drift`). The
+    weights are then free; what cannot be foreseen makes them sum to less than one, as in any regression. Otherwise
+    they sum to one, which keeps the averages about where they are.
     """
 
-    def __init__(self, products: Products, order: int = 2, strength: float = 0.0) -> None:
-        self.order, self.strength = order, strength
+    def __init__(self, products: Products, order: int = 2, strength: float = 0.0, centred: bool = False) -> None:
+        self.order, self.strength, self.centred = order, strength, centred
         self._products = products
         self._index = {site: index for index, site in enumerate(products.sites)}
         self._known: dict[tuple[int, tuple[int, ...]], tuple[Table, float]] = {}
@@ -130,16 +143,18 @@ class Fitted:
 
     def _solve(self, step: int, past: tuple[int, ...]) -> tuple[Table, float]:
         at = [step, *past]
-        products = self._products.table[:, at][:, :, at]
-        # as weights sum to one, everything is a change since the newest computed feature, number 1
-        changes = products - products[:, 1:2, :] - products[:, :, 1:2] + products[:, 1:2, 1:2]
-        prior = np.array(Taylor(self.order).weights(step, past))[1:]
-        square, right = changes[:, 2:, 2:], changes[:, 2:, 0]
-        size = len(past) - 1
+        products = (self._products.spread if self.centred else self._products.table)[:, at][:, :, at]
+        # everything as a change since the newest computed feature, number 1, which itself counts if weights are free
+        change: Table = np.eye(len(at))
+        change[:, 1] -= 1
+        change[1, 1] = float(self.centred)
+        changes = change @ products @ change.T
+        prior: Table = np.array([0.0, *Taylor(self.order).weights(step, past)[1:]])
+        square, right = changes[:, 1:, 1:], changes[:, 1:, 0]
+        ridge = (1e-6 * square + 1e-30) * np.eye(len(past))
         rest = right - square @ prior
-        ridge = 1e-6 * np.trace(square, axis1=1, axis2=2)[:, None, None] + 1e-30
-        older = prior + np.linalg.solve(square + ridge * np.eye(size), rest[..., None])[..., 0]
-        weights = np.concatenate([1 - older.sum(1, keepdims=True), older], 1)
+        found = prior + np.linalg.solve(square + ridge, rest[..., None])[..., 0]
+        weights = np.concatenate([1 + found[:, :1] - found[:, 1:].sum(1, keepdims=True), found[:, 1:]], 1)
         missed = np.concatenate([np.ones((len(weights), 1)), -weights], 1)
         return weights, max(0.0, float(np.einsum("si,sij,sj->", missed, products, missed)))
 
@@ -176,8 +191,9 @@ class _Watch:
         self._products = products
         self._entries: list[list[Tensor]] = [[] for _ in products.sites]
         self._means: list[list[Tensor]] = [[] for _ in products.sites]
-        self._sums: list[Tensor | None] = [None for _ in products.sites]
+        self._added: list[Tensor | None] = [None for _ in products.sites]
         self._chosen: dict[int, Tensor] = {}
+        self._channels: dict[int, Tensor] = {}
         self._rows = 0
 
     def see(self, step: int, site: int, feature: Tensor) -> None:
@@ -188,6 +204,7 @@ class _Watch:
             drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COORDINATES]
             self._chosen[size] = drawn.sort().values.to(rows.device)
         self._entries[site].append(rows[:, self._chosen[size]].float())
+        self._channels[site] = self._chosen[size] % feature.shape[-1]
         self._means[site].append(feature.detach().flatten(0, -2).mean(0, dtype=torch.float32))
 
     def sampled(self) -> None:
@@ -196,19 +213,33 @@ class _Watch:
         self._rows += rows
         for site, (entries, means) in enumerate(zip(self._entries, self._means, strict=True)):
             self._products.add(site, entries)
-            sums, before = rows * torch.stack(means).double().cpu(), self._sums[site]
-            self._sums[site] = sums if before is None else before + sums
+            added, before = self._by_channel(site, rows), self._added[site]
+            self._added[site] = added if before is None else before + added
             entries.clear()
             means.clear()
+
+    def _by_channel(self, site: int, rows: int) -> Tensor:
+        """(2T + 1, D): the means of all entries times rows, the sums of the chosen ones, and how many these are."""
+        means = torch.stack(self._means[site]).double()
+        entries = torch.stack(self._entries[site]).double().sum(1)
+        channels = self._channels[site].to(entries.device)
+        sums = torch.zeros_like(means).index_add_(1, channels, entries)
+        counts = torch.bincount(channels, minlength=means.shape[1]).double()
+        return torch.cat([rows * means, sums, rows * counts[None]]).cpu()
 
     def total(self, world: World) -> Products:
         """The products of all processes."""
         products = self._products
         products.table = world.totals(products.table)
-        shapes = [tuple(sums.shape) if sums is not None else None for sums in self._sums]
+        shapes = [tuple(added.shape) if added is not None else None for added in self._added]
         shapes = world.agree(shapes) if world.size > 1 else shapes
         rows = float(world.totals(np.array([float(self._rows)]))[0])
-        for sums, shape in zip(self._sums, shapes, strict=True):
-            mine = np.zeros(shape or (0,)) if sums is None else sums.numpy()
-            products.means.append(torch.from_numpy(world.totals(mine) / rows).float())
+        for added, shape in zip(self._added, shapes, strict=True):
+            mine = np.zeros(shape or (1, 0)) if added is None else added.numpy()
+            means, sums, counts = torch.from_numpy(world.totals(mine)).tensor_split(
+                [(len(mine) - 1) // 2, len(mine) - 1]
+            )
+            products.means.append((means / rows).float())
+            products.sums.append(sums)
+            products.counts.append(counts[0])
         return products

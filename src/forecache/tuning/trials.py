@@ -21,6 +21,7 @@ from forecache._tensorfile import fields, refusing
 from forecache._version import __version__
 from forecache.corrections import Drift
 from forecache.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
+from forecache.tuning.polish import WAYS, Moves, Way
 from forecache.tuning.products import Fitted, Products
 
 VERSION = 1
@@ -31,7 +32,7 @@ FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; g
 """How a forecast is named, such as ``fitted 1, feedback 0.8, eoc 0.6``."""
 NAME = re.compile(
     r"((?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse)"
-    r"(, eoc (?P<theta>[01](\.\d+)?))?(, moved(?P<moves>( -?\d(\.\d+)?)+))?"
+    r"(, eoc (?P<theta>[01](\.\d+)?))?(, moved(?P<moved>( -?\d(\.\d+)?)+))?(, scaled(?P<scaled>( -?\d(\.\d+)?)+))?"
 )
 
 
@@ -46,7 +47,7 @@ def forecast_of(name: str, products: Products) -> Forecast:
         return Reuse()
     order, strength = int(found["order"]), float(found["strength"] or 0)
     if found["kind"] == "fitted":
-        return Fitted(products, order, strength)
+        return Fitted(products, order, strength, centred=bool(found["theta"]))
     return Feedback(order, strength) if strength else Taylor(order)
 
 
@@ -69,10 +70,10 @@ def varied(name: str, by: float) -> str | None:
 
 
 def corrected(name: str, by: float) -> str | None:
-    """The same forecast with a theta of EOC's that is larger by so much; None where that leaves 0 to 2."""
-    theta = round(float(_parts(name)["theta"] or 0) + by, 2)
-    plain = name.split(", eoc", maxsplit=1)[0]
-    return f"{plain}, eoc {theta:g}" if 0 < theta < 2 else plain if not theta else None
+    """The same forecast with a theta of EOC's that is larger by so much, 1 if it had none; None outside 0 to 2."""
+    before = _parts(name)["theta"]
+    theta = round(float(before) + by, 2) if before else float(by > 0)
+    return f"{name.split(', eoc', maxsplit=1)[0]}, eoc {theta:g}" if 0 < theta < 2 else None
 
 
 def _parts(name: str) -> re.Match[str]:
@@ -81,17 +82,19 @@ def _parts(name: str) -> re.Match[str]:
     return found
 
 
-def moved(name: str, pattern: str, by: Mapping[int, float]) -> str:
-    """The forecast with the weights of skipped steps moved on (`polish`); one number for each of them, in order."""
-    before = moves_of(name, pattern)
-    numbers = [before.get(step, 0.0) + by.get(step, 0.0) for step, sign in enumerate(pattern) if sign == "."]
-    written = " ".join(f"{round(number, 4) + 0.0:g}" for number in numbers)
-    return f"{unmoved(name)}, moved {written}" if numbers else unmoved(name)
+def moved(name: str, pattern: str, by: Moves) -> str:
+    """The forecast with the weights of skipped steps moved on (`polish`): a number for each way and step, in order."""
+    before, written = moves_of(name, pattern), unmoved(name)
+    skipped = [step for step, sign in enumerate(pattern) if sign == "."]
+    for way in WAYS if skipped else ():
+        numbers = [before.get((way, step), 0.0) + by.get((way, step), 0.0) for step in skipped]
+        written += f", {way} " + " ".join(f"{round(number, 4) + 0.0:g}" for number in numbers)
+    return written
 
 
 def unmoved(name: str) -> str:
     """The forecast as it was before its weights were moved."""
-    return name.split(", moved", maxsplit=1)[0]
+    return re.split(", (?:moved|scaled)", name, maxsplit=1)[0]
 
 
 def told(name: str) -> str:
@@ -99,10 +102,14 @@ def told(name: str) -> str:
     return name if unmoved(name) == name else f"{unmoved(name)}, polished"
 
 
-def moves_of(name: str, pattern: str) -> dict[int, float]:
-    """How far the weights of each step of a pattern are moved; empty where none is."""
-    numbers = map(float, (_parts(name)["moves"] or "").split())
-    return dict(zip((step for step, sign in enumerate(pattern) if sign == "."), numbers, strict=False))
+def moves_of(name: str, pattern: str) -> dict[tuple[Way, int], float]:
+    """How far the weights of each step of a pattern are moved, each way; empty where none is."""
+    found, skipped = _parts(name), [step for step, sign in enumerate(pattern) if sign == "."]
+    return {
+        (way, step): float(number)
+        for way in WAYS
+        for step, number in zip(skipped, (found[way] or "").split(), strict=False)
+    }
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class _Tuning:
         batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
         runs = self._settings.trials + proposals.LAST + FINALISTS * NOISES
         if self._polish:
-            runs += polish.ROUNDS * (1 + steps - self.counts.possible[0] + 1 + NOISES)
+            runs += polish.ROUNDS * (1 + len(polish.WAYS) * (steps - self.counts.possible[0]) + 1 + NOISES)
         return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
 
     def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
@@ -211,10 +211,12 @@ class _Tuning:
                 break
             slopes = polish.Slopes(self._sampled(plan, labels, self._how), self._uncached[0])
             for place in places:
-                alone = self._plan(trial.pattern, trials.moved(trial.forecast, trial.pattern, {place: polish.MOVE}))
-                slopes.add(self._sampled(alone, labels, self._how), polish.MOVE)
-            by = dict(zip(places, polish.step(self._world.totals(slopes.sums())), strict=True))
-            tried = self._again(replace(trial, forecast=trials.moved(trial.forecast, trial.pattern, by)))
+                by = polish.MOVE[place[0]]
+                alone = self._plan(trial.pattern, trials.moved(trial.forecast, trial.pattern, {place: by}))
+                slopes.add(self._sampled(alone, labels, self._how), by)
+            found = polish.step(self._world.totals(slopes.sums()), [polish.MOST[way] for way, _ in places])
+            moves = dict(zip(places, found, strict=True))
+            tried = self._again(replace(trial, forecast=trials.moved(trial.forecast, trial.pattern, moves)))
             if tried.psnr <= trial.psnr:
                 break
             trial = tried
