@@ -22,6 +22,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
+from forecache.tuning import polish, proposals, tuner
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -165,3 +166,12 @@ def forecache(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def short_tuning(monkeypatch):
+    """Tunings that sample with little, where they are not what is tested."""
+    monkeypatch.setattr(polish, "ROUNDS", 1)
+    monkeypatch.setattr(proposals, "LAST", 2)
+    monkeypatch.setattr(tuner, "FINALISTS", 2)
+    monkeypatch.setattr(tuner, "NOISES", 1)

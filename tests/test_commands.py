@@ -82,6 +82,7 @@ def test_every_command_is_like_the_others(name):
 
 
 @pytest.mark.parametrize("name", [name for name in HAS if name != "compare"])
+@pytest.mark.usefixtures("short_tuning")
 def test_the_example_runs_and_talks_json_or_not_at_all(forecache, workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
     words = [*examples(name)[0], *QUICK.get(name, [])]

@@ -21,6 +21,7 @@ def with_python():
 
 
 @pytest.mark.parametrize("page", with_python(), ids=lambda page: page.name)
+@pytest.mark.usefixtures("short_tuning")
 def test_python_blocks_run(page, pipe_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -44,6 +45,7 @@ def test_the_readme_has_commands():
     assert len(commands()) >= 4
 
 
+@pytest.mark.usefixtures("short_tuning")
 def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in commands():

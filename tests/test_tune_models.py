@@ -55,12 +55,12 @@ def test_macs_are_the_published_ones(models):
 
 def test_hours_are_runs_times_macs(models, monkeypatch):
     """By hand: 32 samples at four speed-ups with 48 + 12 + 18 schedules and three rounds of polishing, which move each
-    skipped step and sample five times more; four runs without a cache; 200 others."""
+    skipped step two ways and sample five times more; four runs without a cache; 200 others."""
     each = models.MODELS["DiT-XL/2"]
     monkeypatch.setattr(models, "MODELS", {"DiT-XL/2": each})
     shares = 1 / 1.5 + 1 / 2 + 1 / 3 + 1 / 4.5
     skipped = sum(50 * (1 - 1 / speedup) / speedup for speedup in (1.5, 2, 3, 4.5))
-    assert each.passes() == pytest.approx(32 * (4 + 78 * shares + 15 * shares + 3 * skipped) + 200 * (1 + shares))
+    assert each.passes() == pytest.approx(32 * (4 + 78 * shares + 15 * shares + 6 * skipped) + 200 * (1 + shares))
     line = next(line for line in models.table(1e-6) if line.startswith("| DiT-XL/2"))
     hours = each.passes() * 50 * 2 * each.macs() / 1e6 / 3600
     assert float(line.split("|")[-2]) == pytest.approx(hours, rel=1e-3)
@@ -78,6 +78,7 @@ def test_the_commands_are_ones_that_forecache_takes(models, name):
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart"])
+@pytest.mark.usefixtures("short_tuning")
 def test_a_small_model_in_the_same_format_is_tuned(forecache, pipe_folder, pixart_folder, texts, tmp_path, kind):
     """With budgets of every kind."""
     folder = {"dit": pipe_folder, "pixart": pixart_folder}[kind]
@@ -110,6 +111,7 @@ def wan_folder(tmp_path):
     return tmp_path / "wan"
 
 
+@pytest.mark.usefixtures("short_tuning")
 def test_a_small_video_model_is_tuned(video, wan_folder, texts, tmp_path, capsys):
     words = [str(wan_folder), "--prompts", str(texts), "--size", "16", "16", "5", "--steps", "5", "--samples", "2"]
     words += ["--held-out", "1", "--schedules", "3", "--out", str(tmp_path / "out")]

@@ -28,7 +28,10 @@ VERSION = 1
 MAX_BYTES = 16 * 2**20
 KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "trials": list}
 
-FORECASTS = "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH'; goc ETA; reuse; all with ', eoc THETA'"
+FORECASTS = (
+    "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH' (up to 1); goc ETA; reuse; all with "
+    "', eoc THETA' (under 2)"
+)
 """How a forecast is named, such as ``fitted 1, feedback 0.8, eoc 0.6``."""
 NAME = re.compile(
     r"((?P<kind>fitted|taylor) (?P<order>\d)(, feedback (?P<strength>[01](\.\d+)?))?|goc (?P<eta>\d(\.\d+)?)|reuse)"
