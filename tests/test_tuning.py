@@ -495,5 +495,5 @@ def test_the_plans_that_ship_fit_their_model(model, computed):
 
 
 def test_a_plan_that_does_not_ship_is_named_with_those_that_do():
-    with pytest.raises(fc.InputError, match=r"tuned plans for \[4, 5, 6, 7, 9, 10, 13\] computed steps of 20, not for 8"):
+    with pytest.raises(fc.InputError, match=r"plans for \[4, 5, 6, 7, 9, 10, 13\] computed steps of 20, not for 8"):
         zoo.tuned_path("digits", 8)
