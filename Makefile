@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# modules are compiled when they are first imported: a minute less than all of them at once
+# what is installed is compiled at the end, by all cores
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test lint style format figures statistics tables bench peers serving docs package
@@ -98,4 +98,5 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[dev]'
 	$(INSTALL) --no-deps torch-fidelity lpips
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(READY)

@@ -26,7 +26,7 @@ def tokens(draw, before):
 
 @st.composite
 def rows(draw, num_steps, before=None):
-    """One row of cells: any step after the first may read up to three earlier ones, with weights that sum to one.
+    """One row of cells: any step after the first may read up to three earlier ones, with weights that sum to one or not.
 
     before: names of the sites that run before; then some cells are partial.
     """
@@ -37,7 +37,8 @@ def rows(draw, num_steps, before=None):
             row.append(fc.Cell())
             continue
         shares = [draw(weights) for _ in sources[1:]]
-        reads = tuple(zip(sources, [1 - sum(shares), *shares], strict=True))
+        first = draw(weights) if draw(st.booleans()) else 1 - sum(shares)
+        reads = tuple(zip(sources, [first, *shares], strict=True))
         partial = before is not None and draw(st.booleans())
         row.append(fc.Cell(reads, tokens=tokens(draw, before) if partial else None))
     return tuple(row)
