@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# what is installed is compiled at the end, by all cores
+# modules are compiled when they are first imported, whatever the environment says: minutes less than all of them at once
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test lint style format figures statistics tables bench peers serving docs package
@@ -98,5 +99,4 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[dev]'
 	$(INSTALL) --no-deps torch-fidelity lpips
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(READY)

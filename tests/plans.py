@@ -26,7 +26,7 @@ def tokens(draw, before):
 
 @st.composite
 def rows(draw, num_steps, before=None):
-    """One row of cells: any step after the first may read up to three earlier ones, with weights that sum to one or not.
+    """One row of cells: any step after the first may read up to three earlier ones; weights often sum to one.
 
     before: names of the sites that run before; then some cells are partial.
     """
