@@ -27,7 +27,7 @@ from forecache.tuning import polish, proposals, tuner
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
-settings.register_profile("forecache", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.register_profile("forecache", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("forecache")
 
 CLASSES = 10

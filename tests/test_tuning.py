@@ -17,7 +17,7 @@ import forecache as fc
 from forecache import zoo
 from forecache._distributed import World
 from forecache.forecasts import Feedback, Reuse, Taylor
-from forecache.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials
+from forecache.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials, tuner
 from forecache.tuning import products as products_module
 from forecache.tuning.optimal import Optimal
 from forecache.tuning.products import Fitted, Products, observe
@@ -230,6 +230,15 @@ def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
 
 LABELS = list(range(4))
 HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 6, "longest": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """One round of polishing, and few finalists."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polish, "ROUNDS", 1)
+        patch.setattr(tuner, "FINALISTS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
