@@ -21,10 +21,12 @@ from forecache._core import Site
 from forecache._modelcall import Inputs
 from forecache.adapters import Gate, Gates, Layout
 from forecache.choosing import Chooser, Meter
-from forecache.history import Lent, Made, Past
+from forecache.history import Past
+from forecache.lent import Lent, Made
 from forecache.liveness import Choice, Op
 from forecache.placed import times
 from forecache.program import Run, Step, step_of
+from forecache.states import OUT, Shift, Sum, Terms
 
 Pure = Callable[..., tuple[Any, Made]]
 """``run(place, forward, args, kwargs, lent)``: what ``forward(*args, **kwargs)`` gives out in this step."""
@@ -83,16 +85,21 @@ def graphs(layout: Layout, guarded: bool = False) -> Graphs:
 
 def _normal(op: Op) -> Op:
     """What an operation does, without which slots, weights and constants it does it with."""
-    reads = op.reads if not op.reads else tuple((number, 0.0) for number in range(len(op.reads)))
+    place = {slot: number for number, slot in enumerate(op.used)} | {OUT: OUT}
+    reads = ((place[op.reads[0][0]], 1.0),) if op.is_reuse else _unweighted(op.reads, place)
     return replace(
         op,
-        reads=((0, 1.0),) if op.is_reuse else reads,
+        reads=reads,
+        keeps=tuple(Sum(0, place[each.base], _unweighted(each.adds, place)) for each in op.keeps),
         frees=(),
-        store=None if op.store is None else 0,
         gain=op.gain and "gain",
-        shift=op.shift and "shift",
+        shift=(("shift", 1.0),) if op.shift else (),
         choice=replace(op.choice, random=(0, 0, 0)) if op.choice is not None else None,
     )
+
+
+def _unweighted(terms: Terms, place: Mapping[int, int]) -> Terms:
+    return tuple((place[slot], 0.0) for slot, _ in terms)
 
 
 def _pure(step: Step, number: int) -> Pure:
@@ -120,14 +127,14 @@ class Borrowed(Past):
         self._chooser.ages.update(lent.ages)
         self._weights = _weights(step, lent)
         self._cache_dtype = place.cache_dtype
-        self._features: dict[int, tuple[Tensor, torch.dtype]] = {}
+        self._kept: dict[int, list[tuple[Tensor, torch.dtype]]] = {}
 
     def made(self) -> Made:
         """What the step has to keep."""
         scores = {key: value for key, value in self._chooser.scores.items() if key not in self._lent.scores}
         choices = enumerate(op.choice for op in self._step.ops)
         ages = {site: self._chooser.ages[site] for site, choice in choices if choice is not None and choice.ages}
-        return Made(self._features, scores, ages, self.missed(), self.fallen)
+        return Made(self._kept, scores, ages, self.missed(), self.fallen)
 
     def _feature(self, site: int, slot: int) -> Tensor:
         feature, dtype = self._lent.features[site][slot], self._lent.dtypes[site]
@@ -135,16 +142,24 @@ class Borrowed(Past):
 
     def _combined(self, site: int, op: Op) -> Tensor:
         if op.is_reuse:
-            return self._feature(site, 0)
-        features = [self._feature(site, slot) for slot, _ in op.reads]
-        wide = torch.promote_types(features[0].dtype, torch.float32)
-        total = features[0].to(wide) * self._weights[site][0]
-        for feature, weight in zip(features[1:], self._weights[site][1:], strict=True):
+            return self._feature(site, op.reads[0][0])
+        (first, _), *rest = [(self._feature(site, slot), weight) for slot, weight in op.reads]
+        weight, *weights = self._weights[site]
+        wide = torch.promote_types(first.dtype, torch.float32)
+        total = first.to(wide) * weight
+        for (feature, _), weight in zip(rest, weights, strict=False):
             total = total + feature.to(wide) * weight
-        return total.to(features[0].dtype)
+        return total.to(first.dtype)
 
-    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
-        return None if name is None else self._lent.constants[site][name == "shift"]
+    def _gain(self, site: int, name: str, like: Tensor) -> Tensor:
+        gain, _ = self._lent.constants[site]
+        assert gain is not None
+        return gain
+
+    def _shift(self, site: int, shift: Shift, like: Tensor) -> Tensor:
+        _, shifted = self._lent.constants[site]
+        assert shifted is not None
+        return shifted
 
     def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         weighted = []
@@ -161,13 +176,14 @@ class Borrowed(Past):
         return self._lent.random[site]
 
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
-        if op.store is not None and output is not None:
-            self._features[site] = output.to(self._cache_dtype or output.dtype), output.dtype
+        if op.keeps and output is not None:
+            made = self._sums(site, op, output, self._weights.get(site, ()))
+            self._kept[site] = [(each.to(self._cache_dtype or each.dtype), output.dtype) for each in made]
 
 
 def _weights(step: Step, lent: Lent) -> dict[int, Sequence[Tensor]]:
     """The weights of every site that has some."""
-    counts = {site: len(op.reads) for site, op in enumerate(step.ops) if op.reads and not op.is_reuse}
+    counts = {site: len(op.numbers) for site, op in enumerate(step.ops) if op.numbers}
     if lent.weights is None or not counts:
         return {}
     numbers = lent.weights.unbind()

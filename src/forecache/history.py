@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from forecache._errors import RunError
 from forecache.adapters import OWN, Gate, Gates, Layout, Own, Streams, add_up
 from forecache.choosing import Chooser, Meter
 from forecache.guards import limited
-from forecache.liveness import Choice, Op, Score, slots
+from forecache.lent import Lent, Made
+from forecache.liveness import Choice, Op, slots
 from forecache.placed import Placed
 from forecache.program import INSIDE, Program, Run, Step
 from forecache.selection import Call
-from forecache.shelf import Kept, Shelf, combine
+from forecache.shelf import Kept, Shelf, combine, plus
+from forecache.states import OUT, Shift
 
 
 class Past(ABC):
@@ -95,20 +97,44 @@ class Past(ABC):
                 add_up(totals, self._streams[site], self._feature(site, slot), next(terms))
             if op.frees:
                 self._keep(site, op, None)
+        if run.shifted:
+            self._add_shifts(run, totals, gates)
+
+    def _add_shifts(self, run: Run, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Those of a run's sites, gated; where they are one value a channel, in one pass over a stream."""
+        offsets: dict[int, Tensor] = {}
+        for branch in run.shifted:
+            site, op, gate = run.sites[branch], run.ops[branch], gates[branch]
+            (stream,) = self._streams[site]
+            shift = self._shift(site, op.shift, totals[stream])
+            if shift.ndim > 1:
+                add_up(totals, (stream,), shift, gate)
+                continue
+            gated = shift * (gate[0] if isinstance(gate, tuple) else gate)
+            offsets[stream] = offsets[stream] + gated if stream in offsets else gated
+        for stream, offset in offsets.items():
+            totals[stream].add_(offset)
 
     def _estimate(self, site: int, op: Op) -> Tensor:
         total = self._combined(site, op)
-        gain = self._constant(site, op.gain, total)
-        shift = self._constant(site, op.shift, total)
-        if gain is not None:
-            total = torch.addcmul(total, total, gain)
-        if shift is not None:
-            total = total + shift
-        if self._max_error is None or (op.is_reuse and gain is None and shift is None):
+        if op.gain is not None:
+            total = torch.addcmul(total, total, self._gain(site, op.gain, total))
+        if op.shift:
+            total = total + self._shift(site, op.shift, total)
+        if self._max_error is None or (op.is_reuse and op.gain is None and not op.shift):
             return total
         total, fallen = limited(total, self._feature(site, op.reads[0][0]), self._max_error)
         self.fallen = fallen if self.fallen is None else self.fallen + fallen
         return total
+
+    def _sums(self, site: int, op: Op, output: Tensor, weights: Sequence[float | Tensor]) -> list[Tensor]:
+        """What is kept after this step; weights: of the operation, `Op.numbers`."""
+        left = iter(weights[len(weights) - sum(len(each.adds) for each in op.keeps) :])
+
+        def given(slot: int) -> Tensor:
+            return output if slot == OUT else self._feature(site, slot)
+
+        return [plus(given(each.base), [(given(slot), next(left)) for slot, _ in each.adds]) for each in op.keeps]
 
     @abstractmethod
     def _feature(self, site: int, slot: int) -> Tensor:
@@ -119,8 +145,12 @@ class Past(ABC):
         """The weighted sum of what a cell reads."""
 
     @abstractmethod
-    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
-        """A correction of a cell for a feature like this one, (B, N, D)."""
+    def _gain(self, site: int, name: str, like: Tensor) -> Tensor:
+        """A cell's gain for a feature like this one, (B, N, D)."""
+
+    @abstractmethod
+    def _shift(self, site: int, shift: Shift, like: Tensor) -> Tensor:
+        """A cell's shift for a feature like this one, (B, N, D)."""
 
     @abstractmethod
     def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
@@ -128,35 +158,7 @@ class Past(ABC):
 
     @abstractmethod
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
-        """Let go of what was read for the last time, and keep the output if a later step reads it."""
-
-
-class Lent(NamedTuple):
-    """What a step reads, for a step that is run as a pure function.
-
-    features: per site, in the order of its reads. dtypes: per site, what they are cast to; None as they are. weights:
-    of the reads that have one, in order of sites, float32. constants: gain and shift, per site that has one. random,
-    ages: per site that needs them. scores: those that were made in an earlier step.
-    """
-
-    features: tuple[tuple[Tensor, ...], ...]
-    dtypes: tuple[torch.dtype | None, ...]
-    weights: Tensor | None
-    constants: dict[int, tuple[Tensor | None, Tensor | None]]
-    random: dict[int, Tensor]
-    ages: dict[int, Tensor]
-    scores: dict[Score, Tensor]
-
-
-class Made(NamedTuple):
-    """What such a step gives out besides its output: features with the dtype that they had, scores and ages to
-    keep, a site that did not run, and how many estimates fell back to reuse, as a tensor."""
-
-    features: dict[int, tuple[Tensor, torch.dtype]]
-    scores: dict[Score, Tensor]
-    ages: dict[int, Tensor]
-    missed: int | None
-    fallen: Tensor | None
+        """Let go of what was read for the last time, and keep what later steps read; output: None for nothing."""
 
 
 class History(Past):
@@ -182,7 +184,7 @@ class History(Past):
     def lend(self) -> Lent:
         """What the step that began reads."""
         ops = self._step.ops
-        entries = [[self._slots[site][slot] for slot, _ in op.reads] for site, op in enumerate(ops)]
+        entries = [[self._slots[site][slot] for slot in op.used] for site, op in enumerate(ops)]
         arrived = iter(self._shelf.all([entry for found in entries for entry in found]))
         features = tuple(tuple(next(arrived) for _ in found) for found in entries)
         dtypes = tuple(_cast(found[0]) if found else None for found in entries)
@@ -191,9 +193,10 @@ class History(Past):
         weights = self._placed.numbers(numbers, first.device) if first is not None and numbers else None
         constants, random = {}, {}
         for site, (op, found, dtype) in enumerate(zip(ops, features, dtypes, strict=True)):
-            if op.gain is not None or op.shift is not None:
+            if op.gain is not None or op.shift:
                 like = found[0] if dtype is None else found[0].to(dtype)
-                constants[site] = self._constant(site, op.gain, like), self._constant(site, op.shift, like)
+                gain = None if op.gain is None else self._gain(site, op.gain, like)
+                constants[site] = gain, self._shift(site, op.shift, like) if op.shift else None
             if op.choice is not None and op.choice.score is None:
                 random[site] = self._random(site, op.choice, found[0])
         choices = [op.choice for op in ops if op.choice is not None]
@@ -207,14 +210,13 @@ class History(Past):
 
     def take(self, made: Made) -> None:
         """Keep what the step made that was run as a pure function, and let go of what it read for the last time."""
-        new = sum(feature.nbytes for feature, _ in made.features.values())
+        new = sum(feature.nbytes for kept in made.kept.values() for feature, _ in kept)
         self._meter.peak = max(self._meter.peak, self._meter.held + new)
         for site, op in enumerate(self._step.ops):
             self._free_all(site, op)
-            if op.store is not None:
-                feature, dtype = made.features[site]
+            for each, (feature, dtype) in zip(op.keeps, made.kept.get(site, ()), strict=True):
                 # the memory of a CUDA graph's outputs is written again when it is replayed
-                self._store(site, op.store, self._shelf.put(feature.clone() if feature.is_cuda else feature, dtype))
+                self._store(site, each.number, self._shelf.put(feature.clone() if feature.is_cuda else feature, dtype))
         self._chooser.take(self._step.ops, made.scores, made.ages)
         if made.fallen is not None:
             self.fallen = made.fallen.clone() if self.fallen is None else self.fallen + made.fallen
@@ -240,6 +242,8 @@ class History(Past):
         del entries, following
         for site, slot in run.frees:
             self._free(site, slot)
+        if run.shifted:
+            self._add_shifts(run, totals, gates)
         self._meter.peak = max(self._meter.peak, self._meter.held)
 
     def _feature(self, site: int, slot: int) -> Tensor:
@@ -249,8 +253,11 @@ class History(Past):
         kept = self._slots[site]
         return combine([self._shelf.get(kept[slot]) for slot, _ in op.reads], op.reads)
 
-    def _constant(self, site: int, name: str | None, like: Tensor) -> Tensor | None:
-        return None if name is None else self._placed.like(name, like)
+    def _gain(self, site: int, name: str, like: Tensor) -> Tensor:
+        return self._placed.like(((name, 1.0),), like)
+
+    def _shift(self, site: int, shift: Shift, like: Tensor) -> Tensor:
+        return self._placed.like(shift, like)
 
     def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         return gates if run.is_plain else self._placed.weighted(run, gates)
@@ -259,9 +266,10 @@ class History(Past):
         return self._placed.random(choice.random, like)
 
     def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
+        made = self._sums(site, op, output, op.numbers) if op.keeps and output is not None else ()
         self._free_all(site, op)
-        if op.store is not None and output is not None:
-            self._store(site, op.store, self._shelf.put(output))
+        for each, tensor in zip(op.keeps, made, strict=False):
+            self._store(site, each.number, self._shelf.put(tensor))
         self._meter.peak = max(self._meter.peak, self._meter.held)  # scores and ages are held, too
 
     def _free_all(self, site: int, op: Op) -> None:

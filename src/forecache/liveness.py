@@ -1,16 +1,20 @@
 """Which features are alive when: a plan's row turned into slots, as a compiler allocates registers.
 
-A feature is kept from the step that emits it to the last step that reads it, and not at all if none does. Because a
-plan is static this is known before the run: the session only follows it, and `Plan.cost` predicts from it. The same
-holds for the scores by which partial cells choose their tokens, and for the tokens' ages.
+A feature, or a sum of features, is kept from the step that makes it to the last step that reads it, and not at all if
+none does; `states` says which. Because a plan is static this is known before the run: the session only follows it, and
+`Plan.cost` predicts from it. The same holds for the scores by which partial cells choose their tokens, and for the
+tokens' ages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from forecache import states
 from forecache._core import Cell, Importance, Site, Tokens, is_reuse
+from forecache.states import OUT, Shift, Sum, Terms
 
 Score = tuple[int, Importance]
 """What tokens are ranked by: a site by its number, and how it is scored."""
@@ -34,20 +38,31 @@ class Choice:
 
 @dataclass(frozen=True)
 class Op:
-    """One cell, ready to run: read these slots, then free those, correct the sum, then store the result.
+    """One cell, ready to run: read these slots, correct the sum, make what is kept, free slots, then fill others.
 
-    reads: (slot, weight) pairs, empty for a computed cell. frees: slots whose feature was read for the last time.
-    store: the slot that keeps the result, or None if no later step reads it. gain, shift: the cell's constants. choice:
+    reads: (slot, weight) pairs, empty for a computed cell. keeps: what later steps need, with slots for numbers. frees:
+    slots that were read for the last time. gain: the name of a constant; shift: names and shares of constants. choice:
     of a partial cell. scored: how this site is scored in this step, for partial cells of other sites.
     """
 
-    reads: tuple[tuple[int, float], ...]
-    frees: tuple[int, ...]
-    store: int | None
+    reads: Terms = ()
+    keeps: tuple[Sum, ...] = ()
+    frees: tuple[int, ...] = ()
     gain: str | None = None
-    shift: str | None = None
+    shift: Shift = ()
     choice: Choice | None = None
     scored: tuple[Importance, ...] = ()
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The slots that it needs, each once, in order."""
+        return tuple(states.used(states.Turn(self.reads, self.keeps)))
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The weights of all that it adds up, in order, where it does not read one feature as it is."""
+        reads = () if self.is_reuse else self.reads
+        return tuple(weight for terms in (reads, *(each.adds for each in self.keeps)) for _, weight in terms)
 
     @property
     def is_reuse(self) -> bool:
@@ -56,8 +71,8 @@ class Op:
 
     @property
     def is_sum(self) -> bool:
-        """Estimated by features as they lie, for this step alone."""
-        return bool(self.reads) and self.store is None and self.gain is None and self.shift is None
+        """Estimated by features as they lie, and perhaps a shift, for this step alone."""
+        return bool(self.reads) and not self.keeps and self.gain is None
 
     @property
     def skipped(self) -> bool:
@@ -66,8 +81,8 @@ class Op:
 
     @property
     def is_plain(self) -> bool:
-        """The site runs as it always does, and nothing of it is kept."""
-        return not self.reads and self.store is None and self.choice is None and not self.scored
+        """The site runs as it always does, and nothing is kept or let go."""
+        return not (self.reads or self.keeps or self.frees or self.scored) and self.choice is None
 
 
 Rows = Sequence[tuple[Cell, ...]]
@@ -89,9 +104,9 @@ def runs(blocks: Sequence[int], starts: Collection[int] = ()) -> list[range]:
     return found
 
 
-def operations(sites: Sequence[Site], rows: Rows) -> list[tuple[Op, ...]]:
-    """The rows of a plan as operations, [site][step]."""
-    made = [list(allocate(row)) for row in rows]
+def operations(sites: Sequence[Site], rows: Rows, folded: bool = True) -> list[tuple[Op, ...]]:
+    """The rows of a plan as operations, [site][step]; see `allocate`."""
+    made = [list(allocate(row, folded)) for row in rows]
     number = {site.name: index for index, site in enumerate(sites)}
     latest: dict[tuple[Score, int], tuple[int, int]] = {}  # score and the step that makes it -> its last reader
     for step in range(len(rows[0])):
@@ -135,27 +150,36 @@ def _scored_at(row: Sequence[Cell], step: int, score: Score) -> int:
     return max(each for each in range(step + 1) if row[each].computed)
 
 
-def allocate(row: Sequence[Cell]) -> tuple[Op, ...]:
-    """The row of one site as operations on as few slots as it ever keeps features."""
-    last_reader = {source: step for step, cell in enumerate(row) for source, _ in cell.reads}
-    slot_of: dict[int, int] = {}
+@lru_cache(maxsize=4096)
+def allocate(row: tuple[Cell, ...], folded: bool = True) -> tuple[Op, ...]:
+    """The row of one site as operations on few slots. folded: no estimate is made for a later one to read."""
+    turns = states.turns(row) if folded else states.as_written(row)
+    last = states.last_uses(turns)
+    slot_of: dict[int, int] = {OUT: OUT}
     free: list[int] = []
-    ops = []
-    for step, cell in enumerate(row):
-        reads = tuple((slot_of[source], weight) for source, weight in cell.reads)
-        frees = tuple(slot_of.pop(source) for source, _ in cell.reads if last_reader[source] == step)
+    ops: list[Op] = []
+    for step, turn in enumerate(turns):
+        reads = _in_slots(turn.reads, slot_of)
+        sums = [(each.number, slot_of[each.base], _in_slots(each.adds, slot_of)) for each in turn.sums]
+        frees = tuple(slot_of.pop(number) for number in states.used(turn) if last[number] == step)
         free.extend(frees)
-        store = None
-        if step in last_reader:
-            # len(slot_of) slots are in use; with none free, the next number is new
-            store = slot_of[step] = free.pop() if free else len(slot_of)
-        ops.append(Op(reads, frees, store, cell.gain, cell.shift))
+        keeps: list[Sum] = []
+        for number, base, adds in sums:
+            if number in last:
+                # len(slot_of) - 1 slots are in use; with none free, the next number is new
+                slot_of[number] = free.pop() if free else len(slot_of) - 1
+                keeps.append(Sum(slot_of[number], base, adds))
+        ops.append(Op(reads, tuple(keeps), frees, turn.gain, turn.shift))
     return tuple(ops)
+
+
+def _in_slots(terms: Terms, slot_of: Mapping[int, int]) -> Terms:
+    return tuple((slot_of[number], weight) for number, weight in terms)
 
 
 def slots(ops: Sequence[Op]) -> int:
     """How many slots the operations use."""
-    return 1 + max((op.store for op in ops if op.store is not None), default=-1)
+    return 1 + max((each.number for op in ops for each in op.keeps), default=-1)
 
 
 SCORE_BYTES = 4
@@ -173,7 +197,7 @@ def alive(rows: Sequence[Sequence[Op]], sizes: Sequence[int], tokens: Sequence[i
         peak = held
         for index, ops in enumerate(rows):
             op = ops[step]
-            held += sizes[index] * ((op.store is not None) - len(op.frees)) + SCORE_BYTES * _scores(op, index, tokens)
+            held += sizes[index] * (len(op.keeps) - len(op.frees)) + SCORE_BYTES * _scores(op, index, tokens)
             peak = max(peak, held)
         peaks.append(peak)
     return tuple(peaks)

@@ -11,6 +11,7 @@ from forecache import selection
 from forecache._errors import RunError
 from forecache.adapters import Gate
 from forecache.program import Run
+from forecache.states import Shift
 
 
 def times(gate: Gate, weight: float | Tensor) -> Gate:
@@ -40,24 +41,28 @@ class Placed:
     ) -> None:
         self.cache_dtype, self.cache_device, self.max_error = cache_dtype, cache_device, max_error
         self._constants = constants
-        self._placed: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
+        self._placed: dict[tuple[Shift, torch.device, torch.dtype, torch.Size], Tensor] = {}
         self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
         self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
         self._numbers: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
-    def like(self, name: str, feature: Tensor) -> Tensor:
-        """The constant for features like this one, (B, N, D)."""
-        key = name, feature.device, feature.dtype, feature.shape[1:]
+    def like(self, names: Shift, feature: Tensor) -> Tensor:
+        """The sum of these constants, each times its share, for features like this one, (B, N, D)."""
+        key = names, feature.device, feature.dtype, feature.shape[1:]
         placed = self._placed.get(key)
         if placed is None:
-            constant = self._constants[name]
-            if constant.shape not in (feature.shape[1:], feature.shape[-1:]):
-                raise RunError(
-                    f"The correction {name} is for features of shape {tuple(constant.shape)}, the model gives "
-                    f"{tuple(feature.shape[1:])}: calibrate at this size, or make the plan with per='channel'."
-                )
-            placed = self._placed[key] = constant.to(feature.device, feature.dtype)
+            parts = [self._fitting(name, feature).mul(share) for name, share in names]
+            placed = self._placed[key] = torch.stack(torch.broadcast_tensors(*parts)).sum(0).to(feature)
         return placed
+
+    def _fitting(self, name: str, feature: Tensor) -> Tensor:
+        constant = self._constants[name]
+        if constant.shape not in (feature.shape[1:], feature.shape[-1:]):
+            raise RunError(
+                f"The correction {name} is for features of shape {tuple(constant.shape)}, the model gives "
+                f"{tuple(feature.shape[1:])}: calibrate at this size, or make the plan with per='channel'."
+            )
+        return constant
 
     def weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
         """The gates of a run times the weights of its features, one a feature."""

@@ -6,7 +6,6 @@ gates of all its branches made at once. That is the papers' arithmetic: gates ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -28,8 +27,8 @@ class Run:
     """Skipped blocks that follow one another: their sites and the operations of these.
 
     sums: for every site the slots whose features are added as they lie, or None for a site whose estimate is made
-    first, because a later step reads it or a constant corrects it. index, weights: for every such feature, which branch
-    of the run it counts for, and how much.
+    first, because a later step reads it or a gain corrects it. index, weights: for every such feature, which branch
+    of the run it counts for, and how much. shifted: the branches to which a shift is added as it lies, too.
     """
 
     blocks: range
@@ -38,6 +37,7 @@ class Run:
     sums: tuple[tuple[int, ...] | None, ...]
     index: tuple[int, ...]
     weights: tuple[float, ...]
+    shifted: tuple[int, ...]
 
     @property
     def key(self) -> tuple[int, int]:
@@ -89,8 +89,8 @@ class Step:
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Of everything that is read, where it is not one feature as it is; in order of sites."""
-        return tuple(weight for op in self.ops if not op.is_reuse for _, weight in op.reads)
+        """Of everything that is added up; in order of sites."""
+        return tuple(weight for op in self.ops for weight in op.numbers)
 
 
 def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
@@ -100,21 +100,30 @@ def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
     runs: list[Run | Inside | Own | None] = [OWN if is_plain else None for is_plain in plain]
     for blocks in liveness.runs(liveness.skipped_blocks(ops, spans), layout.starts):
         runs[blocks.start : blocks.stop] = [INSIDE] * len(blocks)
-        runs[blocks.start] = _run(blocks, ops, spans, guarded)
+        runs[blocks.start] = _run(blocks, ops, layout, guarded)
     computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
     return Step(ops, tuple(runs), computed, partial)
 
 
-def _run(blocks: range, ops: tuple[Op, ...], spans: Sequence[range], guarded: bool) -> Run:
-    sites = range(spans[blocks.start].start, spans[blocks.stop - 1].stop)
+def _run(blocks: range, ops: tuple[Op, ...], layout: Layout, guarded: bool) -> Run:
+    sites = range(layout.spans[blocks.start].start, layout.spans[blocks.stop - 1].stop)
     own = ops[sites.start : sites.stop]
-    plain = [op.is_sum and (op.is_reuse or not guarded) for op in own]
+    streams = layout.streams[sites.start : sites.stop]
+    plain = [_adds_up(op, len(each), guarded) for op, each in zip(own, streams, strict=True)]
     sums = tuple(
         tuple(slot for slot, _ in op.reads) if is_plain else None for op, is_plain in zip(own, plain, strict=True)
     )
     terms = [(branch, weight) for branch, op in enumerate(own) if plain[branch] for _, weight in op.reads]
     index, weights = tuple(branch for branch, _ in terms), tuple(weight for _, weight in terms)
-    return Run(blocks, sites, own, sums, index, weights)
+    shifted = tuple(branch for branch, op in enumerate(own) if plain[branch] and op.shift)
+    return Run(blocks, sites, own, sums, index, weights, shifted)
+
+
+def _adds_up(op: Op, streams: int, guarded: bool) -> bool:
+    """Whether features are added to so many streams as they lie."""
+    if op.shift and (streams > 1 or guarded):
+        return False
+    return op.is_sum and (op.is_reuse or not guarded)
 
 
 class Program:
@@ -124,7 +133,7 @@ class Program:
     """
 
     def __init__(self, layout: Layout, plan: Plan, guarded: bool = False) -> None:
-        self.rows = liveness.operations(plan.grid.sites, plan.rows)
+        self.rows = liveness.operations(plan.grid.sites, plan.rows, folded=not guarded)
         self.gates: dict[tuple[int, int], Gates] = {}
         self._layout = layout
         self._weights: object = None

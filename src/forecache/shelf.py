@@ -125,3 +125,14 @@ def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> T
     for feature, weight in zip(rest, weights[1:], strict=True):
         total.add_(feature, alpha=weight)
     return total
+
+
+def plus(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
+    """A feature and multiples of others, as a new tensor; with no others it is handed out as it is."""
+    for number, (feature, weight) in enumerate(terms):
+        if isinstance(weight, Tensor):  # in a graph, where products and sums become one pass
+            wide = torch.promote_types(base.dtype, torch.float32)
+            base = (base.to(wide) + feature.to(wide) * weight).to(base.dtype)
+        else:
+            base = base.add_(feature, alpha=weight) if number else torch.add(base, feature, alpha=weight)
+    return base

@@ -13,7 +13,7 @@ from forecache._errors import RunError
 from forecache.adapters import Layout, Own, Streams
 from forecache.generations import Generations, Lane
 from forecache.graphs import Borrowed, Place, Pure
-from forecache.history import Lent, Made
+from forecache.lent import Lent, Made
 from forecache.tally import Tally
 
 COMPILE_FIRST = (
