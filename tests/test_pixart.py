@@ -191,7 +191,8 @@ def test_a_collapsed_run_equals_block_by_block(pixart, name, monkeypatch):
     together, stats = sampled(pixart, plan)
     monkeypatch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
     apart, others = sampled(pixart, plan)
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    assert (together - generate(pixart)).abs().max() > 20 * (together - apart).abs().max()
     assert stats == others
 
 

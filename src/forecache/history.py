@@ -187,7 +187,7 @@ class History(Past):
         entries = [[self._slots[site][slot] for slot in op.used] for site, op in enumerate(ops)]
         arrived = iter(self._shelf.all([entry for found in entries for entry in found]))
         features = tuple(tuple(next(arrived) for _ in found) for found in entries)
-        dtypes = tuple(_cast(found[0]) if found else None for found in entries)
+        dtypes = tuple(found[0].cast if found and found[0] else None for found in entries)
         first = next((found[0] for found in features if found), None)
         numbers = self._step.weights
         weights = self._placed.numbers(numbers, first.device) if first is not None and numbers else None
@@ -246,6 +246,14 @@ class History(Past):
             self._add_shifts(run, totals, gates)
         self._meter.peak = max(self._meter.peak, self._meter.held)
 
+    def _add_shifts(self, run: Run, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Those of all branches at once, where their gates came at once."""
+        offset = self._placed.offset(run, gates, totals[0]) if isinstance(gates, Tensor) and len(totals) == 1 else None
+        if offset is None:
+            super()._add_shifts(run, totals, gates)
+        else:
+            totals[0].add_(offset)
+
     def _feature(self, site: int, slot: int) -> Tensor:
         return self._shelf.get(self._slots[site][slot])
 
@@ -287,8 +295,3 @@ class History(Past):
     def _store(self, site: int, slot: int, entry: Kept) -> None:
         self._slots[site][slot] = entry
         self._meter.held += entry.feature.nbytes
-
-
-def _cast(entry: Kept | None) -> torch.dtype | None:
-    """What the feature has to be cast to, if it is kept in another dtype."""
-    return None if entry is None or entry.feature.dtype is entry.dtype else entry.dtype

@@ -43,6 +43,7 @@ class Placed:
         self._constants = constants
         self._placed: dict[tuple[Shift, torch.device, torch.dtype, torch.Size], Tensor] = {}
         self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
+        self._shifts: dict[tuple[Run, torch.device, torch.dtype, torch.Size], tuple[Tensor, Tensor] | None] = {}
         self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
         self._numbers: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
@@ -75,6 +76,17 @@ class Placed:
             self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
         index, weights = self._terms[key]
         return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
+
+    def offset(self, run: Run, gates: Tensor, like: Tensor) -> Tensor | None:
+        """The sum of a run's gated shifts for a stream like this one, (B, 1, D); None if one has a value per token."""
+        key = run, like.device, like.dtype, like.shape[1:]
+        if key not in self._shifts:
+            parts = [self.like(run.ops[branch].shift, like) for branch in run.shifted]
+            channels = all(part.ndim == 1 for part in parts)
+            index = torch.tensor(run.shifted, device=like.device)
+            self._shifts[key] = (index, torch.stack(parts)[:, None, None]) if channels else None
+        found = self._shifts[key]
+        return None if found is None else (gates.index_select(0, found[0]) * found[1]).sum(0)
 
     def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
         """Random scores (1, N) for the tokens of a feature (B, N, D)."""

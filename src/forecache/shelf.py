@@ -24,6 +24,11 @@ class Kept(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def cast(self) -> torch.dtype | None:
+        """What the feature has to be cast to, if it is kept in another dtype."""
+        return None if self.feature.dtype is self.dtype else self.dtype
+
 
 class Shelf:
     """Puts features away and gets them back as they were.

@@ -134,18 +134,20 @@ def _fewest(needs: Matrix) -> tuple[list[int], Matrix]:
     """
     count = needs.shape[1]
     columns, sums = list(range(count)), np.eye(count)
-    smaller = np.linalg.qr(needs, mode="r") if len(needs) > count else needs  # the same dependencies in fewer rows
+    smaller = needs
+    if len(needs) > count:
+        smaller = np.asarray(np.linalg.qr(needs, mode="r"), dtype=np.float64)  # the same dependencies in fewer rows
     while columns and (folds := [fold for each in columns if (fold := _fold(smaller, columns, each)) is not None]):
         column, weights = min(folds, key=_work)
         place = columns.index(column)
         columns.pop(place)
-        sums = np.delete(sums, place, 0) + np.outer(weights, sums[place])
+        sums = np.asarray(np.delete(sums, place, 0) + np.outer(weights, sums[place]), dtype=np.float64)
     return columns, sums
 
 
 def _work(fold: tuple[int, Matrix]) -> tuple[int, float]:
     """How many additions a fold takes, and how much it multiplies; of equal ones the first is taken, the oldest."""
-    return np.count_nonzero(fold[1]), round(np.abs(fold[1]).max(initial=0), 6)
+    return int(np.count_nonzero(fold[1])), round(float(np.abs(fold[1]).max(initial=0)), 6)
 
 
 def _fold(needs: Matrix, columns: Sequence[int], column: int) -> tuple[int, Matrix] | None:
@@ -154,7 +156,7 @@ def _fold(needs: Matrix, columns: Sequence[int], column: int) -> tuple[int, Matr
     least = NOTHING * np.abs(needs).max(initial=0)
     if not others.shape[1] or np.abs(own).max(initial=0) <= least:
         return (column, np.zeros(others.shape[1])) if np.abs(own).max(initial=0) <= least else None
-    weights = np.linalg.lstsq(others, own, rcond=None)[0]
+    weights = np.asarray(np.linalg.lstsq(others, own, rcond=None)[0], dtype=np.float64)
     weights[np.abs(weights) <= NOTHING] = 0.0
     stands = np.abs(others @ weights - own).max() <= least and np.abs(weights).max() <= MOST
     return (column, weights) if stands else None
