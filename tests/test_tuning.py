@@ -309,7 +309,7 @@ def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
         ("fitted 1, feedback 0.5, eoc 0.3", 0.3, "fitted 1, feedback 0.5, eoc 0.6"),
         ("taylor 2, eoc 0.4", -0.3, "taylor 2, eoc 0.1"),
         ("taylor 2, eoc 0.1", -0.3, None),
-        ("taylor 2", -0.3, None),
+        ("taylor 2", -0.3, "taylor 2, eoc 0.5"),
         ("reuse, eoc 1.8", 0.3, None),
     ],
 )

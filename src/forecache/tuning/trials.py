@@ -73,9 +73,12 @@ def varied(name: str, by: float) -> str | None:
 
 
 def corrected(name: str, by: float) -> str | None:
-    """The same forecast with a theta of EOC's that is larger by so much, 1 if it had none; None outside 0 to 2."""
+    """The same forecast with a theta of EOC's that is larger by so much; None outside 0 to 2.
+
+    One that had none gets 1, which pays back all that is missed on the averages, or 0.5 for a smaller one.
+    """
     before = _parts(name)["theta"]
-    theta = round(float(before) + by, 2) if before else float(by > 0)
+    theta = round(float(before) + by, 2) if before else 1.0 if by > 0 else 0.5
     return f"{name.split(', eoc', maxsplit=1)[0]}, eoc {theta:g}" if 0 < theta < 2 else None
 
 
