@@ -172,6 +172,7 @@ def forecache(monkeypatch, capsys):
 def short_tuning(monkeypatch):
     """Tunings that sample with little, where they are not what is tested."""
     monkeypatch.setattr(polish, "ROUNDS", 1)
+    monkeypatch.setattr(polish, "SCHEDULES", 1)
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(tuner, "FINALISTS", 2)
     monkeypatch.setattr(tuner, "NOISES", 1)

@@ -148,6 +148,27 @@ def test_where_estimates_are_read_no_more_is_kept_than_the_rank_of_what_is_neede
     assert not any(op.reads and op.keeps for op in allocate(row))
 
 
+def sizes(row, ops):
+    """The largest sum of absolute parts that an estimate is made of, in terms of features of length one."""
+    kept, largest = {}, 0.0
+    for step, op in enumerate(ops):
+        parts = [w * kept[slot] for slot, w in op.reads]
+        largest = max(largest, sum(np.abs(part).sum() for part in parts))
+        at_hand = {**kept, OUT: sum(parts) if parts else np.eye(len(row))[step]}
+        made = {each.number: at_hand[each.base] + sum(w * at_hand[n] for n, w in each.adds) for each in op.keeps}
+        kept = {slot: value for slot, value in kept.items() if slot not in op.frees} | made
+    return largest
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4, 6])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("strength", [0.3, 0.65, 1.0])
+def test_sums_are_not_so_large_that_rounding_shows(interval, order, strength):
+    """What cancels in an estimate is not much larger than where estimates are read."""
+    row = row_of(feedback(interval, order, strength), 60)
+    assert sizes(row, allocate(row)) < 3 * sizes(row, allocate(row, folded=False))
+
+
 def test_shifts_of_estimates_that_are_read_add_up():
     """Step 2 reads step 1, and its own shift comes on top; numbers by hand."""
     row = (fc.Cell(), fc.Cell(((0, 2.0),), shift="a"), fc.Cell(((1, 3.0), (0, -1.0)), shift="b"))

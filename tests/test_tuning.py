@@ -162,6 +162,10 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
     assert search.best in finalists
     assert len(finalists) == min(5, len(seen))
     assert sum(map(search.is_even, finalists)) >= 2
+    best = search.schedules(3)
+    assert best[0] == search.best
+    assert len({each.pattern for each in best}) == len(best) == min(3, len({pattern for pattern, _ in seen}))
+    assert best == sorted(best, key=lambda trial: -trial.psnr)
     assert len(seen) >= 30 or num_steps < 10 or count * 8 == num_steps  # then only one pattern fits
 
 
@@ -226,6 +230,27 @@ def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
     assert polish.step(slopes.sums(), [0.7] * moves) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+def test_the_schedule_that_is_best_after_a_round_is_polished_to_the_end(monkeypatch):
+    """Of the best three, the second gains most in its round; the fourth is not looked at."""
+    gains = {"#.#.": 0.1, "##..": 1.0, "#..#": 0.2, "#...": 9.0}
+    found = [trials.Trial(pattern, "goc 1", 40 - 0.3 * rank) for rank, pattern in enumerate(gains)]
+    rounds = []
+
+    def polished(self, trial, count):
+        rounds.append((trial.pattern, count))
+        return replace(trial, psnr=trial.psnr + gains[trial.pattern] * count)
+
+    monkeypatch.setattr(tuner._Tuning, "_polished", polished)
+    monkeypatch.setattr(tuner._Tuning, "_again", lambda self, trial: trial)
+    monkeypatch.setattr(polish, "SCHEDULES", 3)
+    monkeypatch.setattr(polish, "ROUNDS", 4)
+    search = proposals.Search.__new__(proposals.Search)
+    search._mine = found
+    best = tuner._Tuning._polished_of(tuner._Tuning.__new__(tuner._Tuning), found[0], search)
+    assert rounds == [("#.#.", 1), ("##..", 1), ("#..#", 1), ("##..", 3)]
+    assert (best.pattern, best.psnr) == ("##..", pytest.approx(40 - 0.3 + 4))
+
+
 # ---- on the bundled model -------------------------------------------------------------------------------------------
 
 LABELS = list(range(4))
@@ -237,6 +262,7 @@ def _short():
     """One round of polishing, and few finalists."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(polish, "ROUNDS", 1)
+        patch.setattr(polish, "SCHEDULES", 2)
         patch.setattr(tuner, "FINALISTS", 3)
         yield
 
@@ -461,7 +487,7 @@ from forecache._distributed import started
 from forecache.tuning import polish, tuner
 
 torch.set_num_threads(1)
-polish.ROUNDS, tuner.FINALISTS, tuner.NOISES = 1, 2, 1
+polish.ROUNDS, polish.SCHEDULES, tuner.FINALISTS, tuner.NOISES = 1, 1, 2, 1
 with started() as world:
     calls = []
     tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=4, longest=3, number=2, budget=0.55, batch=1,

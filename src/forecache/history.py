@@ -214,7 +214,7 @@ class History(Past):
         self._meter.peak = max(self._meter.peak, self._meter.held + new)
         for site, op in enumerate(self._step.ops):
             self._free_all(site, op)
-            for each, (feature, dtype) in zip(op.keeps, made.kept.get(site, ()), strict=True):
+            for each, (feature, dtype) in zip(op.keeps, made.kept.get(site, ()), strict=False):
                 # the memory of a CUDA graph's outputs is written again when it is replayed
                 self._store(site, each.number, self._shelf.put(feature.clone() if feature.is_cuda else feature, dtype))
         self._chooser.take(self._step.ops, made.scores, made.ages)

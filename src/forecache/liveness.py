@@ -150,7 +150,7 @@ def _scored_at(row: Sequence[Cell], step: int, score: Score) -> int:
     return max(each for each in range(step + 1) if row[each].computed)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def allocate(row: tuple[Cell, ...], folded: bool = True) -> tuple[Op, ...]:
     """The row of one site as operations on few slots. folded: no estimate is made for a later one to read."""
     turns = states.turns(row) if folded else states.as_written(row)

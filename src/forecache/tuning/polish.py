@@ -28,6 +28,8 @@ Moves = Mapping[tuple[Way, int], float]
 """By way and step."""
 ROUNDS = 3
 """So often the images are looked at anew."""
+SCHEDULES = 3
+"""So many schedules are polished for a round, because the best before that need not be the best after it."""
 MOVE: Mapping[Way, float] = {"moved": 0.05, "scaled": 0.02}
 """How far a weight is moved to see what that does."""
 MOST: Mapping[Way, float] = {"moved": 1.0, "scaled": 0.25}
@@ -54,6 +56,11 @@ class Moved:
             reads[newest] += self.by.get(("moved", step), 0.0)
             reads[older] -= self.by.get(("moved", step), 0.0)
         return {source: weight * (1 + self.by.get(("scaled", step), 0.0)) for source, weight in reads.items()}
+
+
+def rounds() -> int:
+    """Of all schedules together, at most."""
+    return ROUNDS + SCHEDULES - 1
 
 
 def movable(plan: Plan) -> list[tuple[Way, int]]:

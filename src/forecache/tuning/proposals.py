@@ -112,6 +112,13 @@ class Search:
         others = [trial for trial in ranked if trial not in even]
         return [*even, *others[: max(0, count - len(even))]]
 
+    def schedules(self, count: int) -> list[Trial]:
+        """The best trial of each of the best schedules, at most ``count``."""
+        best: dict[str, Trial] = {}
+        for trial in sorted(self._mine, key=lambda trial: -trial.psnr):
+            best.setdefault(trial.pattern, trial)
+        return list(best.values())[:count]
+
     def propose(self) -> tuple[str, str] | None:
         """A pattern and a forecast that were not tried; None when the search is over."""
         stages = self._stages if len(self._mine) < self._number else self._last

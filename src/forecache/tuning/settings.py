@@ -9,6 +9,7 @@ from typing import Any
 from forecache._version import __version__
 from forecache.adapters import find, grid
 from forecache.sources import Condition, Source
+from forecache.tuning.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,16 @@ def plain(settings: Settings) -> dict[str, Any]:
     """As JSON gives it back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()} | {
         "forecache": __version__
+    }
+
+
+def provenance(settings: Settings, trial: Trial, tried: int, noises: int, unseen: float | None) -> dict[str, str]:
+    """How a plan was found. tried: schedules; noises: that finalists were judged on; unseen: dB on others."""
+    seed = settings.seed
+    judged = f"searched on seed {seed}, finalists also on {seed + 1} to {seed + noises}"
+    return {
+        "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search seed "
+        f"{settings.search_seed}",
+        "samples": f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; {judged}",
+        "psnr": f"{trial.psnr:.2f} dB on these samples" + (f", {unseen:.2f} dB on others" if unseen else ""),
     }

@@ -23,7 +23,7 @@ from forecache.tuning.budgets import AtLeast, Budget, Counts
 from forecache.tuning.products import Products, observe
 from forecache.tuning.result import Tuned
 from forecache.tuning.samples import Samples, starts
-from forecache.tuning.settings import Settings, plain, settings_of
+from forecache.tuning.settings import Settings, plain, provenance, settings_of
 from forecache.tuning.trials import Trial
 
 FINALISTS = 6
@@ -142,7 +142,8 @@ class _Tuning:
         batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
         runs = self._settings.trials + proposals.LAST + FINALISTS * NOISES
         if self._polish:
-            runs += polish.ROUNDS * (1 + len(polish.WAYS) * (steps - self.counts.possible[0]) + 1 + NOISES)
+            once = 1 + len(polish.WAYS) * (steps - self.counts.possible[0]) + 1 + NOISES
+            runs += polish.rounds() * once + polish.SCHEDULES * NOISES
         return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
 
     def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
@@ -197,14 +198,21 @@ class _Tuning:
             judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
             even = [trial for trial in judged if search.is_even(trial)]
             best = max(judged, key=lambda trial: trial.psnr)
-            best = self._polished(best) if self._polish else best
+            best = self._polished_of(best, search) if self._polish else best
             self._found[count] = best, max(even, key=lambda trial: trial.psnr)
         return self._found[count]
 
-    def _polished(self, trial: Trial) -> Trial:
+    def _polished_of(self, best: Trial, search: proposals.Search) -> Trial:
+        """The best trial or one with another schedule, whichever is best after a round, polished to the end."""
+        others = [trial for trial in search.schedules(polish.SCHEDULES) if trial.pattern != best.pattern]
+        tried = [best, *map(self._again, others[: polish.SCHEDULES - 1])]
+        once = [self._polished(trial, 1) for trial in tried]
+        return self._polished(max(once, key=lambda trial: trial.psnr), polish.ROUNDS - 1)
+
+    def _polished(self, trial: Trial, rounds: int) -> Trial:
         """The trial with the weights of its steps moved, as long as that is better on all noise."""
         labels = self._settings.conditions
-        for _ in range(polish.ROUNDS):
+        for _ in range(rounds):
             plan = self._plan(trial.pattern, trial.forecast)
             places = polish.movable(plan)
             if not places:
@@ -268,18 +276,10 @@ class _Tuning:
         return tuple(self._near(plan, others, how, uncached) for plan in plans)
 
     def _described(self, trial: Trial, unseen: float | None) -> Plan:
-        plan, settings = self._plan(trial.pattern, trial.forecast), self._settings
-        samples = f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; searched on seed "
-        samples += f"{settings.seed}, finalists also on {settings.seed + 1} to {settings.seed + NOISES}"
         mine = [each for each in self._known.values() if each.computed == trial.computed and not each.noise]
         tried = sum(trials.unmoved(each.forecast) == each.forecast for each in mine)
-        how = {
-            "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
-            f"seed {settings.search_seed}",
-            "samples": samples,
-            "psnr": f"{trial.psnr:.2f} dB on these samples" + (f", {unseen:.2f} dB on others" if unseen else ""),
-        }
-        return replace(plan, provenance={**plan.provenance, **how})
+        plan = self._plan(trial.pattern, trial.forecast)
+        return replace(plan, provenance={**plan.provenance, **provenance(self._settings, trial, tried, NOISES, unseen)})
 
     def _load(self) -> dict[tuple[str, str, int], Trial]:
         if self._path is None or not self._path.exists():
