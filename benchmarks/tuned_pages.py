@@ -108,6 +108,6 @@ def note(name: str, document: Mapping[str, Any]) -> str:
     clock = "Less time: 8 images in one call, median of 3 rounds in turn with no cache, within a tenth or so. "
     return (
         f"{model}, {steps} steps, {document['samples']} samples of seed {document['seed']}; tuned on other noise. PSNR "
-        f"to the samples without a cache; Fréchet distance of the judge's features to the MNIST test set. {clock * timed}"
-        f"{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
+        "to the samples without a cache; Fréchet distance of the judge's features to the MNIST test set. "
+        f"{clock * timed}{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
     )
