@@ -61,7 +61,7 @@ class Subject:
     def passes(self) -> float:
         """Whole runs of one sample without a cache that a tuning is worth."""
         trials = self.schedules + proposals.LAST + tuner.FINALISTS * tuner.NOISES
-        once = polish.rounds() * (2 + tuner.NOISES) + polish.SCHEDULES * tuner.NOISES
+        once = polish.rounds() * (2 + tuner.NOISES) + (polish.SCHEDULES - 1) * tuner.NOISES
         moved = [polish.rounds() * len(polish.WAYS) * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
         runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]
         tuned = self.samples * (1 + tuner.NOISES + sum(runs))

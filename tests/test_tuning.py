@@ -262,7 +262,7 @@ def _short():
     """One round of polishing, and few finalists."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(polish, "ROUNDS", 1)
-        patch.setattr(polish, "SCHEDULES", 2)
+        patch.setattr(polish, "SCHEDULES", 1)
         patch.setattr(tuner, "FINALISTS", 3)
         yield
 
@@ -418,6 +418,14 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
     with pytest.raises(fc.SearchFileError, match=r"holds another tuning \(seed differ\)"):
         fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path, seed=7)
     assert path.read_bytes() == before
+
+
+def test_no_more_model_calls_are_made_than_were_announced(digits, monkeypatch):
+    monkeypatch.setattr(polish, "SCHEDULES", 2)
+    announced, made = [], []
+    few = {"num_steps": 4, "budget": 0.6, "number": 3, "held_out": LABELS[1:2]}
+    fc.tune(digits, LABELS[:1], **few, on_start=announced.append, on_step=lambda *_: made.append(1))
+    assert announced[0] / 3 < len(made) <= announced[0]
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class _Tuning:
         runs = self._settings.trials + proposals.LAST + FINALISTS * NOISES
         if self._polish:
             once = 1 + len(polish.WAYS) * (steps - self.counts.possible[0]) + 1 + NOISES
-            runs += polish.rounds() * once + polish.SCHEDULES * NOISES
+            runs += polish.rounds() * once + (polish.SCHEDULES - 1) * NOISES
         return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
 
     def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
