@@ -1,12 +1,15 @@
 """The bundled model is what its card says, and the library's laws hold on it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import reference
 import torch
 
 import forecache as fc
+from forecache import demo
+from forecache.cost import Cost
 from forecache.evaluate import psnr
 from forecache.sample import sample, to_images
 from forecache.sources import DigitsSource, Sampling
@@ -126,3 +129,11 @@ def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
 def test_no_statistics_are_bundled_for_other_steps():
     with pytest.raises(fc.InputError, match="for 20 and 50 steps, not for 30: make them with `forecache calibrate"):
         statistics_path(30)
+
+
+@pytest.mark.parametrize(("macs", "time", "doubted"), [(2.0, 1.9, False), (2.0, 2.4, False), (2.0, 2.6, True)])
+def test_a_row_of_the_demo_that_was_faster_than_its_macs_is_doubted(macs, time, doubted):
+    cost = Cost(100, int(100 * macs), 0, (), ())
+    row = demo.Row("", None, cost, torch.empty(0), (1.0,), time, 40.0, 1.0, 1.0, 0)
+    assert row.is_too_fast == doubted
+    assert not replace(row, cost=None).is_too_fast

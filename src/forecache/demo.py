@@ -47,6 +47,11 @@ class Row:
     accuracy: float
     cache_bytes: int
 
+    @property
+    def is_too_fast(self) -> bool:
+        """Whether it took less time than its MACs can explain: something else ran beside the one or the other."""
+        return self.cost is not None and self.speedup > 1.25 * self.cost.speedup
+
     def figures(self) -> dict[str, Any]:
         """The row without plan and images, for a JSON file."""
         return {

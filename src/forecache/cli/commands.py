@@ -66,6 +66,8 @@ def demo_command(
     best, gain = demo.best_eta(rows)
     say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
     say(_legend(samples))
+    if any(row.is_too_fast for row in rows):
+        say("Some rows took less time than their MACs explain: something else ran meanwhile. Do not trust the times.")
     say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
 
 
