@@ -55,6 +55,8 @@ def draw(found: Sequence[Row], counts: Sequence[int], path: Path, title: str) ->
     kinds["forecache's other methods"] = ("s", [row for row in rest if not row["name"].startswith(PEERS)])
     kinds["other libraries"] = ("x", [row for row in rest if row["name"].startswith(PEERS)])
     for name, (style, some) in kinds.items():
+        if not some:
+            continue
         ordered = sorted(some, key=lambda row: row["computed"])
         places = [row["computed"] for row in ordered]
         axes.plot(places, [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
