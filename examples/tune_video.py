@@ -90,7 +90,8 @@ def main(words: list[str]) -> None:
     if not texts:
         parser.error(f"{args.prompts} has no text")
     speedups = args.speedup or [2.0]
-    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16 if gpu else torch.float32)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=dtype)  # before diffusers 0.40: torch_dtype
     pipe.to("cuda" if gpu else "cpu").set_progress_bar_config(disable=True)
     tuned = fc.tune(
         Videos(pipe, tuple(args.size)),

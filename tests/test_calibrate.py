@@ -540,7 +540,7 @@ from forecache.zoo import Digits
 folder, files, labels, options = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 sys.modules["forecache.calibrate"].CHECKPOINT_ROUNDS = 1  # the processes meet after every batch
 torch.set_num_threads(1)
-model = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float64).eval()
+model = DiTTransformer2DModel.from_pretrained(folder, dtype=torch.float64).eval()
 digits = Digits(model, DDIMScheduler.from_pretrained(folder))
 with started() as world:
     calls = []

@@ -7,7 +7,10 @@ from conftest import small_dit
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 import forecache as fc
+from forecache import adapters
+from forecache._place import as_dtype
 from forecache.sample import noise, sample, to_images
+from forecache.sources import open_source
 
 
 def test_noise_depends_on_seed_and_index_alone():
@@ -26,6 +29,18 @@ def test_it_is_ddim_with_guidance(dit):
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1)
     got = sample(dit, scheduler, [1, 2], num_steps=6, guidance=1.5, seed=5)
     assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("version", "word"), [("0.39.0", "torch_dtype"), ("0.40.0", "dtype"), ("1.0.0.dev0", "dtype")])
+def test_diffusers_is_told_the_dtype_by_the_word_that_it_knows(monkeypatch, version, word):
+    monkeypatch.setattr("diffusers.__version__", version)
+    assert as_dtype(torch.bfloat16) == {word: torch.bfloat16}
+
+
+def test_a_model_is_loaded_in_the_dtype_that_is_asked_for():
+    for name in ("digits", "digits-text"):
+        target = open_source(name, "cpu", "bfloat16").target
+        assert adapters.find(target).dtype == torch.bfloat16
 
 
 def test_batches_do_not_change_the_samples(dit):

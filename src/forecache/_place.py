@@ -18,6 +18,14 @@ def place(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
     return where, kind
 
 
+def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """What diffusers' ``from_pretrained`` is told to load weights in this dtype: the word for it changed with 0.40."""
+    from diffusers import __version__
+
+    major, minor = map(int, __version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
+
+
 def _dtype(name: str, device: str) -> torch.dtype:
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":

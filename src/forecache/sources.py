@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
-from forecache._place import place
+from forecache._place import as_dtype, place
 from forecache.sample import check_labels, generators, sample, to_images
 from forecache.zoo import Digits, DigitsText, load_digits, load_digits_text
 
@@ -280,7 +280,7 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
             "owner/name."
         )
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(name, **as_dtype(dtype))
     except Exception as error:  # the hub, files and configurations fail in many ways; the reason is kept
         place = "the folder" if is_folder else "the hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from forecache._errors import InputError, MissingExtraError
+from forecache._place import as_dtype
 from forecache.evaluate import Moments
 from forecache.zoo.classifier import DigitClassifier
 
@@ -92,6 +93,5 @@ def load_digits(dtype: torch.dtype = torch.float32, device: str | torch.device =
         from diffusers import DDIMScheduler, DiTTransformer2DModel
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", "The digits model") from error
-    cast = {} if dtype is torch.float32 else {"torch_dtype": dtype}  # float32 is what from_pretrained gives by itself
-    transformer: Any = DiTTransformer2DModel.from_pretrained(FOLDER / "transformer", **cast)
+    transformer: Any = DiTTransformer2DModel.from_pretrained(FOLDER / "transformer", **as_dtype(dtype))
     return Digits(transformer.eval().to(device), DDIMScheduler.from_pretrained(FOLDER / "scheduler"))

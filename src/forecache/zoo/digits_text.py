@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from forecache._errors import InputError, MissingExtraError
+from forecache._place import as_dtype
 from forecache.evaluate import Moments
 from forecache.sample import generators
 from forecache.zoo import captions
@@ -168,7 +169,7 @@ def load_from(folder: Path, dtype: torch.dtype = torch.float32, device: str | to
         from transformers import PreTrainedTokenizerFast, T5EncoderModel
     except ImportError as error:
         raise MissingExtraError(error.name or "diffusers", "diffusers", "The digits-text model") from error
-    transformer: Any = PixArtTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    transformer: Any = PixArtTransformer2DModel.from_pretrained(folder / "transformer", **as_dtype(dtype))
     with _quiet():
         text_encoder: Any = T5EncoderModel.from_pretrained(folder / "text_encoder")
     return DigitsText(
