@@ -44,9 +44,13 @@ def test_features_are_kept_in_half_the_bytes(dit, name, dtype):
 
 
 def test_what_is_kept_in_bfloat16_is_the_feature_rounded(dit):
-    """Reuse by hand, with every kept feature rounded."""
+    """Reuse by hand, with every kept feature rounded.
+
+    Where the last bit of a feature differs, it may be rounded the other way: then all follows that little difference.
+    """
     plan = fc.fora(3).plan(fc.grid(dit, STEPS))
     ours, _ = sampled(dit, plan, cache_dtype=torch.bfloat16)
+    whole, _ = sampled(dit, plan)
 
     def rule(memory, step, compute):
         if step % 3 == 0:
@@ -56,7 +60,9 @@ def test_what_is_kept_in_bfloat16_is_the_feature_rounded(dit):
         return memory["kept"]
 
     predict = reference.cached(reference.diffusers_dit, dit, labels(), rule)
-    torch.testing.assert_close(ours, reference.ddim(predict, noise(), STEPS), rtol=1e-5, atol=1e-5)
+    by_hand = reference.ddim(predict, noise(), STEPS)
+    assert (ours - by_hand).abs().mean() < 0.02 * (ours - whole).abs().mean()
+    torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-4)
 
 
 def test_a_model_in_bfloat16_can_keep_float32(dit):
