@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forecache._errors import RunError
-from forecache.adapters import OWN, Gate, Gates, Layout, Own, Streams, add_up
+from forecache.adapters import OWN, Gate, Gates, Layout, Own, Streams, add_all, add_up
 from forecache.choosing import Chooser, Meter
 from forecache.guards import limited
 from forecache.lent import Lent, Made
@@ -235,11 +235,13 @@ class History(Past):
         if not run.is_sum:
             super()._add(run, totals, gates)
             return
-        entries = [(self._streams[site], self._slots[site][slot]) for site, slot in run.reads]
-        following = [*(entry for _, entry in entries[1:]), None]
-        for (streams, entry), after, gate in zip(entries, following, self._weighted(run, gates), strict=True):
-            add_up(totals, streams, self._shelf.get(entry, after), gate)
-        del entries, following
+        features = self._shelf.in_turn([self._slots[site][slot] for site, slot in run.reads])
+        weighted = self._weighted(run, gates)
+        if isinstance(gates, Tensor) and len(totals) == 1:
+            add_all(totals[0], features, weighted)
+        else:
+            for (site, _), feature_BND, gate in zip(run.reads, features, weighted, strict=True):
+                add_up(totals, self._streams[site], feature_BND, gate)
         for site, slot in run.frees:
             self._free(site, slot)
         if run.shifted:

@@ -6,7 +6,7 @@ is used, so that no more than two are on the GPU at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,10 @@ from forecache._errors import RunError
 
 
 class Kept(NamedTuple):
-    """A feature as it is kept, its version then, and the dtype and device that it had."""
+    """A feature as it is kept, its version then (None if it counts none), and the dtype and device that it had."""
 
     feature: Tensor
-    version: int
+    version: int | None
     dtype: torch.dtype
     device: torch.device
 
@@ -55,6 +55,15 @@ class Shelf:
             if following is not None and following.feature.device != following.device:
                 self._start(following.feature, following.device)
         return feature if feature.dtype is dtype else feature.to(dtype)
+
+    def in_turn(self, entries: Sequence[Kept | None]) -> Iterable[Tensor]:
+        """Features in the order in which they are used, as `get` gives them: each sets off while one before it is used.
+
+        This is what a skipped step does most, so features that lie as they were given out take no detour.
+        """
+        if self.dtype is None and self.device is None:
+            return [checked(entry).feature for entry in entries]
+        return (self.get(*pair) for pair in zip(entries, [*entries[1:], None], strict=True))
 
     def all(self, entries: Sequence[Kept | None]) -> list[Tensor]:
         """Many features on their device, all on their way at once, in the dtype that they are kept in."""
@@ -102,15 +111,15 @@ class Shelf:
         return self._streams[device]
 
 
-def _version(feature: Tensor) -> int:
+def _version(feature: Tensor) -> int | None:
     """Goes up with every write into the tensor; inference tensors do not count them."""
-    return 0 if feature.is_inference() else feature._version
+    return None if feature.is_inference() else feature._version
 
 
 def checked(entry: Kept | None) -> Kept:
     """The entry, whose feature nobody has written into; else RunError."""
     assert entry is not None, "a slot was read before it was filled"
-    if _version(entry.feature) != entry.version:
+    if entry.version is not None and entry.feature._version != entry.version:
         raise RunError(
             "A kept feature was changed in place after its module gave it out, so it cannot be reused: choose sites "
             "whose output the model does not write into, such as the modules inside."

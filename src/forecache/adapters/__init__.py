@@ -16,7 +16,7 @@ from forecache._core import Grid, Site
 from forecache._errors import ModelError, PlanMismatchError, SiteError
 from forecache.adapters import modules, original
 from forecache.adapters.base import Layout, from_blocks, is_in_place, is_mounted, mounted, replaced
-from forecache.adapters.blocks import OWN, Block, Branch, Gate, Gates, Own, Streams, Value, add_up, residual
+from forecache.adapters.blocks import OWN, Block, Branch, Gate, Gates, Own, Streams, Value, add_all, add_up, residual
 from forecache.adapters.counting import Arguments, Parts, Special, count, seen
 from forecache.adapters.identity import describe_scheduler, fingerprint, is_same, scheduler_differences
 from forecache.adapters.registry import Registration, adapter_for, adapters, register_adapter, table
@@ -36,6 +36,7 @@ __all__ = [
     "Streams",
     "Value",
     "adapters",
+    "add_all",
     "add_up",
     "describe",
     "describe_scheduler",

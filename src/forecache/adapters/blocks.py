@@ -82,6 +82,12 @@ class Branch:
             streams[stream] = x_BND + part if each is None else self.add(x_BND, part, each)
 
 
+def add_all(total_BND: Tensor, features: Iterable[Tensor], gates: Iterable[Tensor]) -> None:
+    """Add gated features to one stream, in place; gates: one a feature, broadcastable to it."""
+    for feature_BND, gate in zip(features, gates, strict=True):
+        total_BND.addcmul_(feature_BND, gate)
+
+
 def add_up(totals: Sequence[Tensor], streams: Sequence[int], feature_BND: Tensor, gate: Any) -> None:
     """Add a gated feature to its streams, in place."""
     if isinstance(gate, Tensor) and len(streams) == 1:  # nearly always, once a feature and step
@@ -169,6 +175,8 @@ class Block:
 
     def handed(self, streams: Sequence[Tensor]) -> Any:
         """The streams as the block's forward gives them out."""
+        if self.outputs == (0,):  # a call that every skipped block makes
+            return streams[0]
         found = [None if stream is None else streams[stream] for stream in self.outputs]
         return tuple(found) if len(found) > 1 else found[0]
 
@@ -225,6 +233,9 @@ def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], 
     """Reads the streams from the arguments of a block's forward."""
     known = list(inspect.signature(forward).parameters)
     places = [(name, known.index(name)) for name in names]
+    if len(places) == 1:  # a call that every skipped block makes
+        ((only, first),) = places
+        return lambda args, kwargs: (args[first] if first < len(args) else kwargs[only],)
 
     def take(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
         return tuple(args[place] if place < len(args) else kwargs[name] for name, place in places)

@@ -74,8 +74,8 @@ class StackedGates:
         embedded_LBD = self._table_LCD[:, labels_B] + self._time(timestep_B, x_BND.dtype)
         condition_LDB = nn.functional.silu(embedded_LBD).transpose(1, 2)
         gates_LEB = torch.baddbmm(self._gates_LE1, self._gates_LED, condition_LDB)  # weights as they lie: read fastest
-        gates_LBE = gates_LEB.transpose(1, 2).contiguous()
-        return gates_LBE.unflatten(2, (2, -1)).transpose(1, 2).reshape(-1, len(labels_B), 1, self._width)
+        gates_L2BD = gates_LEB.unflatten(1, (2, -1)).transpose(2, 3).contiguous()
+        return gates_L2BD.view(-1, len(labels_B), 1, self._width)
 
     def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
         """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one, as far as that can be seen."""
