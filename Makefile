@@ -73,6 +73,7 @@ tables: $(READY)
 # the tables of docs/performance.md: ours (a quarter of an hour), and beside other caches (an hour; it can be stopped)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/least.py
 
 peers: $(READY)
 	$(INSTALL) --editable '.[peers]'

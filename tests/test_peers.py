@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import forecache as fc
 from forecache import zoo
+from forecache.subjects import open_subject
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 
@@ -25,7 +28,7 @@ def scripts(monkeypatch):
         return __import__(name)
 
     yield get
-    for name in ("digits", "speed", "peers", "peer_runs", "peer_caches", "tuned_others", "tuned_peers"):
+    for name in ("digits", "speed", "least", "peers", "peer_runs", "peer_caches", "tuned_others", "tuned_peers"):
         sys.modules.pop(name, None)
 
 
@@ -102,6 +105,33 @@ def test_a_cache_that_fails_is_said_and_left_out(scripts, capsys):
     assert peers.put_all(subject, [runs.Cache("broken", "forecache", fails)], left_out) == []
     assert left_out == {"broken": "TypeError: not for this model"}
     assert "broken fails: TypeError" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_the_least_that_a_skipped_step_costs_is_measured_on_the_same_arithmetic(scripts):
+    """Its code gives what a skipped step of ours gives, from features that hooks saw in the step before."""
+    subject = open_subject("tiny", 2, "cpu")
+    blocks, features = subject.model.transformer_blocks, []
+    watched = [
+        module.register_forward_hook(lambda *call: features.append(call[-1]))
+        for block in blocks
+        for module in (block.attn1, block.ff)
+    ]
+    first, second = ({**subject.inputs, "timestep": timestep} for timestep in subject.timesteps(2))
+    subject.model(**first)
+    for hook in watched:
+        hook.remove()
+    with fc.apply(subject.model, fc.fora(2).plan(subject.grid(2))):
+        subject.model(**first)
+        ours = subject.model(**second).sample
+    least = scripts("least").Least(subject, features).least(**second)
+    torch.testing.assert_close(least, ours, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(scripts("least").Least(subject).least(**second), ours, atol=1e-2)
+
+
+def test_the_script_of_the_least_measures_a_model(scripts, capsys):
+    scripts("least").main(["tiny", "--rounds", "1"])
+    assert "| tiny |" in capsys.readouterr().out
 
 
 def test_the_speed_script_writes_its_table(scripts, tmp_path):
