@@ -82,8 +82,8 @@ class Branch:
             streams[stream] = x_BND + part if each is None else self.add(x_BND, part, each)
 
 
-def add_all(total_BND: Tensor, features: Iterable[Tensor], gates: Iterable[Tensor]) -> None:
-    """Add gated features to one stream, in place; gates: one a feature, broadcastable to it."""
+def add_all(total_BND: Tensor, features: Iterable[Tensor], gates: Iterable[Any]) -> None:
+    """Add gated features to one stream, in place; gates: one a feature, tensors that are broadcastable to it."""
     for feature_BND, gate in zip(features, gates, strict=True):
         total_BND.addcmul_(feature_BND, gate)
 
