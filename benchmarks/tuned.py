@@ -1,8 +1,8 @@
 """Tuned plans beside every other way to the same number of computed steps, on samples that they were not tuned on.
 
-    python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (an hour)
+    python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (three hours)
     python benchmarks/tuned.py digits --steps 50 --counts 33 25 17 11 --samples 400
-    python benchmarks/tuned.py digits --samples 200       a quicker look
+    python benchmarks/tuned.py digits --samples 200       a quicker look (twenty minutes)
     python benchmarks/tuned.py digits --no-more           what benchmarks/results has, drawn again
     python benchmarks/tuned.py digits --ship out/tune     the plans of a folder of `forecache tune` ship from now on
 
@@ -166,7 +166,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("model", choices=["digits", "digits-text"])
     parser.add_argument("--ship", type=Path, help="a folder of `forecache tune` whose plans ship from now on; and stop")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--plans", type=Path, help="folder of `forecache tune`; by default the plans that ship")
     parser.add_argument("--counts", type=int, nargs="*", help="computed steps; by default those of the plans")
     parser.add_argument("--no-more", action="store_true", help="write again what benchmarks/results has")
