@@ -129,7 +129,9 @@ def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
     right.set_yticks(range(len(plans)), [row.name for row in plans])
     right.invert_yaxis()
     right.set_xlabel("a step, % of the bare model's")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(
+        frameon=False, fontsize=8, ncols=len(KINDS), loc="lower right", bbox_to_anchor=(1.0, 1.0)
+    )  # above the bars
     right.margins(x=0.12)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
