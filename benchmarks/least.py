@@ -1,7 +1,7 @@
 """The least that a skipped step can cost here: ours beside code that does nothing else, in turn with full steps.
 
     python benchmarks/least.py                          tiny, dit-cpu and digits, one thread (two minutes)
-    python benchmarks/least.py tiny --rounds 3          one model, fewer rounds
+    python benchmarks/least.py tiny --rounds 3          one model, fewer rounds, printed alone
 
 The code that does nothing else: the model's own patches and last layer, the gates of all blocks from one batched
 product, and one addcmul a branch; no module is called for a block, and nothing is checked. What is left of a skipped

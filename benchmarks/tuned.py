@@ -2,7 +2,7 @@
 
     python benchmarks/tuned.py digits                     the table and the plot of docs/tuning.md (three hours)
     python benchmarks/tuned.py digits --steps 50 --counts 33 25 17 11 --samples 400
-    python benchmarks/tuned.py digits --samples 200       a quicker look (twenty minutes)
+    python benchmarks/tuned.py digits --samples 200       a quicker look
     python benchmarks/tuned.py digits --no-more           what benchmarks/results has, drawn again
     python benchmarks/tuned.py digits --ship out/tune     the plans of a folder of `forecache tune` ship from now on
 
