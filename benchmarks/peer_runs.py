@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forecache.sample import sample, to_images
+from forecache.sources import Condition, Sampling
 
 Start = Callable[[], None]
 BARE = "no cache"
@@ -76,15 +77,19 @@ def silence() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What all caches are put on. digits: the judge, None for random weights."""
+    """What all caches are put on. digits: the bundled model that it is of, None for random weights."""
 
     model: Any
     scheduler: Any
     num_steps: int
     digits: Any = None
 
-    def run(self, called: Called, labels: Sequence[int] = (0, 1), first: int = 0, seed: int = 0) -> Tensor:
-        """One generation; sample i starts from noise (seed, first + i)."""
+    def few(self, count: int) -> Sequence[Condition]:
+        """What so many samples are asked for where any will do."""
+        return range(count)
+
+    def run(self, called: Called, labels: Sequence[Any], first: int = 0, seed: int = 0) -> Tensor:
+        """One generation in [-1, 1]; sample i starts from noise (seed, first + i)."""
         indices = range(first, first + len(labels))
         steps = self.num_steps
         with silence():
@@ -94,9 +99,21 @@ class Subject:
 
     def under(self, cache: Cache) -> Running:
         """A copy of the model with the cache on it; a cache that calibrates itself does it on noise of its own."""
-        called = Called(copy.deepcopy(self.model), self.num_steps, lambda it: self.run(it, range(10), seed=1000))
+        called = Called(copy.deepcopy(self.model), self.num_steps, lambda it: self.run(it, self.few(10), seed=1000))
         with silence():
             return Running(cache, called, cache.put_on(called), self)
+
+
+class Captioned(Subject):
+    """digits-text, sampled by its pipeline."""
+
+    def few(self, count: int) -> Sequence[Condition]:
+        return self.digits.prompts[:count]
+
+    def run(self, called: Called, labels: Sequence[Any], first: int = 0, seed: int = 0) -> Tensor:
+        model = replace(self.digits, transformer=called.model)
+        with silence():
+            return model.generate(labels, Sampling(self.num_steps, model.guidance, seed), first) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -108,13 +125,13 @@ class Running:
     start: Start
     subject: Subject
 
-    def __call__(self, labels: Sequence[int], first: int = 0) -> Tensor:
+    def __call__(self, labels: Sequence[Condition], first: int = 0) -> Tensor:
         with silence():
             self.start()
         self.called.seconds.clear()
         return self.subject.run(self.called, labels, first)
 
-    def images(self, labels: Sequence[int]) -> Tensor:
+    def images(self, labels: Sequence[Condition]) -> Tensor:
         return torch.cat(
             [to_images(self(labels[first : first + BATCH], first)) for first in range(0, len(labels), BATCH)]
         )
@@ -122,9 +139,9 @@ class Running:
     @cached_property
     def computed(self) -> list[tuple[int, int]]:
         """For every step, how often the attention and the MLP of the middle block do their work."""
-        return self.counted([0, 1])
+        return self.counted(self.subject.few(2))
 
-    def counted(self, labels: Sequence[int]) -> list[tuple[int, int]]:
+    def counted(self, labels: Sequence[Condition]) -> list[tuple[int, int]]:
         """The same of a batch: some caches decide by what they are given."""
         blocks = self.called.model.transformer_blocks
         middle = blocks[len(blocks) // 2]

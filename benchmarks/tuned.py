@@ -211,7 +211,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     rows = Rows(args.model, args.samples, args.steps, args.timed)
     if args.only in (None, "ours"):
         measure_ours(rows, args)
-    if args.only in (None, "peers") and args.model == "digits":
+    if args.only in (None, "peers"):
         measure_peers(rows, args.counts)
     about = {"environment": bench.environment(), "seed": SEED, "samples": args.samples}
     return about | {
@@ -239,7 +239,7 @@ def measure_peers(rows: Rows, counts: Sequence[int]) -> None:
         for name, put_on in peers.caches(count):
             made = functools.cache(put_on)
             try:
-                rows.row(name, count, lambda asked, made=made: made().images(list(map(int, asked))),
+                rows.row(name, count, lambda asked, made=made: made().images(asked),
                          lambda made=made: peers.about(made()))  # fmt: skip
             except LookupError as error:
                 print(f"{count} of {rows.steps}, {name}: left out. {error}", flush=True)

@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from peer_caches import by_pattern, dbcache, first_block, mag, static
-from peer_runs import BARE, Cache, Called, Running, Start, Subject
+from peer_runs import BARE, Cache, Called, Captioned, Running, Start, Subject
 from torch.utils.flop_counter import FlopCounterMode
 from tuned_others import halved, spread
 
+from forecache.zoo import DigitsText
+
 PutOn = Callable[[Called], Start]
 THRESHOLDS = (0.02, 8.0)
-LABELS = list(range(10))
-"""Of a few samples, on which thresholds are found and operations counted: some caches decide by what they see."""
+FEW = 10
+"""Samples on which thresholds are found and operations counted: some caches decide by what they see."""
 
 
 class Peers:
-    """The caches that are installed, on bundled digits, as `peer_runs` puts them on."""
+    """The caches that are installed, on a bundled model, as `peer_runs` puts them on."""
 
-    def __init__(self, digits: Any, steps: int) -> None:
-        self._subject = Subject(digits.transformer, digits.scheduler, steps, digits)
+    def __init__(self, model: Any, steps: int) -> None:
+        kind = Captioned if isinstance(model, DigitsText) else Subject
+        self._subject = kind(model.transformer, model.scheduler, steps, model)
         self._steps = steps
         self._bare = self._flops(self._subject.under(Cache(BARE, "forecache", lambda called: lambda: None)))
 
@@ -46,7 +49,7 @@ class Peers:
 
     def about(self, running: Running) -> dict[str, Any]:
         """How many times fewer MACs a run has than one without a cache, and which steps the middle block computes."""
-        kinds = "".join("#" if attention else "." for attention, _ in running.counted(LABELS))
+        kinds = "".join("#" if attention else "." for attention, _ in running.counted(self._subject.few(FEW)))
         return {"fewer_macs": self._bare / self._flops(running), "schedule": kinds}
 
     def _installed(
@@ -63,7 +66,7 @@ class Peers:
 
         def computed(threshold: float) -> int:
             running = self._subject.under(Cache("tried", "forecache", made(threshold)))
-            return sum(attention for attention, _ in running.counted(LABELS))
+            return sum(attention for attention, _ in running.counted(self._subject.few(FEW)))
 
         low, high = map(math.log, THRESHOLDS)
         at_most = math.exp(-halved(lambda minus: computed(math.exp(-minus)) <= count, -high, -low, 8))
@@ -71,8 +74,7 @@ class Peers:
             raise LookupError(f"The threshold that computes at most {count} steps computes {found}.")
         return made(at_most)
 
-    @staticmethod
-    def _flops(running: Running) -> float:
+    def _flops(self, running: Running) -> float:
         with FlopCounterMode(display=False) as counter:
-            running(LABELS)
+            running(self._subject.few(FEW))
         return float(counter.get_total_flops())

@@ -12,6 +12,7 @@ from PIL import Image
 
 import forecache as fc
 from forecache import zoo
+from forecache.sources import as_source, everything
 from forecache.subjects import open_subject
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
@@ -57,22 +58,24 @@ def test_every_cache_that_is_installed_runs(scripts, tmp_path, capsys):
     assert "| ours: FORA, N = 3 | `#..#..#` | 3, 3 |" in (tmp_path / "peers-tiny.md").read_text()
 
 
-def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch):
+@pytest.mark.parametrize("load", [zoo.load_digits, zoo.load_digits_text])
+def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch, load):
     """By a mask, or by the threshold that gives so many; a skipped step computes the first block all the same."""
     module = scripts("tuned_peers")
-    monkeypatch.setattr(module, "LABELS", [0, 1])
-    digits = zoo.load_digits()
-    peers, running = module.Peers(digits, 5), {}
+    monkeypatch.setattr(module, "FEW", 2)
+    model = load()
+    peers, running = module.Peers(model, 5), {}
     for name, put_on in peers.caches(3):
         with contextlib.suppress(LookupError):  # no threshold
             running[name] = put_on()
     assert running, "no threshold gave three steps"
-    blocks = digits.transformer.config.num_layers
+    blocks = model.transformer.config.num_layers
+    two = everything(as_source(model))[:2]
     for name, each in running.items():
         about = peers.about(each)
         assert about["schedule"].count("#") == 3, name
         assert 5 / (3 + 2 / blocks) * 0.95 < about["fewer_macs"] < 5 / 3
-        assert each.images([0, 1]).shape[0] == 2
+        assert each.images(two).shape[0] == 2
 
 
 def test_quality_is_kept_and_not_measured_again(scripts, tmp_path, capsys):
