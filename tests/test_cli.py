@@ -113,6 +113,8 @@ def test_sample_runs_a_real_pipeline(forecache, tmp_path, pipe, pipe_folder):
 FAILURES = {
     "unknown label": (["--labels", "3,11"], "classes 0 to 9; 11 is not"),
     "unknown class name": (["--labels", "cat"], "no class 'cat'"),
+    "a label with two signs": (["--labels", "--5"], "no class '--5'"),
+    "a digit that is no number": (["--labels", "3,²"], "no class '²'"),
     "no label": (["--labels", ","], "classes 0 to 9"),
     "unknown model": (["--labels", "1", "--model", "nowhere"], "no model 'nowhere'"),
     "plan and method": (["--labels", "1", "--plan", "p.json", "--method", "goc"], "one of them"),

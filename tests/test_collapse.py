@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from conftest import CLASSES, generate, labels, noise, small_dit
+from diffusers import PixArtTransformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -35,6 +36,40 @@ def sampled(model, plan, **how):
     with fc.apply(model, plan) as session:
         images = generate(model, plan.num_steps, **how)
     return images, session.stats
+
+
+def run_dit(model, trained=False):
+    """The last of a generation's outputs, on inputs of its own; trained: with gradients."""
+    total = torch.zeros(())
+    with torch.set_grad_enabled(trained):
+        for step in range(STEPS):
+            timestep = torch.full((4,), 990 - 70 * step)
+            x = noise(4).to(model.dtype) + 0.1 * step
+            total = total + model(x, timestep=timestep, class_labels=labels()).sample
+    return total
+
+
+def small_pixart():
+    torch.manual_seed(0)
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "sample_size": 8}
+    text = {"cross_attention_dim": 16, "caption_channels": 12, "norm_type": "ada_norm_single"}
+    model = PixArtTransformer2DModel(**shape, **text, in_channels=4, out_channels=4, norm_elementwise_affine=False)
+    return model.eval()
+
+
+def run_pixart(model, trained=False):
+    total = torch.zeros(())
+    text = torch.ones(4, 5, 12, dtype=model.dtype)
+    more = {"encoder_hidden_states": text, "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    with torch.set_grad_enabled(trained):
+        for step in range(STEPS):
+            timestep = torch.full((4,), 990 - 70 * step)
+            total = total + model(noise(4).to(model.dtype) + 0.1 * step, timestep=timestep, **more).sample
+    return total
+
+
+MODELS = {"DiT": lambda: small_dit(3), "PixArt": small_pixart}
+MODEL_RUNS = {"DiT": run_dit, "PixArt": run_pixart}
 
 
 def random_statistics(model):
@@ -109,6 +144,7 @@ def test_runs_are_found():
     ]  # fmt: skip
 
 
+@torch.no_grad()
 def test_the_gates_of_a_run_are_those_of_its_blocks(dit):
     found = layout(dit)
     x_BND, t, y = torch.randn(4, 16, 16), torch.tensor([981.0, 981, 981, 500]), labels()
@@ -181,6 +217,55 @@ def test_weights_that_change_between_generations_count(block_by_block):
     torch.testing.assert_close(sampled(model, plan)[0], second, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["DiT", "PixArt"])
+def test_weights_that_are_written_where_nobody_counts_count(family):
+    """As peft merges adapters and diffusers copies averaged weights, through ``.data``: no version tells."""
+    model = MODELS[family]()
+    plan = fc.fora(3).plan(fc.grid(model, STEPS))
+    with fc.apply(model, plan):
+        before = MODEL_RUNS[family](model)
+        for block in model.transformer_blocks:
+            (block.norm1.linear.weight if family == "DiT" else block.scale_shift_table).data.mul_(1.5)
+        after = MODEL_RUNS[family](model)
+    with fc.apply(model, plan):
+        assert torch.equal(MODEL_RUNS[family](model), after)
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["DiT", "PixArt"])
+def test_gradients_of_parameters_are_those_of_block_by_block(block_by_block, family):
+    model = MODELS[family]().double()
+    plan = fc.fora(3).plan(fc.grid(model, STEPS))
+
+    def gradients():
+        model.zero_grad()
+        with fc.apply(model, plan):
+            MODEL_RUNS[family](model, trained=True).square().sum().backward()
+        return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+    together = gradients()
+    block_by_block()
+    apart = gradients()
+    assert together.keys() == apart.keys()
+    largest = max(each.abs().max().item() for each in apart.values())
+    for name, gradient in apart.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-6, atol=1e-10 * largest)
+    gates = "transformer_blocks.1." + ("norm1.linear.weight" if family == "DiT" else "scale_shift_table")
+    assert together[gates].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["goc computed", "eoc per channel", "eoc relative"])
+def test_after_inference_mode_gradients_flow(name):
+    """What a session has made for one generation serves the next one."""
+    model = small_dit(3)
+    plan = METHODS[name](model).plan(fc.grid(model, STEPS))
+    with fc.apply(model, plan):
+        with torch.inference_mode():
+            run_dit(model)
+        run_dit(model, trained=True).square().sum().backward()
+    assert model.transformer_blocks[0].ff.net[2].weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("name", ["reuse", "goc", "taylor"])
 def test_bfloat16_stays_as_close_as_block_by_block(block_by_block, name):
     exact = small_dit(5)
@@ -246,6 +331,7 @@ def test_a_run_that_is_asked_for_twice_in_one_call_is_refused(dit):
         reference.ddim(twice, noise(), 2)
 
 
+@torch.no_grad()
 def test_the_label_of_no_class_counts_too(dit):
     gates = layout(dit).gates(range(3))
     x, t = torch.randn(2, 16, 16), torch.tensor([5, 5])

@@ -175,3 +175,35 @@ def test_kept_in_another_dtype():
     with fc.apply(compiled, plan) as session:
         generate(compiled, STEPS)
         assert session.stats.peak_cache_bytes == 2 * held
+
+
+class Writes(torch.nn.Module):
+    """Two sites; what the first gave out is written into when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.writes = False
+
+    def forward(self, x, timestep):
+        y = self.first(x)
+        z = self.second(x)
+        return x + (y.add_(1) if self.writes else y) + z
+
+
+def test_a_step_that_fails_before_it_runs_leaves_nothing():
+    """What was kept is found changed when it is lent: the next generation is as clean as without a compiler."""
+    torch.manual_seed(0)
+    model, x = Writes(), torch.randn(2, 3, 4)
+    compiled = torch.compile(model, backend="eager")
+
+    def run():
+        return [compiled(x + step, torch.tensor(9 - step)) for step in range(4)]
+
+    with fc.apply(compiled, fc.fora(4).plan(fc.grid(model, 4, sites=["first", "second"]))):
+        clean = run()
+        model.writes = True
+        with pytest.raises(fc.RunError, match="changed in place"):
+            run()
+        model.writes = False
+        assert all(map(torch.equal, run(), clean))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
-from forecache import selection, tokens
+from forecache import choosing, selection, tokens
 from forecache.methods import PROCACHE_PATTERN
 from forecache.schedules import at, by_step, depth, kind
 
@@ -406,3 +406,51 @@ def test_half_precision(dit):
         images, *_ = sampled(model, METHODS[name])
         assert images.isfinite().all()
         assert images.dtype == torch.bfloat16
+
+
+# ---- ages -----------------------------------------------------------------------------------------------------------
+
+
+def ages_seen(model, row, monkeypatch):
+    """The highest age that each choice of an MLP was told, for a row of cells for all MLPs."""
+    grid = fc.grid(model, len(row))
+    rows = tuple(row if site.kind == "mlp" else (fc.Cell(),) * len(row) for site in grid.sites)
+    told, choose = [], choosing.choose
+
+    def watch(tokens_, scores_BN, age_BN, image):
+        told.append(None if age_BN is None else age_BN.max().item())
+        return choose(tokens_, scores_BN, age_BN, image)
+
+    monkeypatch.setattr(choosing, "choose", watch)
+    with fc.apply(model, fc.Plan(grid, rows)):
+        generate(model, len(row))
+    monkeypatch.undo()
+    return told[:: model.config.num_layers]
+
+
+@pytest.mark.parametrize(
+    ("shares", "ages", "told"),
+    [
+        ((0.25, 0.25, 0.25), (1.0, 1.0, 1.0), [None, 1, 2]),
+        ((0.25, 0.25, 0.25), (0, 0, 1.0), [None, 1, 2]),  # all calls before count, whoever asks
+        ((0.0, 0.25, 0.25), (0, 0, 1.0), [1, 2]),  # nothing is chosen in the first, and every token ages
+        ((0.25, 0.25, 0.25), (1.0, 0, 0), [None, None, None]),  # nobody asks later
+    ],
+)
+def test_tokens_age_with_every_partial_call(dit, monkeypatch, shares, ages, told):
+    cells = [
+        fc.Cell(((0, 1.0),), tokens=tokens.Tokens(share, "random", age=age))
+        for share, age in zip(shares, ages, strict=True)
+    ]
+    assert ages_seen(dit, (fc.Cell(), *cells), monkeypatch) == told
+    plan_of_two_gaps = (fc.Cell(), *cells, fc.Cell(), fc.Cell(((4, 1.0),), tokens=tokens.Tokens(0.25, "random", age=1)))
+    assert ages_seen(dit, plan_of_two_gaps, monkeypatch) == [*told, None]
+
+
+def test_float64_models_choose_tokens(dit):
+    """The same tokens as in float32, so the same samples to rounding."""
+    method = fc.procache("#..#..#...", 1, 0.3)
+    single, _, plan = sampled(dit, method)
+    assert any(cell.tokens is not None and cell.tokens.importance == "attn_norm" for row in plan.rows for cell in row)
+    double, _, _ = sampled(copy.deepcopy(dit).double(), method)
+    torch.testing.assert_close(double.float(), single, rtol=1e-3, atol=1e-4)

@@ -8,9 +8,10 @@ tokens' ages.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 
 from forecache import states
 from forecache._core import Cell, Importance, Site, Tokens, is_reuse
@@ -112,7 +113,7 @@ def operations(sites: Sequence[Site], rows: Rows, folded: bool = True) -> list[t
     for step in range(len(rows[0])):
         for index, row in enumerate(rows):
             tokens = row[step].tokens
-            if tokens is None or (tokens.share == 0 and not tokens.age):
+            if tokens is None or (tokens.share == 0 and not _counts_ages(row[step:])):
                 continue
             score = (number[tokens.site], tokens.importance) if tokens.needs_site and 0 < tokens.share < 1 else None
             made[index][step] = replace(made[index][step], choice=_choice(row, step, score, index))
@@ -129,18 +130,19 @@ def operations(sites: Sequence[Site], rows: Rows, folded: bool = True) -> list[t
 def _choice(row: Sequence[Cell], step: int, score: Score | None, index: int) -> Choice:
     tokens = row[step].tokens
     assert tokens is not None
-    random = tokens.seed, step, index
-    return Choice(tokens, score, random, _ages(row[step::-1]), _ages(row[step:]))
+    before = any(cell.tokens is not None for cell in _gap(row[:step][::-1]))
+    aged = before and _counts_ages(row[step:])
+    return Choice(tokens, score, (tokens.seed, step, index), aged, _counts_ages(row[step + 1 :]))
 
 
-def _ages(gap: Sequence[Cell]) -> bool:
-    """Whether the first cell shares ages with another partial cell that comes before a computed one."""
-    for cell in gap[1:]:
-        if cell.computed:
-            return False
-        if cell.tokens is not None:
-            return bool(cell.tokens.age or (gap[0].tokens and gap[0].tokens.age))
-    return False
+def _counts_ages(cells: Sequence[Cell]) -> bool:
+    """Whether a partial cell chooses by its tokens' ages, in the gap that these cells begin in."""
+    return any(cell.tokens is not None and cell.tokens.age for cell in _gap(cells))
+
+
+def _gap(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """The cells before the next computed one."""
+    return takewhile(lambda cell: not cell.computed, cells)
 
 
 def _scored_at(row: Sequence[Cell], step: int, score: Score) -> int:

@@ -28,8 +28,9 @@ def _times(gate: Tensor | float, weight: float | Tensor) -> Tensor | float:
 class Placed:
     """What a plan holds besides cells, moved once a device and dtype.
 
-    A constant of another shape is refused. cache_dtype, cache_device: what features are kept in and where, if it is not
-    as and where they are. max_error: how far an estimate may lie from the newest feature, if there is a limit.
+    A constant of another shape is refused. What is made in inference mode serves outside of it, too. cache_dtype,
+    cache_device: what features are kept in and where, if it is not as and where they are. max_error: how far an
+    estimate may lie from the newest feature, if there is a limit.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Placed:
     def like(self, names: Shift, feature: Tensor) -> Tensor:
         """The sum of these constants, each times its share, for features like this one, (B, N, D)."""
         key = names, feature.device, feature.dtype, feature.shape[1:]
-        placed = self._placed.get(key)
-        if placed is None:
-            parts = [self._fitting(name, feature).mul(share) for name, share in names]
-            placed = self._placed[key] = torch.stack(torch.broadcast_tensors(*parts)).sum(0).to(feature)
-        return placed
+        if key not in self._placed:
+            with torch.inference_mode(False):
+                parts = [self._fitting(name, feature).mul(share) for name, share in names]
+                total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+                self._placed[key] = total.to(feature.device, feature.dtype)
+        return self._placed[key]
 
     def _fitting(self, name: str, feature: Tensor) -> Tensor:
         constant = self._constants[name]
@@ -72,8 +74,9 @@ class Placed:
         key = run, gates.device
         if key not in self._terms:
             shape = (-1, *[1] * (gates.ndim - 1))
-            weights = torch.tensor(run.weights, device=gates.device).view(shape)
-            self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
+            with torch.inference_mode(False):
+                weights = torch.tensor(run.weights, device=gates.device).view(shape)
+                self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
         index, weights = self._terms[key]
         return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
 
@@ -83,8 +86,9 @@ class Placed:
         if key not in self._shifts:
             parts = [self.like(run.ops[branch].shift, like) for branch in run.shifted]
             channels = all(part.ndim == 1 for part in parts)
-            index = torch.tensor(run.shifted, device=like.device)
-            self._shifts[key] = (index, torch.stack(parts)[:, None, None]) if channels else None
+            with torch.inference_mode(False):
+                index = torch.tensor(run.shifted, device=like.device)
+                self._shifts[key] = (index, torch.stack(parts)[:, None, None]) if channels else None
         found = self._shifts[key]
         return None if found is None else (gates.index_select(0, found[0]) * found[1]).sum(0)
 
@@ -92,12 +96,14 @@ class Placed:
         """Random scores (1, N) for the tokens of a feature (B, N, D)."""
         key = seed, feature.shape[1], feature.device
         if key not in self._random:
-            self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
+            with torch.inference_mode(False):
+                self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
         return self._random[key]
 
     def numbers(self, values: tuple[float, ...], device: torch.device) -> Tensor:
         """Numbers as a float32 tensor."""
         key = values, device
         if key not in self._numbers:
-            self._numbers[key] = torch.tensor(values, dtype=torch.float32, device=device)
+            with torch.inference_mode(False):
+                self._numbers[key] = torch.tensor(values, dtype=torch.float32, device=device)
         return self._numbers[key]

@@ -179,6 +179,6 @@ def conditions(source: Source, count: int, labels: str | None, prompts: Path | N
 def parse_labels(text: str, source: Source) -> tuple[int, ...]:
     """``207,360`` or class names, separated by commas."""
     words: Sequence[str] = [word.strip() for word in text.split(",") if word.strip()]
-    labels = [int(word) if word.lstrip("-").isdigit() else source.label(word) for word in words]
+    labels = [int(word) if word.removeprefix("-").isdecimal() else source.label(word) for word in words]
     check_labels(labels, source.classes)
     return tuple(labels)

@@ -27,7 +27,8 @@ class Call(NamedTuple):
 def score(importance: Importance, output_BND: Tensor) -> Tensor:
     """Scores (B, N), float32, of what a site gave out: the L2 norm of every token, or a function's."""
     if not callable(importance):
-        return torch.linalg.vector_norm(output_BND, dim=-1, dtype=torch.float32)
+        wide = torch.promote_types(output_BND.dtype, torch.float32)
+        return torch.linalg.vector_norm(output_BND, dim=-1, dtype=wide).float()
     scores_BN = importance(output_BND)
     if not isinstance(scores_BN, Tensor) or scores_BN.shape != output_BND.shape[:2]:
         found = tuple(scores_BN.shape) if isinstance(scores_BN, Tensor) else type(scores_BN).__name__

@@ -145,7 +145,11 @@ class Steps:
         lane = self._begin(args, kwargs)
         course = lane.course
         run = course.graphs.of(lane.step, course.program.steps[lane.step], self._local.compiler)
-        return run, course.place, lane.history.lend()
+        try:
+            return run, course.place, lane.history.lend()
+        except BaseException:
+            self._fail()
+            raise
 
     def _take(self, made: Made) -> None:
         assert self._local.lane is not None

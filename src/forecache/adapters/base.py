@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from forecache._core import Cell, Site
@@ -56,16 +57,24 @@ class Layout:
         """The streams that every site adds to, where sites belong to blocks."""
         return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
 
-    def weights(self) -> tuple[tuple[int, int], ...]:
-        """Where the weights that make gates lie, and their versions: another value where one has changed."""
-        found = (each for _, block in self.blocks for each in block.weights())
-        return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in found)
+    def weights(self) -> object:
+        """What tells the weights that make gates from others: another value where one has changed.
+
+        Where they lie, their versions, whether gradients flow to them, and sums of those that are copied, because a
+        write through ``.data``, as by peft's merging, shows nowhere else.
+        """
+        found = [each for _, block in self.blocks for each in block.weights()]
+        copied = [each for _, block in self.blocks if block.copies for each in block.weights()]
+        places = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in found]
+        return places, _is_trained(copied), _sums(copied)
 
     def gates(self, numbers: Iterable[int]) -> Gates:
         """The gates of these blocks, from one batched product where the family has one and the modules allow it."""
         blocks = [self.blocks[number][1] for number in numbers]
-        made = self.stacked([block.module for block in blocks]) if self.stacked is not None else None
-        return made or _one_by_one(blocks)
+        copied = [each for block in blocks if block.copies for each in block.weights()]
+        if self.stacked is None or _is_trained(copied):
+            return _one_by_one(blocks)
+        return self.stacked([block.module for block in blocks]) or _one_by_one(blocks)
 
     def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
@@ -85,6 +94,21 @@ class Layout:
                     f"The plan ranks tokens by the attention of {self.sites[unknown[0]].name}, which forecache cannot "
                     f"see in {type(self.model).__name__}: use importance='attn_norm'."
                 )
+
+
+def _is_trained(weights: Iterable[Tensor]) -> bool:
+    """Whether a gradient has to reach the weights themselves."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in weights)
+
+
+def _sums(weights: Iterable[Tensor]) -> list[float]:
+    """The sum of every weight, read at once from each device."""
+    found: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for each in weights:
+            if type(each) in (Tensor, nn.Parameter) and not each.is_meta:
+                found.setdefault(each.device, []).append(each.sum(dtype=torch.float32))
+        return [number for sums in found.values() for number in torch.stack(sums).tolist()]
 
 
 def _one_by_one(blocks: Sequence[Block]) -> Gates:

@@ -139,9 +139,9 @@ def _like(rows: Tensor, whole: Tensor) -> Tensor:
 class Block:
     """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
 
-    weights: the tensors that gates are made of, where those of many blocks are stacked. inputs: the names of the
-    streams in the signature of the forward. outputs: the streams that it gives out, None for nothing; one alone is not
-    in a tuple.
+    weights: the tensors that gates are made of, where those of many blocks are stacked. copies: they are copied for
+    that, not read where they lie. inputs: the names of the streams in the signature of the forward. outputs: the
+    streams that it gives out, None for nothing; one alone is not in a tuple.
     """
 
     module: nn.Module
@@ -150,6 +150,7 @@ class Block:
     weights: Callable[[], Iterable[Tensor]] = tuple
     inputs: tuple[str, ...] = ("hidden_states",)
     outputs: tuple[int | None, ...] = (0,)
+    copies: bool = False
 
     def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
         """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.

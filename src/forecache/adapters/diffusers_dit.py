@@ -72,6 +72,7 @@ def _block(block: Any) -> Block:
             Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True),
         ),
         block.norm1.parameters,
+        copies=True,
     )
 
 

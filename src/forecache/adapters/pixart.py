@@ -78,7 +78,11 @@ def _block(block: Any) -> Block:
         Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True),
     )
     return Block(
-        block, condition, branches if block.attn2 is not None else branches[::2], lambda: (block.scale_shift_table,)
+        block,
+        condition,
+        branches if block.attn2 is not None else branches[::2],
+        lambda: (block.scale_shift_table,),
+        copies=True,
     )
 
 

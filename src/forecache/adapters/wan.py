@@ -63,7 +63,7 @@ def _block(block: Any) -> Block:
         Branch("cross", cross, None, tokenwise=True),
         Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True, add=_added),
     )
-    return Block(block, condition, branches, lambda: (block.scale_shift_table,))
+    return Block(block, condition, branches, lambda: (block.scale_shift_table,), copies=True)
 
 
 def _modulated(norm: nn.Module, x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
