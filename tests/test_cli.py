@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import forecache as fc
+from forecache.sample import sample
 from forecache.zoo import load_digits, router_path
 
 COMMANDS = [
@@ -90,6 +91,37 @@ def test_sample_digits_compares_and_repeats(forecache, tmp_path):
     assert pictures(tmp_path / "a") != pictures(tmp_path / "c")
 
 
+def test_an_earlier_run_in_the_folder_is_replaced(forecache, tmp_path):
+    """Not mixed with: pictures, plan and uncached samples go, and what others put there stays."""
+    code, _, _ = forecache(
+        "sample", "--labels", "3,1,4", "--steps", 3, "--method", "fora", "--compare", "--out", tmp_path
+    )
+    assert code == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    assert forecache("sample", "--labels", "7", "--steps", 2, "--out", tmp_path)[0] == 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["00000.png", "notes.txt", "run.json"]
+    code, _, err = forecache("sample", "--num-samples", 2, "--steps", 2, "--out", tmp_path)
+    assert (code, "holds another run, not in shards" in err) == (1, True)
+    shards = tmp_path / "shards"
+    assert forecache("sample", "--num-samples", 2, "--steps", 2, "--out", shards)[0] == 0
+    code, _, err = forecache("sample", "--labels", "7", "--steps", 2, "--out", shards)
+    assert (code, "samples in shards" in err) == (1, True)
+
+
+def test_a_plan_file_takes_no_method_options(forecache, tmp_path):
+    forecache("plan", "fora", "--steps", 3, "--model", "digits", "--out", tmp_path / "p.json")
+    code, _, err = forecache("sample", "--labels", "7", "--plan", tmp_path / "p.json", "--eta", 0.5, "--out", tmp_path)
+    assert (code, "leave --eta out" in err) == (1, True)
+
+
+def test_more_steps_than_a_scheduler_has_are_refused(forecache, tmp_path):
+    code, _, err = forecache("sample", "--labels", "7", "--steps", 1001, "--out", tmp_path)
+    assert (code, "1000" in err) == (2, True)
+    digits = load_digits()
+    with pytest.raises(fc.InputError, match="DDIMScheduler has no 1001 steps"):
+        sample(digits.transformer, digits.scheduler, [1], num_steps=1001)
+
+
 def test_sample_runs_a_real_pipeline(forecache, tmp_path, pipe, pipe_folder):
     """The folder's images are those of the pipeline under the same plan, called by hand."""
     from forecache.sample import generators
@@ -118,6 +150,8 @@ FAILURES = {
     "no label": (["--labels", ","], "classes 0 to 9"),
     "unknown model": (["--labels", "1", "--model", "nowhere"], "no model 'nowhere'"),
     "plan and method": (["--labels", "1", "--plan", "p.json", "--method", "goc"], "one of them"),
+    "guidance that is no number": (["--labels", "1", "--guidance", "nan"], "a number from 0 on; nan was"),
+    "negative guidance": (["--labels", "1", "--guidance", "-2"], "a number from 0 on; -2 was"),
     "missing plan": (["--labels", "1", "--plan", "nowhere.json"], "no plan file at nowhere.json"),
     "level and interval": (["--labels", "1", "--method", "fora", "--level", "50", "--interval", "2"], "one of them"),
     "level of other steps": (["--labels", "1", "--method", "fora", "--level", "50", "--steps", "10"], "10 steps"),

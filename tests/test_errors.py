@@ -65,3 +65,34 @@ def test_the_docs_list_every_error_with_its_parent_and_a_cause():
         assert parent == (builtin or above or "Exception")
         assert cause
         assert cure or name == "ForecacheError"
+
+
+REFUSED = {
+    "a path for a plan": (lambda dit: fc.apply(dit, "plan.json"), fc.PlanError, "not a str: forecache.Plan.load"),
+    "a method for a plan": (lambda dit: fc.apply(dit, fc.fora(2)), fc.PlanError, "not a Method"),
+    "the name of a dtype": (lambda dit: fc.apply(dit, plan(dit), cache_dtype="bf16"), fc.PlanError, "not 'bf16'"),
+    "bytes below none": (lambda dit: fc.apply(dit, plan(dit), max_cache_bytes=-5), fc.PlanError, "-5 was given"),
+    "half a step": (lambda dit: fc.grid(dit, 2.5), fc.PlanError, "num_steps=2.5 was asked for"),
+    "a truth for steps": (lambda dit: fc.grid(dit, True), fc.PlanError, "num_steps=True was asked for"),
+    "no image": (lambda dit: plan(dit).cost(dit, batch_size=0), fc.InputError, "batch_size=0 was given"),
+    "half an image": (lambda dit: plan(dit).cost(dit, batch_size=2.5), fc.InputError, "batch_size=2.5 was given"),
+    "warm-up below none": (lambda dit: fc.warmup(fc.fora(2), -1), fc.PlanError, "give a number from 0 on"),
+}
+
+
+def plan(dit):
+    return fc.fora(2).plan(fc.grid(dit, 4))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_argument_is_refused_with_a_sentence(dit, name):
+    call, error, said = REFUSED[name]
+    with pytest.raises(error, match=re.escape(said)):
+        call(dit)
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing(dit, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        plan(dit).save(tmp_path / "folder")
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral
 from typing import Any, Literal
 
 from forecache._errors import PlanError
@@ -170,8 +171,10 @@ class Grid:
     scheduler: str = ""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise PlanError(f"A grid needs at least one step; num_steps={self.num_steps} was asked for.")
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, Integral) or self.num_steps < 1:
+            raise PlanError(
+                f"A grid needs a whole number of steps, at least one step; num_steps={self.num_steps!r} was asked for."
+            )
         if not self.sites:
             raise PlanError("A grid needs at least one site; this one has none.")
         names = [site.name for site in self.sites]

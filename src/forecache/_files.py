@@ -55,8 +55,12 @@ def write(path: Path, data: bytes) -> None:
     """Write atomically: a reader sees the old file or the new one. Folders that are missing are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def document(path: Path, max_bytes: int) -> Any:

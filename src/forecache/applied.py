@@ -47,8 +47,7 @@ def apply(
     in the block, StepCountError for a run that is longer or shorter than the plan, CacheBudgetError for one over the
     budget.
     """
-    if cache_dtype is not None and not cache_dtype.is_floating_point:
-        raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype}.")
+    _check(plan, cache_dtype, max_cache_bytes)
     keeping = Keeping(cache_dtype, _device(cache_device), max_cache_bytes)
 
     def session(model: Any, part: Callable[[Sequence[float]], range] | None = None) -> Session:
@@ -64,6 +63,19 @@ def apply(
         made = [session(*each) for each in zip(models, parts(target), strict=True)]
         return Sessions(plan, made)
     return session(target)
+
+
+def _check(plan: object, cache_dtype: object, max_cache_bytes: int | None) -> None:
+    """Raises PlanError for what is no plan, no dtype of features and no number of bytes."""
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"A plan is applied, not a {type(plan).__name__}: forecache.Plan.load(path) reads one from a file, and "
+            "method.plan(forecache.grid(pipe, num_steps)) makes one of a method."
+        )
+    if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
+        raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype!r}.")
+    if max_cache_bytes is not None and max_cache_bytes < 0:
+        raise PlanError(f"max_cache_bytes is a number of bytes; {max_cache_bytes!r} was given.")
 
 
 _ENABLED: dict[int, tuple[Any, Session | Sessions]] = {}

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from forecache import _constants, _hub, _planfile, liveness
 from forecache._constants import Constants
 from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens, check_reads
-from forecache._errors import PlanError, PlanFileError
+from forecache._errors import InputError, PlanError, PlanFileError
 from forecache._version import __version__
 from forecache.adapters import find, layout_for, measure
 from forecache.corrections import Correction
@@ -227,6 +228,8 @@ class Plan:
         call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
         which then set the batch. cache_dtype: as for `forecache.apply`.
         """
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise InputError(f"A batch is a whole number of images from 1 on; batch_size={batch_size!r} was given.")
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
         ops = liveness.operations(self.grid.sites, self.rows)

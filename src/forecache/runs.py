@@ -89,10 +89,12 @@ def write(
 ) -> dict[str, Any]:
     """Write the images as PNGs, the plan as plan.json, and run.json; gives the contents of run.json.
 
+    What an earlier run wrote into the folder goes.
     uncached: the same run without a plan, for the PSNR of every image and the measured speed-up; its images are kept in
     uncached.npz, as ADM's suite reads it. command: what was typed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    _clear(out)
     files = [f"{index:05d}.png" for index in range(len(run.images))]
     for file, image in zip(files, run.images, strict=True):
         save_png(image, out / file)
@@ -124,6 +126,21 @@ def write(
     return record
 
 
+def check_folder(out: Path) -> None:
+    """Raises InputError for a folder that holds samples in shards: `write` would mix them with others."""
+    if (out / "shards.json").exists():
+        raise InputError(f"{out} holds samples in shards, of --num-samples: sample into another folder, or delete it.")
+
+
+def _clear(out: Path) -> None:
+    """Remove what `write` wrote for a run before; nothing else."""
+    if not (out / "run.json").exists():
+        return
+    for path in (*(each for each in out.glob("*.png") if each.stem.isdecimal()), *out.glob("plan.*"), out / UNCACHED):
+        path.unlink(missing_ok=True)
+    (out / "run.json").unlink()
+
+
 def _cost(cost: Cost) -> Mapping[str, Any]:
     return {
         "macs": cost.macs,
@@ -152,7 +169,8 @@ def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[
     if prompts and labels is None and not source.classes:
         return tuple(prompts)
     wanted = "labels, such as --labels 207,360" if source.classes else "texts, such as --prompt 'a red apple'"
-    raise InputError(f"The model makes images of {wanted}: give these alone.")
+    alone = "these alone" if prompts or labels is not None else "these"
+    raise InputError(f"The model makes images of {wanted}: give {alone}.")
 
 
 def read_prompts(path: Path) -> list[str]:

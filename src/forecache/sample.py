@@ -70,7 +70,10 @@ def sample(
     if num_steps < 1:
         raise InputError(f"A run has at least one step; {num_steps} were asked for.")
     scheduler = type(scheduler).from_config(scheduler.config)
-    scheduler.set_timesteps(num_steps, device=model.device)
+    try:
+        scheduler.set_timesteps(num_steps, device=model.device)
+    except ValueError as error:
+        raise InputError(f"{type(scheduler).__name__} has no {num_steps} steps: {error}") from error
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = generators(seed, range(len(labels)) if indices is None else indices)
     more = {"generator": drawn} if "generator" in signature(scheduler.step).parameters else {}

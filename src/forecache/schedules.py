@@ -65,6 +65,8 @@ def except_on(steps: Collection[int]) -> Schedule:
 
 def first(count: int) -> Schedule:
     """Compute the first ``count`` steps."""
+    if count < 0:
+        raise PlanError(f"The first {count} steps cannot be computed: give a number from 0 on.")
     return lambda step, site, grid: _when(step < count)
 
 

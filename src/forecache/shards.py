@@ -169,6 +169,8 @@ def _join(folder: Path, asked: Settings, plan: Plan | None) -> Settings:
     """The settings by the folder's manifest, which the first process that comes writes. plan: is written, too."""
     path = folder / "shards.json"
     if not path.exists():
+        if (folder / "run.json").exists():
+            raise ShardError(f"{folder} holds another run, not in shards: sample into another folder, or delete it.")
         _shardfile.write_manifest(path, asked)
     there = _shardfile.read_manifest(path)
     if differ := differences(there, asked):

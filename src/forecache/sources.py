@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +30,17 @@ Condition = int | str
 class Sampling:
     """How to sample: scheduler steps, classifier-free guidance scale, seed of the noise.
 
-    shared_noise: every sample starts from the noise of sample 0.
+    shared_noise: every sample starts from the noise of sample 0. Raises InputError for a scale that is none.
     """
 
     num_steps: int
     guidance: float
     seed: int
     shared_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"The guidance scale is a number from 0 on; {self.guidance:g} was asked for.")
 
     def indices(self, first: int, count: int) -> Sequence[int]:
         """The numbers of the noises that ``count`` samples from ``first`` on start from."""

@@ -12,7 +12,7 @@ import typer
 import forecache as fc
 from forecache import _distributed, report, runs, sources
 from forecache._routerfile import is_router
-from forecache.cli.terminal import AsJson, app, emit, out_file, progress, say
+from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, progress, say
 from forecache.gates import god
 
 
@@ -31,7 +31,9 @@ class RowsName(StrEnum):
 @app.command("calibrate")
 def calibrate_command(
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps; statistics are for runs of this length.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, max=STEPS, help="Sampling steps; statistics are for runs of this length.")
+    ] = 20,
     samples: Annotated[int, typer.Option(min=1, help="Samples, the classes or texts in turn.")] = 256,
     labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
     prompts: Annotated[

@@ -17,7 +17,7 @@ from forecache import _distributed, bench, demo, report, runs, sources
 from forecache.cli.methods import Typed, takes_method_options
 from forecache.cli.options import MethodName
 from forecache.cli.shards import Many
-from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
+from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
 from forecache.zoo import load_digits, statistics_path
 
 
@@ -130,7 +130,7 @@ def sample_command(
     prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of texts, one a line.")] = None,
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, out_folder("Folder for images, plan.json and run.json.")] = Path("out/sample"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; 20, or those of --plan.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=STEPS, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images a model call, at most; does not change the noise.")] = 16,
@@ -187,7 +187,12 @@ def sample_command(
             "a plan for that number."
         )
     num_steps = loaded.num_steps if loaded is not None else steps or 20
-    built = typed(method).build(num_steps)
+    options = typed(method)
+    if loaded is not None and options.given:
+        raise fc.InputError(f"{plan} has all that its method needs: leave {', '.join(options.given)} out.")
+    built = options.build(num_steps)
+    if num_samples is None:
+        runs.check_folder(out)
     if num_samples is not None:
         _distributed.take_gpu()
     source = sources.open_source(model, device, dtype)

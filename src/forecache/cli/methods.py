@@ -16,7 +16,7 @@ import forecache as fc
 from forecache import sources
 from forecache.adapters import find
 from forecache.cli.options import MethodName, Options
-from forecache.cli.terminal import AsJson, app, emit, out_file, say
+from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, say
 from forecache.subjects import Subject
 from forecache.zoo import SHAPES, call_inputs, shaped
 
@@ -51,8 +51,10 @@ def plan_command(
     model: Annotated[
         str, typer.Option(help=f"digits, digits-text, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
     ] = "digits",
-    steps: Annotated[int, typer.Option(min=1, help="Model calls of a run.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Images that the cost is for; each is a guidance pair.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=STEPS, help="Model calls of a run.")] = 20,
+    batch: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Images that the cost is for; each is a guidance pair.")
+    ] = 1,
     out: Annotated[Path, out_file("The plan file.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:

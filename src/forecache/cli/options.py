@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,6 +135,12 @@ class Options:
     share: Annotated[float | None, typer.Option(help="procache, toca: of the tokens [0.25; 0.07 released].")] = None
     importance: Annotated[ImportanceName | None, typer.Option(help="procache, toca [attn_norm; attention].")] = None
     from_depth: Annotated[float | None, typer.Option(help="procache: first block, or part of them [0.75].")] = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were typed, as they are typed."""
+        names = (each.name for each in fields(self) if each.name != "method" and getattr(self, each.name) is not None)
+        return [f"--{name.replace('_', '-')}" for name in names]
 
     def build(self, num_steps: int) -> Method | None:
         """The method, or None for sampling without a cache; InputError if an option does not belong to it."""

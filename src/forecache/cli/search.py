@@ -11,7 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import _distributed, report, runs, sources
-from forecache.cli.terminal import AsJson, app, console, emit, out_folder, progress, say
+from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, resumable, say
 from forecache.patterns import Constraints
 from forecache.scores import Score
 from forecache.zoo import Digits, DigitsText
@@ -30,7 +30,7 @@ class ProxyName(StrEnum):
 def search_command(
     budget: Annotated[int, typer.Option(min=1, help="Steps that are computed.")],
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=STEPS, help="Sampling steps.")] = 20,
     v_min: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at least.")] = 1,
     v_max: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at most.")] = 3,
     any_order: Annotated[bool, typer.Option("--any-order", help="Intervals may grow towards the end.")] = False,
@@ -67,7 +67,7 @@ def search_command(
         score = _score(proxy, source, conditions)
         if world.leads:
             say(_what(space, candidates, len(conditions)))
-        with progress(None, shown=world.leads) as (bar, task):
+        with resumable(out / "search.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
 
             def show(found: fc.Candidate) -> None:
                 bar.update(task, description=f"{score.name} {found.score:#.4g}")

@@ -90,6 +90,21 @@ def _writable(path: Path, folder: Path) -> Path:
         raise InputError(f"{path} cannot be written, since nothing can be put into {nearest}: {reason}.") from error
 
 
+STEPS = 1000
+"""The most steps of a run: as many as models are trained with, which is what their schedulers take."""
+
+
+@contextmanager
+def resumable(path: Path, *, leads: bool = True) -> Iterator[None]:
+    """Says on Ctrl-C that what stands in this file is not lost. leads: this process talks."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if leads and path.exists():
+            say(f"What was sampled is kept in {path}: the same command continues.")
+        raise
+
+
 app = _App(
     name="forecache",
     no_args_is_help=True,

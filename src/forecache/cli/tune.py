@@ -10,7 +10,7 @@ import typer
 
 import forecache as fc
 from forecache import _distributed, runs, sources, tuned_pictures
-from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
+from forecache.cli.terminal import STEPS, AsJson, app, emit, out_folder, progress, resumable, say
 from forecache.tuning import AtLeast, Milliseconds, Tuned
 from forecache.tuning.budgets import Budget
 from forecache.tuning.trials import FORECASTS, told
@@ -20,7 +20,7 @@ from forecache.tuning.tuner import USUAL
 @app.command("tune")
 def tune_command(
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=2, max=STEPS, help="Sampling steps.")] = 20,
     speedup: Annotated[
         list[float] | None, typer.Option(min=1.01, help="So many times fewer MACs; may stand several times [3].")
     ] = None,
@@ -77,7 +77,7 @@ def tune_command(
         source = sources.open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
-        with progress(None, shown=world.leads) as (bar, task):
+        with resumable(out / "tune.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
             best = [float("-inf")]
 
             def show(trial: fc.tuning.Trial) -> None:

@@ -182,7 +182,7 @@ class _Tuning:
             raise InputError(
                 f"At least {wanted.decibels:g} dB were asked for, and no plan comes to that: the best had "
                 f"{best.psnr:.2f} dB with {best.computed} of {len(best.pattern)} steps computed. Ask for less, or "
-                "sample without a cache."
+                "sample without a cache; with path= (or --out) nothing that was sampled is lost to other budgets."
             )
         return found
 
