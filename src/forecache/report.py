@@ -141,12 +141,14 @@ def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
 def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, title: str = "") -> None:
     """Quality against realised speed: PSNR and Fréchet distance of (speed-up, PSNR, Fréchet) by name.
 
-    Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. A line joins
-    the points of a family that no other of its points beats in both.
+    Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. Points are
+    numbered, with the names beside. A line joins the points of a family that no other of its points beats in both.
     """
     plt = pyplot()
-    figure, panels = plt.subplots(1, 2, figsize=(13.0, 6.0), layout="constrained")
+    figure, (*panels, names) = plt.subplots(1, 3, figsize=(15.0, 6.5), layout="constrained", width_ratios=(6, 6, 3))
     families = dict.fromkeys(name.split()[0] for name in points)
+    numbers = {name: number for number, name in enumerate(points, 1)}
+    colours: dict[str, Any] = {}
     for panel, (axis, what, sign) in enumerate(
         zip(panels, ("PSNR to the uncached samples, dB", "Fréchet distance, lower is better"), (1, -1), strict=True)
     ):
@@ -156,13 +158,17 @@ def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, ti
             best = [a for a in members if not any(b[0] > a[0] and sign * b[1] > sign * a[1] for b in members)]
             axis.plot(*zip(*sorted(each[:2] for each in best), strict=True), color=drawn.get_color(), alpha=0.4)
             for x, y, name in members:
-                axis.annotate(name.partition(" ")[2], (x, y), (4, 3), textcoords="offset points", fontsize=6.5)
-        axis.set_xlabel("less time than without a cache")
+                axis.annotate(str(numbers[name]), (x, y), (4, 3), textcoords="offset points", fontsize=8)
+                colours[name] = drawn.get_color()
+        axis.set_xlabel("times less time than without a cache; lines: the best of a library")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
     if all(each[2] > 0 for each in points.values()):
         panels[1].set_yscale("log")
     panels[0].legend(frameon=False)
+    names.axis("off")
+    for place, (name, number) in enumerate(numbers.items()):
+        names.text(0, 1 - place / max(20, len(numbers)), f"{number}  {name}", color=colours[name], fontsize=8, va="top")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

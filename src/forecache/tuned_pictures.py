@@ -29,8 +29,10 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
         ordered = sorted(rows, key=lambda each: each.computed)
         front.plot([each.computed for each in ordered], [each.psnr for each in ordered], style, label=name)
     front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")
+    counts = [each.computed for each in (*tuned.trials, *tuned.uniform, *tuned.chosen)]
+    front.set_xlim(min(counts) - 1, max(counts) + 1)
     front.locator_params(axis="x", integer=True)
-    front.legend()
+    front.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)  # on no point
     _expected(expected, tuned.predicted, [each.psnr for each in tuned.trials])
     for place, trial in enumerate(tuned.chosen):
         marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
