@@ -196,6 +196,7 @@ def test_a_collapsed_run_equals_block_by_block(pixart, name, monkeypatch):
     assert stats == others
 
 
+@torch.no_grad()
 def test_the_gates_of_a_run_come_at_once_and_are_those_of_its_blocks(pixart):
     found = layout(pixart)
     x_BND, time, text = torch.randn(2, 16, 16), torch.randn(2, 6 * 16), torch.randn(2, TEXT, 16)
