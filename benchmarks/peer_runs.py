@@ -7,7 +7,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -136,13 +135,8 @@ class Running:
             [to_images(self(labels[first : first + BATCH], first)) for first in range(0, len(labels), BATCH)]
         )
 
-    @cached_property
-    def computed(self) -> list[tuple[int, int]]:
-        """For every step, how often the attention and the MLP of the middle block do their work."""
-        return self.counted(self.subject.few(2))
-
     def counted(self, labels: Sequence[Condition]) -> list[tuple[int, int]]:
-        """The same of a batch: some caches decide by what they are given."""
+        """For every step of a batch, how often the attention and the MLP of the middle block do their work."""
         blocks = self.called.model.transformer_blocks
         middle = blocks[len(blocks) // 2]
         counts: list[list[int]] = []
