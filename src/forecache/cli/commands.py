@@ -129,7 +129,7 @@ def sample_command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of texts, one a line.")] = None,
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    out: Annotated[Path, out_folder("Folder for images, plan.json and run.json.")] = Path("out/sample"),
+    out: Annotated[Path, out_folder("Folder for images and run.json; a run in it goes.")] = Path("out/sample"),
     steps: Annotated[int | None, typer.Option(min=1, max=STEPS, help="Sampling steps; 20, or those of --plan.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
