@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import forecache as fc
+from forecache.cli.terminal import resumable
 from forecache.sample import sample
 from forecache.zoo import load_digits, router_path
 
@@ -98,14 +99,26 @@ def test_an_earlier_run_in_the_folder_is_replaced(forecache, tmp_path):
     )
     assert code == 0
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "7.png").write_text("mine, too")
     assert forecache("sample", "--labels", "7", "--steps", 2, "--out", tmp_path)[0] == 0
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["00000.png", "notes.txt", "run.json"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["00000.png", "7.png", "notes.txt", "run.json"]
     code, _, err = forecache("sample", "--num-samples", 2, "--steps", 2, "--out", tmp_path)
     assert (code, "holds another run, not in shards" in err) == (1, True)
     shards = tmp_path / "shards"
     assert forecache("sample", "--num-samples", 2, "--steps", 2, "--out", shards)[0] == 0
     code, _, err = forecache("sample", "--labels", "7", "--steps", 2, "--out", shards)
     assert (code, "samples in shards" in err) == (1, True)
+
+
+def test_what_can_go_on_says_so_when_it_is_stopped(capsys, tmp_path):
+    def stopped(path):
+        with pytest.raises(KeyboardInterrupt), resumable(path):
+            raise KeyboardInterrupt
+        return capsys.readouterr().out
+
+    assert stopped(tmp_path / "tune.json") == ""
+    (tmp_path / "tune.json").write_text("{}")
+    assert "the same command continues" in stopped(tmp_path / "tune.json")
 
 
 def test_a_plan_file_takes_no_method_options(forecache, tmp_path):

@@ -133,12 +133,14 @@ def check_folder(out: Path) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Remove what `write` wrote for a run before; nothing else."""
-    if not (out / "run.json").exists():
-        return
-    for path in (*(each for each in out.glob("*.png") if each.stem.isdecimal()), *out.glob("plan.*"), out / UNCACHED):
-        path.unlink(missing_ok=True)
-    (out / "run.json").unlink()
+    """Remove what `write` wrote for a run before, by that run's own list; nothing else."""
+    try:
+        images = _files.document(out / "run.json", 2**26)["images"]
+        names = [f"{index:05d}.png" for index, each in enumerate(images) if each["file"] == f"{index:05d}.png"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there was none, or it is somebody else's
+    for name in (*names, "plan.json", "plan.constants.safetensors", UNCACHED, "run.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 def _cost(cost: Cost) -> Mapping[str, Any]:
