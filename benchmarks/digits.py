@@ -95,7 +95,7 @@ def measure_quality(source: DigitsSource, grid: fc.Grid, samples: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000, help="samples that quality is measured on")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of 64 samples; the median counts")
+    parser.add_argument("--repeats", type=int, default=11, help="timed rounds of 64 samples; the median counts")
     parser.add_argument("--times-only", action="store_true", help="measure time again, keep the recorded quality")
     args = parser.parse_args()
     source = DigitsSource(load_digits())
