@@ -17,7 +17,7 @@ from test_session import everything
 from test_statistics import same
 
 import forecache as fc
-from forecache import accumulators
+from forecache import _distributed, accumulators
 from forecache.sample import noise, sample
 from forecache.statistics import Statistics, inverse_table
 from forecache.zoo import Digits
@@ -590,3 +590,25 @@ def test_two_processes_measure_what_one_does(digits, tmp_path, launcher):
         torch.testing.assert_close(found.changes, whole.changes, rtol=1e-6, atol=0)
         for a, b in zip(found.means, whole.means, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6 * b.abs().max().item())
+
+
+def test_sums_over_gpus_of_what_lies_on_the_cpu(monkeypatch):
+    """nccl refuses tensors on the CPU; its GPU is another tensor here, and the other process has the same."""
+    staged = []
+
+    def all_reduce(tensor):
+        if not any(tensor is each for each in staged):
+            raise RuntimeError("No backend type associated with device type cpu")
+        tensor.mul_(2)
+
+    def cuda(self):
+        staged.append(self.clone())
+        return staged[-1]
+
+    monkeypatch.setattr(_distributed.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(_distributed.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.Tensor, "cuda", cuda)
+    count, table = torch.tensor([3]), torch.arange(6.0).view(2, 3)
+    _distributed.World(0, 2).sum_([count, table[1]])
+    assert count.tolist() == [6]
+    assert table.tolist() == [[0, 1, 2], [6, 8, 10]]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 
 import plans
 import pytest
@@ -11,10 +12,11 @@ from conftest import CLASSES, generate, labels, noise, small_dit
 from diffusers import PixArtTransformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache import liveness
+from forecache import Action, liveness
 from forecache.adapters import OWN, layout, stacked_gates
 from forecache.program import INSIDE, Program
 from forecache.steps import Steps
@@ -369,3 +371,50 @@ def test_a_block_of_which_nothing_is_skipped_or_kept_runs_its_own_forward(dit):
     dit.transformer_blocks.append(dit.transformer_blocks[0])
     with fc.apply(dit, fc.explicit(compute=range(5)).plan(fc.grid(dit, 5))), pytest.raises(fc.RunError, match="twice"):
         generate(dit, 5)
+
+
+@pytest.mark.parametrize("name", ["FLUX.1", "Qwen-Image"])
+def test_half_floats_are_clipped_where_the_blocks_do_it(name):
+    """Each of two blocks adds 40000 to a text stream; without a plan, float16 stays finite."""
+    tiny = TINY[name]
+    model = tiny.model()
+    with torch.no_grad():
+        for block in model.transformer_blocks:
+            flux = name == "FLUX.1"
+            last = block.ff_context.net[2] if flux else block.txt_mlp.net[2]
+            modulation = block.norm1_context.linear if flux else block.txt_mod[1]
+            last.weight.zero_(), last.bias.fill_(40000.0)
+            modulation.weight.zero_(), modulation.bias.view(6, -1)[5].fill_(1.0)
+    model = model.half()
+
+    def outputs():
+        halves = {}
+        for time in TIMES:
+            inputs = tiny.inputs(normal(*tiny.shape), time)
+            halves = {
+                key: each.half() if torch.is_tensor(each) and each.is_floating_point() else each
+                for key, each in inputs.items()
+            }
+            yield model(**halves, return_dict=False)[0]
+
+    skip = fc.Method("joint", lambda step, site, _: Action.SKIP if step % 2 and site.depth < 2 else Action.COMPUTE)
+    with torch.no_grad():
+        assert all(each.isfinite().all() for each in outputs())
+        with fc.apply(model, skip.plan(fc.grid(model, len(TIMES)))) as session:
+            assert all(each.isfinite().all() for each in outputs())
+    assert session.stats.skipped > 0
+
+
+def test_the_copies_of_weights_go_with_the_block():
+    model = TINY["DiT"].model()
+    with fc.apply(model, fc.fora(2).plan(fc.grid(model, len(TIMES)))) as session:
+        expected = TINY["DiT"].generate(model)
+        assert live(stacked_gates.StackedGates)
+    assert not live(stacked_gates.StackedGates)
+    with session:  # and are made again
+        assert torch.equal(TINY["DiT"].generate(model), expected)
+
+
+def live(kind):
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is kind]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import generate, labels, noise, small_dit
 from test_collapse import random_statistics
+from tiny import TIMES, TINY, normal
 from torch._dynamo.testing import CompileCounter
 
 import forecache as fc
+from forecache import history
 from forecache.adapters import layout
 from forecache.graphs import Graphs
 from forecache.program import Program
@@ -207,3 +209,49 @@ def test_a_step_that_fails_before_it_runs_leaves_nothing():
             run()
         model.writes = False
         assert all(map(torch.equal, run(), clean))
+
+
+def test_models_of_several_classes_are_compiled_in_one_process():
+    """Under one name, the compiler takes what differs from one model to the next for dynamic, and fails on it."""
+    for name in ("FLUX.1", "SD3", "Qwen-Image"):
+        model = TINY[name].model()
+        plan = fc.fora(2).plan(fc.grid(model, len(TIMES)))
+        with fc.apply(model, plan):
+            expected = TINY[name].generate(model)
+        with fc.apply(model, plan) as session:
+            model.compile(backend="eager")
+            torch.testing.assert_close(TINY[name].generate(model), expected, rtol=1e-5, atol=1e-5)
+        assert session.stats.skipped > 0
+
+
+def test_what_a_graph_gave_out_is_kept_in_memory_of_its_own(monkeypatch):
+    """A backend that behaves as CUDA graphs do: what it gave out is overwritten by its next call."""
+    monkeypatch.setattr(history, "_own", torch.clone)
+    given = []
+
+    def overwriting(graph, _):
+        def call(*args):
+            for each in given:
+                each.fill_(float("nan") if each.is_floating_point() else 0)
+            given.clear()
+            inputs = {id(each) for each in args}
+            made = [
+                each.clone() if isinstance(each, torch.Tensor) and id(each) not in inputs else each
+                for each in graph(*args)
+            ]
+            given.extend(each for each in made if isinstance(each, torch.Tensor) and id(each) not in inputs)
+            return made
+
+        return call
+
+    model = TINY["DiT"].model()
+    plan = fc.procache("#....#..", importance="attention").plan(fc.grid(model, 8))
+    x, found = normal(*TINY["DiT"].shape), []
+    for backend in (None, overwriting):
+        torch._dynamo.reset()
+        if backend is not None:
+            model.compile(backend=backend)
+        with torch.no_grad(), fc.apply(model, plan):
+            found.append([TINY["DiT"].predict(model, x, time).clone() for time in TIMES])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)

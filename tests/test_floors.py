@@ -31,7 +31,7 @@ FLOORS = [
     ["corrections", "_routerfile"],
     ["states", "liveness", "cost", "_constants", "_planfile", "_hub", "plan"],
     ["_smoothcache", "guards", "resample", "ends"],
-    ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "lent", "history", "graphs"],
+    ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "lent", "past", "history", "graphs"],
     ["course", "generations", "steps", "session", "sessions", "applied", "_lesson"],
     [
         "observed",

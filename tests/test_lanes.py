@@ -231,3 +231,61 @@ def test_a_failure_in_one_thread_leaves_the_other_alone(dit):
 def test_a_thread_that_stopped_early_is_refused_when_the_block_ends(dit):
     with pytest.raises(fc.StepCountError, match="made 2 model calls"), fc.apply(dit, plan(dit)):
         together(lambda meet: [call(dit, time, labels(1)) for time in TIMES[:2]])
+
+
+def test_a_second_call_with_the_same_sample_is_refused_at_once_however_long_the_plan_is(dit):
+    """A plan of twice the steps would let the two calls of a step reuse each other's features."""
+    x, time = noise(2), torch.full((2,), TIMES[0])
+    twice = fc.fora(2).plan(fc.grid(dit, 2 * T))
+    words = r"several times a step, at timestep \d+ with the same sample again.*session\.lane\(name\)"
+    with torch.no_grad(), fc.apply(dit, twice) as session:
+        dit(x, timestep=time, class_labels=COND)
+        with pytest.raises(fc.StepCountError, match=words):
+            dit(x, timestep=time, class_labels=UNCOND)
+        dit(x, timestep=time, class_labels=COND)
+        x.add_(1)  # another sample in the same memory, as of a second-order sampler, is the next step
+        dit(x, timestep=time, class_labels=COND)
+        session.new_run()
+    assert session.stats.skipped > 0
+
+
+def test_turns_begin_anew_with_every_generation(dit):
+    """After a failure in the first call of a step, after new_run, and after a plan of one step."""
+    with fc.apply(dit, fc.fora(1).plan(fc.grid(dit, 1)), lanes=["cond", "uncond"]) as session:
+        first = [call(dit, TIMES[0], y) for y in (COND, UNCOND)]
+        assert equal([call(dit, TIMES[0], y) for y in (COND, UNCOND)], first)
+    assert session.stats.generations == 2
+    with fc.apply(dit, plan(dit), lanes=["cond", "uncond"]) as session:
+        call(dit, TIMES[0], COND)
+        session.new_run()
+        handle = dit.proj_out_2.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(dit, TIMES[0], COND)
+        handle.remove()
+        found = {y: [] for y in (COND, UNCOND)}
+        for time in TIMES:
+            for y, outputs in found.items():
+                outputs.append(call(dit, time, y))
+    assert all(equal(outputs, alone(dit, y)) for y, outputs in found.items())
+
+
+class Told:
+    """A scheduler whose first two timesteps are one in bfloat16."""
+
+    def set_timesteps(self, count):
+        self.timesteps = torch.tensor([998.0, 997.0, *TIMES[2:]][:count])
+
+
+def test_steps_that_are_rounded_to_one_timestep_are_told_apart_where_a_scheduler_told_them(dit):
+    parts = SimpleNamespace(transformer=dit, scheduler=Told())
+    found = {y: [] for y in (COND, UNCOND)}
+    with fc.apply(parts, plan(dit), lanes=["cond", "uncond"]) as session:
+        parts.scheduler.set_timesteps(T)
+        for number, time in enumerate(parts.scheduler.timesteps.to(torch.bfloat16).tolist()):
+            for y, outputs in found.items():
+                outputs.append(call(dit, int(time), y, seed=number))
+    assert session.stats.calls == 2 * T
+    for y, outputs in found.items():
+        with fc.apply(dit, plan(dit)):
+            times = parts.scheduler.timesteps.to(torch.bfloat16).tolist()
+            assert equal(outputs, [call(dit, int(time), y, seed=number) for number, time in enumerate(times)])

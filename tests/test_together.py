@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from conftest import generate_images, small_dit, small_vae
 from diffusers import DDIMScheduler, DiTPipeline
 from peft import LoraConfig
 from test_models import ONCE, PAIR, POOLED, SQUARE, TEXT, pipeline
-from tiny import TINY, normal
+from tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
@@ -200,6 +200,36 @@ def test_group_offload(kind, when):
     assert torch.equal(flux(offloaded), bare)
 
 
+@pytest.mark.parametrize("name", ["DiT", "PixArt", "SD3", "FLUX.1", "Wan 2.1", "Qwen-Image"])
+def test_a_model_that_is_offloaded_is_used_where_it_runs(name):
+    """The meta device stands for a GPU: what lies elsewhere in a step is an error there, too."""
+    model = TINY[name].model()
+    made = fc.fora(2).plan(fc.grid(model, num_steps=len(TIMES)))
+    cpu_offload_with_hook(model, execution_device="meta")
+    with torch.no_grad(), fc.apply(model, made) as session:
+        for time in TIMES:
+            model(**TINY[name].inputs(torch.zeros(TINY[name].shape), time), return_dict=False)
+    assert session.stats.skipped == session.stats.computed
+
+
+@pytest.mark.parametrize("name", ["PixArt", "Wan 2.1"])
+def test_weights_that_come_back_inside_of_a_block_alone_are_refused(name):
+    model = TINY[name].model()
+    made = fc.fora(2).plan(fc.grid(model, num_steps=len(TIMES)))
+    cpu_offload(model, execution_device="cpu")
+    with pytest.raises(fc.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(model, made):
+        pass
+    assert torch.isfinite(TINY[name].generate(model)).all()  # and nothing is left on it
+
+
+def test_groups_of_blocks_that_lie_on_another_device_are_refused():
+    pipe = flux_pipe()
+    how = {"onload_device": torch.device("cuda"), "offload_type": "block_level", "num_blocks_per_group": 1}
+    pipe.transformer.enable_group_offload(**how)
+    with pytest.raises(fc.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(pipe, plan(pipe)):
+        pass
+
+
 # ---- quantised ------------------------------------------------------------------------------------------------------
 
 
@@ -331,3 +361,58 @@ def test_wan_under_guidance_of_one():
     with fc.apply(pipe, plan(pipe)) as session:
         pipe(**how, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert session.stats.calls == T
+
+
+# ---- copies that are made inside ------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_model_is_a_model_of_its_own():
+    """Averaged weights are a copy whose weights go their own way; a plan of its own can be put on it."""
+    model = TINY["DiT"].model()
+    made = fc.fora(2).plan(fc.grid(model, num_steps=len(TIMES)))
+    bare = TINY["DiT"].generate(model)
+    with fc.apply(model, made):
+        cached = TINY["DiT"].generate(model)
+        twin = copy.deepcopy(model)
+        block = copy.deepcopy(model.transformer_blocks[0])
+        assert torch.equal(TINY["DiT"].generate(twin), bare)
+        with fc.apply(twin, made) as session:
+            assert torch.equal(TINY["DiT"].generate(twin), cached)
+        assert session.stats.skipped > 0
+    for each in (model, twin, block):
+        assert not [name for name, part in each.named_modules() if {"forward", "__deepcopy__"} & set(vars(part))]
+    with torch.no_grad():
+        for weight in twin.parameters():
+            weight.zero_()
+    assert not torch.equal(TINY["DiT"].generate(twin), bare)
+
+
+def test_a_copy_of_a_scheduler_sets_its_own_timesteps():
+    """LTX-2 makes one for its sound in every call."""
+    pipe = dit_pipe()
+    with fc.apply(pipe, plan(pipe)):
+        pipe.scheduler.set_timesteps(T)
+        twin = copy.deepcopy(pipe.scheduler)
+        twin.set_timesteps(T - 2)
+        assert (len(twin.timesteps), len(pipe.scheduler.timesteps)) == (T - 2, T)
+    twin.set_timesteps(3)
+    assert (len(twin.timesteps), len(pipe.scheduler.timesteps)) == (3, T)
+    assert "set_timesteps" not in vars(twin)
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda pipe: pipe.from_pipe(pipe)], ids=["copy", "deep", "from"]
+)
+def test_a_copy_of_a_pipeline_samples_as_ever_and_leaves_nothing(make):
+    pipe = flux_pipe()
+    bare = flux(pipe)
+    with fc.apply(pipe, plan(pipe)) as session:
+        twin = make(pipe)
+        twin.set_progress_bar_config(disable=True)
+        assert torch.equal(flux(twin), bare)
+        assert session.stats.calls == 0
+        assert not torch.equal(flux(pipe), bare)
+    assert torch.equal(flux(twin), bare)
+    assert not [name for name, part in pipe.transformer.named_modules() if "forward" in vars(part)]
+    with fc.apply(pipe, plan(pipe)):
+        assert not torch.equal(flux(pipe), bare)

@@ -30,10 +30,15 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Every tensor becomes its sum over the processes, in place."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+        """Every tensor becomes its sum over the processes, in place. nccl knows GPUs alone, and gets a copy there."""
+        if self.size == 1:
+            return
+        staged = dist.get_backend() == "nccl"
+        for tensor in tensors:
+            total = tensor.cuda() if staged else tensor
+            dist.all_reduce(total)
+            if total is not tensor:
+                tensor.copy_(total)
 
     def totals(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every number over the processes, the same bits on all of them."""

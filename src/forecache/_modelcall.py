@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,26 @@ def inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs | None:
         if isinstance(value, Tensor):
             return value.shape, value.dtype, value.device
     return None
+
+
+class Seen:
+    """The sample that a call was given, to tell whether the next one is given the same: the first tensor but the time.
+
+    It is not held, and nothing is said of one that counts no versions, or of none.
+    """
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any], timestep: Any) -> None:
+        found = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each is not timestep)
+        sample = next(found, None)
+        self._sample = weakref.ref(sample) if sample is not None and not sample.is_inference() else None
+        self._version = sample._version if self._sample is not None and sample is not None else None
+
+    def again(self, before: Seen | None) -> bool:
+        """Whether the call before was given the very same."""
+        if before is None or self._sample is None or before._sample is None:
+            return False
+        sample = self._sample()
+        return sample is not None and sample is before._sample() and self._version == before._version
 
 
 def timestep_of(forward: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:

@@ -110,7 +110,6 @@ class Accumulators:
         if None in shapes:
             return None
         total = counts.clone()
-        device = torch.device("cuda") if world.size > 1 and torch.cuda.is_available() else torch.device("cpu")
         world.sum_([total])
         steps, sites = counts.shape
         means = [torch.zeros(steps, *shape) for shape in shapes if shape is not None]
@@ -118,10 +117,9 @@ class Accumulators:
         for step, row in enumerate(self.cells):
             for site, cell in enumerate(row):
                 share = cell.samples / int(total[step, site]) if cell else 0.0
-                mean = cell.mean.to(device) * share if cell else means[site][step].to(device)
-                change = cell.changes.to(device) * share if cell else changes[step, site].to(device)
-                world.sum_([mean, change])
-                means[site][step], changes[step, site] = mean, change
+                if cell:
+                    means[site][step], changes[step, site] = cell.mean * share, cell.changes * share
+                world.sum_([means[site][step], changes[step, site]])
         return Statistics(self._sites, tuple(means), changes, inverse_table(means), total, origin)
 
 

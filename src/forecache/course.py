@@ -65,6 +65,11 @@ class Courses:
             self._others[calls, part] = self._course(piece(self._plan(calls), part))
         return self._others[calls, part]
 
+    def clear(self) -> None:
+        """Let go of the weights that were copied for gates."""
+        for course in (self.own, *self._others.values()):
+            course.program.clear()
+
     def _plan(self, calls: int) -> Plan:
         own = self.own.plan
         if calls == own.num_steps:

@@ -37,6 +37,8 @@ def calls_of(pipe: Any, during: Callable[[], AbstractContextManager[Any]]) -> It
 
     @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not pipe:  # a copy of it
+            return kind.__call__(self, *args, **kwargs)
         with during():
             return kind.__call__(self, *args, **kwargs)
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from forecache import _modelcall
 from forecache._errors import RunError, StepCountError
-from forecache._modelcall import Inputs
+from forecache._modelcall import Inputs, Seen
 from forecache.adapters import Arguments, Layout
 from forecache.choosing import Meter
 from forecache.course import Course, Courses
 from forecache.ends import Ends
-from forecache.history import History, Past
+from forecache.history import History
+from forecache.past import Past
 from forecache.tally import Tally
 
 UNNAMED = "default"
@@ -29,7 +30,7 @@ UNNAMED = "default"
 class Lane:
     """One generation in one lane: how far it is, and what it keeps.
 
-    announced: the timesteps of its calls, where a scheduler has told them.
+    announced: the timesteps of its calls, where a scheduler has told them. seen: what the last call was given.
     """
 
     course: Course
@@ -39,6 +40,7 @@ class Lane:
     step: int = 0
     first_timestep: float | None = None
     timestep: float | None = None
+    seen: Seen | None = None
 
     @property
     def num_steps(self) -> int:
@@ -67,13 +69,13 @@ class Running:
         for lane in self.lanes.values():
             lane.history.clear()
         self.lanes.clear()
+        self.turn = (None, -1)
 
     def announce(self, timesteps: list[float] | None) -> None:
         """A new generation has these timesteps, or ones that nobody told."""
         self.drop()
         self.timesteps = timesteps
         self.told.clear()
-        self.turn = (None, -1)
 
 
 class Local(threading.local):
@@ -137,13 +139,23 @@ class Generations:
             lane = None
         if lane is None:
             lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
-        lane.timestep = timestep
+        seen = Seen(args, kwargs, value)
+        if seen.again(lane.seen) and timestep == lane.timestep is not None and self._is_read(lane, value):
+            run.drop()
+            raise StepCountError(
+                f"The model is called several times a step, at timestep {abs(timestep):g} with the same sample again, "
+                "as for guidance, and such calls would reuse each other's features: name the calls with "
+                "session.lane(name), or with apply(..., lanes=[...])."
+            )
+        lane.timestep, lane.seen = timestep, seen
         return lane
 
     def _turn(self, run: Running, value: Any) -> str:
         """The lane of a call that nobody named: calls at one timestep take the names in turn."""
         number = _modelcall.number(value, self._layout.rising)
         turn = run.turn[1] + 1 if number == run.turn[0] else 0
+        if turn == len(self._names) and self._is_next(run, number):
+            turn = 0
         run.turn = number, turn
         if turn >= len(self._names):
             raise RunError(
@@ -151,6 +163,18 @@ class Generations:
                 f"of a step ({', '.join(self._names)}): give as many names as there are calls."
             )
         return self._names[turn]
+
+    def _is_next(self, run: Running, number: float | None) -> bool:
+        """Whether all named calls were made, and the next one at the same time is of another step or generation.
+
+        Timesteps that a scheduler told may be the same when the model is called, rounded to bfloat16.
+        """
+        if all(lane.step == lane.num_steps for lane in run.lanes.values()):
+            return True
+        lane = run.lanes.get(self._names[0])
+        if lane is None or number is None or lane.announced is None or lane.step == lane.num_steps:
+            return False
+        return abs(lane.announced[lane.step] - abs(number)) <= abs(number) / 100
 
     def _start(
         self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
@@ -170,8 +194,10 @@ class Generations:
 
         There is no need where set_timesteps has told how long the generation is.
         """
-        needless = lane.announced is not None and lane.step < lane.num_steps and not _modelcall.is_at_hand(value)
-        return lane.timestep if needless else _modelcall.number(value, self._layout.rising)
+        return _modelcall.number(value, self._layout.rising) if self._is_read(lane, value) else lane.timestep
+
+    def _is_read(self, lane: Lane, value: Any) -> bool:
+        return lane.announced is None or lane.step >= lane.num_steps or _modelcall.is_at_hand(value)
 
     def _goes_on(self, lane: Lane, inputs: Inputs | None, timestep: float | None) -> bool:
         if lane.inputs != inputs:

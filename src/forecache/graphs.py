@@ -7,6 +7,7 @@ with such steps finds it compiled.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FunctionType
@@ -21,9 +22,9 @@ from forecache._core import Site
 from forecache._modelcall import Inputs
 from forecache.adapters import Gate, Gates, Layout
 from forecache.choosing import Chooser, Meter
-from forecache.history import Past
 from forecache.lent import Lent, Made
 from forecache.liveness import Choice, Op
+from forecache.past import Past
 from forecache.placed import times
 from forecache.program import Run, Step, step_of
 from forecache.states import OUT, Shift, Sum, Terms
@@ -54,8 +55,9 @@ class Place:
 class Graphs:
     """The steps of one session as pure functions.
 
-    layout: of the model. own: the functions of the model, by what they do. Each has a code object of its
-    own: a compiler counts recompilations by code, and gives up after a few.
+    layout: of the model. own: the functions of the model, by what they do. Each has a code object of its own, with a
+    name that no other model's has: a compiler counts recompilations by code and gives up after a few, and takes sizes
+    for dynamic that were others under the same name.
     """
 
     def __init__(self, layout: Layout, own: dict[Does, Pure], guarded: bool = False) -> None:
@@ -70,7 +72,7 @@ class Graphs:
             key = self._layout.sites, ops, self._guarded
             run = self._own.get(key)
             if run is None:
-                run = self._own[key] = _pure(step_of(ops, self._layout, self._guarded), len(self._own))
+                run = self._own[key] = _pure(step_of(ops, self._layout, self._guarded))
             run = self._found[number, compiler] = run if compiler is None else compiler(run)
         return run
 
@@ -102,7 +104,10 @@ def _unweighted(terms: Terms, place: Mapping[int, int]) -> Terms:
     return tuple((place[slot], 0.0) for slot, _ in terms)
 
 
-def _pure(step: Step, number: int) -> Pure:
+_NUMBERS = itertools.count()
+
+
+def _pure(step: Step) -> Pure:
     def run(place: Place, forward: Callable[..., Any], args: Any, kwargs: Any, lent: Lent) -> tuple[Any, Made]:
         past = Borrowed(step, place, lent, _modelcall.inputs(args, kwargs))
         place.local.current = past
@@ -110,7 +115,7 @@ def _pure(step: Step, number: int) -> Pure:
         place.local.current = None
         return output, past.made()
 
-    code = run.__code__.replace(co_name=f"forecache_step_{number}")
+    code = run.__code__.replace(co_name=f"forecache_step_{next(_NUMBERS)}")
     return FunctionType(code, run.__globals__, run.__name__, run.__defaults__, run.__closure__)
 
 

@@ -147,6 +147,11 @@ class Program:
             self.gates.update({(blocks.start, blocks.stop - 1): self._layout.gates(blocks) for blocks in self._blocks})
             self._weights = weights
 
+    def clear(self) -> None:
+        """Let go of the weights that were stacked; `refresh` stacks them again."""
+        self.gates.clear()
+        self._weights = None
+
 
 class Budget:
     """The most bytes of kept features that a generation may need; each size of a call is measured once."""

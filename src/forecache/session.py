@@ -47,8 +47,8 @@ class Session:
         self._ends = ends
         self._local = Local()
         self._tally = Tally()
-        courses = Courses(layout, plan, self._local, keeping, max_error, resample)
-        self._generations = Generations(layout, courses, self._local, self._tally, ends)
+        self._courses = Courses(layout, plan, self._local, keeping, max_error, resample)
+        self._generations = Generations(layout, self._courses, self._local, self._tally, ends)
         self._steps = Steps(layout, self._generations, self._tally, ends.pipe is not None)
         self._mounts: list[tuple[object, str, Callable[..., Any]]] = []
         self._stack, self._mounted = ExitStack(), ExitStack()
@@ -114,6 +114,7 @@ class Session:
         self._stack.close()
         for run in list(self._generations.threads):
             self._generations.drop(run)
+        self._courses.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:

@@ -162,22 +162,22 @@ class Clock:
     """Seconds between marks; on a GPU by its own events, so that the calls between them are not held up."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device if device.type == "cuda" else None
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        if not self._cuda:
+        if self._device is None:
             self._marks.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         self._marks.append(event)
 
     def seconds(self) -> list[float]:
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if not self._cuda:
+        if self._device is None:
             return [after - before for before, after in pairs]
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         return [before.elapsed_time(after) / 1e3 for before, after in pairs]
 
 

@@ -5,9 +5,12 @@ B batch, N tokens, D width.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -32,7 +35,7 @@ class Layout:
     every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
     the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
     before which the model does something else than hand on; a run of skipped blocks ends there. level: what sites are.
-    rising: the model's time goes up while it samples.
+    rising: the model's time goes up while it samples. clips: its blocks clip what they hand on, in half floats.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Layout:
     starts: frozenset[int] = frozenset()
     level: Level = "modules"
     rising: bool = False
+    clips: bool = False
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -135,6 +139,7 @@ def from_blocks(
     starts: Iterable[int] = (),
     level: Level = "branches",
     rising: bool = False,
+    clips: bool = False,
 ) -> Layout:
     """The layout of a stack of blocks, each called with what the one before gave out, except for ``starts``.
 
@@ -165,6 +170,7 @@ def from_blocks(
         frozenset(starts),
         level,
         rising,
+        clips,
     )
 
 
@@ -187,10 +193,15 @@ def mounted(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: object, name: str, function: Forward) -> Iterator[None]:
-    """``owner.name`` is ``function`` inside the block, set on the instance alone. Blocks may end in any order."""
+    """``owner.name`` is ``function`` inside the block, set on the instance alone. Blocks may end in any order.
+
+    A deep copy of the owner does not have it: it would go on acting for the original.
+    """
     own, mark = vars(owner), vars(function)
     mark["_forecache"] = own.get(name)  # what it replaces
     own[name] = function
+    if _is_copied_plainly(type(owner)):
+        own.setdefault("__deepcopy__", functools.partial(_bare_copy, owner))
     try:
         yield
     finally:
@@ -202,6 +213,35 @@ def replaced(owner: object, name: str, function: Forward) -> Iterator[None]:
         elif top is function:
             own[name] = before
         # else somebody else has put something there since: it stays
+        if not any(hasattr(each, "_forecache") for each in own.values()):
+            own.pop("__deepcopy__", None)
+
+
+def _is_copied_plainly(kind: type) -> bool:
+    """Whether copy.deepcopy makes an object of the class and gives it a copy of the state."""
+    return not hasattr(kind, "__deepcopy__") and all(
+        getattr(kind, way) is getattr(object, way) for way in ("__reduce_ex__", "__reduce__")
+    )
+
+
+def _bare_copy(owner: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy with what our replacements have replaced."""
+    twin = memo[id(owner)] = type(owner).__new__(type(owner))
+    state = {name: each for name, each in owner.__getstate__().items() if name != "__deepcopy__"}
+    below = {name: _below(each) for name, each in state.items()}
+    bare = copy.deepcopy({name: each for name, each in below.items() if each is not None or state[name] is None}, memo)
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(bare)
+    else:
+        vars(twin).update(bare)
+    return twin
+
+
+def _below(found: Any) -> Any:
+    """What replacements of ours lie over; None for nothing."""
+    while isinstance(found, FunctionType) and "_forecache" in vars(found):
+        found = vars(found)["_forecache"]
+    return found
 
 
 def is_in_place(owner: object, name: str, function: Forward) -> bool:

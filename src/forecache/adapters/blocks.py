@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from forecache._errors import RunError
+
 Forward = Callable[..., Any]
 Streams = tuple[Tensor, ...]
 """What blocks hand on, each (B, N, D)."""
@@ -51,6 +53,15 @@ class Collapse(Protocol):
 def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
     """x + gate * y."""
     return gate * y_BND + x_BND
+
+
+LARGEST = 65504
+"""Some published models clip half floats to their range."""
+
+
+def clipped(x_BND: Tensor) -> Tensor:
+    """Half floats within their range; others as they are."""
+    return x_BND.clip(-LARGEST, LARGEST) if x_BND.dtype == torch.float16 else x_BND
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,12 @@ class Block:
         """
         own = self.module.forward
         take = _taking(own, self.inputs)
+        if _is_offloaded(self.module):
+            raise RunError(
+                f"The weights of a {type(self.module).__name__} are offloaded and come back inside of its own forward "
+                "alone, but a plan calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload), or "
+                "its leaves (enable_group_offload with offload_type='leaf_level')."
+            )
 
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -228,6 +245,17 @@ def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | No
 
 def _nothing(*_: Any, **__: Any) -> Any:
     return None
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether a hook of accelerate or diffusers brings weights of the block from another device for its forward."""
+    hook = vars(module).get("_hf_hook")
+    parts = getattr(hook, "hooks", (hook,))
+    if any(getattr(each, "offload", False) for each in parts):
+        return any(each.is_meta for each in module.parameters(recurse=False))
+    registry = vars(module).get("_diffusers_hook")
+    group = getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
+    return group is not None and group.onload_device != group.offload_device
 
 
 def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:

@@ -39,7 +39,7 @@ class Family:
 
     name: as its users know it. reads: the model reads what
     single blocks hand on, for long skips, so that blocks are never added up as a run. turns: blocks of the stacks take
-    turns, on tokens that lie otherwise. rising: the model is told a time that goes up.
+    turns, on tokens that lie otherwise. rising: the model is told a time that goes up. clips: see `Layout`.
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Family:
     reads: bool = False
     turns: bool = False
     rising: bool = False
+    clips: bool = False
 
     def fits(self, model: nn.Module) -> bool:
         return is_named(model, self.kind)
@@ -58,8 +59,14 @@ FAMILIES = (
         "Flux2Transformer2DModel",
         "FLUX.2",
         (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)), Stack("single_transformer_blocks")),
+        clips=True,
     ),
-    Family("QwenImageTransformer2DModel", "Qwen-Image", (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)),)),
+    Family(
+        "QwenImageTransformer2DModel",
+        "Qwen-Image",
+        (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)),),
+        clips=True,
+    ),
     Family("ZImageTransformer2DModel", "Z-Image", (Stack("layers", ("x",)),), rising=True),
     Family("SanaTransformer2DModel", "Sana", (Stack("transformer_blocks"),)),
     Family("Lumina2Transformer2DModel", "Lumina 2", (Stack("layers"),), rising=True),
@@ -104,7 +111,7 @@ def layout(model: Any) -> Layout:
         starts = range(len(blocks))
     else:
         starts = {sum(map(len, stacks[:number])) for number, _ in enumerate(stacks) if _other(found, number)}
-    return from_blocks(model, blocks, starts=starts, level="blocks", rising=found.rising)
+    return from_blocks(model, blocks, starts=starts, level="blocks", rising=found.rising, clips=found.clips)
 
 
 def _other(found: Family, number: int) -> bool:

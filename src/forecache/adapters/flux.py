@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from forecache._errors import ModelError
 from forecache.adapters import joint
 from forecache.adapters.base import Layout, from_blocks, is_named
-from forecache.adapters.blocks import Block, Branch, Gate, Gates, gated
+from forecache.adapters.blocks import Block, Branch, Gate, Gates, clipped, gated
 from forecache.adapters.joint import IMAGE, TEXT, Rows, both, modulated
-
-LARGEST = 65504
-"""The published model clips half floats to their range."""
 
 
 class Condition(NamedTuple):
@@ -37,12 +34,11 @@ def fits(model: nn.Module) -> bool:
 def layout(model: Any) -> Layout:
     blocks = [_joint(module) for module in model.transformer_blocks]
     blocks += [_single(module) for module in model.single_transformer_blocks]
-    return from_blocks(model, blocks, stacked=_stacked)
+    return from_blocks(model, blocks, stacked=_stacked, clips=True)
 
 
 def _clipped(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
-    z_BND = gated(x_BND, y_BND, gate)
-    return z_BND.clip(-LARGEST, LARGEST) if z_BND.dtype == torch.float16 else z_BND
+    return clipped(gated(x_BND, y_BND, gate))
 
 
 STREAMS = ("hidden_states", "encoder_hidden_states")

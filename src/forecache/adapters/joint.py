@@ -62,8 +62,8 @@ def gates_alone(
 def _row(rows: Rows, part: int, temb_BD: Tensor) -> Tensor:
     linear: Any = rows.linear
     weight = linear.weight.unflatten(0, (rows.parts, -1))[part]
-    bias = linear.bias.unflatten(0, (rows.parts, -1))[part] if linear.bias is not None else None
-    return nn.functional.linear(temb_BD, weight, bias)
+    bias = linear.bias.unflatten(0, (rows.parts, -1))[part].to(temb_BD.device) if linear.bias is not None else None
+    return nn.functional.linear(temb_BD, weight.to(temb_BD.device), bias)  # of an offloaded block, its gates alone
 
 
 def weights(*norms: nn.Module) -> list[nn.Parameter]:

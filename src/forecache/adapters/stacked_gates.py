@@ -70,12 +70,22 @@ class StackedGates:
         self._known: dict[tuple[float, torch.dtype, bool], Tensor] = {}
 
     def __call__(self, x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x_BND.device != self._table_LCD.device:
+            self._move(x_BND.device)
         timestep_B, labels_B = _conditions(args, kwargs)
         embedded_LBD = self._table_LCD[:, labels_B] + self._time(timestep_B, x_BND.dtype)
         condition_LDB = nn.functional.silu(embedded_LBD).transpose(1, 2)
         gates_LEB = torch.baddbmm(self._gates_LE1, self._gates_LED, condition_LDB)  # weights as they lie: read fastest
         gates_L2BD = gates_LEB.unflatten(1, (2, -1)).transpose(2, 3).contiguous()
         return gates_L2BD.view(-1, len(labels_B), 1, self._width)
+
+    def _move(self, device: torch.device) -> None:
+        """Weights that were offloaded when they were stacked are used where the model runs."""
+        self._first_LFD, self._first_L1D = self._first_LFD.to(device), self._first_L1D.to(device)
+        self._second_LDD, self._second_L1D = self._second_LDD.to(device), self._second_L1D.to(device)
+        self._table_LCD = self._table_LCD.to(device)
+        self._gates_LED, self._gates_LE1 = self._gates_LED.to(device), self._gates_LE1.to(device)
+        self._known.clear()
 
     def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
         """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one, as far as that can be seen."""

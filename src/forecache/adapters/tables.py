@@ -30,7 +30,7 @@ def stacked(tables: Sequence[Tensor], name: str, position: int, cross: bool) -> 
         x_BND = args[0] if args else kwargs["hidden_states"]
         time = kwargs[name] if name in kwargs else args[position]
         time_BN6D = time if time.ndim == 4 else time.reshape(len(x_BND), 1, 6, -1)
-        made_LGBND = tables_LG1D[:, :, None] + time_BN6D[:, :, 2::3].permute(2, 0, 1, 3)
+        made_LGBND = tables_LG1D[:, :, None].to(x_BND.device) + time_BN6D[:, :, 2::3].permute(2, 0, 1, 3)
         number, _, *shape = made_LGBND.shape
         all_LKBND = x_BND.new_ones(number, 1 + step, *shape)
         all_LKBND[:, ::step] = made_LGBND
