@@ -8,9 +8,16 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from conftest import generate_images, small_dit, small_vae
-from diffusers import DDIMScheduler, DiTPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from peft import LoraConfig
-from test_models import ONCE, PAIR, POOLED, SQUARE, TEXT, pipeline
+from test_models import ONCE, PAIR, PIPELINES, POOLED, SQUARE, TEXT, pipeline
 from tiny import TIMES, TINY, normal
 from torch import nn
 
@@ -416,3 +423,74 @@ def test_a_copy_of_a_pipeline_samples_as_ever_and_leaves_nothing(make):
     assert not [name for name, part in pipe.transformer.named_modules() if "forward" in vars(part)]
     with fc.apply(pipe, plan(pipe)):
         assert not torch.equal(flux(pipe), bare)
+
+
+# ---- parts that are replaced inside ---------------------------------------------------------------------------------
+
+
+def test_another_scheduler_is_watched_from_the_next_image_on():
+    """A sampler is chosen by giving the pipeline another scheduler; resample= goes on with it."""
+    pipe = dit_pipe()
+    with fc.apply(pipe, plan(pipe), resample=True) as session:
+        first = pipe.scheduler
+        generate_images(pipe, T)
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(first.config)
+        generate_images(pipe, T - 2)
+    assert session.stats.calls == 2 * T - 2
+    assert not {"set_timesteps", "__deepcopy__"} & (set(vars(first)) | set(vars(pipe.scheduler)))
+
+
+def test_another_transformer_is_refused():
+    pipe, other = dit_pipe(), dit_pipe()
+    with fc.apply(pipe, plan(pipe)) as session:
+        mine, pipe.transformer = pipe.transformer, other.transformer
+        with pytest.raises(fc.RunError, match=r"another one than when the plan was applied.*apply the plan again"):
+            generate_images(pipe, T)
+        pipe.transformer = mine
+        generate_images(pipe, T)
+    assert session.stats.calls == T
+
+
+# ---- times that rise, and that come twice ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pipeline_whose_times_rise(dtype):
+    """As Mochi's published scheduler has it; in bfloat16 the calls' timesteps are rounded."""
+    kind, how = PIPELINES["Mochi 1"]
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipe = pipeline(kind, TINY["Mochi 1"].model().to(dtype), scheduler)
+    how = {
+        key: each.to(dtype) if torch.is_tensor(each) and each.is_floating_point() else each for key, each in how.items()
+    }
+    with fc.apply(pipe, plan(pipe)) as session:
+        for _ in range(2):
+            pipe(**how, num_inference_steps=T, output_type="latent")
+    assert pipe.scheduler.timesteps[0] < pipe.scheduler.timesteps[-1]
+    assert (session.stats.generations, session.stats.calls) == (2, 2 * T)
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina 2"])
+def test_module_sites_of_a_model_whose_time_rises(name):
+    model = TINY[name].model()
+    bare = TINY[name].generate(model)
+    grid = fc.grid(model, num_steps=len(TIMES), sites=["layers.*.feed_forward"])
+    with fc.apply(model, fc.fora(1).plan(grid)):
+        assert torch.equal(TINY[name].generate(model), bare)
+    with fc.apply(model, fc.fora(2).plan(grid)) as session:
+        assert not torch.equal(TINY[name].generate(model), bare)
+    assert session.stats.skipped == session.stats.computed
+
+
+def test_a_second_order_sampler_that_starts_in_the_middle():
+    """Every timestep but the first stands twice in the list, and image-to-image begins with the second of a pair."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(latent_channels=4, block_out_channels=(8,) * 4, norm_num_groups=4, shift_factor=0.0, **blocks)
+    scheduler = FlowMatchHeunDiscreteScheduler()
+    pipe = pipeline("StableDiffusion3Img2ImgPipeline", TINY["SD3"].model(), scheduler, vae=vae.eval())
+    pools = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED}
+    how = PAIR | SQUARE | pools | {"image": normal(1, 3, 64, 64).sigmoid(), "strength": 0.6, "num_inference_steps": 10}
+    made = plan(pipe, fc.fora(2), 11)
+    with fc.apply(pipe, made) as session:
+        pipe(**how, generator=torch.Generator().manual_seed(0), output_type="latent")
+    assert (session.stats.generations, session.stats.calls) == (1, 11)

@@ -11,7 +11,7 @@ from torch import nn
 from forecache._errors import PlanError, RunError
 from forecache.adapters import find, grid_of, layout_for, optimized, transformers
 from forecache.course import Keeping
-from forecache.ends import Ends
+from forecache.ends import Ends, scheduler_of
 from forecache.guards import OPEN, Guards
 from forecache.plan import Plan
 from forecache.session import Session
@@ -53,12 +53,10 @@ def apply(
     def session(model: Any, part: Callable[[Sequence[float]], range] | None = None) -> Session:
         layout = layout_for(find(model), plan.grid)
         guards.check(plan, lambda: grid_of(target, layout, plan.num_steps))
-        ends = Ends(pipe, scheduler, optimized(model), tuple(lanes), part)
+        ends = Ends(pipe, scheduler_of(target), optimized(model), tuple(lanes), part)
         return Session(layout, plan, ends, keeping, max_error=guards.max_error, resample=resample)
 
     pipe = target if callable(target) and not isinstance(target, nn.Module) else None
-    scheduler = getattr(target, "scheduler", None)
-    scheduler = scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
     if len(models := transformers(target)) > 1:
         made = [session(*each) for each in zip(models, parts(target), strict=True)]
         return Sessions(plan, made)

@@ -27,6 +27,12 @@ class Ends:
     part: Callable[[Sequence[float]], range] | None = None
 
 
+def scheduler_of(target: Any) -> Any:
+    """The scheduler of a pipeline, if it can tell timesteps."""
+    scheduler = getattr(target, "scheduler", None)
+    return scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
+
+
 @contextmanager
 def calls_of(pipe: Any, during: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Inside the block, every call of this pipeline, and of no other, runs inside ``during()``.

@@ -103,7 +103,7 @@ class Generations:
         self.threads: list[Running] = []
         self.stopped: Lane | None = None
         self._layout, self._courses, self._tally = layout, courses, tally
-        self._scheduler, self._names, self._part = ends.scheduler, ends.lanes, ends.part
+        self.scheduler, self._names, self._part = ends.scheduler, ends.lanes, ends.part
         self._lock = threading.Lock()
         self._timestep = _modelcall.timestep_of(layout.model.forward)
 
@@ -205,8 +205,8 @@ class Generations:
         done = lane.step == lane.num_steps
         if timestep is None or lane.timestep is None or lane.first_timestep is None:
             return not done
-        if not done and lane.announced is not None and timestep == lane.announced[lane.step]:
-            return True  # also where a sampler goes up on its way
+        if not done and lane.announced is not None and (self.local.calling or timestep == lane.announced[lane.step]):
+            return True  # also where a sampler goes up on its way; a pipeline's calls are of the run that it announced
         if timestep > lane.timestep or (done and timestep == lane.first_timestep):
             return False
         if done:
@@ -229,7 +229,9 @@ class Generations:
             return timesteps[part.start : part.stop], self._courses.of(len(timesteps), part)
         # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
         if timestep is not None and timestep in timesteps[:-1]:
-            timesteps = timesteps[timesteps.index(timestep) :]  # image-to-image starts in the middle
+            first = getattr(self.scheduler, "begin_index", None)  # a second-order sampler has every timestep twice
+            at_first = first is not None and first < len(timesteps) and timesteps[first] == timestep
+            timesteps = timesteps[first if at_first else timesteps.index(timestep) :]  # image-to-image
         return timesteps, self._courses.of(len(timesteps), range(len(timesteps)))
 
     def is_short(self, lane: Lane) -> bool:
@@ -249,7 +251,7 @@ class Generations:
         def watched(*args: Any, **kwargs: Any) -> Any:
             result = set_timesteps(*args, **kwargs)
             if is_ours():
-                self.running().announce([float(each) for each in self._scheduler.timesteps])
+                self.running().announce([float(each) for each in self.scheduler.timesteps])
             return result
 
         return watched

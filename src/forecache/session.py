@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -12,9 +13,9 @@ from torch import nn
 
 from forecache import _allocator
 from forecache._errors import AlreadyAppliedError, RunError
-from forecache.adapters import Layout, is_in_place, is_mounted, replaced
+from forecache.adapters import Layout, find, is_in_place, is_mounted, replaced, transformers
 from forecache.course import Courses, Keeping
-from forecache.ends import Ends, calls_of
+from forecache.ends import Ends, calls_of, scheduler_of
 from forecache.generations import Generations, Local
 from forecache.plan import Plan
 from forecache.steps import Steps
@@ -143,6 +144,7 @@ class Session:
     @contextmanager
     def _generation(self) -> Iterator[None]:
         """One call of the pipeline: nothing is kept from before it, and nothing after it."""
+        self._follow()
         if not self._is_mounted():
             self._unmount()
             self._mount()
@@ -157,6 +159,20 @@ class Session:
             run.announce(None)
         if short:
             raise self._generations.too_short(short[0])
+
+    def _follow(self) -> None:
+        """The pipeline's parts may be others now: its scheduler is watched, another transformer is refused."""
+        pipe = self._ends.pipe
+        if all(find(each) is not self._layout.model for each in transformers(pipe)):
+            raise RunError(
+                f"The transformer of this {type(pipe).__name__} is another one than when the plan was applied, so the "
+                "plan would do nothing: leave the block or call forecache.disable, and apply the plan again."
+            )
+        if (scheduler := scheduler_of(pipe)) is not self._ends.scheduler:
+            self._unmount()
+            self._ends = replace(self._ends, scheduler=scheduler)
+            self._generations.scheduler = scheduler
+            self._mount()
 
     def new_run(self) -> None:
         """The next model call of this thread starts a new generation; what the last one kept is dropped."""

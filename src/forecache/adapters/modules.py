@@ -17,6 +17,7 @@ from forecache._core import Site
 from forecache._errors import ModelError, SiteError
 from forecache.adapters.base import Layout
 from forecache.adapters.blocks import Collapse, Forward, Value
+from forecache.adapters.families import family
 
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
 
@@ -67,7 +68,8 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
             yield module, _forward(value, index, _only_tensor(module.forward, site.name))
 
     tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
-    return Layout(model, sites, forwards, tokenwise=tokenwise)
+    known = family(model)
+    return Layout(model, sites, forwards, tokenwise=tokenwise, rising=known is not None and known.rising)
 
 
 def census(model: nn.Module, sites: Sequence[Site]) -> str:
