@@ -77,7 +77,7 @@ def test_a_row_says_what_was_predicted_and_what_was_counted(tiny):
 def test_ratios_are_formed_within_a_round(monkeypatch, tiny):
     """A machine that is twice as slow in the second round changes no ratio."""
     speeds = iter([9.0, 1.0, 9.0, 0.5, 9.0, 2.0, 9.0, 1.0, 9.0, 1.0, 9.0, 0.5])  # the first of a session does not count
-    monkeypatch.setattr(speed, "one_run", lambda subject, steps: [next(speeds)] * steps)
+    monkeypatch.setattr(speed, "one_run", lambda subject, steps, _: [next(speeds)] * steps)
     bare, row = speed.measure(tiny, planned(tiny, 4, ["fora-50"]), rounds=3)
     assert (row.time_ratio.low, row.time_ratio.median, row.time_ratio.high) == (2, 2, 2)
     assert row.step_ratios["skipped"].median == 0.5

@@ -10,6 +10,7 @@ import torch
 from conftest import CLASSES, generate, labels, noise, small_dit
 
 import forecache as fc
+from forecache import _modelcall
 
 T = 6
 TIMES = reference.timesteps(T)
@@ -289,3 +290,18 @@ def test_steps_that_are_rounded_to_one_timestep_are_told_apart_where_a_scheduler
         with fc.apply(dit, plan(dit)):
             times = parts.scheduler.timesteps.to(torch.bfloat16).tolist()
             assert equal(outputs, [call(dit, int(time), y, seed=number) for number, time in enumerate(times)])
+
+
+def test_a_timestep_that_lies_on_a_gpu_is_read_once_a_generation(dit, monkeypatch):
+    """Where a scheduler has told the timesteps, calls take the names in turn without looking."""
+    reads, number = [], _modelcall.number
+    monkeypatch.setattr(_modelcall, "is_at_hand", lambda timestep: False)
+    monkeypatch.setattr(_modelcall, "number", lambda *args: reads.append(1) or number(*args))
+    parts = SimpleNamespace(transformer=dit, scheduler=Told())
+    with fc.apply(parts, plan(dit), lanes=["cond", "uncond"]) as session:
+        parts.scheduler.set_timesteps(T)
+        for number_of_step, time in enumerate(TIMES):
+            for y in (COND, UNCOND):
+                call(dit, time, y, seed=number_of_step)
+    assert session.stats.calls == 2 * T
+    assert len(reads) <= 1 + 2  # whose turn it is, and where each lane begins

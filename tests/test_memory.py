@@ -6,6 +6,8 @@ import pytest
 import reference
 import torch
 from conftest import generate, labels, noise
+from test_models import POOLED, SQUARE, pipeline
+from tiny import TINY, normal
 
 import forecache as fc
 from forecache.shelf import Shelf
@@ -92,6 +94,45 @@ def test_a_generation_over_the_budget_is_refused_before_it_starts(dit):
     half = plan.cost(dit, 2, cache_dtype=torch.bfloat16).cache_bytes
     with fc.apply(dit, plan, max_cache_bytes=half, cache_dtype=torch.bfloat16):
         generate(dit, STEPS)
+
+
+def test_the_budget_counts_every_tensor_of_a_call():
+    """A longer prompt makes larger features of an image of the same size."""
+    pipe = pipeline("FluxPipeline", TINY["FLUX.1"].model())
+    plan = fc.fora(2).plan(fc.grid(pipe, 4))
+
+    def sample(words):
+        how = {"prompt_embeds": normal(1, words, 12), "pooled_prompt_embeds": POOLED, "num_inference_steps": 4}
+        pipe(**SQUARE, **how, output_type="latent")
+
+    with fc.apply(pipe, plan) as session:
+        sample(10)
+    with fc.apply(pipe, plan, max_cache_bytes=session.stats.peak_cache_bytes) as budgeted:
+        sample(10)
+        with pytest.raises(fc.CacheBudgetError):
+            sample(400)
+    assert budgeted.stats.peak_cache_bytes == session.stats.peak_cache_bytes
+
+
+def test_the_budget_counts_the_lanes_of_a_step_together(dit):
+    plan = fc.fora(2).plan(fc.grid(dit, 2))
+    need = plan.cost(dit, 2, guidance=False).cache_bytes
+    words = r"other calls of a step.*max_cache_bytes allows"
+
+    def step(time, lanes=("cond", "uncond")):
+        for _ in lanes:
+            dit(noise(2), timestep=torch.full((2,), time), class_labels=torch.tensor([1, 2]))
+
+    with torch.no_grad():
+        with (
+            pytest.raises(fc.CacheBudgetError, match=words),
+            fc.apply(dit, plan, lanes=["cond", "uncond"], max_cache_bytes=2 * need - 1),
+        ):
+            step(900)
+        with fc.apply(dit, plan, lanes=["cond", "uncond"], max_cache_bytes=2 * need) as session:
+            for _ in range(2):
+                step(900), step(500)
+    assert (session.stats.generations, session.stats.peak_cache_bytes) == (2, 2 * need)
 
 
 def test_the_budget_of_a_model_without_a_family(facebook):

@@ -494,3 +494,38 @@ def test_a_second_order_sampler_that_starts_in_the_middle():
     with fc.apply(pipe, made) as session:
         pipe(**how, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert (session.stats.generations, session.stats.calls) == (1, 11)
+
+
+# ---- guidance that ends in the middle -------------------------------------------------------------------------------
+
+
+def test_guidance_that_ends_in_the_middle_goes_on_with_the_plan():
+    """diffusers documents the callback: half of the batch goes, nothing kept serves, and the rest begins computed."""
+    pipe = pipeline("StableDiffusion3Pipeline", TINY["SD3"].model())
+    names = ["prompt_embeds", "pooled_prompt_embeds"]
+
+    def end(pipe, step, _, given):
+        if step == 2:
+            pipe._guidance_scale = 1.0
+            given |= {name: given[name].chunk(2)[1] for name in names}
+        return given
+
+    def sample():
+        how = PIPELINES["SD3"][1] | {"num_inference_steps": T, "output_type": "latent"}
+        inputs = ["latents", *names]
+        callback = {"callback_on_step_end": end, "callback_on_step_end_tensor_inputs": inputs}
+        return pipe(**how, **callback, generator=torch.Generator().manual_seed(0))[0]
+
+    bare, computed = sample(), []
+    with fc.apply(pipe, plan(pipe, fc.fora(1))) as session:
+        assert torch.equal(sample(), bare)
+    assert (session.stats.generations, session.stats.calls) == (1, T)
+    made = plan(pipe, fc.fora(2))
+    with fc.apply(pipe, made) as session:
+        handle = pipe.transformer.transformer_blocks[0].attn.register_forward_hook(lambda *_: computed.append(1))
+        found = [sample(), sample()]
+        handle.remove()
+    assert torch.equal(*found)
+    assert made.picture() == "#.#.#."
+    assert len(computed) == 2 * 4  # steps 0 and 2, the first after the end, and 4
+    assert (session.stats.generations, session.stats.calls) == (2, 2 * T)

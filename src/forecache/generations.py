@@ -30,7 +30,8 @@ UNNAMED = "default"
 class Lane:
     """One generation in one lane: how far it is, and what it keeps.
 
-    announced: the timesteps of its calls, where a scheduler has told them. seen: what the last call was given.
+    announced: the timesteps of its calls, where a scheduler has told them. of: the steps of the run that these are,
+    and how many that has. seen: what the last call was given. need: bytes, where there is a budget.
     """
 
     course: Course
@@ -41,6 +42,8 @@ class Lane:
     first_timestep: float | None = None
     timestep: float | None = None
     seen: Seen | None = None
+    of: tuple[int, range] = (0, range(0))
+    need: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -136,7 +139,7 @@ class Generations:
                 run.drop()
                 raise self.too_short(lane)
             lane.history.clear()
-            lane = None
+            lane = self._rest(run, lane, inputs, timestep, Arguments(args, kwargs)) if self._is_cut(lane) else None
         if lane is None:
             lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
         seen = Seen(args, kwargs, value)
@@ -152,6 +155,9 @@ class Generations:
 
     def _turn(self, run: Running, value: Any) -> str:
         """The lane of a call that nobody named: calls at one timestep take the names in turn."""
+        if run.timesteps is not None and run.lanes and not _modelcall.is_at_hand(value):  # no GPU is waited for
+            run.turn = run.turn[0], (run.turn[1] + 1) % len(self._names)
+            return self._names[run.turn[1]]
         number = _modelcall.number(value, self._layout.rising)
         turn = run.turn[1] + 1 if number == run.turn[0] else 0
         if turn == len(self._names) and self._is_next(run, number):
@@ -179,14 +185,46 @@ class Generations:
     def _start(
         self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
     ) -> Lane:
-        announced, course = self._announced(run, name, timestep)
-        if course.budget is not None:
-            course.budget.check(self._layout.model, course.program, course.plan.grid, arguments)
-        course.program.refresh()
-        history = History(self._layout, course.program, run.meter, course.placed)
-        lane = run.lanes[name] = Lane(course, history, inputs, announced, first_timestep=timestep)
+        announced, course, of = self._announced(run, name, timestep)
+        lane = self._lane(run, name, inputs, timestep, arguments, (course, announced, of))
         if name == next(iter(run.lanes)):
             self._tally.start()
+        return lane
+
+    def _is_cut(self, lane: Lane) -> bool:
+        """Whether a run of a pipeline goes on with other inputs, as where guidance ends, and half of the batch with it."""
+        return lane.announced is not None and 0 < lane.step < lane.num_steps and self.local.calling > 0
+
+    def _rest(
+        self, run: Running, lane: Lane, inputs: Inputs | None, timestep: float | None, arguments: Arguments
+    ) -> Lane:
+        """The steps of a run that are left, with nothing from before: the first is computed."""
+        assert lane.announced is not None
+        count, part = lane.of
+        of = count, part[lane.step :]
+        name = next(name for name, each in run.lanes.items() if each is lane)
+        rest = self._courses.of(*of), lane.announced[lane.step :], of
+        return self._lane(run, name, inputs, timestep, arguments, rest)
+
+    def _lane(
+        self,
+        run: Running,
+        name: str,
+        inputs: Inputs | None,
+        timestep: float | None,
+        arguments: Arguments,
+        plan: tuple[Course, list[float] | None, tuple[int, range]],
+    ) -> Lane:
+        course, announced, of = plan
+        need = 0
+        if course.budget is not None:
+            others = [each for each in run.lanes.values() if each is not run.lanes.get(name)]
+            beside = sum(each.need for each in others if each.step < each.num_steps)
+            need = course.budget.check(self._layout.model, course.program, course.plan.grid, arguments, beside)
+        course.program.refresh()
+        history = History(self._layout, course.program, run.meter, course.placed)
+        lane = Lane(course, history, inputs, announced, first_timestep=timestep, of=of, need=need)
+        run.lanes[name] = lane
         return lane
 
     def _expected(self, lane: Lane, value: Any) -> float | None:
@@ -218,21 +256,24 @@ class Generations:
             )
         return True
 
-    def _announced(self, run: Running, name: str, timestep: float | None) -> tuple[list[float] | None, Course]:
+    def _announced(
+        self, run: Running, name: str, timestep: float | None
+    ) -> tuple[list[float] | None, Course, tuple[int, range]]:
         """What the generation does that starts with this call, and its timesteps, if a watched scheduler told them."""
         timesteps = run.timesteps
         if timesteps is None or name in run.told:
-            return None, self._courses.own
+            return None, self._courses.own, (0, range(0))
         run.told.add(name)  # the scheduler spoke of one generation
+        of = len(timesteps), range(len(timesteps))
         if self._part is not None:
-            part = self._part(timesteps)
-            return timesteps[part.start : part.stop], self._courses.of(len(timesteps), part)
+            of = len(timesteps), self._part(timesteps)
         # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
-        if timestep is not None and timestep in timesteps[:-1]:
+        elif timestep is not None and timestep in timesteps[:-1]:
             first = getattr(self.scheduler, "begin_index", None)  # a second-order sampler has every timestep twice
             at_first = first is not None and first < len(timesteps) and timesteps[first] == timestep
             timesteps = timesteps[first if at_first else timesteps.index(timestep) :]  # image-to-image
-        return timesteps, self._courses.of(len(timesteps), range(len(timesteps)))
+            of = len(timesteps), range(len(timesteps))
+        return timesteps[of[1].start : of[1].stop], self._courses.of(*of), of
 
     def is_short(self, lane: Lane) -> bool:
         """Stopped in the middle, and nobody told how long it should have been."""

@@ -13,8 +13,9 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from forecache import _modelcall, liveness
+from forecache import liveness
 from forecache._core import Grid
 from forecache._errors import CacheBudgetError
 from forecache.adapters import OWN, Arguments, Gates, Layout, Own, measure
@@ -160,15 +161,22 @@ class Budget:
         self._max_bytes, self._dtype = max_bytes, cache_dtype
         self._known: dict[object, int] = {}
 
-    def check(self, model: nn.Module, program: Program, grid: Grid, arguments: Arguments) -> None:
-        """Raises CacheBudgetError if a generation that starts with this call would need more."""
-        key = _modelcall.inputs(arguments.args, arguments.kwargs)
+    def check(self, model: nn.Module, program: Program, grid: Grid, arguments: Arguments, beside: int = 0) -> int:
+        """The bytes that a generation needs that starts with this call.
+
+        beside: what other lanes may need at the same time. Raises CacheBudgetError if it is too much.
+        """
+        leaves = tree_leaves((arguments.args, arguments.kwargs))
+        key = tuple((each.shape, each.dtype, each.device) for each in leaves if isinstance(each, torch.Tensor))
         if key not in self._known:
             parts = measure(model, grid, 0, arguments)
             self._known[key] = max(liveness.alive(program.rows, parts.kept_bytes(self._dtype), parts.site_tokens))
-        if (need := self._known[key]) > self._max_bytes:
+        need = self._known[key]
+        if beside + need > self._max_bytes:
+            others = f", {beside / 2**20:,.1f} MiB for other calls of a step," if beside else ""
             raise CacheBudgetError(
-                f"The plan keeps {need / 2**20:,.1f} MiB of features at its peak for this batch, and max_cache_bytes "
-                f"allows {self._max_bytes / 2**20:,.1f} MiB: sample fewer images at a time, keep "
+                f"The plan keeps {need / 2**20:,.1f} MiB of features at its peak for this batch{others} and "
+                f"max_cache_bytes allows {self._max_bytes / 2**20:,.1f} MiB: sample fewer images at a time, keep "
                 "features in cache_dtype=torch.bfloat16, or take a forecast with a shorter history."
             )
+        return need

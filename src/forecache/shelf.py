@@ -7,6 +7,7 @@ is used, so that no more than two are on the GPU at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,6 @@ class Shelf:
     def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         self.dtype, self.device = dtype, device
         self._coming: dict[int, tuple[Tensor, Any]] = {}
-        self._streams: dict[torch.device, Any] = {}
 
     def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> Kept:
         """Keep a feature; dtype: what it had, if it is rounded already."""
@@ -78,7 +78,7 @@ class Shelf:
     def _sent(self, feature: Tensor, device: torch.device) -> Tensor:
         if not feature.is_cuda or device.type != "cpu":
             return feature.to(device)
-        stream = self._stream(feature.device)
+        stream = _stream(feature.device)
         stream.wait_stream(torch.cuda.current_stream(feature.device))
         lying = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=True)
         with torch.cuda.stream(stream):
@@ -92,7 +92,7 @@ class Shelf:
         if device.type != "cuda":
             self._coming[id(feature)] = feature.to(device), None
             return
-        stream = self._stream(device)  # also the one that brought it here, so that it has come before it leaves
+        stream = _stream(device)  # also the one that brought it here, so that it has come before it leaves
         with torch.cuda.stream(stream):
             self._coming[id(feature)] = feature.to(device, non_blocking=True), stream.record_event()
 
@@ -105,10 +105,11 @@ class Shelf:
             moved.record_stream(current)
         return moved
 
-    def _stream(self, device: torch.device) -> Any:
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
-        return self._streams[device]
+
+@cache
+def _stream(device: torch.device) -> Any:
+    """One for all: the allocator keeps memory for every stream that has had some."""
+    return torch.cuda.Stream(device)
 
 
 def _version(feature: Tensor) -> int | None:
