@@ -192,7 +192,7 @@ class Generations:
         return lane
 
     def _is_cut(self, lane: Lane) -> bool:
-        """Whether a run of a pipeline goes on with other inputs, as where guidance ends, and half of the batch with it."""
+        """Whether a pipeline's run goes on with other inputs, as where guidance ends, and half of the batch with it."""
         return lane.announced is not None and 0 < lane.step < lane.num_steps and self.local.calling > 0
 
     def _rest(
