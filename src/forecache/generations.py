@@ -143,7 +143,7 @@ class Generations:
         if lane is None:
             lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
         seen = Seen(args, kwargs, value)
-        if seen.again(lane.seen) and timestep == lane.timestep is not None and self._is_read(lane, value):
+        if timestep is not None and timestep == lane.timestep and seen.again(lane.seen) and self._is_read(lane, value):
             run.drop()
             raise StepCountError(
                 f"The model is called several times a step, at timestep {abs(timestep):g} with the same sample again, "

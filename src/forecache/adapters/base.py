@@ -226,7 +226,8 @@ def _is_copied_plainly(kind: type) -> bool:
 
 def _bare_copy(owner: Any, memo: dict[int, Any]) -> Any:
     """A deep copy with what our replacements have replaced."""
-    twin = memo[id(owner)] = type(owner).__new__(type(owner))
+    kind: Any = type(owner)
+    twin = memo[id(owner)] = kind.__new__(kind)
     state = {name: each for name, each in owner.__getstate__().items() if name != "__deepcopy__"}
     below = {name: _below(each) for name, each in state.items()}
     bare = copy.deepcopy({name: each for name, each in below.items() if each is not None or state[name] is None}, memo)
