@@ -415,6 +415,32 @@ def test_the_copies_of_weights_go_with_the_block():
         assert torch.equal(TINY["DiT"].generate(model), expected)
 
 
+def test_weights_are_copied_once_for_all_runs(block_by_block):
+    """As a router skips: another run of blocks in every step."""
+    model = TINY["DiT"].model()
+    depths = len(model.transformer_blocks)
+    method = fc.Method(
+        "stairs",
+        lambda step, site, _: Action.SKIP if step and site.depth >= (step % depths) else Action.COMPUTE,
+    )
+    plan = method.plan(fc.grid(model, len(TIMES)))
+    found = layout(model)
+    program = Program(found, plan)
+    program.refresh()
+    assert len(program.gates) > 2
+    parts = [vars(gates).values() for gates in program.gates.values()]
+    storages = {each.untyped_storage().data_ptr(): each for part in parts for each in part if torch.is_tensor(each)}
+    whole = vars(stacked_gates.of([block.module for _, block in found.blocks])).values()
+    assert sum(each.untyped_storage().nbytes() for each in storages.values()) <= sum(
+        each.untyped_storage().nbytes() for each in whole if torch.is_tensor(each)
+    )
+    with fc.apply(model, plan):
+        collapsed = TINY["DiT"].generate(model)
+    block_by_block()
+    with fc.apply(model, plan):
+        torch.testing.assert_close(TINY["DiT"].generate(model), collapsed, rtol=1e-5, atol=1e-5)
+
+
 def live(kind):
     gc.collect()
     return [each for each in gc.get_objects() if type(each) is kind]

@@ -145,7 +145,7 @@ class Program:
     def refresh(self) -> None:
         """A generation starts: gates are stacked, unless they were and no weight has changed since."""
         if self._blocks and (weights := self._layout.weights()) != self._weights:
-            self.gates.update({(blocks.start, blocks.stop - 1): self._layout.gates(blocks) for blocks in self._blocks})
+            self.gates.update(self._layout.gates_of(self._blocks))
             self._weights = weights
 
     def clear(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from forecache._core import Cell, Site
 from forecache._errors import PlanMismatchError
 from forecache.adapters.blocks import Block, Collapse, Forward, Gate, Gates, Value
+from forecache.adapters.stacked_gates import StackedGates
 
 Example = Callable[[int], Mapping[str, Any]]
 Level = Literal["branches", "blocks", "modules"]
@@ -79,6 +80,15 @@ class Layout:
         if self.stacked is None or _is_trained(copied):
             return _one_by_one(blocks)
         return self.stacked([block.module for block in blocks]) or _one_by_one(blocks)
+
+    def gates_of(self, runs: Iterable[range]) -> dict[tuple[int, int], Gates]:
+        """The gates of runs of blocks, by first and last block; weights that have to be copied are copied once."""
+        found = list(runs)
+        numbers = sorted({number for run in found for number in run})
+        whole = self.gates(numbers)
+        if not isinstance(whole, StackedGates):
+            return {(run.start, run.stop - 1): self.gates(run) for run in found}
+        return {(run.start, run.stop - 1): whole.part(numbers.index(run.start), len(run)) for run in found}
 
     def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""

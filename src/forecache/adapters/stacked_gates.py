@@ -6,6 +6,7 @@ of six. Their weights are stacked once a session. L blocks, B batch, F frequenci
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,15 @@ class StackedGates:
         self._gates_LED, self._gates_LE1 = torch.stack(weights), torch.stack(biases)[..., None]
         self._width = width
         self._known: dict[tuple[float, torch.dtype, bool], Tensor] = {}
+
+    def part(self, first: int, count: int) -> StackedGates:
+        """The gates of so many of the blocks, read where those of all lie."""
+        part = copy.copy(self)
+        for name, stacked in vars(self).items():
+            if isinstance(stacked, Tensor):
+                setattr(part, name, stacked.narrow(0, first, count))
+        part._known = {}
+        return part
 
     def __call__(self, x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if x_BND.device != self._table_LCD.device:
