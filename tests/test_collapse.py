@@ -426,8 +426,10 @@ def test_weights_are_copied_once_for_all_runs(block_by_block):
     plan = method.plan(fc.grid(model, len(TIMES)))
     found = layout(model)
     program = Program(found, plan)
-    program.refresh()
+    with torch.no_grad():
+        program.refresh()
     assert len(program.gates) > 2
+    assert all(isinstance(gates, stacked_gates.StackedGates) for gates in program.gates.values())
     parts = [vars(gates).values() for gates in program.gates.values()]
     storages = {each.untyped_storage().data_ptr(): each for part in parts for each in part if torch.is_tensor(each)}
     whole = vars(stacked_gates.of([block.module for _, block in found.blocks])).values()
