@@ -443,3 +443,27 @@ def test_plan_refuses_what_is_no_plan(forecache, tmp_path):
         assert code == 1
         assert message in err
     assert not path.exists()
+
+
+def test_a_command_does_not_write_over_what_it_reads(forecache, tmp_path):
+    folder = tmp_path / "run"
+    assert forecache("sample", "--num-samples", 2, "--steps", 2, "--out", folder, "--quiet")[0] == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    samples = folder / "samples.npz"
+    evaluate = ["evaluate", folder, "--extractor", "digits", "--metrics", "accuracy"]
+    for words in (
+        [*evaluate, "--save-features", samples],
+        [*evaluate, "--out", samples],
+        [*evaluate, "--out", folder / "shards.json"],
+        ["report", folder, "--out", folder / "shards.json"],
+    ):
+        code, _, err = forecache(*words)
+        assert code != 0
+        assert "name another file" in err or "is an HTML page" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_warmup_without_a_method_is_refused(forecache, tmp_path):
+    code, _, err = forecache("sample", "--labels", 1, "--warmup", 3, "--out", tmp_path / "w")
+    assert code == 1
+    assert "give a --method" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +66,7 @@ def evaluate_command(
     Example: `forecache evaluate out/fast --uncached out/slow --metrics psnr,ssim --out fast.json`
     """
     names = chosen(metrics)  # first, since it is quickest to be wrong
+    _refuse_inputs(samples, [reference, uncached, prompts], {"--out": out, "--save-features": save_features})
     where, _ = sources.place(device)
     images = evaluate.Features.load(samples) if samples.suffix == ".safetensors" else evaluate.open_images(samples)
     against = _against(images, names, reference, uncached, prompts)
@@ -103,6 +105,16 @@ def evaluate_command(
         emit(found.document(draws=False) | more)
     else:
         _show(found, bootstrap, seed, more["sampling_seeds"])
+
+
+def _refuse_inputs(samples: Path, others: Sequence[str | Path | None], outputs: Mapping[str, Path | None]) -> None:
+    """Raises InputError for an output that is what is read, or a record of it."""
+    read = {Path(each).resolve() for each in (samples, *others) if each is not None}
+    folder = samples if samples.is_dir() else samples.parent
+    read |= {(folder / name).resolve() for name in ("samples.npz", "run.json", "shards.json", "plan.json")}
+    for option, path in outputs.items():
+        if path is not None and path.resolve() in read:
+            raise InputError(f"{path} belongs to what is evaluated: name another file for {option}.")
 
 
 def _against(

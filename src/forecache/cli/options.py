@@ -147,6 +147,8 @@ class Options:
         base = self._base_name()
         self._refuse_others({self.method.value, *([base.value] if self.method is not MethodName.none else [])})
         if self.method is MethodName.none:
+            if self.warmup:
+                raise InputError("--warmup computes the first steps of a plan: give a --method, too.")
             return None
         made = self._base(base, num_steps)
         if self.warmup:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from forecache import reports
+from forecache._errors import InputError
 from forecache.cli.terminal import AsJson, app, emit, out_file, say
 
 
@@ -29,6 +30,8 @@ def report_command(
     Example: `forecache report out/bench/bench.json --out bench.html`
     """
     target = out or (file if file.is_dir() else file.parent) / "report.html"
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"A report is an HTML page, such as report.html; --out names {target}.")
     material = reports.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
     if as_json:
         emit({"report": str(target), "kind": material.kind, "title": material.title, "bytes": target.stat().st_size})
