@@ -17,11 +17,13 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 from peft import LoraConfig
+from test_collapse import STEPS, random_statistics
 from test_models import ONCE, PAIR, PIPELINES, POOLED, SQUARE, TEXT, pipeline
 from tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
+from forecache.resample import piece
 
 T = 6
 
@@ -529,3 +531,10 @@ def test_guidance_that_ends_in_the_middle_goes_on_with_the_plan():
     assert made.picture() == "#.#.#."
     assert len(computed) == 2 * 4  # steps 0 and 2, the first after the end, and 4
     assert (session.stats.generations, session.stats.calls) == (2, 2 * T)
+
+
+def test_calibrated_corrections_are_not_for_the_rest_of_a_run():
+    model = small_dit()
+    made = fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all").plan(fc.grid(model, STEPS))
+    with pytest.raises(fc.PlanError, match=r"in parts.*guidance that ends in the middle"):
+        piece(made, range(3, STEPS))

@@ -139,7 +139,7 @@ class Generations:
                 run.drop()
                 raise self.too_short(lane)
             lane.history.clear()
-            lane = self._rest(run, lane, inputs, timestep, Arguments(args, kwargs)) if self._is_cut(lane) else None
+            lane = self._rest(run, name, inputs, timestep, Arguments(args, kwargs)) if self._is_cut(lane) else None
         if lane is None:
             lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
         seen = Seen(args, kwargs, value)
@@ -196,13 +196,13 @@ class Generations:
         return lane.announced is not None and 0 < lane.step < lane.num_steps and self.local.calling > 0
 
     def _rest(
-        self, run: Running, lane: Lane, inputs: Inputs | None, timestep: float | None, arguments: Arguments
+        self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
     ) -> Lane:
         """The steps of a run that are left, with nothing from before: the first is computed."""
+        lane = run.lanes[name]
         assert lane.announced is not None
         count, part = lane.of
         of = count, part[lane.step :]
-        name = next(name for name, each in run.lanes.items() if each is lane)
         rest = self._courses.of(*of), lane.announced[lane.step :], of
         return self._lane(run, name, inputs, timestep, arguments, rest)
 

@@ -62,8 +62,9 @@ def piece(plan: Plan, steps: range) -> Plan:
         return replace(plan, grid=grid, rows=tuple(row[: steps.stop] for row in plan.rows))
     if plan.constants:
         raise PlanError(
-            "The corrections of this plan were calibrated on one model, and this run is made by two in turn: make "
-            "a plan for each, on forecache.grid(pipe.transformer, n) and on forecache.grid(pipe.transformer_2, m)."
+            "The corrections of this plan were calibrated for whole runs, and this one is made in parts. By two "
+            "transformers in turn: make a plan for each, on forecache.grid(pipe.transformer, n) and on "
+            "forecache.grid(pipe.transformer_2, m). With guidance that ends in the middle: use a plan without them."
         )
     method, opened = _method(plan)
     old = zip(plan.grid.sites, plan.rows, strict=True)
