@@ -16,8 +16,11 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache import bench, report, zoo
-from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache import zoo
+from forecache.bench import timing
+from forecache.report import figures
+from forecache.sampling.sources import Sampling, in_batches
+from forecache.zoo.digits import DigitsSource
 
 BATCH = 32
 
@@ -34,13 +37,13 @@ def main() -> None:
     how = Sampling(20, 1.5, 1000)
     plain, calibrating = [], []
     for turn in range(args.rounds + 1):
-        seconds = bench.timed(lambda: in_batches(source, labels, how, BATCH))[1]
-        slower = bench.timed(lambda: fc.calibrate(source, labels, num_steps=20, batch=BATCH).means[0])[1]
+        seconds = timing.timed(lambda: in_batches(source, labels, how, BATCH))[1]
+        slower = timing.timed(lambda: fc.calibrate(source, labels, num_steps=20, batch=BATCH).means[0])[1]
         if turn > 0:
             plain.append(seconds)
             calibrating.append(slower)
     ratios = [b / a for a, b in zip(plain, calibrating, strict=True)]
-    environment = bench.environment()
+    environment = timing.environment()
     document = {
         "command": "python benchmarks/calibration.py " + " ".join(sys.argv[1:]),
         "environment": environment,
@@ -58,7 +61,7 @@ def main() -> None:
     )
     fill(ROOT / "docs/calibration.md", "calibration", [sentence])
     stats = fc.Statistics.load(zoo.statistics_path(20))
-    report.draw_statistics(stats, fc.gates.god(stats, 0.5, 0.45), ROOT / "docs/images/statistics.png")
+    figures.draw_statistics(stats, fc.parts.gates.god(stats, 0.5, 0.45), ROOT / "docs/images/statistics.png")
     print(sentence)
 
 

@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 
 import forecache as fc
-from forecache import bench, demo, report
+from forecache.bench import demo
+from forecache.bench import timing as timing_module
 from forecache.evaluate import Moments, frechet_distance
-from forecache.runs import save_png
-from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.report import figures
+from forecache.sampling.runs import save_png
+from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
-from forecache.zoo.digits import FOLDER
+from forecache.zoo.digits import FOLDER, DigitsSource
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/digits.json"
@@ -33,11 +35,11 @@ def samples_themselves(source: DigitsSource, count: int) -> dict:
     """DDIM-50, guidance 2, without a cache: how many samples are the digit that was asked for."""
     labels = [index % 10 for index in range(count)]
     images = in_batches(source, labels, Sampling(num_steps=50, guidance=2.0, seed=0), 250)
-    grid = torch.from_numpy(report.tile(images[:100], 10)).permute(2, 0, 1)
+    grid = torch.from_numpy(figures.tile(images[:100], 10)).permute(2, 0, 1)
     save_png(grid, ROOT / "docs/images/digits.png")
-    recognised = source.digits.recognised(images) == torch.tensor(labels)
+    recognised = source.recognised(images) == torch.tensor(labels)
     by_class = [recognised[digit::10].float().mean().item() for digit in range(10)]
-    distance = frechet_distance(Moments.of(source.digits.features(images)), source.digits.reference)
+    distance = frechet_distance(Moments.of(source.features(images)), source.reference)
     return {
         "sampler": "DDIM-50",
         "guidance": 2.0,
@@ -85,7 +87,7 @@ def measure_quality(source: DigitsSource, grid: fc.Grid, samples: int) -> dict:
     print(f"DDIM-50, guidance 2: {itself['class_accuracy']:.1%} recognised", flush=True)
     rows = demo.compare(source, grid, demo.methods(), samples=samples, batch=250, on_run=print, **SETTINGS)
     title = f"digits, DDIM-20, guidance 1.5, {samples} samples"
-    report.draw_quality(rows, ROOT / "docs/images/quality.png", title)
+    figures.draw_quality(rows, ROOT / "docs/images/quality.png", title)
     quality = [row.figures() for row in rows]
     quality[0]["macs_uncached"] = rows[1].cost.macs_uncached if rows[1].cost else None
     sampler = {"name": "DDIM-20", "samples": samples, "batch": 250, **SETTINGS}
@@ -102,12 +104,12 @@ def main() -> None:
     grid = fc.grid(source.target, 20)
     kept = json.loads(RESULT.read_text()) if args.times_only else measure_quality(source, grid, args.samples)
     timed = demo.compare(source, grid, demo.methods(), samples=64, repeats=args.repeats, on_run=print, **SETTINGS)
-    report.draw_grids(timed, ROOT / "docs/images/samples.png")
+    figures.draw_grids(timed, ROOT / "docs/images/samples.png")
     for row, short in zip(kept["quality"], timed, strict=True):
         row["cache_bytes"] = short.cache_bytes  # of the batch of 64 that was timed
     document = {
         "command": "python benchmarks/digits.py",
-        "environment": bench.environment(),
+        "environment": timing_module.environment(),
         **{name: kept[name] for name in ("uncached", "sampler", "quality")},
         "timing": {"samples": 64, "repeats": args.repeats, "rows": [row.figures() for row in timed]},
     }

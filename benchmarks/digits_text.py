@@ -17,9 +17,9 @@ import torch
 from digits import ROOT, fill
 from torch import Tensor
 
-from forecache import bench
+from forecache.bench import timing
 from forecache.evaluate import Moments, frechet_distance
-from forecache.sources import Sampling, in_batches
+from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import DigitsText, captions, load_digits_text
 from forecache.zoo.digits_text import FOLDER, GUIDANCE
 
@@ -144,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     document = {
         "command": f"python benchmarks/digits_text.py --samples {args.samples} --few {args.few}",
-        "environment": bench.environment(),
+        "environment": timing.environment(),
         "sampler": f"DPM-Solver++ 2M, {STEPS} steps",
         "guidance": GUIDANCE,
         "samples": args.samples,

@@ -20,10 +20,13 @@ from quality import DIGITS, TABLES, per_token
 from torch import Tensor
 
 import forecache as fc
-from forecache import bench, zoo
-from forecache.adapters import find, layout, mounted
+from forecache import zoo
+from forecache.bench import timing
 from forecache.evaluate import psnr
-from forecache.sources import DigitsSource, Sampling
+from forecache.models.find import find, layout
+from forecache.models.mount import mounted
+from forecache.sampling.sources import Sampling
+from forecache.zoo.digits import DigitsSource
 
 SKIPPED = (3, 6, 9, 12, 15, 18)
 
@@ -114,7 +117,7 @@ def main() -> None:
     for name in names:
         values = " | ".join(f"{row['psnr_db'][name]:.1f}" for row in rows.values())
         lines.append(f"| PSNR of the samples, {name} | {values} |")
-    place = bench.environment()
+    place = timing.environment()
     note = (
         f"digits, DDIM-{STEPS}, guidance {DIGITS.guidance}, {args.samples} samples. Errors are root mean squares "
         f"over the conditional halves (features) and the guided prediction (output). {place['cpu']}, torch "

@@ -26,15 +26,17 @@ from tuned import MOST, plans
 from tuned_others import halved
 
 import forecache as fc
-from forecache import bench, sources, zoo
+from forecache import zoo
+from forecache.bench import timing
 from forecache.evaluate import psnr
-from forecache.sources import Sampling, in_batches
-from forecache.tuning import trials
-from forecache.tuning.products import observe
+from forecache.fit.tuning import trials
+from forecache.fit.tuning.products import observe
+from forecache.sampling import sources
+from forecache.sampling.sources import Sampling, in_batches
 
 STEPS, GUIDANCE = 20, 1.5
 SEED, OTHER = 1000, 77
-Group = Callable[[fc.Site], Any]
+Group = Callable[[fc.parts.Site], Any]
 
 
 class Study:
@@ -64,8 +66,8 @@ class Study:
     def method(self, patterns: Mapping[Any, str], group: Group) -> fc.Method:
         """The plan's forecast, with a pattern for each group."""
 
-        def schedule(step: int, site: fc.Site, grid: fc.Grid) -> fc.Action:
-            return fc.Action.COMPUTE if patterns[group(site)][step] == "#" else fc.Action.SKIP
+        def schedule(step: int, site: fc.parts.Site, grid: fc.Grid) -> fc.parts.Action:
+            return fc.parts.Action.COMPUTE if patterns[group(site)][step] == "#" else fc.parts.Action.SKIP
 
         forecast = trials.forecast_of(self.name, self._products)
         correction = trials.correction_of(self.name, self._products)
@@ -186,7 +188,7 @@ def main(words: list[str]) -> None:
     model = zoo.load_digits() if args.model == "digits" else zoo.load_digits_text()
     document: dict[str, Any] = {
         "command": " ".join(["python benchmarks/granularity.py", *words]),
-        "environment": bench.environment(),
+        "environment": timing.environment(),
         "model": args.model,
         "samples": args.samples,
         "held_out": args.held_out,

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 import forecache as fc
-from forecache import bench
-from forecache.adapters import stacked_gates
-from forecache.speed import Spread
-from forecache.subjects import Subject, open_subject
+from forecache.bench import timing
+from forecache.bench.speed import Spread
+from forecache.bench.subjects import Subject, open_subject
+from forecache.models.families import adaln_zero
 
 STEPS = 20
 KINDS = {"bare": "no blocks", "least": "gates and sums alone", "skipped": "ours"}
@@ -43,7 +43,7 @@ class Least:
 
     def __init__(self, subject: Subject, features: Sequence[Tensor] | None = None) -> None:
         self._model = subject.model
-        self._gates = stacked_gates.of(list(self._model.transformer_blocks))
+        self._gates = adaln_zero.of(list(self._model.transformer_blocks))
         tokens = (self._model.config.sample_size // self._model.config.patch_size) ** 2
         shape = subject.rows, tokens, self._model.inner_dim
         count = 2 * len(self._model.transformer_blocks)
@@ -126,7 +126,7 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     document: dict[str, Any] = {
         "command": " ".join(["python benchmarks/least.py", *words]),
-        "environment": bench.environment(),
+        "environment": timing.environment(),
         "rounds": args.rounds,
         "models": {},
     }

@@ -18,8 +18,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 from digits import ROOT, fill
 
-from forecache import bench, selection, tokens
-from forecache.adapters import layout
+from forecache.bench import timing
+from forecache.models.find import layout
+from forecache.parts import tokens
+from forecache.runtime import selection
 
 ROWS, ROUNDS, SHARES = 4, 9, (0.07, 0.25, 0.5)
 
@@ -57,7 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         rows = measure()
-    environment = bench.environment()
+    environment = timing.environment()
     document = {"command": "python benchmarks/partial.py", "batch": ROWS, "rounds": ROUNDS, "environment": environment}
     (ROOT / "benchmarks/results/partial.json").write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
     lines = ["| tokens | time of the MLP branch |", "|---|---|"]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache.sample import sample, to_images
-from forecache.sources import Condition, Sampling
+from forecache.sampling.loop import sample, to_images
+from forecache.sampling.sources import Condition, Sampling
 
 Start = Callable[[], None]
 BARE = "no cache"

@@ -27,9 +27,10 @@ from digits import ROOT, fill
 from peer_caches import CACHES
 from peer_runs import BARE, GUIDANCE, Cache, Running, Subject
 
-from forecache import bench, report
+from forecache.bench import timing
+from forecache.bench.speed import Spread
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.speed import Spread
+from forecache.report import figures
 from forecache.zoo import load_digits, shaped
 
 PAGE = ROOT / "docs/performance.md"
@@ -131,7 +132,7 @@ def table(rows: Sequence[Mapping[str, Any]], num_steps: int) -> list[str]:
 
 def write(args: argparse.Namespace, subject: Subject, rows: list[dict[str, Any]], missing: Mapping[str, str]) -> None:
     versions = {cache.package: cache.version for cache in CACHES}
-    place = bench.environment()
+    place = timing.environment()
     document = {
         "command": " ".join(["python benchmarks/peers.py", *args.words]),
         "environment": place | {"versions": versions},
@@ -161,7 +162,7 @@ def write(args: argparse.Namespace, subject: Subject, rows: list[dict[str, Any]]
             for row in rows
             if row.get("psnr_db") is not None
         }
-        report.draw_pareto(points, picture, f"digits, {args.samples} samples; {listed}")
+        figures.draw_pareto(points, picture, f"digits, {args.samples} samples; {listed}")
         lines += ["", quality, "", "![Quality against speed](images/peers.png)"]
     print("\n".join(lines))
     if args.out is None:

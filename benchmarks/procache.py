@@ -17,8 +17,10 @@ import matplotlib.pyplot as plt
 from digits import ROOT
 
 import forecache as fc
-from forecache import sources, tokens, zoo
-from forecache.patterns import Constraints
+from forecache import zoo
+from forecache.parts import tokens
+from forecache.parts.patterns import Constraints
+from forecache.sampling import sources
 from forecache.zoo.digits_text import GUIDANCE
 
 KEPT = ROOT / "out/procache"
@@ -60,7 +62,7 @@ def spaces(on: Ablation) -> dict[str, tuple[Constraints, Making]]:
     }
 
 
-def found(name: str, on: Ablation = DIGITS) -> fc.SearchResult:
+def found(name: str, on: Ablation = DIGITS) -> fc.fit.SearchResult:
     """The result of a search; searched now if it was not."""
     space, making = spaces(on)[name]
     source = sources.as_source(on.load())
@@ -68,7 +70,7 @@ def found(name: str, on: Ablation = DIGITS) -> fc.SearchResult:
         source,
         space,
         sources.everything(source)[:48] if not source.classes else [index % 10 for index in range(48)],
-        score=fc.scores.psnr_to_uncached(),
+        score=fc.fit.scores.psnr_to_uncached(),
         method=making,
         guidance=on.guidance,
         seed=1000,
@@ -81,7 +83,7 @@ def found(name: str, on: Ablation = DIGITS) -> fc.SearchResult:
 
 def best(name: str, on: Ablation) -> fc.Method:
     pattern = found(name, on).ranked[0].pattern
-    return fc.explicit(compute=fc.patterns.computed(pattern))
+    return fc.explicit(compute=fc.parts.patterns.computed(pattern))
 
 
 def uniform(on: Ablation, count: int) -> fc.Method:
@@ -118,7 +120,7 @@ def methods(on: Ablation = DIGITS) -> dict[str, fc.Method]:
         "both (ProCache)": at_equal_macs(on, best(pattern, on), "attn_norm"),
         "Taylor 1, uniform": fc.taylorseer(fc.fora(3), 1),
         "pattern, searched in any order": best("any-order", on),
-        "pattern, as published for DiT-XL/2": fc.procache_paper(partial=False),
+        "pattern, as published for DiT-XL/2": fc.methods.procache_paper(partial=False),
         "both, random tokens": at_equal_macs(on, best(pattern, on), "random"),
         "Taylor 1, pattern searched with it": fc.taylorseer(best("monotone-taylor", on), 1),
     }
@@ -147,7 +149,7 @@ def draw() -> None:
         for each in result.ranked:
             place = len(labels)
             labels.append(f"{name}: {each.score:.1f} dB")
-            computed = fc.patterns.computed(each.pattern)
+            computed = fc.parts.patterns.computed(each.pattern)
             lower.scatter(computed, [place] * len(computed), marker="s", s=14, color="C0" if name == "reuse" else "C1")
     lower.set_yticks(range(len(labels)), labels, fontsize=7)
     lower.invert_yaxis()

@@ -26,10 +26,12 @@ from routers import at_random, in_order
 from torch import Tensor
 
 import forecache as fc
-from forecache import bench, sources, zoo
+from forecache import zoo
+from forecache.bench import timing
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.forecasts import Gradient
-from forecache.sources import Condition, Sampling, Source, in_batches
+from forecache.parts.forecasts import Gradient
+from forecache.sampling import sources
+from forecache.sampling.sources import Condition, Sampling, Source, in_batches
 from forecache.zoo import Digits, DigitsText
 from forecache.zoo.captions import pairs
 from forecache.zoo.digits_text import GUIDANCE
@@ -74,10 +76,10 @@ class Undivided(Gradient):
 def corrections(model: Model = DIGITS) -> dict[str, fc.Method]:
     """FORA 50 % and 75 %, and every correction on both."""
     stats = per_token(model)
-    gate = fc.gates.god(stats, gamma=0.5, threshold=0.45)
+    gate = fc.parts.gates.god(stats, gamma=0.5, threshold=0.45)
     rows = {}
     for level in (50, 75):
-        base = fc.fora_paper(level)
+        base = fc.methods.fora_paper(level)
         rows[f"FORA {level} %"] = base
         rows[f"FORA {level} % + GC 0.8"] = fc.goc(base, 0.8)
         rows[f"FORA {level} % + GOC 0.8"] = fc.goc(base, 0.8, gate=gate)
@@ -85,9 +87,9 @@ def corrections(model: Model = DIGITS) -> dict[str, fc.Method]:
             rows[f"FORA {level} % + EOC relative, {judge}"] = fc.eoc(base, stats, judge=judge)
         for judge in ("prior", "all"):
             rows[f"FORA {level} % + EOC additive 0.3, {judge}"] = fc.eoc(base, stats, 0.3, form="additive", judge=judge)
-    overshooting = replace(fc.goc(fc.fora_paper(75), 0.8), forecast=Undivided(0.8))
+    overshooting = replace(fc.goc(fc.methods.fora_paper(75), 0.8), forecast=Undivided(0.8))
     rows["FORA 75 % + GC 0.8, not divided by the gap"] = overshooting
-    taylor = fc.taylorseer(fc.fora_paper(50), 1)
+    taylor = fc.taylorseer(fc.methods.fora_paper(50), 1)
     rows["Taylor 1, 50 %"] = taylor
     rows["Taylor 1, 50 % + EOC additive 1, prior"] = fc.eoc(taylor, stats, 1.0, form="additive")
     rows["the same, per channel"] = fc.eoc(taylor, stats, 1.0, form="additive", per="channel")
@@ -246,7 +248,7 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
         quality = spread([row["frechet"] for row in rows], 2)
         accuracy = spread([row["class_accuracy"] for row in rows], 2, 100)
         lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")
-    environment = bench.environment()
+    environment = timing.environment()
     count = seeds[0].samples
     sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (

@@ -16,10 +16,13 @@ from typing import Any
 
 from digits import ROOT, fill
 
-from forecache import report
 from forecache.evaluate import Figure, difference
 from forecache.evaluate.figures import Z
-from forecache.reproduction import Given, Protocol, Reproduction, open_ground, open_table, reproduce
+from forecache.report import figures as figures_module
+from forecache.reproduce.reproduce import Reproduction, reproduce
+from forecache.reproduce.table import open_table
+from forecache.reproduce.testbed import Given, open_ground
+from forecache.reproduce.worker import Protocol
 
 TABLE, ON = "goc-table-3", "digits"
 RESULT = ROOT / f"benchmarks/results/reproduce-{TABLE}-{ON}.json"
@@ -82,7 +85,7 @@ def main() -> None:
     )
     minutes = sum(row["sampling_seconds"] + row["evaluation_seconds"] for row in result.measured.values()) / 60
     RESULT.write_text(json.dumps(result.document, indent=1) + "\n")
-    report.draw_reproduction(result, ROOT / "docs/images/reproduce.png")
+    figures_module.draw_reproduction(result, ROOT / "docs/images/reproduce.png")
     spent = f"`{result.document['command']}` took {minutes:.1f} minutes, on cores that other work shared."
     fill(ROOT / "docs/reproduce.md", "table goc-table-3", [*result.markdown(), "", gains(result), "", spent])
     fill(ROOT / "README.md", "reproduce", short(result))

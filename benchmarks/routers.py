@@ -22,12 +22,12 @@ from digits import ROOT, fill
 from torch import Tensor
 
 import forecache as fc
-from forecache import bench
+from forecache.bench import timing
 from forecache.evaluate import psnr
-from forecache.router import Progress
-from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.fit.routers import Progress
+from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits, router_path
-from forecache.zoo.digits import FOLDER
+from forecache.zoo.digits import FOLDER, Digits
 
 RESULT = ROOT / "benchmarks/results/routers.json"
 STEPS, GUIDANCE = 20, 1.5
@@ -42,7 +42,7 @@ def peak_mib() -> int:
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
-def train(source: DigitsSource, level: int, lam: float) -> dict:
+def train(source: Digits, level: int, lam: float) -> dict:
     """Train one router into the package."""
 
     def say(progress: Progress) -> None:
@@ -71,10 +71,10 @@ def at_random(grid: fc.Grid, count: int, seed: int) -> fc.Method:
 def cells(name: str, grid: fc.Grid, skipped: list[tuple[int, str]]) -> fc.Method:
     chosen = set(skipped)
     table = {site.name: [(call, site.name) not in chosen for call in range(grid.num_steps)] for site in grid.sites}
-    return fc.Method(name, fc.schedules.lookup(table))
+    return fc.Method(name, fc.parts.schedules.lookup(table))
 
 
-def compare(source: DigitsSource, level: int, samples: int, uncached: Tensor) -> dict:
+def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict:
     """PSNR of the router and of other schedules with as many skipped cells, to the uncached samples."""
     grid = fc.grid(source.target, STEPS)
     router = fc.Router.load(router_path(level))
@@ -105,7 +105,7 @@ def compare(source: DigitsSource, level: int, samples: int, uncached: Tensor) ->
     }
 
 
-def generate(source: DigitsSource, samples: int) -> Tensor:
+def generate(source: Digits, samples: int) -> Tensor:
     labels = [index % 10 for index in range(samples)]
     return in_batches(source, labels, Sampling(STEPS, GUIDANCE, 0), 64)
 
@@ -192,9 +192,9 @@ def main() -> None:
         old["dit_xl_peak_mib"] = memory()
         RESULT.write_text(json.dumps(old, indent=2) + "\n")
         return
-    source = DigitsSource(load_digits())
+    source = load_digits()
     uncached = generate(source, args.samples)
-    document = {"command": "python benchmarks/routers.py", "samples": args.samples, "environment": bench.environment()}
+    document = {"command": "python benchmarks/routers.py", "samples": args.samples, "environment": timing.environment()}
     document["dit_xl_peak_mib"] = old.get("dit_xl_peak_mib")
     document["routers"] = {}
     for level, lam in LAM.items():

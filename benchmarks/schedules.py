@@ -36,8 +36,8 @@ def methods() -> dict[str, Callable[[], fc.Method]]:
     return {
         "fora": lambda: fc.fora(3),
         "taylorseer": lambda: fc.taylorseer(fc.warmup(fc.fora(3), 3), order=2),
-        "goc": lambda: fc.goc(fc.fora(2), eta=0.8, gate=fc.gates.god(stats(), gamma=0.5, threshold=0.45)),
-        "eoc": lambda: fc.eoc(fc.fora_paper(75), stats()),
+        "goc": lambda: fc.goc(fc.fora(2), eta=0.8, gate=fc.parts.gates.god(stats(), gamma=0.5, threshold=0.45)),
+        "eoc": lambda: fc.eoc(fc.methods.fora_paper(75), stats()),
         "l2c": lambda: fc.goc(fc.l2c(fc.Router.load(zoo.router_path(22))), eta=1.0),
         "smoothcache": lambda: fc.smoothcache(stats(), 0.5),
         "procache": lambda: fc.procache("#...#...#..#..#..#.#"),

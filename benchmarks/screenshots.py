@@ -13,8 +13,8 @@ from pathlib import Path
 from browser import Browser
 from PIL import Image
 
-from forecache import page
-from forecache.pairs import Studio
+from forecache.compare import page
+from forecache.compare.pairs import Studio
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 DONE = "document.querySelector('#figures table') && document.querySelector('#difference img')?.complete"

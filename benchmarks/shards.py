@@ -23,9 +23,10 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache import bench
-from forecache.sources import DigitsSource, Sampling, in_batches
+from forecache.bench import timing
+from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
+from forecache.zoo.digits import DigitsSource
 
 RESULT = Path(__file__).parent / "results" / "shards.json"
 STEPS = 10
@@ -175,7 +176,7 @@ def main() -> None:
             found = measure_bytes(args)
             print("the same bytes" if found["same_bytes"] else "OTHER BYTES", found)
         command = "python benchmarks/shards.py " + " ".join(sys.argv[1:])
-        document[part] = {"command": command, "environment": bench.environment()} | found
+        document[part] = {"command": command, "environment": timing.environment()} | found
         RESULT.write_text(json.dumps(document, indent=2) + "\n")
         lines = calls_table(document[part]) if part == "calls" else bytes_sentence(document[part])
         fill(ROOT / "docs/sampling.md", part, lines)

@@ -3,7 +3,7 @@
     python benchmarks/speed.py                          tiny, dit-cpu and digits, one thread (a quarter of an hour)
     python benchmarks/speed.py tiny --rounds 3          one model, fewer rounds
 
-The same as `forecache bench`, once a model. 20 steps, guidance pairs; see `forecache.speed` for how ratios are formed.
+The same as `forecache bench`, once a model. 20 steps, guidance pairs; ratios as in `forecache.bench.speed`.
 Writes benchmarks/results/speed-<model>.json with command, hardware and versions, docs/images/speed-<model>.png, and the
 tables between the markers in docs/performance.md; with --out, all of it to that folder instead.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from digits import ROOT, fill
 
-from forecache import bench, report, speed
-from forecache.subjects import open_subject, preset
+from forecache.bench import speed, timing
+from forecache.bench.subjects import open_subject, preset
+from forecache.report import figures
 
 MODELS = {"tiny": 1, "dit-cpu": 1, "digits": 16}
 """Images a call, of the models that a CPU can time."""
@@ -69,8 +70,8 @@ def main(words: Sequence[str]) -> None:
         results, images = (args.out, args.out) if args.out else (ROOT / "benchmarks/results", ROOT / "docs/images")
         results.mkdir(parents=True, exist_ok=True)
         (results / f"speed-{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-        report.draw_speed(
-            rows, images / f"speed-{name}.png", f"{name}, {args.steps} steps, {bench.environment()['cpu']}"
+        figures.draw_speed(
+            rows, images / f"speed-{name}.png", f"{name}, {args.steps} steps, {timing.environment()['cpu']}"
         )
         text = lines(name, rows, document)
         print("\n".join(text))

@@ -3,7 +3,7 @@
     python benchmarks/transfer.py                  digits, the ready plans of 10 and 7 computed steps (ten minutes)
     python benchmarks/transfer.py --samples 20     a quicker look
 
-At other guidance the plan runs as it is. At another number of steps its schedule is stretched (`forecache.resampled`);
+At other guidance the plan runs as it is. At another number of steps it is stretched (`forecache.plan.resampled`);
 fitted weights are for the steps that they were fitted to, so GOC or Taylor with the plan's feedback takes their place.
 Writes benchmarks/results/transfer-digits.json and the tables between the markers in docs/tuning.md.
 """
@@ -19,9 +19,11 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache import bench, sources, zoo
+from forecache import zoo
+from forecache.bench import timing
 from forecache.evaluate import psnr
-from forecache.sources import Sampling, in_batches
+from forecache.sampling import sources
+from forecache.sampling.sources import Sampling, in_batches
 
 TUNED_AT = (20, 1.5)
 GUIDANCES = (1.0, 1.5, 3.0, 5.0)
@@ -45,9 +47,9 @@ def stretched(plan: fc.Plan, num_steps: int, order: int = 1) -> dict[str, fc.Pla
     if num_steps == plan.num_steps:
         return {"tuned": plan}
     try:
-        found["tuned, stretched"] = fc.resampled(plan, num_steps)
-    except fc.PlanError:
-        base = fc.resampled(fc.explicit(pattern=pattern).plan(plan.grid), num_steps)
+        found["tuned, stretched"] = fc.plan.resampled(plan, num_steps)
+    except fc.errors.PlanError:
+        base = fc.plan.resampled(fc.explicit(pattern=pattern).plan(plan.grid), num_steps)
         steps = "".join("#" if cell.computed else "." for cell in base.rows[0])
         for strength in (0.5, 0.8):
             method = fc.feedback(fc.explicit(pattern=steps), order, strength)
@@ -113,7 +115,7 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     rows = measure(args.samples)
-    place = bench.environment()
+    place = timing.environment()
     about = {
         "command": " ".join(["python benchmarks/transfer.py", *words]), "environment": place, "samples": args.samples
     }  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache.tuning import polish, proposals, tuner
+from forecache.fit.tuning import polish, proposals, tuner
 from forecache.zoo import SHAPES
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)

@@ -36,9 +36,11 @@ from tuned_others import Others
 from tuned_peers import Peers
 
 import forecache as fc
-from forecache import bench, sources, zoo
+from forecache import zoo
+from forecache.bench import timing
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.sources import Condition, Sampling, in_batches
+from forecache.sampling import sources
+from forecache.sampling.sources import Condition, Sampling, in_batches
 from forecache.zoo import DigitsText, digits_text
 from forecache.zoo.captions import pairs
 
@@ -213,7 +215,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         measure_ours(rows, args)
     if args.only in (None, "peers"):
         measure_peers(rows, args.counts)
-    about = {"environment": bench.environment(), "seed": SEED, "samples": args.samples}
+    about = {"environment": timing.environment(), "seed": SEED, "samples": args.samples}
     return about | {
         "counts": args.counts,
         "rows": [row for row in rows.rows.values() if row["computed"] in (args.steps, *args.counts)],
@@ -262,7 +264,9 @@ def measure_ours(rows: Rows, args: argparse.Namespace) -> None:
             if not known or (args.timed and "less_time" not in known):
                 try:
                     rows.measure(name, plan(), count)
-                except fc.PlanError as error:  # some tokens need gaps of two steps, which few skipped steps do not have
+                except (
+                    fc.errors.PlanError
+                ) as error:  # some tokens need gaps of two steps, which few skipped steps do not have
                     print(f"{count} of {args.steps}, {name}: left out. {error}", flush=True)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import forecache as fc
-from forecache import sources, zoo
-from forecache.sources import Source
+from forecache import zoo
+from forecache.sampling import sources
+from forecache.sampling.sources import Source
 
 
 def even(steps: int, count: int) -> str:

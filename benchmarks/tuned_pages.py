@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import forecache as fc
-from forecache import report
+from forecache.report import figures
 
 Row = Mapping[str, Any]
 PEERS = ("cache-dit", "diffusers")
@@ -43,7 +43,7 @@ def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
 
 def draw(found: Sequence[Row], counts: Sequence[int], path: Path, title: str) -> None:
     """PSNR against computed steps: tuned plans as a line, the others as points."""
-    plt = report.pyplot()
+    plt = figures.pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     rows = [row for row in found if row["psnr_db"] is not None and row["computed"] in counts]
     kinds = {

@@ -25,13 +25,14 @@ from tuned import MOST, SEED, Rows, plans
 from tuned_others import even
 
 import forecache as fc
-from forecache import bench, tuned_pictures
+from forecache.bench import timing
 from forecache.evaluate import psnr
-from forecache.sources import Sampling, in_batches
-from forecache.tuning import proposals, surrogate
-from forecache.tuning.optimal import Optimal
-from forecache.tuning.products import Fitted, observe
-from forecache.tuning.trials import correction_of, forecast_of
+from forecache.fit.tuning import proposals, surrogate
+from forecache.fit.tuning.optimal import Optimal
+from forecache.fit.tuning.products import Fitted, observe
+from forecache.fit.tuning.trials import correction_of, forecast_of
+from forecache.report import tuning_figures
+from forecache.sampling.sources import Sampling, in_batches
 
 
 def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[
     patterns = list(dict.fromkeys(search.random() for _ in range(5 * number)))[:number]
     measured = []
     for pattern in patterns:
-        method = fc.Method("random", fc.schedules.by_step(pattern), forecast)
+        method = fc.Method("random", fc.parts.schedules.by_step(pattern), forecast)
         with fc.apply(rows.source.target, method.plan(fc.grid(rows.source.target, rows.steps))):
             images = in_batches(rows.source, labels, how, 16)
         measured.append(psnr(images, uncached).clamp_max(MOST).mean().item())
@@ -84,7 +85,9 @@ def superposition(rows: Rows, samples: int = 10) -> dict[str, float]:
     error = sampled(plan) - uncached
     alone = []
     for step in (step for step in range(rows.steps) if step % 3):
-        cells = tuple(tuple(cell if at == step else fc.Cell() for at, cell in enumerate(row)) for row in plan.rows)
+        cells = tuple(
+            tuple(cell if at == step else fc.parts.Cell() for at, cell in enumerate(row)) for row in plan.rows
+        )
         alone.append(sampled(replace(plan, rows=cells)) - uncached)
     whole = float(error.square().sum())
     left = float((error - torch.stack(alone).sum(0)).square().sum()) / whole
@@ -113,7 +116,9 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
             forecast = named.removesuffix(", polished").split(", eoc" if "corrected" in forecast else ", polished")[0]
         if forecast:
             parts = forecast_of(forecast, products), correction_of(forecast, products)
-            method = fc.Method("ablation", fc.schedules.by_step(schedules[schedule]), parts[0], correction=parts[1])
+            method = fc.Method(
+                "ablation", fc.parts.schedules.by_step(schedules[schedule]), parts[0], correction=parts[1]
+            )
             made = method.plan(fc.grid(rows.source.target, rows.steps))
         else:
             made, forecast = plan, named
@@ -145,7 +150,7 @@ def main(words: list[str]) -> None:
     rows = Rows(args.model, args.samples)
     if args.study == "correlation":
         found = correlation(rows, 7, args.random)
-        tuned_pictures.draw_expected(
+        tuning_figures.draw_expected(
             found["expected"], found["measured"], ROOT / f"docs/images/expected-{args.model}.png"
         )
         lines = correlation_lines(args.model, found)
@@ -155,7 +160,7 @@ def main(words: list[str]) -> None:
     else:
         found = {"samples": args.samples, "rows": ablation(rows, args.plans)}
         lines = ablation_lines(args.model, found)
-    about = {"command": " ".join(["python benchmarks/tuned_parts.py", *words]), "environment": bench.environment()}
+    about = {"command": " ".join(["python benchmarks/tuned_parts.py", *words]), "environment": timing.environment()}
     path = ROOT / f"benchmarks/results/tuned-{args.study}-{args.model}.json"
     path.write_text(json.dumps(about | found, indent=1) + "\n")
     fill(ROOT / "docs/tuning.md", f"{args.study} {args.model}", lines)

@@ -35,7 +35,7 @@ class Videos:
         return self.pipe
 
     def label(self, name: str) -> int:
-        raise fc.InputError(f"A {type(self.pipe).__name__} makes videos of texts; {name!r} is no class.")
+        raise fc.errors.InputError(f"A {type(self.pipe).__name__} makes videos of texts; {name!r} is no class.")
 
     def generate(self, labels: Sequence[str], how: Any, first_index: int = 0, on_step: Any = None) -> torch.Tensor:
         """(B, C, frames x H, W) in [0, 1]; the noise of a video depends on the seed and its number alone."""
@@ -62,7 +62,7 @@ class Videos:
         return videos.float().cpu().transpose(1, 2).flatten(2, 3)
 
 
-def say(trial: fc.tuning.Trial) -> None:
+def say(trial: fc.fit.tuning.Trial) -> None:
     print(f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB", flush=True)
 
 

@@ -22,7 +22,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
-from forecache.tuning import polish, proposals, tuner
+from forecache.fit.tuning import polish, proposals, tuner
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()

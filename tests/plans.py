@@ -12,7 +12,7 @@ def tokens(draw, before):
     """Any choice of tokens, by a site that runs before."""
     importance = draw(st.sampled_from(["attn_norm", "attention", "random"] if before else ["random"]))
     grid = draw(st.none() | st.tuples(st.integers(1, 64), st.integers(1, 64)))
-    return fc.Tokens(
+    return fc.parts.Tokens(
         draw(st.floats(0, 1)),
         importance,
         draw(st.sampled_from(before)) if importance != "random" else "",
@@ -30,17 +30,17 @@ def rows(draw, num_steps, before=None):
 
     before: names of the sites that run before; then some cells are partial.
     """
-    row = [fc.Cell()]
+    row = [fc.parts.Cell()]
     for step in range(1, num_steps):
         sources = draw(st.lists(st.integers(0, step - 1), max_size=3, unique=True))
         if not sources or not draw(st.booleans()):
-            row.append(fc.Cell())
+            row.append(fc.parts.Cell())
             continue
         shares = [draw(weights) for _ in sources[1:]]
         first = draw(weights) if draw(st.booleans()) else 1 - sum(shares)
         reads = tuple(zip(sources, [first, *shares], strict=True))
         partial = before is not None and draw(st.booleans())
-        row.append(fc.Cell(reads, tokens=tokens(draw, before) if partial else None))
+        row.append(fc.parts.Cell(reads, tokens=tokens(draw, before) if partial else None))
     return tuple(row)
 
 
@@ -49,7 +49,7 @@ def plans(draw):
     """Any plan at all: rows that no method would make, site names in any script."""
     num_steps = draw(st.integers(1, 8))
     site_names = draw(st.lists(names, min_size=1, max_size=5, unique=True))
-    sites = tuple(fc.Site(name, draw(st.integers(0, 99)), draw(names)) for name in site_names)
+    sites = tuple(fc.parts.Site(name, draw(st.integers(0, 99)), draw(names)) for name in site_names)
     table = tuple(draw(rows(num_steps, site_names[:index])) for index in range(len(sites)))
     provenance = draw(st.dictionaries(names, names, max_size=3))
     return fc.Plan(fc.Grid(num_steps, sites, draw(names)), table, provenance)

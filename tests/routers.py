@@ -9,7 +9,7 @@ import reference
 import torch
 from safetensors import safe_open
 
-from forecache.sample import noise
+from forecache.sampling.loop import noise
 
 PUBLISHED = Path(__file__).parent.parent.parent / "shared/data/l2c/dit-xl-2-256-ddim20-router.pt"
 """The authors' router for DiT-XL/2 256, DDIM-20. It is not ours to give away, so it lies beside the repository."""

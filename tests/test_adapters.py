@@ -39,7 +39,9 @@ def run_toy(model, times=(9, 8, 7, 6), sites=("a", "b")):
 def test_the_sites_of_a_diffusers_dit_are_its_branches_in_order(dit):
     grid = fc.grid(dit, 20)
     assert (grid.num_steps, grid.model) == (20, "DiTTransformer2DModel")
-    assert grid.sites == tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
+    assert grid.sites == tuple(
+        fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp")
+    )
 
 
 def test_a_pipeline_has_the_sites_of_its_transformer(pipe):
@@ -76,7 +78,7 @@ def test_a_pattern_matches_paths_part_by_part(facebook, patterns, found):
 
 
 def test_a_module_site_knows_its_block_and_kind(facebook):
-    assert fc.grid(facebook, 4, sites=["blocks.2.mlp.fc1"]).sites == (fc.Site("blocks.2.mlp.fc1", 2, "fc1"),)
+    assert fc.grid(facebook, 4, sites=["blocks.2.mlp.fc1"]).sites == (fc.parts.Site("blocks.2.mlp.fc1", 2, "fc1"),)
 
 
 def test_modules_of_a_known_family_can_be_sites_too(dit):
@@ -97,23 +99,29 @@ def test_modules_of_a_known_family_can_be_sites_too(dit):
 
 def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is(dit):
     words = r"'blocks\.\*\.attn' matches no module of DiTTransformer2DModel; its modules are .*transformer_blocks\.\*"
-    with pytest.raises(fc.SiteError, match=words):
+    with pytest.raises(fc.errors.SiteError, match=words):
         fc.grid(dit, 4, sites=["transformer_blocks.*.ff", "blocks.*.attn"])
 
 
 @pytest.mark.parametrize("patterns", [["blocks.*", "blocks.*.attn"], ["blocks.*.mlp", "blocks.1.mlp.fc1"]])
 def test_a_site_inside_a_site_is_refused(facebook, patterns):
-    with pytest.raises(fc.SiteError, match=r"Site blocks\..* lies inside site blocks\..*: cache the one or the other"):
+    with pytest.raises(
+        fc.errors.SiteError, match=r"Site blocks\..* lies inside site blocks\..*: cache the one or the other"
+    ):
         fc.grid(facebook, 4, sites=patterns)
 
 
 def test_a_model_of_no_known_family_is_refused_without_patterns():
-    with pytest.raises(fc.SiteError, match=r"no branches of Sequential: name the modules to cache, for example sites="):
+    with pytest.raises(
+        fc.errors.SiteError, match=r"no branches of Sequential: name the modules to cache, for example sites="
+    ):
         fc.grid(nn.Sequential(nn.Linear(2, 2)), 4)
 
 
 def test_something_that_is_no_model_is_refused():
-    with pytest.raises(fc.ModelError, match="dict is neither a torch module nor a pipeline with a `transformer`"):
+    with pytest.raises(
+        fc.errors.ModelError, match="dict is neither a torch module nor a pipeline with a `transformer`"
+    ):
         fc.grid({}, 4)
 
 
@@ -121,31 +129,33 @@ def test_something_that_is_no_model_is_refused():
 def test_a_plan_for_another_model_is_refused(dit, other):
     plan = fc.fora(2).plan(fc.grid(dit, 4))
     words = r"made for 6 sites \(blocks\.0\.attn to blocks\.2\.mlp\), but DiT.* has [48] .*: make a plan"
-    with pytest.raises(fc.PlanMismatchError, match=words):
+    with pytest.raises(fc.errors.PlanMismatchError, match=words):
         fc.apply(other, plan)
 
 
 def test_a_plan_for_modules_that_a_model_does_not_have_is_refused(facebook):
     plan = fc.fora(2).plan(fc.grid(facebook, 4))
-    with pytest.raises(fc.PlanMismatchError, match="Sequential has no sites of these names"):
+    with pytest.raises(fc.errors.PlanMismatchError, match="Sequential has no sites of these names"):
         fc.apply(nn.Sequential(nn.Linear(2, 2)), plan)
 
 
 def test_a_module_that_gives_out_a_tuple_is_refused_and_the_model_left_clean():
     model = Toy(lambda self, x: self.a(x) + self.pair(x, x, x)[0])
     model.pair = nn.MultiheadAttention(4, 1)
-    with pytest.raises(fc.ModelError, match="Module pair gives out a tuple; a site gives out one tensor.*inside it"):
+    with pytest.raises(
+        fc.errors.ModelError, match="Module pair gives out a tuple; a site gives out one tensor.*inside it"
+    ):
         run_toy(model, sites=["pair"])
     assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_site_that_runs_twice_in_a_call_is_refused():
-    with pytest.raises(fc.RunError, match=r"ran twice in one model call.*choose other sites"):
+    with pytest.raises(fc.errors.RunError, match=r"ran twice in one model call.*choose other sites"):
         run_toy(Toy(lambda self, x: self.b(self.a(self.a(x)))))
 
 
 def test_a_site_that_does_not_run_in_a_call_is_refused():
-    with pytest.raises(fc.RunError, match=r"b did not run in this model call.*choose other sites"):
+    with pytest.raises(fc.errors.RunError, match=r"b did not run in this model call.*choose other sites"):
         run_toy(Toy(lambda self, x: self.a(x)))
 
 
@@ -158,13 +168,13 @@ def block_alone(dit):
 def test_a_block_called_outside_of_its_model_is_refused(dit):
     with fc.apply(dit, fc.fora(2).plan(fc.grid(dit, 1))):
         dit(noise(4), timestep=torch.full((4,), 500), class_labels=labels())
-        with pytest.raises(fc.RunError, match="called outside of its model: sample through the model"):
+        with pytest.raises(fc.errors.RunError, match="called outside of its model: sample through the model"):
             block_alone(dit)
 
 
 def test_a_block_called_before_its_model_was_is_refused(dit):
     words = "called outside of its model: sample through the model"
-    with fc.apply(dit, fc.fora(2).plan(fc.grid(dit, 1))), pytest.raises(fc.RunError, match=words):
+    with fc.apply(dit, fc.fora(2).plan(fc.grid(dit, 1))), pytest.raises(fc.errors.RunError, match=words):
         block_alone(dit)
 
 
@@ -191,14 +201,14 @@ def test_a_model_that_changes_a_sites_output_in_place_is_right_or_refused():
 
     try:
         found = run_toy(Toy(in_place), sites=["a"])
-    except fc.RunError:
+    except fc.errors.RunError:
         return
     assert all(map(torch.equal, found, run_toy(Toy(out_of_place), sites=["a"])))
 
 
 def test_a_plan_of_a_shallower_model_of_the_same_layout_is_refused(facebook):
     plan = fc.fora(2).plan(fc.grid(small_facebook_dit(depth=2), 4))
-    with pytest.raises(fc.PlanMismatchError, match=r"4 sites .*, but DiT has 6 .*made on DiT\."):
+    with pytest.raises(fc.errors.PlanMismatchError, match=r"4 sites .*, but DiT has 6 .*made on DiT\."):
         fc.apply(facebook, plan)
 
 

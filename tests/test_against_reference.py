@@ -28,7 +28,7 @@ TABLE = {key: set(range(T)) - skipped for key, skipped in zip(LAYERS, ODD, stric
 
 
 def by_table(step, site, grid):
-    return fc.Action.COMPUTE if step in TABLE[site.depth, site.kind] else fc.Action.SKIP
+    return fc.parts.Action.COMPUTE if step in TABLE[site.depth, site.kind] else fc.parts.Action.SKIP
 
 
 class Measured:
@@ -48,7 +48,7 @@ WARM = {0, 1, 2, 4, 8, 12, 16}  # every(4) with the first three steps computed
 CASES = {
     **{f"fora start {n}": (fc.fora(n), reference.fora(reference.front(T, n))) for n in (2, 3, 4)},
     **{f"fora end {n}": (fc.fora(n, anchor="end"), reference.fora(reference.end(T, n))) for n in (2, 3, 4)},
-    "fora 25 %": (fc.fora_paper(25), reference.fora(set(range(T)) - {1, 3, 5, 7, 9})),
+    "fora 25 %": (fc.methods.fora_paper(25), reference.fora(set(range(T)) - {1, 3, 5, 7, 9})),
     **{
         f"goc emitted {eta}": (fc.goc(fc.fora(2), eta), reference.goc_emitted(reference.front(T, 2), eta))
         for eta in (0.8, 1.2)
@@ -58,7 +58,7 @@ CASES = {
         reference.goc_emitted(reference.front(T, 2), 1.2, corrected=set(GOC_50)),
     ),
     "goc emitted, FORA 25 %, listed steps": (
-        fc.goc(fc.fora_paper(25), 1.9, steps=fc.goc_paper_steps(25)),
+        fc.goc(fc.methods.fora_paper(25), 1.9, steps=fc.methods.goc_paper_steps(25)),
         reference.goc_emitted(set(range(T)) - {1, 3, 5, 7, 9}, 1.9, corrected={3, 5, 7, 9}),
     ),
     "goc emitted 3, frozen in a gap and divided by it": (
@@ -100,7 +100,7 @@ CASES = {
         reference.by_branch({key: reference.goc_emitted(steps, 0.9) for key, steps in TABLE.items()}),
     ),
     "goc with god": (
-        fc.goc(fc.fora(2), 0.9, gate=fc.gates.god(MEASURED, gamma=0.5, threshold=0.6)),
+        fc.goc(fc.fora(2), 0.9, gate=fc.parts.gates.god(MEASURED, gamma=0.5, threshold=0.6)),
         reference.goc_emitted(reference.front(T, 2), 0.9, corrected=BELOW),
     ),
     "taylor 2, warmup": (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), reference.taylorseer(WARM, 2)),

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.main import get_command
 
 import forecache as fc
-from forecache import speed, subjects, zoo
+from forecache import zoo
+from forecache.bench import speed, subjects
 from forecache.cli.terminal import app
 
 
@@ -30,19 +31,21 @@ def planned(subject, num_steps, names=subjects.PRESETS):
 
 
 def test_the_presets_are_the_papers_schedules():
-    grid = fc.Grid(20, (fc.Site("blocks.0.attn", 0, "attn"),))
+    grid = fc.Grid(20, (fc.parts.Site("blocks.0.attn", 0, "attn"),))
     pictures = {name: make(20).plan(grid).picture() for name, make in subjects.PRESETS.items()}
     assert pictures["all-computed"] == "#" * 20
     for level in (25, 50, 75):
-        assert pictures[f"fora-{level}"] == fc.fora_paper(level).plan(grid).picture()
+        assert pictures[f"fora-{level}"] == fc.methods.fora_paper(level).plan(grid).picture()
     assert pictures["goc-50"] == pictures["taylor-50"] == "#." + "#~" * 9
-    with pytest.raises(fc.InputError, match="no preset 'fora-30'; there are all-computed, fora-25"):
+    with pytest.raises(fc.errors.InputError, match="no preset 'fora-30'; there are all-computed, fora-25"):
         subjects.preset("fora-30", 20)
 
 
 def test_steps_are_sorted_by_what_they_compute():
-    grid = fc.Grid(4, (fc.Site("blocks.0.attn", 0, "attn"), fc.Site("blocks.0.mlp", 0, "mlp")))
-    where = fc.schedules.at(fc.schedules.kind("mlp"), fc.schedules.by_step("##.."), fc.schedules.by_step("#..#"))
+    grid = fc.Grid(4, (fc.parts.Site("blocks.0.attn", 0, "attn"), fc.parts.Site("blocks.0.mlp", 0, "mlp")))
+    where = fc.parts.schedules.at(
+        fc.parts.schedules.kind("mlp"), fc.parts.schedules.by_step("##.."), fc.parts.schedules.by_step("#..#")
+    )
     plan = fc.Method("by hand", where).plan(grid)
     assert speed.kinds(plan, 4) == ["full", "mixed", "skipped", "mixed"]
     assert speed.kinds(None, 4) == ["full"] * 4
@@ -124,11 +127,11 @@ def test_random_weights_switch_no_branch_off(tiny):
     block = tiny.model.transformer_blocks[1]
     assert block.norm1.linear.weight.std() > 0.01  # adaLN-Zero starts its training at zero
     assert torch.equal(zoo.shaped("tiny").pos_embed.proj.weight, tiny.model.pos_embed.proj.weight)  # the same seed
-    with pytest.raises(fc.InputError, match="no shape 'huge'; there are tiny"):
+    with pytest.raises(fc.errors.InputError, match="no shape 'huge'; there are tiny"):
         zoo.shaped("huge")
     model = torch.nn.Linear(2, 2)
     model.config, model.device, model.dtype = None, None, None
-    with pytest.raises(fc.InputError, match="what a Linear is called with"):
+    with pytest.raises(fc.errors.InputError, match="what a Linear is called with"):
         zoo.call_inputs(model, 1)
 
 
@@ -172,9 +175,9 @@ def test_bad_input_is_answered_with_a_sentence(forecache, tmp_path, words, sente
 
 def test_plans_of_other_lengths_are_refused(tiny):
     plans = planned(tiny, 4, ["fora-50"]) | planned(tiny, 5, ["fora-75"])
-    with pytest.raises(fc.InputError, match=r"one number of steps; these have \[4, 5\]"):
+    with pytest.raises(fc.errors.InputError, match=r"one number of steps; these have \[4, 5\]"):
         speed.measure(tiny, plans)
-    with pytest.raises(fc.InputError, match="At least one round is timed; 0"):
+    with pytest.raises(fc.errors.InputError, match="At least one round is timed; 0"):
         speed.measure(tiny, planned(tiny, 4, ["fora-50"]), rounds=0)
 
 

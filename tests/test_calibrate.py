@@ -17,16 +17,17 @@ from test_session import everything
 from test_statistics import same
 
 import forecache as fc
-from forecache import _distributed, accumulators
-from forecache.sample import noise, sample
-from forecache.statistics import Statistics, inverse_table
+from forecache import distributed
+from forecache.fit import accumulators
+from forecache.parts.statistics import Statistics, inverse_table
+from forecache.sampling.loop import noise, sample
 from forecache.zoo import Digits
 
 T, GAPS = 4, 3
 LABELS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 SITES, N, D = 6, 16, 16
 V_PREDICTION = {"prediction_type": "v_prediction", "clip_sample": False, "steps_offset": 1}
-CALIBRATE = sys.modules["forecache.calibrate"]
+CALIBRATE = sys.modules["forecache.fit.calibrate"]
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_the_halves_can_be_told_apart(digits):
 
 
 def test_rows_of_a_pair_that_is_not_there_are_refused(digits):
-    with pytest.raises(fc.InputError, match=r"rows='second'.*guidance"):
+    with pytest.raises(fc.errors.InputError, match=r"rows='second'.*guidance"):
         calibrate(digits, rows="second", guidance=1.0)
 
 
@@ -189,7 +190,7 @@ def test_gaps_longer_than_the_run_have_no_change(digits):
 
 def test_a_pipeline_is_measured_while_it_makes_its_images(pipe):
     stats = calibrate(pipe, LABELS[:4])
-    generators = [fc.sample.generators(7, [index])[0] for index in range(4)]
+    generators = [fc.sampling.loop.generators(7, [index])[0] for index in range(4)]
     run = lambda: pipe(LABELS[:4], guidance_scale=1.5, num_inference_steps=T, generator=generators)  # noqa: E731
     table = recorded(branches(pipe.transformer), run)
     features = torch.stack([torch.stack(row) for row in table]).double().movedim(2, 0)[:4]
@@ -225,7 +226,7 @@ def test_labels_of_any_kind_of_number_are_kept_as_numbers(digits, tmp_path, labe
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(digits, tmp_path, options, words):
-    with pytest.raises(fc.InputError, match=words):
+    with pytest.raises(fc.errors.InputError, match=words):
         calibrate(digits, path=tmp_path / "stats", **options)
     assert not (tmp_path / "stats").exists()
 
@@ -254,7 +255,7 @@ def test_after_an_exception_nothing_of_ours_is_on_the_pipeline(pipe, error):
 
 def test_a_model_that_samples_by_a_plan_is_not_calibrated(digits):
     with fc.apply(digits.transformer, fc.fora(2).plan(fc.grid(digits, T))):
-        with pytest.raises(fc.AlreadyAppliedError, match="leave its `with"):
+        with pytest.raises(fc.errors.AlreadyAppliedError, match="leave its `with"):
             calibrate(digits)
         assert torch.equal(*[sample(digits.transformer, digits.scheduler, [1], num_steps=T) for _ in range(2)])
 
@@ -394,7 +395,7 @@ def test_the_file_of_another_run_is_refused_with_what_differs_and_kept(digits, t
         "scheduler": Digits(digits.transformer, DDIMScheduler()),
     }.get(name, digits)
     words = rf"stats holds statistics of another run \({name} differ.*: write to another file, or delete it first\."
-    with pytest.raises(fc.StatisticsError, match=words):
+    with pytest.raises(fc.errors.StatisticsError, match=words):
         calibrate(other, path=path, on_step=stop_at(0, AssertionError), **OTHERS.get(name, {}))
     assert path.read_bytes() == before
 
@@ -406,14 +407,16 @@ def test_compact_statistics_cannot_go_on_but_finished_ones_are_returned(digits, 
     with pytest.raises(KeyboardInterrupt):
         calibrate(digits, path=tmp_path / "partial", on_step=stop_at(6))
     Statistics.load(tmp_path / "partial").compact().save(path)
-    with pytest.raises(fc.StatisticsError, match="compact and partial: write to another file, or delete it first"):
+    with pytest.raises(
+        fc.errors.StatisticsError, match="compact and partial: write to another file, or delete it first"
+    ):
         calibrate(digits, path=path)
 
 
 def test_a_file_that_is_not_statistics_is_not_written_over(digits, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("three weeks of work")
-    with pytest.raises(fc.StatisticsFileError, match=r"notes\.txt is not a readable statistics file"):
+    with pytest.raises(fc.errors.StatisticsFileError, match=r"notes\.txt is not a readable statistics file"):
         calibrate(digits, path=path)
     assert path.read_text() == "three weeks of work"
 
@@ -440,7 +443,7 @@ def test_what_is_held_does_not_depend_on_the_number_of_conditions(digits, monkey
 
     monkeypatch.setattr(CALIBRATE, "Accumulators", Watched)
     calibrate(digits, [1] * count, num_steps=6, batch=4, on_step=on_step)
-    need = fc.calibration_bytes(digits, 6, batch=4, gaps=GAPS)
+    need = fc.fit.calibration_bytes(digits, 6, batch=4, gaps=GAPS)
     assert need.means == 7 * SITES * N * D * 4
     assert need.recent == GAPS * SITES * 4 * N * D * dtype.itemsize
     assert tuple(map(max, zip(*peak, strict=True))) == need
@@ -493,19 +496,21 @@ def test_a_source_of_the_users_own_is_measured(facebook):
 
 @pytest.mark.parametrize("target", [torch.nn.Linear(1, 1), object(), "digits"])
 def test_what_cannot_be_sampled_from_is_refused_with_what_is_needed(target):
-    with pytest.raises(fc.InputError, match=r"does not know how to sample from a \w+: pass a DiTPipeline.* `generate`"):
+    with pytest.raises(
+        fc.errors.InputError, match=r"does not know how to sample from a \w+: pass a DiTPipeline.* `generate`"
+    ):
         calibrate(target)
 
 
 def test_the_bare_transformer_is_refused_as_it_has_no_loop(dit):
-    with pytest.raises(fc.InputError, match="sample from a DiTTransformer2DModel"):
+    with pytest.raises(fc.errors.InputError, match="sample from a DiTTransformer2DModel"):
         calibrate(dit)
 
 
 def test_a_source_that_calls_another_model_is_refused(facebook, tmp_path):
     source = Mine(facebook)
     source.generate = lambda *args: None
-    with pytest.raises(fc.StatisticsError, match="did not call the model that it names as its target"):
+    with pytest.raises(fc.errors.StatisticsError, match="did not call the model that it names as its target"):
         calibrate(source, path=tmp_path / "stats")
     assert not (tmp_path / "stats").exists()
 
@@ -514,13 +519,15 @@ def test_a_source_that_calls_another_model_is_refused(facebook, tmp_path):
 def test_a_source_that_makes_another_number_of_calls_is_refused(facebook, calls):
     """At once, and not after the last batch."""
     source = Mine(facebook, calls)
-    with pytest.raises(fc.StepCountError, match=rf"plan has {T} steps"):
+    with pytest.raises(fc.errors.StepCountError, match=rf"plan has {T} steps"):
         calibrate(source)
     assert len(source.given) == 1
 
 
 def test_a_source_that_gives_three_rows_a_sample_is_refused(facebook):
-    with pytest.raises(fc.InputError, match=r"gives out 12 rows for 4 samples.*one row a sample, or with a guidance"):
+    with pytest.raises(
+        fc.errors.InputError, match=r"gives out 12 rows for 4 samples.*one row a sample, or with a guidance"
+    ):
         calibrate(Mine(facebook, rows=3))
 
 
@@ -534,11 +541,11 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 import forecache as fc
-from forecache._distributed import started
+from forecache.distributed import started
 from forecache.zoo import Digits
 
 folder, files, labels, options = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
-sys.modules["forecache.calibrate"].CHECKPOINT_ROUNDS = 1  # the processes meet after every batch
+sys.modules["forecache.fit.calibrate"].CHECKPOINT_ROUNDS = 1  # the processes meet after every batch
 torch.set_num_threads(1)
 model = DiTTransformer2DModel.from_pretrained(folder, dtype=torch.float64).eval()
 digits = Digits(model, DDIMScheduler.from_pretrained(folder))
@@ -605,10 +612,10 @@ def test_sums_over_gpus_of_what_lies_on_the_cpu(monkeypatch):
         staged.append(self.clone())
         return staged[-1]
 
-    monkeypatch.setattr(_distributed.dist, "get_backend", lambda: "nccl")
-    monkeypatch.setattr(_distributed.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
     monkeypatch.setattr(torch.Tensor, "cuda", cuda)
     count, table = torch.tensor([3]), torch.arange(6.0).view(2, 3)
-    _distributed.World(0, 2).sum_([count, table[1]])
+    distributed.World(0, 2).sum_([count, table[1]])
     assert count.tolist() == [6]
     assert table.tolist() == [[0, 1, 2], [6, 8, 10]]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import forecache as fc
 from forecache.cli.terminal import resumable
-from forecache.sample import sample
+from forecache.sampling.loop import sample
 from forecache.zoo import load_digits, router_path
 
 COMMANDS = [
@@ -131,13 +131,13 @@ def test_more_steps_than_a_scheduler_has_are_refused(forecache, tmp_path):
     code, _, err = forecache("sample", "--labels", "7", "--steps", 1001, "--out", tmp_path)
     assert (code, "1000" in err) == (2, True)
     digits = load_digits()
-    with pytest.raises(fc.InputError, match="DDIMScheduler has no 1001 steps"):
+    with pytest.raises(fc.errors.InputError, match="DDIMScheduler has no 1001 steps"):
         sample(digits.transformer, digits.scheduler, [1], num_steps=1001)
 
 
 def test_sample_runs_a_real_pipeline(forecache, tmp_path, pipe, pipe_folder):
     """The folder's images are those of the pipeline under the same plan, called by hand."""
-    from forecache.sample import generators
+    from forecache.sampling.loop import generators
 
     words = ["--labels", "207,360", "--steps", 6, "--interval", 3, "--eta", 1.2, "--out", tmp_path]
     code, out, _ = forecache("sample", "--model", pipe_folder, "--method", "goc", "--base", "fora", *words)
@@ -261,7 +261,7 @@ import os, signal, sys, torch
 from forecache import cli, sources
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)
-generate = sources.DigitsSource.generate
+generate = zoo.Digits.generate
 
 def stopping(self, labels, how, first_index=0, on_step=None):
     def step(number):
@@ -271,7 +271,7 @@ def stopping(self, labels, how, first_index=0, on_step=None):
     return generate(self, labels, how, first_index, step)
 
 if sys.argv.pop(1) == "stop":
-    sources.DigitsSource.generate = stopping
+    zoo.Digits.generate = stopping
 cli.main()
 """
 """The command line, interrupted by a signal in the middle of its third batch if the first word says so."""

@@ -16,10 +16,13 @@ from tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache import Action, liveness
-from forecache.adapters import OWN, layout, stacked_gates
-from forecache.program import INSIDE, Program
-from forecache.steps import Steps
+from forecache.models.blocks import OWN
+from forecache.models.families import adaln_zero
+from forecache.models.find import layout
+from forecache.parts.grid import Action
+from forecache.plan import slots
+from forecache.runtime.forwards import Steps
+from forecache.runtime.program import INSIDE, Program
 
 STEPS = 12
 
@@ -79,7 +82,7 @@ def random_statistics(model):
     draw = torch.Generator().manual_seed(0)
     means = tuple(torch.randn(STEPS, 16, 16, generator=draw).cumsum(0) * 0.1 for _ in sites)
     shape = STEPS, len(sites)
-    origin = fc.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
+    origin = fc.parts.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
     inverse, counts = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.int64)
     return fc.Statistics(sites, means, torch.rand(*shape, 3, generator=draw), inverse, counts, origin)
 
@@ -95,7 +98,8 @@ METHODS = {
         fc.taylorseer(fc.fora(3), 1), random_statistics(model), 0.5, form="additive", judge="all"
     ),
     "blocks 1 and 2": lambda model: fc.Method(
-        "part", fc.schedules.at(fc.schedules.depth(1, 3), fc.schedules.every(3), fc.schedules.every(1))
+        "part",
+        fc.parts.schedules.at(fc.parts.schedules.depth(1, 3), fc.parts.schedules.every(3), fc.parts.schedules.every(1)),
     ),
     "procache": lambda model: fc.procache("#...#...#...", 2, 0.3),
 }
@@ -134,10 +138,12 @@ def test_any_plan_collapses_to_the_same(data):
 
 
 def test_runs_are_found():
-    assert liveness.runs([0, 1, 2, 5, 7, 8]) == [range(3), range(5, 6), range(7, 9)]
-    assert liveness.runs([]) == []
+    assert slots.runs([0, 1, 2, 5, 7, 8]) == [range(3), range(5, 6), range(7, 9)]
+    assert slots.runs([]) == []
     model = small_dit(4)
-    schedule = fc.schedules.at(fc.schedules.depth(1, 2), fc.schedules.every(1), fc.schedules.every(2))
+    schedule = fc.parts.schedules.at(
+        fc.parts.schedules.depth(1, 2), fc.parts.schedules.every(1), fc.parts.schedules.every(2)
+    )
     program = Program(layout(model), fc.Method("all but block 1", schedule).plan(fc.grid(model, 2)))
     first, second = program.steps
     assert first.runs == (None, OWN, None, None)
@@ -152,7 +158,7 @@ def test_the_gates_of_a_run_are_those_of_its_blocks(dit):
     x_BND, t, y = torch.randn(4, 16, 16), torch.tensor([981.0, 981, 981, 500]), labels()
     arguments = (x_BND, None, None, None, t, None, y)
     stacked = found.gates(range(1, 3))
-    assert isinstance(stacked, stacked_gates.StackedGates)
+    assert isinstance(stacked, adaln_zero.StackedGates)
     one_by_one = [
         branch.gate(block.condition(*arguments)) for _, block in found.blocks[1:3] for branch in block.branches
     ]
@@ -195,7 +201,7 @@ def test_gates_that_are_not_what_their_weights_say_are_made_one_by_one(block_by_
     change(model)
     plan = fc.fora(3).plan(fc.grid(model, STEPS))
     with torch.no_grad():
-        assert not isinstance(layout(model).gates(range(3)), stacked_gates.StackedGates)
+        assert not isinstance(layout(model).gates(range(3)), adaln_zero.StackedGates)
     together, _ = sampled(model, plan)
     block_by_block()
     apart, _ = sampled(model, plan)
@@ -330,7 +336,7 @@ def test_a_run_that_is_asked_for_twice_in_one_call_is_refused(dit):
                 )
         return dit(x, timestep=t, class_labels=labels()).sample
 
-    with fc.apply(dit, plan), pytest.raises(fc.RunError, match="ran twice in one model call"):
+    with fc.apply(dit, plan), pytest.raises(fc.errors.RunError, match="ran twice in one model call"):
         reference.ddim(twice, noise(), 2)
 
 
@@ -356,7 +362,7 @@ def test_a_block_of_which_nothing_is_skipped_or_kept_runs_its_own_forward(dit):
 
     def schedule(step, site, grid):
         last = (site.depth, site.kind) == (len(dit.transformer_blocks) - 1, "attn")
-        return fc.Action.SKIP if last and step == 3 else plain.schedule(step, site, grid)
+        return fc.parts.Action.SKIP if last and step == 3 else plain.schedule(step, site, grid)
 
     bare = generate(dit, 5)
     ran.clear()
@@ -369,7 +375,10 @@ def test_a_block_of_which_nothing_is_skipped_or_kept_runs_its_own_forward(dit):
     assert ran == blocks * 5
     assert stats.computed == 5 * 2 * len(blocks)
     dit.transformer_blocks.append(dit.transformer_blocks[0])
-    with fc.apply(dit, fc.explicit(compute=range(5)).plan(fc.grid(dit, 5))), pytest.raises(fc.RunError, match="twice"):
+    with (
+        fc.apply(dit, fc.explicit(compute=range(5)).plan(fc.grid(dit, 5))),
+        pytest.raises(fc.errors.RunError, match="twice"),
+    ):
         generate(dit, 5)
 
 
@@ -409,8 +418,8 @@ def test_the_copies_of_weights_go_with_the_block():
     model = TINY["DiT"].model()
     with fc.apply(model, fc.fora(2).plan(fc.grid(model, len(TIMES)))) as session:
         expected = TINY["DiT"].generate(model)
-        assert live(stacked_gates.StackedGates)
-    assert not live(stacked_gates.StackedGates)
+        assert live(adaln_zero.StackedGates)
+    assert not live(adaln_zero.StackedGates)
     with session:  # and are made again
         assert torch.equal(TINY["DiT"].generate(model), expected)
 
@@ -429,10 +438,10 @@ def test_weights_are_copied_once_for_all_runs(block_by_block):
     with torch.no_grad():
         program.refresh()
     assert len(program.gates) > 2
-    assert all(isinstance(gates, stacked_gates.StackedGates) for gates in program.gates.values())
+    assert all(isinstance(gates, adaln_zero.StackedGates) for gates in program.gates.values())
     parts = [vars(gates).values() for gates in program.gates.values()]
     storages = {each.untyped_storage().data_ptr(): each for part in parts for each in part if torch.is_tensor(each)}
-    whole = vars(stacked_gates.of([block.module for _, block in found.blocks])).values()
+    whole = vars(adaln_zero.of([block.module for _, block in found.blocks])).values()
     assert sum(each.untyped_storage().nbytes() for each in storages.values()) <= sum(
         each.untyped_storage().nbytes() for each in whole if torch.is_tensor(each)
     )

@@ -8,10 +8,10 @@ from tiny import TIMES, TINY, normal
 from torch._dynamo.testing import CompileCounter
 
 import forecache as fc
-from forecache import history
-from forecache.adapters import layout
-from forecache.graphs import Graphs
-from forecache.program import Program
+from forecache.models.find import layout
+from forecache.runtime import cache
+from forecache.runtime.graphs import Graphs
+from forecache.runtime.program import Program
 
 STEPS = 12
 
@@ -23,7 +23,10 @@ METHODS = {
     "eoc": (lambda model: fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all"), 5),
     "by depth": (
         lambda model: fc.Method(
-            "depth", fc.schedules.at(fc.schedules.depth(1, 3), fc.schedules.every(3), fc.schedules.every(2))
+            "depth",
+            fc.parts.schedules.at(
+                fc.parts.schedules.depth(1, 3), fc.parts.schedules.every(3), fc.parts.schedules.every(2)
+            ),
         ),
         6,
     ),
@@ -205,7 +208,7 @@ def test_a_step_that_fails_before_it_runs_leaves_nothing():
     with fc.apply(compiled, fc.fora(4).plan(fc.grid(model, 4, sites=["first", "second"]))):
         clean = run()
         model.writes = True
-        with pytest.raises(fc.RunError, match="changed in place"):
+        with pytest.raises(fc.errors.RunError, match="changed in place"):
             run()
         model.writes = False
         assert all(map(torch.equal, run(), clean))
@@ -226,7 +229,7 @@ def test_models_of_several_classes_are_compiled_in_one_process():
 
 def test_what_a_graph_gave_out_is_kept_in_memory_of_its_own(monkeypatch):
     """A backend that behaves as CUDA graphs do: what it gave out is overwritten by its next call."""
-    monkeypatch.setattr(history, "_own", torch.clone)
+    monkeypatch.setattr(cache, "_own", torch.clone)
     given = []
 
     def overwriting(graph, _):

@@ -83,7 +83,7 @@ def test_vllm_omni_5882_the_steps_of_a_custom_schedule_are_those_that_count(offl
         assert torch.equal(custom(), expected)
     assert session.stats.calls == T + len(sigmas)
     assert session.stats.skipped == (3 + 2) * len(session.plan.grid.sites)
-    with fc.apply(pipe, plan(pipe)), pytest.raises(fc.StepCountError, match="going to call the model 4 times"):
+    with fc.apply(pipe, plan(pipe)), pytest.raises(fc.errors.StepCountError, match="going to call the model 4 times"):
         custom()
 
 
@@ -229,7 +229,7 @@ def test_diffusers_14037_a_context_that_was_opened_before_the_cache_was_on_spoil
 # ---- what is in the batch, and how often a step calls --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guards", [fc.Guards(), fc.Guards(max_error=0.05)])
+@pytest.mark.parametrize("guards", [fc.runtime.Guards(), fc.runtime.Guards(max_error=0.05)])
 def test_wavespeed_57_an_image_does_not_depend_on_the_others_in_its_batch(guards):
     """With a batch the first-block cache needed another threshold, as it decided on statistics of the whole batch,
     and mixed the two halves of guidance where these were called one after the other."""
@@ -262,7 +262,7 @@ def test_comfyui_9594_heun_calls_the_model_twice_a_step_and_keeps_its_count():
 
     bare = sample()
     count = 2 * T - 1
-    with fc.apply(pipe, plan(pipe)), pytest.raises(fc.StepCountError, match=f"call the model {count} times"):
+    with fc.apply(pipe, plan(pipe)), pytest.raises(fc.errors.StepCountError, match=f"call the model {count} times"):
         sample()
     with fc.apply(pipe, plan(pipe, fc.fora(1), count)):
         assert torch.equal(sample(), bare)
@@ -270,7 +270,7 @@ def test_comfyui_9594_heun_calls_the_model_twice_a_step_and_keeps_its_count():
         found, again = sample(), sample()
     assert (session.stats.generations, session.stats.calls) == (2, 2 * count)
     assert torch.equal(found, again)
-    with fc.adapters.mounted(reusing(pipe.transformer, 3)):
+    with fc.models.mount.mounted(reusing(pipe.transformer, 3)):
         expected = sample()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with fc.apply(pipe, plan(pipe, fc.fora(3), count), resample=True):
@@ -281,7 +281,7 @@ def test_comfyui_9594_heun_calls_the_model_twice_a_step_and_keeps_its_count():
 
 def reusing(transformer, interval):
     """Plain reuse written out over a model's own sites: call n computes where n is a multiple of the interval."""
-    layout = fc.adapters.layout(transformer)
+    layout = fc.models.find.layout(transformer)
     kept, calls = {}, -1
 
     def value(site, compute, /, *args, **kwargs):

@@ -20,7 +20,7 @@ import forecache as fc
 from forecache.zoo import Digits
 
 T = 20
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
 """The branches of the small model."""
 
 STATS = replace(measured(fc.Grid(T, SITES), tokens=16, width=16))
@@ -110,7 +110,7 @@ def test_the_judge_says_which_steps_are_corrected(options, expected):
 def test_a_correction_that_is_exactly_as_good_is_not_made():
     """Additive, theta 2: the average was 1 too low and is then 1 too high."""
     stats, grid = series(1.0, 2.0)
-    with pytest.raises(fc.PlanError, match="corrects nothing: by its judgment plain reuse is closer everywhere"):
+    with pytest.raises(fc.errors.PlanError, match="corrects nothing: by its judgment plain reuse is closer everywhere"):
         eoc4(stats, 2.0, form="additive").plan(grid)
 
 
@@ -133,7 +133,7 @@ def test_a_new_computed_step_starts_the_cache_anew():
 def test_a_plan_made_by_hand_can_have_a_gain_and_a_shift():
     """(1 + gain) * (weighted sum) + shift, of which one has a value a token and the other a value a channel."""
     grid = fc.grid(One(), 3, sites=["f"])
-    row = (fc.Cell(), fc.Cell(), fc.Cell(((1, 2.0), (0, -1.0)), "twice", "plus"))
+    row = (fc.parts.Cell(), fc.parts.Cell(), fc.parts.Cell(((1, 2.0), (0, -1.0)), "twice", "plus"))
     constants = {"twice": torch.full((2, 3), 1.0), "plus": torch.tensor([5.0, 6.0, 7.0])}
     model, plan = One(), fc.Plan(grid, (row,), constants=type(PLAN.constants)(constants))
     with fc.apply(model, plan):
@@ -145,7 +145,7 @@ def test_a_small_gain_is_not_lost_in_bfloat16():
     """100 * 1.0035 is 100.5 in bfloat16, whose numbers next to 100 are half apart; 1.0035 itself would become 1."""
     grid = fc.grid(One(), 2, sites=["f"])
     constants = type(PLAN.constants)({"gain": torch.full((2, 3), 0.0035)})
-    plan = fc.Plan(grid, ((fc.Cell(), fc.Cell(((0, 1.0),), "gain")),), constants=constants)
+    plan = fc.Plan(grid, ((fc.parts.Cell(), fc.parts.Cell(((0, 1.0),), "gain")),), constants=constants)
     model, x = One(), torch.full((1, 2, 3), 100.0, dtype=torch.bfloat16)
     with fc.apply(model, plan):
         assert torch.equal(model(x, timestep=9), x)
@@ -154,7 +154,7 @@ def test_a_small_gain_is_not_lost_in_bfloat16():
 
 def test_steps_that_are_listed_and_computed_are_refused_on_a_base_that_skips_nothing():
     stats, grid = series(*AVERAGES)
-    with pytest.raises(fc.PlanError, match=r"asked to correct steps \[1\], but skips \[\]"):
+    with pytest.raises(fc.errors.PlanError, match=r"asked to correct steps \[1\], but skips \[\]"):
         fc.eoc(fc.fora(1), stats, judge=[1]).plan(grid)
 
 
@@ -180,7 +180,7 @@ def test_the_emitted_queue_of_goc_holds_the_corrected_estimate():
 
 CASES = {
     f"{form}, {level} %, {judge}, per {per}": (
-        fc.eoc(fc.fora_paper(level), STATS, theta, form=form, judge=judged, per=per),
+        fc.eoc(fc.methods.fora_paper(level), STATS, theta, form=form, judge=judged, per=per),
         reference.eoc(COMPUTED[level], averages, theta, form, judged),
     )
     for level in (25, 50, 75)
@@ -190,7 +190,7 @@ CASES = {
 }
 # where less than a whole step is taken the averages always come closer; here they overshoot, at some steps too far
 CASES["additive, 75 %, prior, too much"] = (
-    fc.eoc(fc.fora_paper(75), STATS, 1.9, form="additive", per="token"),
+    fc.eoc(fc.methods.fora_paper(75), STATS, 1.9, form="additive", per="token"),
     reference.eoc(COMPUTED[75], BY_BRANCH, 1.9, "additive", "prior"),
 )
 ON_FORECASTS = {
@@ -224,7 +224,7 @@ ON_FORECASTS = {
         ),
     ),
     "goc emitted, 75 %, theta 0.4": (
-        fc.eoc(fc.goc(fc.fora_paper(75), 0.8), STATS, 0.4, form="additive", judge="all"),
+        fc.eoc(fc.goc(fc.methods.fora_paper(75), 0.8), STATS, 0.4, form="additive", judge="all"),
         reference.eoc_on_goc_frozen(COMPUTED[75], BY_BRANCH, 0.4, 0.8),
     ),
     "goc computed, 3, theta 1": (
@@ -261,7 +261,7 @@ def test_the_small_model_tells_the_corrections_apart(dit):
 @pytest.mark.parametrize("level", [25, 50, 75])
 def test_the_priors_judgment_is_neither_all_nor_nothing(level):
     """Of the relative form, on random averages, or else the cases above would prove little."""
-    plan = fc.eoc(fc.fora_paper(level), STATS, 0.1).plan(fc.Grid(T, SITES))
+    plan = fc.eoc(fc.methods.fora_paper(level), STATS, 0.1).plan(fc.Grid(T, SITES))
     computed_or_not = [name.split("/")[1] for name in plan.constants]
     assert 0 < len(computed_or_not) < len(SITES) * (T - len(COMPUTED[level]))
 
@@ -271,7 +271,7 @@ def test_priors_that_were_measured_equal_the_reference(dit):
     digits = Digits(dit, DDIMScheduler())
     stats = fc.calibrate(digits, range(8), num_steps=T, batch=8)
     averages = {(site.depth, site.kind): mean for site, mean in zip(stats.sites, stats.means, strict=True)}
-    with fc.apply(dit, fc.eoc(fc.fora_paper(75), stats).plan(fc.grid(digits, T))):
+    with fc.apply(dit, fc.eoc(fc.methods.fora_paper(75), stats).plan(fc.grid(digits, T))):
         ours = generate(dit, T)
     hand = by_hand(dit, reference.eoc(COMPUTED[75], averages, 0.01, "relative", "prior"))
     torch.testing.assert_close(ours, hand, rtol=0, atol=1e-5)
@@ -279,7 +279,7 @@ def test_priors_that_were_measured_equal_the_reference(dit):
 
 @pytest.mark.parametrize("form", ["relative", "additive"])
 def test_the_plan_says_which_cells_are_corrected(form):
-    shown = fc.eoc(fc.fora_paper(75), STATS, form=form, judge="all").plan(fc.Grid(T, SITES)).show()
+    shown = fc.eoc(fc.methods.fora_paper(75), STATS, form=form, judge="all").plan(fc.Grid(T, SITES)).show()
     assert shown.startswith("eoc(fora_paper(75), theta=" + ("0.01" if form == "relative" else "1"))
     assert [line.split()[-1] for line in shown.splitlines()[1:7]] == ["#+++" * 5] * 6
     assert "+ corrected" in shown
@@ -294,7 +294,7 @@ def test_compact_statistics_correct_per_channel(dit):
     for name, constant in plan.constants.items():
         assert (constant.shape, constant.dtype) == ((16,), torch.float32)
         torch.testing.assert_close(constant, exact.constants[name], rtol=0, atol=4e-3)
-    with pytest.raises(fc.StatisticsError, match="one mean per channel, and a mean per token was asked for"):
+    with pytest.raises(fc.errors.StatisticsError, match="one mean per channel, and a mean per token was asked for"):
         fc.eoc(fc.fora(2), small, per="token").plan(grid)
 
 
@@ -305,8 +305,8 @@ def test_compact_statistics_correct_per_channel(dit):
 @pytest.mark.parametrize("form", ["relative", "additive"])
 def test_a_correction_keeps_no_more_features_than_its_base(dit, form, level):
     grid = fc.grid(dit, T)
-    base = fc.fora_paper(level).plan(grid)
-    plan = fc.eoc(fc.fora_paper(level), STATS, form=form, judge="all").plan(grid)
+    base = fc.methods.fora_paper(level).plan(grid)
+    plan = fc.eoc(fc.methods.fora_paper(level), STATS, form=form, judge="all").plan(grid)
     plain, cost = base.cost(dit, 2), plan.cost(dit, 2)
     assert replace(cost, constant_bytes=0) == plain
     with fc.apply(dit, plan) as session:
@@ -376,7 +376,7 @@ def test_features_of_another_size_are_refused_per_token_and_corrected_per_channe
     with fc.apply(model, eoc4(stats, 0.1, judge="all").plan(grid)) as session:
         model(x, timestep=9)
         words = r"correction f/1/gain is for features of shape \(2, 3\), the model gives \(5, 3\): calibrate at this"
-        with pytest.raises(fc.RunError, match=words):
+        with pytest.raises(fc.errors.RunError, match=words):
             model(x, timestep=8)
         session.new_run()
     with fc.apply(model, eoc4(stats, 0.1, judge="all", per="channel").plan(grid)):
@@ -421,7 +421,7 @@ GRID = fc.Grid(T, SITES)
     ],
 )
 def test_what_cannot_be_a_correction_is_refused_with_a_sentence(make, words):
-    with pytest.raises(fc.PlanError, match=words):
+    with pytest.raises(fc.errors.PlanError, match=words):
         make()
 
 
@@ -433,7 +433,7 @@ def test_a_forecast_on_a_corrected_base_is_the_correction_of_the_forecast():
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
-PLAN = fc.eoc(fc.fora_paper(75), STATS, judge="all", per="channel").plan(GRID)
+PLAN = fc.eoc(fc.methods.fora_paper(75), STATS, judge="all", per="channel").plan(GRID)
 
 
 @pytest.fixture
@@ -460,7 +460,7 @@ def test_a_corrected_plan_is_the_same_after_saving_and_loading(dit, tmp_path, me
 
 def test_plans_with_other_corrections_are_not_equal(file):
     path = file.with_name("other.json")
-    fc.eoc(fc.fora_paper(75), STATS, 0.02, judge="all", per="channel").plan(GRID).save(path)
+    fc.eoc(fc.methods.fora_paper(75), STATS, 0.02, judge="all", per="channel").plan(GRID).save(path)
     other = fc.Plan.load(path)
     assert other.rows == PLAN.rows
     assert other != PLAN
@@ -541,7 +541,7 @@ DAMAGED = {
 def test_a_damaged_pair_of_files_is_refused_with_a_sentence(file, damage):
     change, words = DAMAGED[damage]
     change(file)
-    with pytest.raises(fc.PlanFileError, match=words) as caught:
+    with pytest.raises(fc.errors.PlanFileError, match=words) as caught:
         fc.Plan.load(file)
     assert str(file.parent) in str(caught.value)
 
@@ -555,7 +555,7 @@ def test_a_plan_names_no_file_but_one_beside_it(file, tmp_path, name):
         place.mkdir(exist_ok=True)
         (place / "plan.safetensors").write_bytes(beside(file).read_bytes())
     edited(lambda d: d["constants"].update(file=name.format(tmp_path)))(file)
-    with pytest.raises(fc.PlanFileError, match="constants must name a file beside the plan and its digest, not"):
+    with pytest.raises(fc.errors.PlanFileError, match="constants must name a file beside the plan and its digest, not"):
         fc.Plan.load(file)
 
 
@@ -563,7 +563,7 @@ def test_a_tensor_file_that_is_no_safetensors_is_refused_though_its_digest_is_ri
     beside(file).write_bytes(b"PK\x03\x04" + bytes(99))
     digest = hashlib.sha256(beside(file).read_bytes()).hexdigest()
     edited(lambda d: d["constants"].update(sha256=digest))(file)
-    with pytest.raises(fc.PlanFileError, match="is not a readable safetensors file"):
+    with pytest.raises(fc.errors.PlanFileError, match="is not a readable safetensors file"):
         fc.Plan.load(file)
 
 
@@ -577,7 +577,7 @@ def test_a_corrected_plan_with_one_changed_byte_is_a_plan_or_refused(file, seed)
         file.write_bytes(mutant)
         try:
             plan = fc.Plan.load(file)
-        except fc.PlanFileError:
+        except fc.errors.PlanFileError:
             continue
         assert plan.show()
         assert plan.constants == PLAN.constants

@@ -65,7 +65,7 @@ def test_one_call_of_dit_xl_costs_what_the_formula_says(xl):
 
 
 def test_fora_50_percent_of_dit_xl_is_nearly_twice_as_fast(xl):
-    cost = plan(xl, fc.fora_paper(50)).cost(xl)
+    cost = plan(xl, fc.methods.fora_paper(50)).cost(xl)
     assert cost.step_macs == (2 * CALL, SKIPPED) * 10
     assert cost.macs == 10 * (2 * CALL + SKIPPED)
     assert cost.macs_uncached == 20 * 2 * CALL
@@ -75,7 +75,12 @@ def test_fora_50_percent_of_dit_xl_is_nearly_twice_as_fast(xl):
 
 def test_a_block_with_a_computed_branch_makes_its_whole_modulation(xl):
     """Of every block the attention is skipped in step 1, and in the first two the MLP as well."""
-    at, kind, depth, every = fc.schedules.at, fc.schedules.kind, fc.schedules.depth, fc.schedules.every
+    at, kind, depth, every = (
+        fc.parts.schedules.at,
+        fc.parts.schedules.kind,
+        fc.parts.schedules.depth,
+        fc.parts.schedules.every,
+    )
     schedule = at(kind("attn"), every(2), at(depth(0, 2), every(2), every(1)))
     cost = plan(xl, fc.Method("mixed", schedule), 2).cost(xl)
     assert cost.step_macs == (2 * CALL, 2 * (CALL - L * ATTENTION - 2 * (MLP + 4 * D * D)) - 2 * EMBEDDERS)
@@ -106,7 +111,7 @@ def test_cost_grows_with_the_batch(short):
 
 
 def test_fora_25_percent_holds_nothing_after_step_9(short):
-    held = plan(short, fc.fora_paper(25)).cost(short).step_cache_bytes
+    held = plan(short, fc.methods.fora_paper(25)).cost(short).step_cache_bytes
     assert all(held[:10])
     assert held[10:] == (0,) * 10
 
@@ -122,15 +127,24 @@ METHODS = {
     "all computed": fc.fora(1),
     "fora": fc.fora(2),
     "fora 3, end": fc.fora(3, anchor="end"),
-    "fora 25 %": fc.fora_paper(25),
+    "fora 25 %": fc.methods.fora_paper(25),
     "goc": fc.goc(fc.fora(2), 0.8),
     "goc computed": fc.goc(fc.fora(3), 0.8, history="computed"),
     "taylor 2": fc.taylorseer(fc.fora(3), 2),
     "attention alone": fc.Method(
-        "attn", fc.schedules.at(fc.schedules.kind("attn"), fc.schedules.every(2), fc.schedules.every(1))
+        "attn",
+        fc.parts.schedules.at(
+            fc.parts.schedules.kind("attn"), fc.parts.schedules.every(2), fc.parts.schedules.every(1)
+        ),
     ),
     "by depth": fc.taylorseer(
-        fc.Method("depth", fc.schedules.at(fc.schedules.depth(1, 3), fc.schedules.every(4), fc.schedules.every(3))), 1
+        fc.Method(
+            "depth",
+            fc.parts.schedules.at(
+                fc.parts.schedules.depth(1, 3), fc.parts.schedules.every(4), fc.parts.schedules.every(3)
+            ),
+        ),
+        1,
     ),
 }
 
@@ -200,10 +214,12 @@ def test_a_model_without_a_family_is_costed_by_the_inputs_of_a_call(facebook):
 
 
 def test_a_model_without_a_family_and_without_inputs_is_refused(facebook):
-    with pytest.raises(fc.InputError, match=r"what DiT is called with: pass the arguments.*cost\(model, inputs="):
+    with pytest.raises(
+        fc.errors.InputError, match=r"what DiT is called with: pass the arguments.*cost\(model, inputs="
+    ):
         plan(facebook, fc.fora(2), 4).cost(facebook)
 
 
 def test_the_cost_of_a_plan_for_another_model_is_refused(dit, xl):
-    with pytest.raises(fc.PlanMismatchError, match=r"6 sites.*DiTTransformer2DModel has 56 .*make a plan"):
+    with pytest.raises(fc.errors.PlanMismatchError, match=r"6 sites.*DiTTransformer2DModel has 56 .*make a plan"):
         plan(dit, fc.fora(2)).cost(xl)

@@ -8,11 +8,11 @@ import reference
 import torch
 
 import forecache as fc
-from forecache import demo
-from forecache.cost import Cost
+from forecache.bench import demo
 from forecache.evaluate import psnr
-from forecache.sample import sample, to_images
-from forecache.sources import DigitsSource, Sampling
+from forecache.plan.cost import Cost
+from forecache.sampling.loop import sample, to_images
+from forecache.sampling.sources import Sampling
 from forecache.zoo import load_digits, statistics_path
 from forecache.zoo.digits import FOLDER
 
@@ -27,7 +27,7 @@ def digits():
 @pytest.fixture(scope="module")
 def generate(digits):
     def run(plan=None):
-        source = DigitsSource(digits)
+        source = digits
         if plan is None:
             return source.generate(LABELS, Sampling(20, 1.5, 7))
         with fc.apply(source.target, plan):
@@ -79,8 +79,8 @@ class ByHand:
 @pytest.mark.parametrize("eta", [0.8, 1.2])
 def test_goc_agrees_with_the_independent_one(digits, generate, eta):
     """Within 1e-4 on images after 20 steps of 12 blocks: rounding is amplified along the way, most so for eta > 1."""
-    steps = fc.goc_paper_steps(50)
-    plan = fc.goc(fc.fora_paper(50), eta, steps=steps).plan(fc.grid(digits.transformer, 20))
+    steps = fc.methods.goc_paper_steps(50)
+    plan = fc.goc(fc.methods.fora_paper(50), eta, steps=steps).plan(fc.grid(digits.transformer, 20))
     model = ByHand(digits.transformer, reference.goc_emitted(reference.front(20, 2), eta, corrected=set(steps)))
     expected = to_images(sample(model, digits.scheduler, LABELS, num_steps=20, guidance=1.5, seed=7))
     assert (generate(plan) - expected).abs().max() < 1e-4
@@ -88,7 +88,7 @@ def test_goc_agrees_with_the_independent_one(digits, generate, eta):
 
 def test_goc_is_at_least_7_db_above_fora_at_its_best_eta(digits, generate, uncached):
     grid = fc.grid(digits.transformer, 20)
-    base, steps = fc.fora_paper(50), fc.goc_paper_steps(50)
+    base, steps = fc.methods.fora_paper(50), fc.methods.goc_paper_steps(50)
     fora = psnr(generate(base.plan(grid)), uncached).mean()
     best = max(psnr(generate(fc.goc(base, eta, steps=steps).plan(grid)), uncached).mean() for eta in (0.6, 0.8))
     assert best - fora >= 7
@@ -106,7 +106,7 @@ def test_the_bundled_statistics_are_of_this_model(digits, steps):
     stats.check(fc.grid(digits, steps))
     assert (stats.count, stats.is_partial, stats.resolution) == (1000, False, "channel")
     assert stats.origin.seed not in range(10), "quality is measured with these seeds"
-    with pytest.raises(fc.StatisticsError, match="with other weights"):
+    with pytest.raises(fc.errors.StatisticsError, match="with other weights"):
         stats.check(fc.grid(type(digits)(small_like(digits.transformer), digits.scheduler), steps))
 
 
@@ -127,7 +127,9 @@ def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
 
 
 def test_no_statistics_are_bundled_for_other_steps():
-    with pytest.raises(fc.InputError, match="for 20 and 50 steps, not for 30: make them with `forecache calibrate"):
+    with pytest.raises(
+        fc.errors.InputError, match="for 20 and 50 steps, not for 30: make them with `forecache calibrate"
+    ):
         statistics_path(30)
 
 

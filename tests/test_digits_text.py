@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import forecache as fc
-from forecache import sources
-from forecache.sample import generators
-from forecache.sources import Sampling
-from forecache.subjects import open_subject
+from forecache.bench.subjects import open_subject
+from forecache.sampling import sources
+from forecache.sampling.loop import generators
+from forecache.sampling.sources import Sampling
 from forecache.zoo import captions, load_digits, load_digits_text
 from forecache.zoo.digits_text import CALL, FOLDER, GUIDANCE, statistics_path
 
@@ -146,9 +146,8 @@ def test_the_reference_is_of_every_test_image_on_both_sides(digits):
 
 def test_the_judge_reads_left_and_right(digits):
     """Two pictures of the digits model side by side are the two digits."""
-    from forecache.sources import DigitsSource
 
-    images = DigitsSource(load_digits()).generate([3, 8, 5], Sampling(10, 2.0, 0))
+    images = load_digits().generate([3, 8, 5], Sampling(10, 2.0, 0))
     canvases = torch.cat([images, images.roll(1, 0)], -1)
     assert digits.recognised(canvases).tolist() == [[3, 5], [8, 3], [5, 8]]
     assert torch.equal(digits.features(canvases)[:, :128], digits.features(canvases.flip(0)).flip(0)[:, :128])
@@ -161,7 +160,7 @@ def test_the_bundled_statistics_are_of_this_model(source):
     assert stats.origin.guidance == GUIDANCE
     assert stats.origin.seed not in range(10), "quality is measured with these seeds"
     assert set(stats.origin.conditions) == set(source.prompts)
-    with pytest.raises(fc.InputError, match="for 20 steps, not for 30: make them with `forecache calibrate"):
+    with pytest.raises(fc.errors.InputError, match="for 20 steps, not for 30: make them with `forecache calibrate"):
         statistics_path(30)
 
 
@@ -175,9 +174,9 @@ def test_loading_it_says_nothing_and_needs_no_network(tmp_path):
 
 
 def test_a_model_takes_prompts_or_labels_and_says_so(digits):
-    with pytest.raises(fc.InputError, match="takes texts; 3 is none"):
+    with pytest.raises(fc.errors.InputError, match="takes texts; 3 is none"):
         fc.calibrate(digits, [3], num_steps=2)
-    with pytest.raises(fc.InputError, match="takes class labels, 0 to 9; 'a seven' is a text"):
+    with pytest.raises(fc.errors.InputError, match="takes class labels, 0 to 9; 'a seven' is a text"):
         fc.calibrate(load_digits(), ["a seven"], num_steps=2)
 
 
@@ -197,8 +196,8 @@ def test_calibration_measures_the_half_with_the_prompt(source):
 
 
 def test_search_and_routers_sample_prompts(source, tmp_path):
-    space, prompts = fc.patterns.Constraints(4, 2, 0, 3), asked()[:2]
-    how = {"score": fc.scores.psnr_to_uncached(), "path": tmp_path / "search.json"}
+    space, prompts = fc.parts.patterns.Constraints(4, 2, 0, 3), asked()[:2]
+    how = {"score": fc.fit.scores.psnr_to_uncached(), "path": tmp_path / "search.json"}
     first = fc.search(source, space, prompts, **how)
     assert fc.search(source, space, prompts, **how).ranked == first.ranked, "the file holds prompts, and is read again"
     router = fc.train_router(source, num_steps=2, iterations=1, batch=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forecache import reports
+from forecache.report import html
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,10 +25,10 @@ def with_python():
 @pytest.fixture
 def kinds_as_before():
     """docs/report.md adds a kind of file, which other tests are not to find."""
-    before = dict(reports.KINDS)
+    before = dict(html.KINDS)
     yield
-    reports.KINDS.clear()
-    reports.KINDS.update(before)
+    html.KINDS.clear()
+    html.KINDS.update(before)
 
 
 @pytest.mark.parametrize("page", with_python(), ids=lambda page: page.name)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import forecache as fc
-from forecache import _errors
+from forecache import errors
 
-CLASSES = {name: each for name, each in vars(_errors).items() if inspect.isclass(each) and issubclass(each, Exception)}
+CLASSES = {name: each for name, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, Exception)}
 
 
 def drawn():
     """{name: (parent, built-in parent or None)} as the docstring draws it; four columns are one level."""
     tree, path = {}, []
-    for line in inspect.getdoc(_errors).splitlines():
+    for line in inspect.getdoc(errors).splitlines():
         if found := re.match(r"^([ │├└─]*)(\w+Error)\b(?: \((\w+)\))?", line):
             level = len(found[1]) // 4
             path[level:] = [found[2]]
@@ -45,7 +45,7 @@ def test_every_error_says_what_it_is():
 
 
 def test_a_missing_extra_names_the_package_and_how_to_install_it():
-    error = fc.MissingExtraError("typer", "cli", "The command line")
+    error = fc.errors.MissingExtraError("typer", "cli", "The command line")
     assert isinstance(error, ImportError)
     assert "'typer', which is not installed: pip install 'forecache[cli]'" in str(error)
 
@@ -68,15 +68,27 @@ def test_the_docs_list_every_error_with_its_parent_and_a_cause():
 
 
 REFUSED = {
-    "a path for a plan": (lambda dit: fc.apply(dit, "plan.json"), fc.PlanError, "not a str: forecache.Plan.load"),
-    "a method for a plan": (lambda dit: fc.apply(dit, fc.fora(2)), fc.PlanError, "not a Method"),
-    "the name of a dtype": (lambda dit: fc.apply(dit, plan(dit), cache_dtype="bf16"), fc.PlanError, "not 'bf16'"),
-    "bytes below none": (lambda dit: fc.apply(dit, plan(dit), max_cache_bytes=-5), fc.PlanError, "-5 was given"),
-    "half a step": (lambda dit: fc.grid(dit, 2.5), fc.PlanError, "num_steps=2.5 was asked for"),
-    "a truth for steps": (lambda dit: fc.grid(dit, True), fc.PlanError, "num_steps=True was asked for"),
-    "no image": (lambda dit: plan(dit).cost(dit, batch_size=0), fc.InputError, "batch_size=0 was given"),
-    "half an image": (lambda dit: plan(dit).cost(dit, batch_size=2.5), fc.InputError, "batch_size=2.5 was given"),
-    "warm-up below none": (lambda dit: fc.warmup(fc.fora(2), -1), fc.PlanError, "give a number from 0 on"),
+    "a path for a plan": (
+        lambda dit: fc.apply(dit, "plan.json"),
+        fc.errors.PlanError,
+        "not a str: forecache.Plan.load",
+    ),
+    "a method for a plan": (lambda dit: fc.apply(dit, fc.fora(2)), fc.errors.PlanError, "not a Method"),
+    "the name of a dtype": (
+        lambda dit: fc.apply(dit, plan(dit), cache_dtype="bf16"),
+        fc.errors.PlanError,
+        "not 'bf16'",
+    ),
+    "bytes below none": (lambda dit: fc.apply(dit, plan(dit), max_cache_bytes=-5), fc.errors.PlanError, "-5 was given"),
+    "half a step": (lambda dit: fc.grid(dit, 2.5), fc.errors.PlanError, "num_steps=2.5 was asked for"),
+    "a truth for steps": (lambda dit: fc.grid(dit, True), fc.errors.PlanError, "num_steps=True was asked for"),
+    "no image": (lambda dit: plan(dit).cost(dit, batch_size=0), fc.errors.InputError, "batch_size=0 was given"),
+    "half an image": (
+        lambda dit: plan(dit).cost(dit, batch_size=2.5),
+        fc.errors.InputError,
+        "batch_size=2.5 was given",
+    ),
+    "warm-up below none": (lambda dit: fc.warmup(fc.fora(2), -1), fc.errors.PlanError, "give a number from 0 on"),
 }
 
 

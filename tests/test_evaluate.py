@@ -21,7 +21,7 @@ def test_psnr_of_a_constant_error_is_closed():
 
 
 def test_psnr_wants_pairs():
-    with pytest.raises(fc.InputError, match="pair by pair"):
+    with pytest.raises(fc.errors.InputError, match="pair by pair"):
         psnr(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
 
 
@@ -55,9 +55,9 @@ def test_a_set_is_at_distance_zero_from_itself_even_with_few_samples():
 
 
 def test_unusable_features_are_refused():
-    with pytest.raises(fc.InputError, match="at least 2"):
+    with pytest.raises(fc.errors.InputError, match="at least 2"):
         Moments.of(torch.zeros(1, 3))
-    with pytest.raises(fc.InputError, match="NaN"):
+    with pytest.raises(fc.errors.InputError, match="NaN"):
         Moments.of(torch.tensor([[0.0, math.nan], [1.0, 2.0]]))
-    with pytest.raises(fc.InputError, match="dimensions"):
+    with pytest.raises(fc.errors.InputError, match="dimensions"):
         frechet_distance(Moments.of(torch.rand(4, 3)), Moments.of(torch.rand(4, 2)))

@@ -61,7 +61,7 @@ def test_unusable_images_are_named(tmp_path):
     images = folder(tmp_path / "in", pixels(3))
 
     def refused(words, where=images):
-        with pytest.raises(fc.InputError, match=words):
+        with pytest.raises(fc.errors.InputError, match=words):
             all_of(open_images(where))
 
     good = (images / "001.png").read_bytes()
@@ -81,9 +81,9 @@ def test_unusable_images_are_named(tmp_path):
     refused("neither a folder of images nor an .npz", images / "001.png")
     (tmp_path / "empty").mkdir()
     refused(r"no image \(.png", tmp_path / "empty")
-    with pytest.raises(fc.InputError, match="NaN or not in"):
+    with pytest.raises(fc.errors.InputError, match="NaN or not in"):
         Images(torch.full((1, 1, 4, 4), float("nan")))
-    with pytest.raises(fc.InputError, match="count, 1 or 3, height, width"):
+    with pytest.raises(fc.errors.InputError, match="count, 1 or 3, height, width"):
         Images(torch.zeros(4, 4))
 
 
@@ -100,7 +100,7 @@ def test_unusable_images_are_named(tmp_path):
 )
 def test_an_npz_without_images(tmp_path, arrays, words):
     np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises(fc.InputError, match=words):
+    with pytest.raises(fc.errors.InputError, match=words):
         open_images(tmp_path / "x.npz")
 
 
@@ -108,16 +108,18 @@ def test_a_damaged_npz_is_named(tmp_path):
     np.savez(tmp_path / "x.npz", pixels())
     whole = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(whole[:-200])
-    with pytest.raises(fc.InputError, match=r"x\.npz cannot be read as \.npz"):
+    with pytest.raises(fc.errors.InputError, match=r"x\.npz cannot be read as \.npz"):
         open_images(tmp_path / "x.npz")
     (tmp_path / "x.npz").write_bytes(whole[:3000] + bytes([whole[3000] ^ 255]) + whole[3001:])
-    with pytest.raises(fc.InputError, match=r"x\.npz is damaged: .*CRC"):
+    with pytest.raises(fc.errors.InputError, match=r"x\.npz is damaged: .*CRC"):
         all_of(open_images(tmp_path / "x.npz"), 14)
     with zipfile.ZipFile(tmp_path / "x.npz") as archive:
         header = archive.open("arr_0.npy", "r").read(128)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", header + bytes(24 * 24 * 3))
-    with pytest.raises(fc.InputError, match=r"damaged: arr_0 claims uint8 \(14, 24, 24, 1\), 8064 bytes, and has 1728"):
+    with pytest.raises(
+        fc.errors.InputError, match=r"damaged: arr_0 claims uint8 \(14, 24, 24, 1\), 8064 bytes, and has 1728"
+    ):
         all_of(open_images(tmp_path / "x.npz"))
 
 
@@ -127,14 +129,14 @@ def test_pairs_are_found_by_name(tmp_path):
     b = open_images(folder(tmp_path / "b", images[[2, 0, 1]], names=["z.png", "x.png", "y/../y.png"]))
     assert torch.equal(all_of(paired(a, b)), all_of(a))
     folder(tmp_path / "b", images[:1], names=["more.png"])
-    with pytest.raises(fc.InputError, match=r"b/more\.png has no partner of its name in .*a \(1 of 4"):
+    with pytest.raises(fc.errors.InputError, match=r"b/more\.png has no partner of its name in .*a \(1 of 4"):
         paired(a, open_images(tmp_path / "b"))
-    with pytest.raises(fc.InputError, match=r"b/more\.png has no partner"):
+    with pytest.raises(fc.errors.InputError, match=r"b/more\.png has no partner"):
         paired(open_images(tmp_path / "b"), a)
     folder(tmp_path / "a", images[:1], names=["x.jpg"])
-    with pytest.raises(fc.InputError, match=r"x\.jpg is there with another suffix"):
+    with pytest.raises(fc.errors.InputError, match=r"x\.jpg is there with another suffix"):
         paired(open_images(tmp_path / "a"), a)
-    with pytest.raises(fc.InputError, match="has 4 images, images has 5: they are compared pair by pair"):
+    with pytest.raises(fc.errors.InputError, match="has 4 images, images has 5: they are compared pair by pair"):
         paired(open_images(tmp_path / "b"), Images(torch.zeros(5, 1, 24, 24)))
 
 
@@ -144,14 +146,14 @@ def test_prompts_by_line_and_by_name(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"001": "a dog", "000.png": "a cat"}))
     assert read_prompts(tmp_path / "p.txt", images) == read_prompts(tmp_path / "p.json", images) == ("a cat", "a dog")
     (tmp_path / "p.json").write_text(json.dumps({"001": "a dog"}))
-    with pytest.raises(fc.InputError, match=r"no prompt for 000\.png \(1 of 2"):
+    with pytest.raises(fc.errors.InputError, match=r"no prompt for 000\.png \(1 of 2"):
         read_prompts(tmp_path / "p.json", images)
-    with pytest.raises(fc.InputError, match="only a folder of images has"):
+    with pytest.raises(fc.errors.InputError, match="only a folder of images has"):
         read_prompts(tmp_path / "p.json", Images(torch.zeros(1, 1, 9, 9)))
     (tmp_path / "p.txt").write_text("a cat")
-    with pytest.raises(fc.InputError, match="1 lines for 2 images"):
+    with pytest.raises(fc.errors.InputError, match="1 lines for 2 images"):
         read_prompts(tmp_path / "p.txt", images)
-    with pytest.raises(fc.InputError, match=r"nowhere\.txt cannot be read"):
+    with pytest.raises(fc.errors.InputError, match=r"nowhere\.txt cannot be read"):
         read_prompts(tmp_path / "nowhere.txt", images)
 
 

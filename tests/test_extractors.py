@@ -102,32 +102,32 @@ def test_sfid_is_on_seven_channels_of_the_first_convolution_of_mixed_6(inception
 
 
 def test_inception_weights_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(fc.InputError, match="no Inception weights at .*nowhere.*published at https"):
+    with pytest.raises(fc.errors.InputError, match="no Inception weights at .*nowhere.*published at https"):
         load_extractor("inception", tmp_path / "nowhere")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(fc.InputError, match="text cannot be read as weights"):
+    with pytest.raises(fc.errors.InputError, match="text cannot be read as weights"):
         load_extractor("inception", tmp_path / "text")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(fc.InputError, match="other.pth does not hold the weights of Inception-v3"):
+    with pytest.raises(fc.errors.InputError, match="other.pth does not hold the weights of Inception-v3"):
         load_extractor("inception", tmp_path / "other.pth")
     torch.save({"code": print}, tmp_path / "code.pth")  # would be looked up and called
-    with pytest.raises(fc.InputError, match="code.pth cannot be read as weights"):
+    with pytest.raises(fc.errors.InputError, match="code.pth cannot be read as weights"):
         load_extractor("inception", tmp_path / "code.pth")
 
     def offline(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
-    with pytest.raises(fc.InputError, match="cannot be downloaded: no route to host. Fetch https"):
+    with pytest.raises(fc.errors.InputError, match="cannot be downloaded: no route to host. Fetch https"):
         load_extractor("inception")
 
 
 def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(fc.MissingExtraError, match=r"forecache\[eval\]"):
+    with pytest.raises(fc.errors.MissingExtraError, match=r"forecache\[eval\]"):
         load_extractor("inception")
-    with pytest.raises(fc.MissingExtraError, match=r"forecache\[eval\]"):
+    with pytest.raises(fc.errors.MissingExtraError, match=r"forecache\[eval\]"):
         load_lpips()
 
 
@@ -140,9 +140,9 @@ def test_a_torchvision_that_does_not_work_is_said(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] in ("torch_fidelity", "lpips")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    with pytest.raises(fc.InputError, match=r"torchvision, which cannot be imported here .*nms"):
+    with pytest.raises(fc.errors.InputError, match=r"torchvision, which cannot be imported here .*nms"):
         load_extractor("inception")
-    with pytest.raises(fc.InputError, match=r"torchvision, which cannot be imported here.*nms"):
+    with pytest.raises(fc.errors.InputError, match=r"torchvision, which cannot be imported here.*nms"):
         load_lpips()
 
 
@@ -184,14 +184,14 @@ def test_lpips_by_hand(alexnet_file):
 
 
 def test_lpips_weights_that_are_none(tmp_path, alexnet_file):
-    with pytest.raises(fc.InputError, match="trunks alex, vgg, squeeze; 'resnet'"):
+    with pytest.raises(fc.errors.InputError, match="trunks alex, vgg, squeeze; 'resnet'"):
         load_lpips("resnet")
-    with pytest.raises(fc.InputError, match="no weights at .*nowhere"):
+    with pytest.raises(fc.errors.InputError, match="no weights at .*nowhere"):
         load_lpips("alex", tmp_path / "nowhere")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(fc.InputError, match="torchvision's alex: it lacks features"):
+    with pytest.raises(fc.errors.InputError, match="torchvision's alex: it lacks features"):
         load_lpips("alex", tmp_path / "other.pth")
-    with pytest.raises(fc.InputError, match="LPIPS compares images pair by pair"):
+    with pytest.raises(fc.errors.InputError, match="LPIPS compares images pair by pair"):
         load_lpips("alex", alexnet_file).of(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 32, 32))
 
 
@@ -212,11 +212,11 @@ def test_the_digits_extractor_is_the_classifier():
         stage = digits.classifier.stages[1](digits.classifier.stages[0](images.float() / 127.5 - 1))
     torch.testing.assert_close(found["spatial"], stage[:, :7].reshape(40, 7 * 6 * 6))
     for wrong in (torch.zeros(1, 3, 28, 28, dtype=torch.uint8), pictures(1, 24)):
-        with pytest.raises(fc.InputError, match="grey images of 24 x 24"):
+        with pytest.raises(fc.errors.InputError, match="grey images of 24 x 24"):
             load_extractor("digits").of(wrong)
-    with pytest.raises(fc.InputError, match="inception, digits, clip; 'vgg'"):
+    with pytest.raises(fc.errors.InputError, match="inception, digits, clip; 'vgg'"):
         load_extractor("vgg")
-    with pytest.raises(fc.InputError, match="comes with its weights"):
+    with pytest.raises(fc.errors.InputError, match="comes with its weights"):
         load_extractor("digits", "file")
 
 
@@ -282,11 +282,13 @@ def test_streamed_and_kept_features_have_the_same_moments():
     torch.testing.assert_close(
         kept.moments("spatial").covariance, mixed.moments("spatial").covariance, atol=1e-5, rtol=1e-4
     )
-    with pytest.raises(fc.InputError, match="'spatial' of digits are needed; there are pool, moments of spatial"):
+    with pytest.raises(
+        fc.errors.InputError, match="'spatial' of digits are needed; there are pool, moments of spatial"
+    ):
         mixed.layer("spatial")
-    with pytest.raises(fc.InputError, match="but no 'text'"):
+    with pytest.raises(fc.errors.InputError, match="but no 'text'"):
         extract(images, extractor, ("text",))
-    with pytest.raises(fc.InputError, match="at least 1 image"):
+    with pytest.raises(fc.errors.InputError, match="at least 1 image"):
         extract(images, extractor, ("pool",), batch=0)
 
 
@@ -299,7 +301,7 @@ def test_features_of_a_broken_image_name_it():
 
     images = grey(6)
     images[4] = 0
-    with pytest.raises(fc.InputError, match="features of image 4 of images have NaN"):
+    with pytest.raises(fc.errors.InputError, match="features of image 4 of images have NaN"):
         extract(Images(images), Extractor("mine", ("pool",), of), ("pool",), batch=2)
 
 
@@ -335,9 +337,9 @@ def test_a_file_of_features_that_is_none(tmp_path, change, words):
     save_file({"pool": pool}, path, {"forecache-features": json.dumps(document)} if change is not None else {"a": "b"})
     if change == "text":
         path.write_text("hello")
-    with pytest.raises(fc.InputError, match=words):
+    with pytest.raises(fc.errors.InputError, match=words):
         Features.load(path)
-    with pytest.raises(fc.InputError, match="no features at"):
+    with pytest.raises(fc.errors.InputError, match="no features at"):
         Features.load(tmp_path / "nowhere.safetensors")
 
 
@@ -363,10 +365,10 @@ def test_the_reference_of_the_adm_suite_is_read(tmp_path):
     assert ready.features.layer("pool").shape == (6, 128)
     assert set(ready.features.layers) == {"pool"}
     assert prepared(ready, load_extractor("digits"), ("pool",)) is ready
-    with pytest.raises(fc.InputError, match="are those of digits, not of other"):
+    with pytest.raises(fc.errors.InputError, match="are those of digits, not of other"):
         prepared(ready, fc.evaluate.Extractor("other", ("pool",), lambda _: {}), ("logits",))
     adm(tmp_path / "only.npz", arr_0=None)
-    with pytest.raises(fc.InputError, match="only.npz has no features 'pool', and no images"):
+    with pytest.raises(fc.errors.InputError, match="only.npz has no features 'pool', and no images"):
         prepared(open_reference(tmp_path / "only.npz"), load_extractor("digits"), ("pool",))
 
 
@@ -382,7 +384,7 @@ def test_the_reference_of_the_adm_suite_is_read(tmp_path):
 )
 def test_statistics_that_are_none(tmp_path, changes, words):
     adm(tmp_path / "ref.npz", **changes)
-    with pytest.raises(fc.InputError, match=words.replace("is missing", "does not belong .* is missing")):
+    with pytest.raises(fc.errors.InputError, match=words.replace("is missing", "does not belong .* is missing")):
         open_reference(tmp_path / "ref.npz")
 
 
@@ -404,7 +406,7 @@ def test_clip_features_and_scores(tmp_path):
     against = Against(prompts=("a cat",) * 3)
     found = evaluate(Images(images), against, "clip", Judges(clip=clip), batch=2).figures["clip"]
     assert found.value == pytest.approx(100 * cosine.clamp_min(0).mean().item(), abs=1e-3)
-    with pytest.raises(fc.InputError, match="3 prompts for 2 images"):
+    with pytest.raises(fc.errors.InputError, match="3 prompts for 2 images"):
         clip.score(images[:2], ["a"] * 3)
-    with pytest.raises(fc.InputError, match="3 prompts for 2 samples"):
+    with pytest.raises(fc.errors.InputError, match="3 prompts for 2 samples"):
         evaluate(Images(images[:2]), against, "clip", Judges(clip=clip))

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
-from forecache.adapters import layout
-from forecache.steps import Steps
+from forecache.models.find import layout
+from forecache.runtime.forwards import Steps
 
 T = len(TIMES)
 BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B"]
@@ -59,7 +59,7 @@ def uneven(grid, seed=0):
 
     def schedule(step, site, grid):
         skipped = step % 2 == 1 and (step % 4 == 3 or coin[step, number[site.name]])
-        return fc.Action.SKIP if skipped else fc.Action.COMPUTE
+        return fc.parts.Action.SKIP if skipped else fc.parts.Action.COMPUTE
 
     return fc.Method("uneven", schedule).plan(grid)
 
@@ -87,7 +87,9 @@ VALUES = ["Lumina 2", "Mochi 1"]
 @pytest.mark.parametrize("name", VALUES)
 def test_a_cost_that_shapes_do_not_tell_is_refused(name):
     inputs = TINY[name].inputs(torch.zeros(TINY[name].shape), TIMES[0])
-    with pytest.raises(fc.InputError, match=r"cannot be known from shapes alone, because its forward reads values"):
+    with pytest.raises(
+        fc.errors.InputError, match=r"cannot be known from shapes alone, because its forward reads values"
+    ):
         fc.fora(2).plan(grid(name)).cost(model_of(name), inputs=inputs)
 
 
@@ -264,9 +266,9 @@ def test_sampling_equals_the_one_by_hand(name, method):
 @pytest.mark.parametrize("name", ["SD3", "FLUX.1", "Wan 2.1"])
 def test_chosen_tokens_of_the_image_are_computed(name):
     """Tokens are ranked by the image's part of the joint attention; all of them chosen is the MLP computed."""
-    at, kind, every = fc.schedules.at, fc.schedules.kind, fc.schedules.every
+    at, kind, every = fc.parts.schedules.at, fc.parts.schedules.kind, fc.parts.schedules.every
     base = fc.fora(2)
-    everything = fc.selective(base, 0, tokens=fc.tokens.top(1.0), every=1, kinds=("mlp",)).plan(grid(name))
+    everything = fc.selective(base, 0, tokens=fc.parts.tokens.top(1.0), every=1, kinds=("mlp",)).plan(grid(name))
     others = fc.Method("the others", at(kind("mlp"), every(1), every(2))).plan(grid(name))
     torch.testing.assert_close(sampled(name, everything)[0], sampled(name, others)[0], rtol=1e-5, atol=1e-5)
     some = fc.selective(base, 0, 0.5, every=1, kinds=("mlp",)).plan(grid(name))
@@ -278,5 +280,5 @@ def test_chosen_tokens_of_the_image_are_computed(name):
 
 def test_tokens_with_timesteps_of_their_own_cannot_be_chosen():
     plan = fc.selective(fc.fora(2), 0, 0.5, every=1).plan(grid("Wan 2.2 5B"))
-    with pytest.raises(fc.RunError, match=r"every token has a timestep of its own.*without partial cells"):
+    with pytest.raises(fc.errors.RunError, match=r"every token has a timestep of its own.*without partial cells"):
         sampled("Wan 2.2 5B", plan)

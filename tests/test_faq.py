@@ -7,7 +7,7 @@ from test_models import PAIR, POOLED, SQUARE, TEXT, pipeline
 from tiny import TINY, normal
 
 import forecache as fc
-from forecache.steps import Steps
+from forecache.runtime.forwards import Steps
 
 TIMES = (990, 700, 400, 100)
 
@@ -71,7 +71,7 @@ def test_image_to_image_takes_a_plan_of_the_calls_that_it_makes():
         sample()
     assert (session.stats.generations, session.stats.calls) == (2, 12)
     assert session.stats.computed == session.stats.skipped
-    with pytest.raises(fc.StepCountError, match="6 times"), fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10))):
+    with pytest.raises(fc.errors.StepCountError, match="6 times"), fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10))):
         sample()
     with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10)), resample=True) as session:
         sample()

@@ -65,7 +65,7 @@ def test_the_cost_of_resampling_is_bounded():
     assert Bootstrap(100).frechet_resamples(1000, 128) == 100
     assert Bootstrap(100).frechet_resamples(50_000, 2048) == 20
     assert Bootstrap(0).frechet_resamples(50_000, 2048) == 0
-    with pytest.raises(fc.InputError, match="5 dimensions, a reference of 6"):
+    with pytest.raises(fc.errors.InputError, match="5 dimensions, a reference of 6"):
         Bootstrap(20).of_frechet(normal(9, 5), Moments.of(normal(9, 6)))
 
 
@@ -117,12 +117,12 @@ def test_independent_sets_of_one_size_get_the_error_of_independent_sets():
 
 
 def test_what_does_not_compare_is_refused():
-    with pytest.raises(fc.InputError, match="fid of 10 and fid of 20 samples do not compare"):
+    with pytest.raises(fc.errors.InputError, match="fid of 10 and fid of 20 samples do not compare"):
         difference(Figure("fid", 1.0, 10), Figure("fid", 2.0, 20))
-    with pytest.raises(fc.InputError, match="do not compare"):
+    with pytest.raises(fc.errors.InputError, match="do not compare"):
         difference(Figure("fid", 1.0, 10), Figure("sfid", 2.0, 10))
     assert difference(Figure("psnr", 3.0, 10), Figure("psnr", 2.0, 20)).value == 1
-    with pytest.raises(fc.InputError, match="at least 20 resamples"):
+    with pytest.raises(fc.errors.InputError, match="at least 20 resamples"):
         Bootstrap(19)
 
 
@@ -182,7 +182,7 @@ def test_figures_are_data():
     assert "draws" not in figure.document(draws=False)
     assert figure.document()["interval"] == pytest.approx(figure.interval)
     for broken in ({}, {**figure.document(), "value": "x"}, {**figure.document(), "metric": "beauty"}):
-        with pytest.raises(fc.InputError, match="figure of an evaluation|no metric 'beauty'"):
+        with pytest.raises(fc.errors.InputError, match="figure of an evaluation|no metric 'beauty'"):
             Figure.read(broken)
 
 
@@ -194,8 +194,8 @@ def test_intervals_stay_in_the_range_of_the_metric():
 def test_names_of_metrics():
     assert chosen("FID, prc,precision") == ("fid", "precision", "recall")
     assert chosen(["adm", "psnr"]) == ("fid", "sfid", "is", "precision", "recall", "psnr")
-    with pytest.raises(fc.InputError, match="no metric 'beauty'; there are fid"):
+    with pytest.raises(fc.errors.InputError, match="no metric 'beauty'; there are fid"):
         chosen("fid,beauty")
-    with pytest.raises(fc.InputError, match="No metric was asked for"):
+    with pytest.raises(fc.errors.InputError, match="No metric was asked for"):
         chosen(" , ")
     assert all(name == metric.name for name, metric in METRICS.items())

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forecache as fc
-from forecache import PlanError
-from forecache.forecasts import Feedback, Gradient, Reuse, Taylor
+from forecache.errors import PlanError
+from forecache.parts.forecasts import Feedback, Gradient, Reuse, Taylor
 
 steps = st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True).map(lambda each: sorted(each, reverse=True))
 """A skipped step and the steps before it, newest first, at any spacing."""
@@ -144,7 +144,7 @@ def written_out(pattern, order, strength, feature):
 )
 def test_feedback_equals_a_run_written_out_on_numbers(intervals, order, strength, values):
     pattern = "".join("#" + "." * (interval - 1) for interval in intervals)
-    grid = fc.Grid(len(pattern), (fc.Site("blocks.0.attn", 0, "attn"),))
+    grid = fc.Grid(len(pattern), (fc.parts.Site("blocks.0.attn", 0, "attn"),))
     if "." not in pattern:
         return
     (row,) = fc.feedback(fc.explicit(pattern=pattern), order, strength).plan(grid).rows
@@ -159,7 +159,7 @@ def test_feedback_equals_a_run_written_out_on_numbers(intervals, order, strength
 
 @pytest.mark.parametrize("steps_", [6, 7, 20])
 def test_feedback_of_order_one_and_strength_one_is_goc_at_an_interval_of_two(steps_):
-    grid = fc.Grid(steps_, (fc.Site("blocks.0.attn", 0, "attn"),))
+    grid = fc.Grid(steps_, (fc.parts.Site("blocks.0.attn", 0, "attn"),))
     ours = fc.feedback(fc.fora(2), order=1, strength=1).plan(grid).rows
     published = fc.goc(fc.fora(2), eta=1.0).plan(grid).rows
     for cell, other in zip(ours[0][3:], published[0][3:], strict=True):
@@ -172,7 +172,7 @@ def test_feedback_of_order_one_and_strength_one_is_goc_at_an_interval_of_two(ste
 def test_an_error_fades_by_the_strength_from_gap_to_gap(order, interval, strength):
     """A feature that is zero but for one computed value: once that left the history, only the feedback knows of it."""
     pattern = ("#" + "." * (interval - 1)) * 12
-    grid = fc.Grid(len(pattern), (fc.Site("blocks.0.attn", 0, "attn"),))
+    grid = fc.Grid(len(pattern), (fc.parts.Site("blocks.0.attn", 0, "attn"),))
     (row,) = fc.feedback(fc.explicit(pattern=pattern), order, strength).plan(grid).rows
     given_out = []
     for step, cell in enumerate(row):

@@ -3,14 +3,14 @@
 import pytest
 
 import forecache as fc
-from forecache import gates
+from forecache.parts import gates
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
 
 
 def pictures(gate, num_steps=6, schedule=None):
     """The row of every site, by name, of a gradient on every second step."""
-    method = fc.Method("gated", schedule or fc.schedules.every(2), fc.forecasts.Gradient(1.0), gate)
+    method = fc.Method("gated", schedule or fc.parts.schedules.every(2), fc.parts.forecasts.Gradient(1.0), gate)
     plan = method.plan(fc.Grid(num_steps, SITES))
     return {site.name: "".join(cell.sign for cell in row) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
 
@@ -32,12 +32,12 @@ def test_at_depth_forecasts_in_these_blocks_alone():
 
 
 def test_where_forecasts_at_these_sites_alone():
-    drawn = pictures(gates.where(fc.schedules.kind("mlp")))
+    drawn = pictures(gates.where(fc.parts.schedules.kind("mlp")))
     assert {name for name, row in drawn.items() if "~" in row} == {f"blocks.{i}.mlp" for i in range(3)}
 
 
 def test_gates_compose():
-    drawn = pictures(gates.at_depth(0, 2, gates.where(fc.schedules.kind("attn"), gates.on_steps((5,)))))
+    drawn = pictures(gates.at_depth(0, 2, gates.where(fc.parts.schedules.kind("attn"), gates.on_steps((5,)))))
     assert {name: row for name, row in drawn.items() if "~" in row} == dict.fromkeys(
         ("blocks.0.attn", "blocks.1.attn"), "#.#.#~"
     )
@@ -51,25 +51,27 @@ def test_any_function_is_a_gate():
 
 @pytest.mark.parametrize("step", [-1, 6])
 def test_listed_steps_outside_the_run_are_refused(step):
-    with pytest.raises(fc.PlanError, match=rf"Steps \[{step}\] lie outside a run of 6 steps \(0 to 5\)"):
+    with pytest.raises(fc.errors.PlanError, match=rf"Steps \[{step}\] lie outside a run of 6 steps \(0 to 5\)"):
         pictures(gates.on_steps((3, step)))
 
 
 def test_a_listed_step_that_is_computed_is_refused():
-    with pytest.raises(fc.PlanError, match=r"correct steps \[4\], but its schedule computes them.*list skipped steps"):
+    with pytest.raises(
+        fc.errors.PlanError, match=r"correct steps \[4\], but its schedule computes them.*list skipped steps"
+    ):
         pictures(gates.on_steps((3, 4)))
 
 
 def test_a_gate_that_opens_nowhere_is_refused():
-    with pytest.raises(fc.PlanError, match="closed in every skipped cell, so its forecast does nothing"):
+    with pytest.raises(fc.errors.PlanError, match="closed in every skipped cell, so its forecast does nothing"):
         pictures(gates.at_depth(7, 9))
 
 
 def test_a_gate_on_a_plan_without_skipped_steps_has_nothing_to_open():
-    assert set(pictures(gates.at_depth(7, 9), schedule=fc.schedules.every(1)).values()) == {"######"}
+    assert set(pictures(gates.at_depth(7, 9), schedule=fc.parts.schedules.every(1)).values()) == {"######"}
 
 
 def test_a_narrowed_gate_still_checks_its_listed_steps():
     gate = gates.at_depth(0, 9, gates.on_steps((2, 3)))
-    with pytest.raises(fc.PlanError, match=r"correct steps \[2\]"):
-        fc.goc(fc.fora(2), 0.8, gate=gate).plan(fc.Grid(6, (fc.Site("blocks.0.mlp", 0, "mlp"),)))
+    with pytest.raises(fc.errors.PlanError, match=r"correct steps \[2\]"):
+        fc.goc(fc.fora(2), 0.8, gate=gate).plan(fc.Grid(6, (fc.parts.Site("blocks.0.mlp", 0, "mlp"),)))

@@ -212,7 +212,7 @@ def test_a_pipeline_with_another_number_of_steps_is_refused_before_anything_is_c
     pipe.transformer.pos_embed.register_forward_hook(lambda *_: ran.append(1))
     words = rf"plan has {T} steps, but the pipeline is going to call the model {asked} times: make the plan with"
     with fc.apply(pipe, plan(pipe)) as session:
-        with pytest.raises(fc.StepCountError, match=words):
+        with pytest.raises(fc.errors.StepCountError, match=words):
             generate_images(pipe, asked)
         assert not ran
         assert session.stats.calls == 0
@@ -224,14 +224,14 @@ def test_a_loop_that_is_longer_than_the_plan_is_refused(dit):
     words = rf"plan has {T} steps, and this run makes one more model call \(timestep 0\.5\): make the plan"
     with fc.apply(dit, plan(dit)) as session:
         calls(dit, TIMES)
-        with pytest.raises(fc.StepCountError, match=words):
+        with pytest.raises(fc.errors.StepCountError, match=words):
             call(dit, 0.5)
     assert session.stats.calls == T
 
 
 def test_a_loop_that_is_shorter_than_the_plan_is_refused_when_the_block_ends(dit):
     words = rf"made 4 model calls, the plan has {T} steps: make the plan.*num_steps=4\).*call session\.new_run\(\)"
-    with pytest.raises(fc.StepCountError, match=words), fc.apply(dit, plan(dit)):
+    with pytest.raises(fc.errors.StepCountError, match=words), fc.apply(dit, plan(dit)):
         calls(dit, TIMES[:4])
     with fc.apply(dit, plan(dit)):
         calls(dit, TIMES)
@@ -241,7 +241,7 @@ def test_a_loop_that_is_shorter_than_the_plan_is_refused_when_the_next_begins(di
     expected = alone(dit)
     with fc.apply(dit, plan(dit)):
         calls(dit, TIMES[:4])
-        with pytest.raises(fc.StepCountError, match="last run made 4 model calls"):
+        with pytest.raises(fc.errors.StepCountError, match="last run made 4 model calls"):
             call(dit, TIMES[0])
         assert torch.equal(calls(dit, TIMES), expected)
 
@@ -252,7 +252,7 @@ def test_a_pipeline_that_starts_in_the_middle_of_its_timesteps_needs_a_plan_of_t
         parts.scheduler.set_timesteps(10)
         calls(parts.transformer, parts.scheduler.timesteps.tolist()[4:])
         parts.scheduler.set_timesteps(10)
-        with pytest.raises(fc.StepCountError, match="going to call the model 7 times"):
+        with pytest.raises(fc.errors.StepCountError, match="going to call the model 7 times"):
             call(parts.transformer, parts.scheduler.timesteps.tolist()[3])
     assert session.stats.calls == T
 

@@ -34,12 +34,18 @@ from test_statistics import measured
 from test_statistics import same as same_statistics
 
 import forecache as fc
-from forecache import _archive, _files, _planfile, _samplesfile, _searchfile, _shardfile, router
+from forecache import errors
 from forecache.cli import evaluation
 from forecache.evaluate import Features, Figure, open_images, open_reference
-from forecache.statistics import Statistics
+from forecache.fit import routers
+from forecache.fit import search_file as search_file_io
+from forecache.io import files, npz
+from forecache.parts.statistics import Statistics
+from forecache.plan import file as file_module
+from forecache.sampling import samples_file
+from forecache.sampling import shard_file as shard_file_module
 
-SITES = tuple(fc.Site(f"b.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"b.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 GRID = fc.Grid(4, SITES, "SmallDiT")
 SPARE = 2**20
 """Bytes that a small file may take beyond four times its size: decoders, and our own objects."""
@@ -119,19 +125,22 @@ class Kind:
 
 
 def search_file(path):
-    settings = _searchfile.Settings(
+    settings = search_file_io.Settings(
         "SmallDiT", "f", "s", "float32", 9, 3, 1, 4, True, "fora", "psnr", "higher", 1.5, 7, 4, (0, 1, 2)
     )
-    found = [_searchfile.Candidate("#...#..#.", 31.25, 2.9), _searchfile.Candidate("#..#..#..", 30.0, None)]
-    _searchfile.write(path, settings, found)
+    found = [
+        search_file_io.Candidate("#...#..#.", 31.25, 2.9),
+        search_file_io.Candidate("#..#..#..", 30.0, None),
+    ]
+    search_file_io.write(path, settings, found)
 
 
-RUN = _shardfile.Settings("M", {"t": "f"}, "s", "float32", {"method": "goc"}, 4, 1.5, 7, "c" * 64, 6, 4, 2)
+RUN = shard_file_module.Settings("M", {"t": "f"}, "s", "float32", {"method": "goc"}, 4, 1.5, 7, "c" * 64, 6, 4, 2)
 
 
 def shard_file(path):
     images = torch.arange(4 * 3 * 3, dtype=torch.uint8).reshape(4, 3, 3, 1)
-    _shardfile.write_shard(path, RUN, 0, _shardfile.Shard(images, 1.5, "cpu"))
+    shard_file_module.write_shard(path, RUN, 0, shard_file_module.Shard(images, 1.5, "cpu"))
 
 
 def same_shard(a, b):
@@ -176,11 +185,11 @@ def save_images(found, path):
 
 
 def parts(path):
-    return np.concatenate([np.zeros((0, 3, 3, 1), np.uint8), *_samplesfile.images(path)])
+    return np.concatenate([np.zeros((0, 3, 3, 1), np.uint8), *samples_file.images(path)])
 
 
 def write_samples(images, path):
-    _samplesfile.write(path, len(images), [images], np.arange(len(images)))
+    samples_file.write(path, len(images), [images], np.arange(len(images)))
 
 
 def features_file(path):
@@ -192,11 +201,11 @@ def same_features(a, b):
     return (a.extractor, a.count, layers[0]) == (b.extractor, b.count, layers[1])
 
 
-TRAINING = router.Settings("SmallDiT", 1, 4, 1.5, 2, 1e-3, 5e-6, 0)
+TRAINING = routers.Settings("SmallDiT", 1, 4, 1.5, 2, 1e-3, 5e-6, 0)
 
 
 def training(path=None):
-    found = router.Training(GRID, TRAINING, torch.device("cpu"))
+    found = routers.Training(GRID, TRAINING, torch.device("cpu"))
     if path is not None:
         found.load(path, 100)
     return found
@@ -218,10 +227,10 @@ def same_training(a, b):
 def smoothcache_plan(path):
     """The plan that the file's schedule gives; one that skips the first step gives none, which is an error of ours."""
     try:
-        return fc.smoothcache_file(path).plan(GRID).rows
-    except fc.PlanFileError:
+        return fc.methods.smoothcache_file(path).plan(GRID).rows
+    except errors.PlanFileError:
         raise
-    except fc.PlanError:
+    except errors.PlanError:
         return ()
 
 
@@ -234,53 +243,57 @@ def save_smoothcache(rows, path):
 
 
 KINDS = {
-    "plan": Kind(".json", fc.goc(fc.fora(2), 1.2).plan(GRID).save, fc.Plan.load, fc.Plan.save, fc.PlanFileError),
+    "plan": Kind(".json", fc.goc(fc.fora(2), 1.2).plan(GRID).save, fc.Plan.load, fc.Plan.save, errors.PlanFileError),
     "statistics": Kind(
-        ".safetensors", measured(tokens=1).save, Statistics.load, Statistics.save, fc.StatisticsFileError,
+        ".safetensors", measured(tokens=1).save, Statistics.load, Statistics.save, errors.StatisticsFileError,
         tensor_file, same_statistics,
     ),
     "router": Kind(
         ".safetensors", fc.Router(torch.ones(4, 4), tuple(s.name for s in SITES), (1, 3), {"made_by": "x"}).save,
-        fc.Router.read, fc.Router.save, fc.RouterFileError, tensor_file,
+        fc.Router.read, fc.Router.save, errors.RouterFileError, tensor_file,
     ),
     "published router": Kind(
-        ".pt", lambda path: torch.save(published(), path), fc.Router.read, fc.Router.save, fc.RouterFileError, zipped,
+        ".pt", lambda path: torch.save(published(), path), fc.Router.read, fc.Router.save,
+        errors.RouterFileError, zipped,
     ),
     "router checkpoint": Kind(
-        ".safetensors", checkpoint, training, router.Training.save, (fc.RouterFileError, fc.InputError), tensor_file,
+        ".safetensors", checkpoint, training, routers.Training.save, (errors.RouterFileError,
+        errors.InputError), tensor_file,
         same_training,
     ),
     "smoothcache": Kind(
         ".json", lambda path: path.write_text('{"attn1": [1, 0, 1, 0], "ff": [1, 0, 0, 1]}'), smoothcache_plan,
-        save_smoothcache, fc.PlanFileError,
+        save_smoothcache, errors.PlanFileError,
     ),
     "search": Kind(
-        ".json", search_file, _searchfile.read, lambda found, path: _searchfile.write(path, *found), fc.SearchFileError
+        ".json", search_file, search_file_io.read, lambda found, path: search_file_io.write(path,
+        *found), errors.SearchFileError
     ),
     "manifest": Kind(
-        ".json", lambda path: _shardfile.write_manifest(path, RUN), _shardfile.read_manifest,
-        lambda found, path: _shardfile.write_manifest(path, found), fc.ShardError,
+        ".json", lambda path: shard_file_module.write_manifest(path, RUN), shard_file_module.read_manifest,
+        lambda found, path: shard_file_module.write_manifest(path, found), errors.ShardError,
     ),
     "shard": Kind(
-        ".safetensors", shard_file, lambda path: _shardfile.read_shard(path, RUN, 0),
-        lambda found, path: _shardfile.write_shard(path, RUN, 0, found), fc.ShardError, tensor_file, same_shard,
+        ".safetensors", shard_file, lambda path: shard_file_module.read_shard(path, RUN, 0),
+        lambda found, path: shard_file_module.write_shard(path, RUN, 0, found), errors.ShardError,
+        tensor_file, same_shard,
     ),
     "samples": Kind(
         ".npz", lambda path: write_samples(np.arange(45, dtype=np.uint8).reshape(5, 3, 3, 1), path), parts,
-        write_samples, fc.ShardError, zipped, np.array_equal,
+        write_samples, errors.ShardError, zipped, np.array_equal,
     ),
     "reference": Kind(
         ".npz", lambda path: np.savez(path, mu=np.ones(3), sigma=np.eye(3), mu_s=np.ones(2), sigma_s=np.eye(2)),
-        moments_of, save_moments, fc.InputError, zipped, lambda a, b: str(a) == str(b),
+        moments_of, save_moments, errors.InputError, zipped, lambda a, b: str(a) == str(b),
     ),
     "images": Kind(
         ".npz", lambda path: np.savez(path, np.arange(90, dtype=np.uint8).reshape(5, 3, 3, 2)[..., :1], np.arange(5)),
-        images_of, save_images, fc.InputError, zipped, lambda a, b: torch.equal(a[0], b[0]) and a[1] == b[1],
+        images_of, save_images, errors.InputError, zipped, lambda a, b: torch.equal(a[0], b[0]) and a[1] == b[1],
     ),
     "features": Kind(
-        ".safetensors", features_file, Features.load, Features.save, fc.InputError, tensor_file, same_features
+        ".safetensors", features_file, Features.load, Features.save, errors.InputError, tensor_file, same_features
     ),
-    "evaluation": Kind(".json", figures_file, evaluation._row, save_row, fc.InputError, text, same_row),
+    "evaluation": Kind(".json", figures_file, evaluation._row, save_row, errors.InputError, text, same_row),
 }  # fmt: skip
 BY_NAME = pytest.mark.parametrize("name", KINDS)
 
@@ -416,14 +429,14 @@ def test_any_value_at_any_place_of_a_plan(data, value):
         ],
         "constants": None, "provenance": {"method": "m"},
     }  # fmt: skip
-    _planfile.decode(document)
+    file_module.decode(document)
     place, key = document, data.draw(st.sampled_from(sorted(document)))
     while isinstance(place[key], list | dict) and place[key] and data.draw(st.booleans()):
         place = place[key]
         key = data.draw(st.sampled_from(range(len(place)) if isinstance(place, list) else sorted(place)))
     place[key] = value
     try:
-        contents = _planfile.decode(_files.parse(json.dumps(document).encode()))
+        contents = file_module.decode(files.parse(json.dumps(document).encode()))
         assert fc.Plan(contents.grid, contents.rows, contents.provenance).show()
     except ValueError:
         pass  # which `read` gives the file's name
@@ -502,7 +515,7 @@ WORDS = {
     '{"a": 1}'.encode("utf-16"): "utf-8",
     b"[" * 10_000 + b"]" * 10_000: "nested too deeply",
     b'{"a":' * 10_000 + b"1" + b"}" * 10_000: "nested too deeply",
-    b"[" + b"0," * _files.MAX_VALUES + b"0]": "values; such a file has at most",
+    b"[" + b"0," * files.MAX_VALUES + b"0]": "values; such a file has at most",
 }
 JSON_KINDS = [name for name, kind in KINDS.items() if kind.suffix == ".json"]
 
@@ -510,7 +523,7 @@ JSON_KINDS = [name for name, kind in KINDS.items() if kind.suffix == ".json"]
 @pytest.mark.parametrize("data", WORDS, ids=range(len(WORDS)))
 def test_json_that_means_two_things_or_nothing_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match=WORDS[data]):
-        _files.parse(data)
+        files.parse(data)
     for name in JSON_KINDS:
         path = tmp_path / f"{name}.json"
         path.write_bytes(data)
@@ -519,29 +532,29 @@ def test_json_that_means_two_things_or_nothing_is_refused(tmp_path, data):
 
 
 def test_json_as_others_write_it_is_read():
-    assert _files.parse(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00", "b": [1, -2.5e3, null, true]}') == {
+    assert files.parse(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00", "b": [1, -2.5e3, null, true]}') == {
         "a": "\U0001f600",
         "b": [1, -2500.0, None, True],
     }
-    assert _files.parse(b'["\\\\ud800"]') == ["\\ud800"]
+    assert files.parse(b'["\\\\ud800"]') == ["\\ud800"]
 
 
 @pytest.mark.parametrize("unit", [b"[]", b"{}", b'{"ab":1234}', b"1.5", b'"ab"', b"[[0,1.0]]", b'"\xf0\x9f\x98\x80"'])
 def test_the_densest_document_that_is_read_stays_within_its_memory(monkeypatch, unit):
     """Four times the file and 128 bytes a value, whatever it holds: 128 MiB at most; here with fewer values."""
-    monkeypatch.setattr(_files, "MAX_VALUES", 2**16)
+    monkeypatch.setattr(files, "MAX_VALUES", 2**16)
     signs = sum(map(unit.count, (b",", b":", b"[", b"{"))) + 1
-    data = b"[" + b",".join([unit] * (_files.MAX_VALUES // signs - 1)) + b"]"
+    data = b"[" + b",".join([unit] * (files.MAX_VALUES // signs - 1)) + b"]"
     with measured_memory():
-        assert _files.parse(data)
-        assert tracemalloc.get_traced_memory()[1] <= 4 * len(data) + 128 * _files.MAX_VALUES
+        assert files.parse(data)
+        assert tracemalloc.get_traced_memory()[1] <= 4 * len(data) + 128 * files.MAX_VALUES
 
 
 def test_a_plan_of_many_sites_of_one_name_is_refused_without_counting_each(tmp_path):
     site = {"name": "a", "depth": 0, "kind": ""}
     document = json.loads(written(KINDS["plan"], tmp_path).read_text()) | {"sites": [site] * 60_000}
     (tmp_path / "many.json").write_text(json.dumps(document))
-    with pytest.raises(fc.PlanFileError, match=r"many\.json.*a stands more than once"):
+    with pytest.raises(errors.PlanFileError, match=r"many\.json.*a stands more than once"):
         fc.Plan.load(tmp_path / "many.json")
 
 
@@ -590,9 +603,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
     bomb(tmp_path / "mu.npz", "mu", (2**24,), "<f8", 2**27)
     bomb(tmp_path / "image.npz", "arr_0", (1, 2**13, 2**14, 1), "|u1", 2**27)
     with measured_memory():
-        with pytest.raises(fc.InputError, match=r"mu\.npz is damaged: mu unpacks to 134217728 bytes, from a file of"):
+        with pytest.raises(
+            errors.InputError, match=r"mu\.npz is damaged: mu unpacks to 134217728 bytes, from a file of"
+        ):
             open_reference(tmp_path / "mu.npz")
-        with pytest.raises(fc.InputError, match=r"image\.npz .* at most 67108864 bytes"):
+        with pytest.raises(errors.InputError, match=r"image\.npz .* at most 67108864 bytes"):
             open_images(tmp_path / "image.npz")
         assert tracemalloc.get_traced_memory()[1] < 2**20
 
@@ -610,7 +625,9 @@ def test_arrays_that_claim_what_they_have_not_get_no_memory(tmp_path):
     }
     with measured_memory():
         for words, path in cases.items():
-            with pytest.raises(fc.InputError, match=rf"{path.name} (is damaged: .*)?({words})|{words}.*{path.name}"):
+            with pytest.raises(
+                errors.InputError, match=rf"{path.name} (is damaged: .*)?({words})|{words}.*{path.name}"
+            ):
                 open_reference(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
 
@@ -621,9 +638,9 @@ def test_a_table_of_contents_that_is_too_long_is_not_read(tmp_path):
         for number in range(20_000):
             made.writestr(f"{number:040d}.npy", b"")
     with measured_memory():
-        with pytest.raises(fc.InputError, match=r"many\.npz cannot be read as \.npz: its table of contents claims"):
+        with pytest.raises(errors.InputError, match=r"many\.npz cannot be read as \.npz: its table of contents claims"):
             open_images(path)
-        assert tracemalloc.get_traced_memory()[1] < 2 * _archive.MAX_TABLE
+        assert tracemalloc.get_traced_memory()[1] < 2 * npz.MAX_TABLE
 
 
 def test_a_name_that_stands_twice_in_an_archive_is_refused(tmp_path):
@@ -631,7 +648,7 @@ def test_a_name_that_stands_twice_in_an_archive_is_refused(tmp_path):
         made.writestr("arr_0.npy", npy((1, 1, 1), data=b"1"))
         with pytest.warns(UserWarning, match="Duplicate name"):
             made.writestr("arr_0.npy", npy((1, 1, 1), data=b"2"))
-    with pytest.raises(fc.InputError, match=r"two\.npz .*stands in it twice"):
+    with pytest.raises(errors.InputError, match=r"two\.npz .*stands in it twice"):
         open_images(tmp_path / "two.npz")
 
 
@@ -647,7 +664,7 @@ class Hoard:
 
 def test_a_published_router_asks_for_nothing_beyond_its_vocabulary(tmp_path):
     torch.save(published() | {"opt": Hoard()}, tmp_path / "hoard.pt")
-    with pytest.raises(fc.RouterFileError, match=r"hoard\.pt .*bytearray.*nothing in it was run"):
+    with pytest.raises(errors.RouterFileError, match=r"hoard\.pt .*bytearray.*nothing in it was run"):
         fc.Router.read(tmp_path / "hoard.pt")
 
 
@@ -655,7 +672,7 @@ def test_an_archive_of_many_parts_is_no_router(tmp_path):
     with zipfile.ZipFile(tmp_path / "many.pt", "w") as made:
         for number in range(2**14 + 1):
             made.writestr(str(number), b"")
-    with pytest.raises(fc.RouterFileError, match=r"many\.pt .*more than 16384 parts"):
+    with pytest.raises(errors.RouterFileError, match=r"many\.pt .*more than 16384 parts"):
         fc.Router.read(tmp_path / "many.pt")
 
 
@@ -668,7 +685,7 @@ def test_tensors_of_absurd_shapes_get_no_memory(tmp_path):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(struct.pack("<Q", len(data)) + data)
         with measured_memory():
-            with pytest.raises(fc.StatisticsFileError, match=path.name):
+            with pytest.raises(errors.StatisticsFileError, match=path.name):
                 Statistics.load(path)
             assert tracemalloc.get_traced_memory()[1] < SPARE
 
@@ -682,17 +699,17 @@ def test_constants_and_features_are_real_numbers(tmp_path, dtype):
     document = json.loads((tmp_path / "plan.json").read_text())
     document["constants"]["sha256"] = hashlib.sha256(beside.read_bytes()).hexdigest()
     (tmp_path / "plan.json").write_text(json.dumps(document))
-    with pytest.raises(fc.PlanFileError, match="is no tensor of finite numbers"):
+    with pytest.raises(errors.PlanFileError, match="is no tensor of finite numbers"):
         fc.Plan.load(tmp_path / "plan.json")
     about = {"forecache-features": json.dumps({"version": 1, "extractor": "x", "count": 5})}
     save_file({"pool": torch.zeros(5, 3, dtype=dtype)}, tmp_path / "f.safetensors", about)
-    with pytest.raises(fc.InputError, match=r"f\.safetensors is damaged"):
+    with pytest.raises(errors.InputError, match=r"f\.safetensors is damaged"):
         Features.load(tmp_path / "f.safetensors")
 
 
 def test_settings_of_a_published_router_are_kept_as_text(tmp_path):
     content = published() | {"args": argparse.Namespace(model="x" * 10**6, lr=1e-3, max_steps="a\x1b[2J")}
-    torch.save(content, tmp_path / "router.pt")
-    kept = fc.Router.read(tmp_path / "router.pt").provenance
+    torch.save(content, tmp_path / "routers.pt")
+    kept = fc.Router.read(tmp_path / "routers.pt").provenance
     assert kept["lr"] == "0.001"
     assert not {"model", "max_steps"} & set(kept)

@@ -13,7 +13,7 @@ from test_collapse import STEPS as T
 from test_collapse import random_statistics
 
 import forecache as fc
-from forecache import _hub
+from forecache.plan import hub as hub_module
 
 REPO, COMMIT = "somebody/goc-50", "0" * 40
 
@@ -98,7 +98,7 @@ def test_a_folder_is_read_as_it_is(dit, tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "1", '{"constants": 3}', "[" * 100_000])
 def test_what_is_no_plan_is_refused(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(fc.PlanFileError, match="is not a readable plan file"):
+    with pytest.raises(fc.errors.PlanFileError, match="is not a readable plan file"):
         fc.Plan.from_pretrained(str(tmp_path))
 
 
@@ -114,12 +114,14 @@ def test_a_file_elsewhere_is_not_fetched(dit, tmp_path):
     document = json.loads((tmp_path / "plan.json").read_text())
     document["constants"]["file"] = "../../secret"
     (tmp_path / "plan.json").write_text(json.dumps(document))
-    with pytest.raises(fc.PlanFileError):
-        _hub.fetched("x/y", get)
+    with pytest.raises(fc.errors.PlanFileError):
+        hub_module.fetched("x/y", get)
     assert asked == ["plan.json"]
 
 
 def test_offline_and_not_there_is_an_error_that_says_so(hub):
-    with pytest.raises(fc.PlanFileError, match=r"plan.json of nobody/nothing cannot be fetched.*HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        fc.errors.PlanFileError, match=r"plan.json of nobody/nothing cannot be fetched.*HF_HUB_OFFLINE is set"
+    ):
         fc.Plan.from_pretrained("nobody/nothing")
     assert not Path("nobody").exists()

@@ -6,7 +6,8 @@ from conftest import small_dit, small_facebook_dit
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import forecache as fc
-from forecache.adapters import describe_scheduler, fingerprint, is_same, scheduler_differences
+from forecache.models.fingerprint import describe_scheduler, fingerprint
+from forecache.parts.identity import is_same, scheduler_differences
 
 MODELS = {"diffusers": small_dit, "facebook": small_facebook_dit}
 

@@ -8,7 +8,7 @@ from test_cost import ATTENTION, CALL, EMBEDDERS, MLP, D, L, meta_dit
 
 import forecache as fc
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 LOGITS = torch.tensor([[0.0, 0, 0, 0], [-5, -4, -3, 1], [0, 0, 0, 0], [-5, 2, 3, 4]])
 ROUTER = fc.Router(LOGITS, tuple(site.name for site in SITES), (1, 3))
 
@@ -61,7 +61,7 @@ def test_goc_corrects_a_router_where_whole_blocks_are_skipped():
 
 
 def test_sites_of_other_kinds_are_always_computed():
-    cross = tuple(fc.Site(f"blocks.{i}.cross", i, "cross") for i in range(2))
+    cross = tuple(fc.parts.Site(f"blocks.{i}.cross", i, "cross") for i in range(2))
     drawn = rows(fc.l2c(ROUTER), fc.Grid(4, tuple(sorted(SITES + cross))))
     assert drawn["blocks.0.cross"] == drawn["blocks.1.cross"] == "####"
     assert drawn["blocks.0.attn"] == "#.#."
@@ -72,16 +72,19 @@ def test_sites_of_other_kinds_are_always_computed():
     [
         (fc.Grid(5, SITES), "trained for 4 steps, the run has 5: sample with 4 steps, or train a router for 5"),
         (fc.Grid(4, SITES[:2]), r"trained for 4 sites \(blocks\.0\.attn to blocks\.1\.mlp\), the grid has 2"),
-        (fc.Grid(4, (*SITES, fc.Site("blocks.2.attn", 2, "attn"))), "the grid has 5 .* train a router for this one"),
+        (
+            fc.Grid(4, (*SITES, fc.parts.Site("blocks.2.attn", 2, "attn"))),
+            "the grid has 5 .* train a router for this one",
+        ),
     ],
 )
 def test_a_run_of_other_steps_or_blocks_is_refused(grid, words):
-    with pytest.raises(fc.PlanError, match=words):
+    with pytest.raises(fc.errors.PlanError, match=words):
         fc.l2c(ROUTER).plan(grid)
 
 
 def test_a_threshold_that_is_no_probability_is_refused():
-    with pytest.raises(fc.PlanError, match="a probability from 0 to below 1; 2 was asked for"):
+    with pytest.raises(fc.errors.PlanError, match="a probability from 0 to below 1; 2 was asked for"):
         fc.l2c(ROUTER, 2)
 
 
@@ -140,7 +143,7 @@ def test_the_published_router_on_dit_xl_costs_what_the_formula_says():
 @needs_the_file
 def test_the_published_router_is_refused_by_other_runs():
     model = meta_dit(2)
-    with pytest.raises(fc.PlanError, match=r"56 sites \(blocks\.0\.attn to blocks\.27\.mlp\), the grid has 4"):
+    with pytest.raises(fc.errors.PlanError, match=r"56 sites \(blocks\.0\.attn to blocks\.27\.mlp\), the grid has 4"):
         fc.l2c(PUBLISHED).plan(fc.grid(model, 20))
-    with pytest.raises(fc.PlanError, match="20 steps, the run has 50"):
+    with pytest.raises(fc.errors.PlanError, match="20 steps, the run has 50"):
         fc.l2c(PUBLISHED).plan(fc.grid(model, 50))

@@ -10,7 +10,7 @@ import torch
 from conftest import CLASSES, generate, labels, noise, small_dit
 
 import forecache as fc
-from forecache import _modelcall
+from forecache.runtime import calls
 
 T = 6
 TIMES = reference.timesteps(T)
@@ -115,7 +115,7 @@ def test_after_a_lane_that_failed_calls_are_unnamed_again(dit):
 
 def test_two_calls_a_step_without_lanes_are_refused_with_the_remedy(dit):
     words = r"one more model call.*name the calls with session\.lane\(name\)"
-    with fc.apply(dit, plan(dit)), pytest.raises(fc.StepCountError, match=words):
+    with fc.apply(dit, plan(dit)), pytest.raises(fc.errors.StepCountError, match=words):
         [call(dit, time, y) for time in TIMES for y in (COND, UNCOND)]
 
 
@@ -126,7 +126,7 @@ def test_a_lane_that_stopped_early_is_refused_when_the_block_ends(dit):
     with session.lane("uncond"):
         for time in TIMES[:2]:
             call(dit, time, UNCOND)
-    with pytest.raises(fc.StepCountError, match="made 2 model calls"):
+    with pytest.raises(fc.errors.StepCountError, match="made 2 model calls"):
         session.__exit__(None, None, None)
 
 
@@ -230,7 +230,7 @@ def test_a_failure_in_one_thread_leaves_the_other_alone(dit):
 
 
 def test_a_thread_that_stopped_early_is_refused_when_the_block_ends(dit):
-    with pytest.raises(fc.StepCountError, match="made 2 model calls"), fc.apply(dit, plan(dit)):
+    with pytest.raises(fc.errors.StepCountError, match="made 2 model calls"), fc.apply(dit, plan(dit)):
         together(lambda meet: [call(dit, time, labels(1)) for time in TIMES[:2]])
 
 
@@ -241,7 +241,7 @@ def test_a_second_call_with_the_same_sample_is_refused_at_once_however_long_the_
     words = r"several times a step, at timestep \d+ with the same sample again.*session\.lane\(name\)"
     with torch.no_grad(), fc.apply(dit, twice) as session:
         dit(x, timestep=time, class_labels=COND)
-        with pytest.raises(fc.StepCountError, match=words):
+        with pytest.raises(fc.errors.StepCountError, match=words):
             dit(x, timestep=time, class_labels=UNCOND)
         dit(x, timestep=time, class_labels=COND)
         x.add_(1)  # another sample in the same memory, as of a second-order sampler, is the next step
@@ -294,9 +294,9 @@ def test_steps_that_are_rounded_to_one_timestep_are_told_apart_where_a_scheduler
 
 def test_a_timestep_that_lies_on_a_gpu_is_read_once_a_generation(dit, monkeypatch):
     """Where a scheduler has told the timesteps, calls take the names in turn without looking."""
-    reads, number = [], _modelcall.number
-    monkeypatch.setattr(_modelcall, "is_at_hand", lambda timestep: False)
-    monkeypatch.setattr(_modelcall, "number", lambda *args: reads.append(1) or number(*args))
+    reads, number = [], calls.number
+    monkeypatch.setattr(calls, "is_at_hand", lambda timestep: False)
+    monkeypatch.setattr(calls, "number", lambda *args: reads.append(1) or number(*args))
     parts = SimpleNamespace(transformer=dit, scheduler=Told())
     with fc.apply(parts, plan(dit), lanes=["cond", "uncond"]) as session:
         parts.scheduler.set_timesteps(T)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from plans import methods, rows
 
 import forecache as fc
-from forecache import states
-from forecache.liveness import Op, alive, allocate, slots
-from forecache.states import OUT, Sum
+from forecache.plan import folding
+from forecache.plan.folding import OUT, Sum
+from forecache.plan.slots import Op, alive, allocate, slots
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 any_row = st.integers(1, 14).flatmap(rows)
 
 
@@ -104,7 +104,7 @@ def test_folding_never_needs_more_slots(row):
 @given(any_row)
 def test_folded_steps_give_the_same_and_keep_no_estimate(row):
     """Also where `turns` would rather not fold."""
-    if (found := states.folded(row)) is None:
+    if (found := folding.folded(row)) is None:
         return
     kept, features, out = {}, np.random.default_rng(0).uniform(-1, 1, len(row)), []
     for step, turn in enumerate(found):
@@ -125,7 +125,7 @@ def test_the_rows_of_methods_run_on_as_few_slots(method, num_steps):
 
 
 def feedback(interval, order, strength):
-    return fc.Method("feedback", fc.schedules.every(interval), fc.forecasts.Feedback(order, strength))
+    return fc.Method("feedback", fc.parts.schedules.every(interval), fc.parts.forecasts.Feedback(order, strength))
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,24 @@ def test_sums_are_not_so_large_that_rounding_shows(interval, order, strength):
 
 def test_shifts_of_estimates_that_are_read_add_up():
     """Step 2 reads step 1, and its own shift comes on top; numbers by hand."""
-    row = (fc.Cell(), fc.Cell(((0, 2.0),), shift="a"), fc.Cell(((1, 3.0), (0, -1.0)), shift="b"))
+    row = (fc.parts.Cell(), fc.parts.Cell(((0, 2.0),), shift="a"), fc.parts.Cell(((1, 3.0), (0, -1.0)), shift="b"))
     assert [(op.reads, op.shift) for op in allocate(row)[1:]] == [
         (((0, 2.0),), (("a", 1.0),)),
         (((0, 5.0),), (("a", 3.0), ("b", 1.0))),
     ]
 
 
-@pytest.mark.parametrize("odd", [fc.Cell(((0, 1.0),), gain="g"), fc.Cell(((0, 1.0),), tokens=fc.Tokens(0.5, "random"))])
+@pytest.mark.parametrize(
+    "odd", [fc.parts.Cell(((0, 1.0),), gain="g"), fc.parts.Cell(((0, 1.0),), tokens=fc.parts.Tokens(0.5, "random"))]
+)
 def test_what_is_no_weighted_sum_is_kept_as_it_was_given_out(odd):
-    row = (fc.Cell(), odd, fc.Cell(), fc.Cell(((2, 2.0), (1, -1.0))))
+    row = (fc.parts.Cell(), odd, fc.parts.Cell(), fc.parts.Cell(((2, 2.0), (1, -1.0))))
     assert allocate(row) == allocate(row, folded=False)
 
 
 def test_weights_that_cancel_leave_the_cells_as_written():
     """Step 2 is twice the feature less its estimate, which is nothing at all: there would be nothing to read."""
-    row = (fc.Cell(), fc.Cell(((0, 2.0),)), fc.Cell(((1, 1.0), (0, -2.0))))
+    row = (fc.parts.Cell(), fc.parts.Cell(((0, 2.0),)), fc.parts.Cell(((1, 1.0), (0, -2.0))))
     assert allocate(row) == allocate(row, folded=False)
 
 
@@ -234,17 +236,17 @@ def test_fora_keeps_a_feature_for_the_skipped_steps_after_it_alone():
 
 
 def test_fora_25_percent_holds_nothing_after_step_9():
-    held = executed(allocate(row_of(fc.fora_paper(25))), range(20))[1]
+    held = executed(allocate(row_of(fc.methods.fora_paper(25))), range(20))[1]
     assert held == [1, 0] * 5 + [0] * 10
 
 
 def test_all_compute_stores_nothing():
-    assert allocate((fc.Cell(),) * 4) == (Op(),) * 4
+    assert allocate((fc.parts.Cell(),) * 4) == (Op(),) * 4
 
 
 def test_a_freed_slot_is_taken_again_in_the_same_step():
     """Step 1 reads step 0 for the last time and is read itself: one slot serves both."""
-    row = (fc.Cell(), fc.Cell(((0, 1.0),)), fc.Cell(((1, 1.0),)))
+    row = (fc.parts.Cell(), fc.parts.Cell(((0, 1.0),)), fc.parts.Cell(((1, 1.0),)))
     assert allocate(row, folded=False) == (
         Op(keeps=(Sum(0, OUT),)),
         Op(((0, 1.0),), (Sum(0, OUT),), (0,)),
@@ -265,6 +267,6 @@ def test_a_run_by_fora_25_percent_holds_nothing_after_step_9(dit):
     for block in dit.transformer_blocks:
         block.attn1.register_forward_hook(after_attention)
     dit.register_forward_hook(after_call)
-    with fc.apply(dit, fc.fora_paper(25).plan(fc.grid(dit, 20))):
+    with fc.apply(dit, fc.methods.fora_paper(25).plan(fc.grid(dit, 20))):
         generate(dit, 20)
     assert held == [3, 0] * 5 + [0] * 10

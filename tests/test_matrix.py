@@ -8,10 +8,10 @@ import torch
 from conftest import generate, labels, noise
 
 import forecache as fc
-from forecache.statistics import Origin, inverse_table
+from forecache.parts.statistics import Origin, inverse_table
 
 T = 20
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(3) for kind in ("attn", "mlp"))
 BRANCHES = [(site.depth, site.kind) for site in SITES]
 THRESHOLD = 0.5
 
@@ -66,9 +66,9 @@ def by_change():
 
 
 BASES = {
-    "FORA 25": (fc.fora_paper(25), all_alike(set(range(T)) - {1, 3, 5, 7, 9})),
-    "FORA 50": (fc.fora_paper(50), all_alike(range(0, T, 2))),
-    "FORA 75": (fc.fora_paper(75), all_alike(range(0, T, 4))),
+    "FORA 25": (fc.methods.fora_paper(25), all_alike(set(range(T)) - {1, 3, 5, 7, 9})),
+    "FORA 50": (fc.methods.fora_paper(50), all_alike(range(0, T, 2))),
+    "FORA 75": (fc.methods.fora_paper(75), all_alike(range(0, T, 4))),
     "FORA N=3": (fc.fora(3), all_alike(reference.front(T, 3))),
     "FORA N=3 end": (fc.fora(3, anchor="end"), all_alike(reference.end(T, 3))),
     "L2C": (fc.l2c(ROUTER), by_router()),
@@ -76,7 +76,7 @@ BASES = {
     "SmoothCache": (fc.smoothcache(STATS, THRESHOLD), by_change()),
 }
 
-GATE = fc.gates.god(STATS, gamma=0.7, threshold=0.6)
+GATE = fc.parts.gates.god(STATS, gamma=0.7, threshold=0.6)
 
 
 def opened():
@@ -207,7 +207,7 @@ def test_selective_computation_on_any_base_and_forecast_equals_the_reference(dit
 @pytest.mark.parametrize("form", ["relative", "additive"])
 def test_eoc_corrects_the_tokens_that_are_not_computed(dit, form):
     """With a share of 0 it is EOC alone, though every cell is partial; with all tokens nothing is left to correct."""
-    base = fc.eoc(fc.fora_paper(75), STATS, 0.05 if form == "relative" else 0.5, form=form, judge="all")
+    base = fc.eoc(fc.methods.fora_paper(75), STATS, 0.05 if form == "relative" else 0.5, form=form, judge="all")
     grid = fc.Grid(T, SITES, "DiTTransformer2DModel")
 
     def sampled(method):
@@ -216,11 +216,11 @@ def test_eoc_corrects_the_tokens_that_are_not_computed(dit, form):
 
     alone, none = sampled(base), sampled(fc.selective(base, 0, 0.0, every=1))
     torch.testing.assert_close(none, alone, rtol=0, atol=1e-5)
-    assert not torch.equal(sampled(fc.fora_paper(75)), alone)
-    kind, every = fc.schedules.kind, fc.schedules.every
-    attentions = fc.schedules.at(kind("mlp"), every(1), fc.fora_paper(75).schedule)
+    assert not torch.equal(sampled(fc.methods.fora_paper(75)), alone)
+    kind, every = fc.parts.schedules.kind, fc.parts.schedules.every
+    attentions = fc.parts.schedules.at(kind("mlp"), every(1), fc.methods.fora_paper(75).schedule)
     all_of_them = sampled(fc.selective(base, 0, 1.0, every=1))
     torch.testing.assert_close(all_of_them, sampled(replace(base, schedule=attentions)), rtol=0, atol=1e-5)
     some = sampled(fc.selective(base, 0, 0.5, every=1))
-    assert not torch.equal(some, sampled(fc.selective(fc.fora_paper(75), 0, 0.5, every=1)))
+    assert not torch.equal(some, sampled(fc.selective(fc.methods.fora_paper(75), 0, 0.5, every=1)))
     assert not torch.equal(some, all_of_them)

@@ -10,7 +10,7 @@ from test_models import POOLED, SQUARE, pipeline
 from tiny import TINY, normal
 
 import forecache as fc
-from forecache.shelf import Shelf
+from forecache.runtime.storage import Shelf
 
 STEPS = 12
 METHODS = {
@@ -19,7 +19,10 @@ METHODS = {
     "taylor": fc.taylorseer(fc.fora(3), 2),
     "procache": fc.procache("#...#...#...", 1, 0.3),
     "attention alone": fc.Method(
-        "attn", fc.schedules.at(fc.schedules.kind("attn"), fc.schedules.every(2), fc.schedules.every(1))
+        "attn",
+        fc.parts.schedules.at(
+            fc.parts.schedules.kind("attn"), fc.parts.schedules.every(2), fc.parts.schedules.every(1)
+        ),
     ),
 }
 
@@ -73,7 +76,7 @@ def test_a_model_in_bfloat16_can_keep_float32(dit):
 
 
 def test_a_cache_dtype_is_a_floating_point_one(dit):
-    with pytest.raises(fc.PlanError, match=r"floating point dtype, such as torch.bfloat16, not torch.int8"):
+    with pytest.raises(fc.errors.PlanError, match=r"floating point dtype, such as torch.bfloat16, not torch.int8"):
         fc.apply(dit, fc.fora(2).plan(fc.grid(dit, STEPS)), cache_dtype=torch.int8)
 
 
@@ -85,7 +88,9 @@ def test_a_generation_over_the_budget_is_refused_before_it_starts(dit):
     with fc.apply(dit, plan, max_cache_bytes=need) as session:
         generate(dit, STEPS)
         made = len(calls)
-        with pytest.raises(fc.CacheBudgetError, match=rf"keeps 0\.{round(need * 2 / 2**20, 1) * 10:.0f} MiB .*allows"):
+        with pytest.raises(
+            fc.errors.CacheBudgetError, match=rf"keeps 0\.{round(need * 2 / 2**20, 1) * 10:.0f} MiB .*allows"
+        ):
             generate(dit, STEPS, count=4)
         assert len(calls) == made
         generate(dit, STEPS, count=1)
@@ -109,7 +114,7 @@ def test_the_budget_counts_every_tensor_of_a_call():
         sample(10)
     with fc.apply(pipe, plan, max_cache_bytes=session.stats.peak_cache_bytes) as budgeted:
         sample(10)
-        with pytest.raises(fc.CacheBudgetError):
+        with pytest.raises(fc.errors.CacheBudgetError):
             sample(400)
     assert budgeted.stats.peak_cache_bytes == session.stats.peak_cache_bytes
 
@@ -125,7 +130,7 @@ def test_the_budget_counts_the_lanes_of_a_step_together(dit):
 
     with torch.no_grad():
         with (
-            pytest.raises(fc.CacheBudgetError, match=words),
+            pytest.raises(fc.errors.CacheBudgetError, match=words),
             fc.apply(dit, plan, lanes=["cond", "uncond"], max_cache_bytes=2 * need - 1),
         ):
             step(900)
@@ -146,7 +151,7 @@ def test_the_budget_of_a_model_without_a_family(facebook):
                     facebook(x, torch.full((4,), time), y)
                 assert session.stats.peak_cache_bytes == need
             else:
-                with pytest.raises(fc.CacheBudgetError):
+                with pytest.raises(fc.errors.CacheBudgetError):
                     facebook(x, torch.full((4,), 900), y)
 
 
@@ -188,5 +193,5 @@ def test_a_cache_device_that_is_the_models_own_changes_nothing(dit):
 
 def test_a_cache_device_that_is_not_there_is_refused(dit):
     plan = METHODS["goc"].plan(fc.grid(dit, STEPS))
-    with pytest.raises(fc.PlanError, match="cannot be kept on the device 'elsewhere'"):
+    with pytest.raises(fc.errors.PlanError, match="cannot be kept on the device 'elsewhere'"):
         fc.apply(dit, plan, cache_device="elsewhere")

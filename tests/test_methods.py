@@ -3,9 +3,9 @@
 import pytest
 
 import forecache as fc
-from forecache import gates, schedules
+from forecache.parts import gates, schedules
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 
 
 def plan(method, num_steps=20):
@@ -58,16 +58,22 @@ def test_a_method_draws_as(method, drawn):
     ],
 )
 def test_the_papers_levels_skip_these_steps_of_20(level, skipped):
-    made = plan(fc.fora_paper(level))
+    made = plan(fc.methods.fora_paper(level))
     assert {step for step, sign in enumerate(made.picture()) if sign != "#"} == skipped
     assert made.computed_share == pytest.approx(1 - level / 100)
 
 
 def test_the_goc_papers_steps():
-    assert fc.goc_paper_steps(50) == (3, 5, 7, 9, 11, 13, 15, 19)
-    assert fc.goc_paper_steps(25) == (3, 5, 7, 9)
-    assert plan(fc.goc(fc.fora_paper(50), 1.2, steps=fc.goc_paper_steps(50))).picture() == "#.#~#~#~#~#~#~#~#.#~"
-    assert plan(fc.goc(fc.fora_paper(25), 1.9, steps=fc.goc_paper_steps(25))).picture() == "#.#~#~#~#~##########"
+    assert fc.methods.goc_paper_steps(50) == (3, 5, 7, 9, 11, 13, 15, 19)
+    assert fc.methods.goc_paper_steps(25) == (3, 5, 7, 9)
+    assert (
+        plan(fc.goc(fc.methods.fora_paper(50), 1.2, steps=fc.methods.goc_paper_steps(50))).picture()
+        == "#.#~#~#~#~#~#~#~#.#~"
+    )
+    assert (
+        plan(fc.goc(fc.methods.fora_paper(25), 1.9, steps=fc.methods.goc_paper_steps(25))).picture()
+        == "#.#~#~#~#~##########"
+    )
 
 
 def test_fora_reads_the_last_computed_step():
@@ -149,7 +155,7 @@ def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
         (fc.explicit(skip={3, 1}), "explicit(skip=[1, 3])"),
         (fc.explicit(pattern=[1, 0] * 10), "explicit(pattern='#.#.#.#.#.#.#.#.#.#.')"),
         (fc.goc(fc.fora(interval=2), 1.2), "goc(fora(interval=2), eta=1.2)"),
-        (fc.goc(fc.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
+        (fc.goc(fc.methods.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
         (fc.goc(fc.fora(2), 0.5, history="computed"), "goc(fora(interval=2), eta=0.5, history='computed')"),
         (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), "taylorseer(warmup(fora(interval=4), 3), order=2)"),
     ],
@@ -171,50 +177,52 @@ def test_goc_corrects_whole_blocks():
 
 @pytest.mark.parametrize("level", [0, 30, 100])
 def test_a_level_that_the_papers_do_not_have_is_refused(level):
-    with pytest.raises(fc.PlanError, match=f"levels are 25, 50 and 75; {level} was asked for"):
-        fc.fora_paper(level)
+    with pytest.raises(fc.errors.PlanError, match=f"levels are 25, 50 and 75; {level} was asked for"):
+        fc.methods.fora_paper(level)
 
 
 def test_a_level_without_a_list_of_steps_is_refused():
-    with pytest.raises(fc.PlanError, match="lists steps for the levels 25 and 50; 75 was asked for"):
-        fc.goc_paper_steps(75)
+    with pytest.raises(fc.errors.PlanError, match="lists steps for the levels 25 and 50; 75 was asked for"):
+        fc.methods.goc_paper_steps(75)
 
 
 def test_the_papers_levels_are_for_20_steps():
-    with pytest.raises(fc.PlanError, match="pattern has 20 entries, the run 50 steps"):
-        plan(fc.fora_paper(50), 50)
+    with pytest.raises(fc.errors.PlanError, match="pattern has 20 entries, the run 50 steps"):
+        plan(fc.methods.fora_paper(50), 50)
 
 
 def test_steps_and_gate_together_are_refused():
-    with pytest.raises(fc.PlanError, match="steps to correct or a gate, one of the two"):
+    with pytest.raises(fc.errors.PlanError, match="steps to correct or a gate, one of the two"):
         fc.goc(fc.fora(2), 1.0, steps=[3], gate=gates.always)
 
 
 @pytest.mark.parametrize("given", [{}, {"skip": [1], "compute": [0]}])
 def test_explicit_takes_one_of_three(given):
-    with pytest.raises(fc.PlanError, match="steps to skip, the steps to compute, or a pattern: one of the three"):
+    with pytest.raises(
+        fc.errors.PlanError, match="steps to skip, the steps to compute, or a pattern: one of the three"
+    ):
         fc.explicit(**given)
 
 
 @pytest.mark.parametrize("eta", [float("nan"), float("inf")])
 def test_an_eta_that_is_no_number_is_refused(eta):
-    with pytest.raises(fc.PlanError, match="must be finite, and not huge"):
+    with pytest.raises(fc.errors.PlanError, match="must be finite, and not huge"):
         plan(fc.goc(fc.fora(2), eta))
 
 
 def test_skipping_before_computing_is_refused():
-    with pytest.raises(fc.PlanError, match=r"skips blocks\.0\.attn at step 0, before it was ever computed"):
+    with pytest.raises(fc.errors.PlanError, match=r"skips blocks\.0\.attn at step 0, before it was ever computed"):
         plan(fc.explicit(skip=[0, 1]))
 
 
 def test_a_schedule_that_does_not_return_an_action_is_refused():
-    with pytest.raises(fc.PlanError, match="gave True; a schedule returns an Action"):
+    with pytest.raises(fc.errors.PlanError, match="gave True; a schedule returns an Action"):
         plan(fc.Method("mine", lambda step, site, grid: True))
 
 
 @pytest.mark.parametrize("correct", [lambda base: fc.goc(base, 1.0), lambda base: fc.taylorseer(base, 1)])
 def test_a_correction_does_not_silently_replace_another(correct):
-    with pytest.raises(fc.PlanError, match="has a forecast already"):
+    with pytest.raises(fc.errors.PlanError, match="has a forecast already"):
         correct(fc.goc(fc.fora(2), 1.0, steps=[3]))
 
 
@@ -226,5 +234,5 @@ def test_a_forecast_that_reads_nothing_is_refused(weights):
         def reads(self, step, computed, site):
             return weights
 
-    with pytest.raises(fc.PlanError, match="reads nothing for .* at step 1"):
-        plan(fc.Method("nothing", fc.schedules.every(2), Nothing()))
+    with pytest.raises(fc.errors.PlanError, match="reads nothing for .* at step 1"):
+        plan(fc.Method("nothing", fc.parts.schedules.every(2), Nothing()))

@@ -90,9 +90,9 @@ def test_moments_of_parts_merge_into_those_of_the_whole():
     assert merged.count == whole.count == 50
     torch.testing.assert_close(merged.mean, whole.mean)
     torch.testing.assert_close(merged.covariance, whole.covariance)
-    with pytest.raises(fc.InputError, match="number of features is known"):
+    with pytest.raises(fc.errors.InputError, match="number of features is known"):
         Moments.merged([Moments(None, whole.mean, whole.covariance)])
-    with pytest.raises(fc.InputError, match="3 dimensions cannot join those of 4"):
+    with pytest.raises(fc.errors.InputError, match="3 dimensions cannot join those of 4"):
         Moments.merged([whole, Moments.of(features[:, :3])])
 
 
@@ -102,7 +102,7 @@ from pathlib import Path
 
 import torch
 
-from forecache._distributed import started
+from forecache.distributed import started
 from forecache.evaluate import Stream
 
 folder, cuts = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -253,21 +253,21 @@ def test_ssim_of_flat_images_is_closed():
 
 def test_unusable_features_are_refused():
     broken = torch.full((30, 4), math.nan)
-    with pytest.raises(fc.InputError, match="more than 3 features"):
+    with pytest.raises(fc.errors.InputError, match="more than 3 features"):
         precision_recall(normal(3, 2), normal(9, 2))
-    with pytest.raises(fc.InputError, match="4 and 5 dimensions"):
+    with pytest.raises(fc.errors.InputError, match="4 and 5 dimensions"):
         precision_recall(normal(9, 4), normal(9, 5))
-    with pytest.raises(fc.InputError, match="of the reference have NaN"):
+    with pytest.raises(fc.errors.InputError, match="of the reference have NaN"):
         precision_recall(normal(9, 4), broken)
-    with pytest.raises(fc.InputError, match="at least 10 images"):
+    with pytest.raises(fc.errors.InputError, match="at least 10 images"):
         inception_score(normal(9, 4))
-    with pytest.raises(fc.InputError, match="logits have NaN"):
+    with pytest.raises(fc.errors.InputError, match="logits have NaN"):
         inception_score(broken)
-    with pytest.raises(fc.InputError, match="NaN"):
+    with pytest.raises(fc.errors.InputError, match="NaN"):
         Stream().add(broken)
-    with pytest.raises(fc.InputError, match="at least 11 x 11 pixels; these are 10 x 30"):
+    with pytest.raises(fc.errors.InputError, match="at least 11 x 11 pixels; these are 10 x 30"):
         ssim(torch.zeros(1, 1, 10, 30), torch.zeros(1, 1, 10, 30))
-    with pytest.raises(fc.InputError, match="SSIM compares images pair by pair"):
+    with pytest.raises(fc.errors.InputError, match="SSIM compares images pair by pair"):
         ssim(torch.zeros(1, 1, 20, 20), torch.zeros(1, 3, 20, 20))
     assert psnr(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item() == 0
 

@@ -13,15 +13,17 @@ from tiny import TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache import adapters
-from forecache.adapters import Block, Branch, from_blocks, layout
+from forecache.models import find
+from forecache.models.blocks import Block, Branch
+from forecache.models.find import layout
+from forecache.models.layout import from_blocks
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 
 
 def test_the_docs_have_the_table_of_the_registry():
     lines = ["| name | model | level | sites |", "|---|---|---|---|"]
-    lines += [f"| {row['name']} | `{row['model']}` | {row['level']} | `{row['sites']}` |" for row in adapters.table()]
+    lines += [f"| {row['name']} | `{row['model']}` | {row['level']} | `{row['sites']}` |" for row in find.table()]
     assert DOCS.read_text(encoding="utf-8").split("<!-- models -->")[1].strip() == "\n".join(lines)
 
 
@@ -29,7 +31,7 @@ def test_the_command_lists_what_the_registry_has(forecache):
     code, out, err = forecache("models", "--json")
     assert (code, err) == (0, "")
     rows = json.loads(out)
-    assert rows == adapters.table()
+    assert rows == find.table()
     assert {each.kind for each in TINY.values()} <= {row["model"] for row in rows}
     _, out, _ = forecache("models")
     assert "FluxTransformer2DModel" in out
@@ -38,7 +40,7 @@ def test_the_command_lists_what_the_registry_has(forecache):
 @pytest.mark.parametrize("name", TINY)
 def test_the_list_says_the_sites_that_a_model_has(name):
     model = TINY[name].model()
-    row = next(each for each in adapters.adapters() if each.fits(model))
+    row = next(each for each in find.adapters() if each.fits(model))
     found = layout(model)
     assert row.level == found.level
     assert {site.kind for site in found.sites} <= set(row.sites)
@@ -131,7 +133,7 @@ class Skipping(nn.Module):
 
 @pytest.mark.parametrize("names", [("in_blocks", "mid_block", "out_blocks"), ("skip_linear",)])
 def test_long_skips_are_refused_with_the_reason(names):
-    with pytest.raises(fc.SiteError, match=r"Skipping has long skips, as U-ViT.*not its input plus branches"):
+    with pytest.raises(fc.errors.SiteError, match=r"Skipping has long skips, as U-ViT.*not its input plus branches"):
         fc.grid(Skipping(*names), 4)
 
 
@@ -151,21 +153,24 @@ def own_layout(model):
 
 def test_a_registered_adapter_comes_first_and_goes_again():
     model = Own()
-    with fc.register_adapter(Own, own_layout, name="mine"):
+    with fc.models.register(Own, own_layout, name="mine"):
         assert [site.kind for site in fc.grid(model, 2).sites] == ["own"] * 3
-        assert adapters.table()[0] == {"name": "mine", "model": "Own", "level": "branches", "sites": ""}
+        assert find.table()[0] == {"name": "mine", "model": "Own", "level": "branches", "sites": ""}
         assert [site.kind for site in fc.grid(Timm(), 2).sites] == ["attn", "mlp"] * 3
     assert [site.kind for site in fc.grid(model, 2).sites] == ["attn", "mlp"] * 3
 
 
 def test_wrong_registrations_are_refused():
-    with fc.register_adapter(Own, own_layout), pytest.raises(fc.ModelError, match="an adapter for Own already"):
-        fc.register_adapter(Own, own_layout)
-    with pytest.raises(fc.ModelError, match="for a class of torch modules, not for"):
-        fc.register_adapter(Own(), own_layout)  # type: ignore[arg-type]
-    with pytest.raises(fc.ModelError, match="must be a function of the model"):
-        fc.register_adapter(Own, None)  # type: ignore[arg-type]
-    with fc.register_adapter(Own, lambda model: []), pytest.raises(fc.ModelError, match="gave a list instead of a"):
+    with fc.models.register(Own, own_layout), pytest.raises(fc.errors.ModelError, match="an adapter for Own already"):
+        fc.models.register(Own, own_layout)
+    with pytest.raises(fc.errors.ModelError, match="for a class of torch modules, not for"):
+        fc.models.register(Own(), own_layout)  # type: ignore[arg-type]
+    with pytest.raises(fc.errors.ModelError, match="must be a function of the model"):
+        fc.models.register(Own, None)  # type: ignore[arg-type]
+    with (
+        fc.models.register(Own, lambda model: []),
+        pytest.raises(fc.errors.ModelError, match="gave a list instead of a"),
+    ):
         fc.grid(Own(), 2)
 
 
@@ -305,7 +310,7 @@ def test_two_transformers_with_other_sites_take_two_plans_of_one_method():
     second = TINY["Wan 2.2 5B"].model()
     second.blocks = second.blocks[:1]
     pipe = pipeline("WanPipeline", TINY["Wan 2.1"].model(), transformer_2=second, boundary_ratio=0.5)
-    with pytest.raises(fc.ModelError, match=r"different sites.*a plan for each"):
+    with pytest.raises(fc.errors.ModelError, match=r"different sites.*a plan for each"):
         fc.grid(pipe, 6)
-    with pytest.raises(fc.ModelError, match=r"two transformers: name the one"):
+    with pytest.raises(fc.errors.ModelError, match=r"two transformers: name the one"):
         fc.fora(2).plan(fc.grid(pipe.transformer, 6)).cost(pipe)

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 import forecache as fc
-from forecache import page as pages
-from forecache import pairs
-from forecache.choices import Choices
+from forecache.compare import page as pages
+from forecache.compare import pairs
+from forecache.compare.choices import Choices
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import browser
@@ -279,7 +279,7 @@ def test_a_port_that_is_taken_is_said(forecache, address, monkeypatch):
 
 def test_the_figures_are_text_and_never_html():
     made = pairs.Pair(
-        Choices(), None, fc.fora(2).plan(fc.Grid(2, (fc.Site("<b>x", 0, "mlp"),))), None,
+        Choices(), None, fc.fora(2).plan(fc.Grid(2, (fc.parts.Site("<b>x", 0, "mlp"),))), None,
         pairs.runs.Run(torch.zeros(1, 1, 2, 2), 1.0, None), pairs.runs.Run(torch.ones(1, 1, 2, 2), 1.0, None),
     )  # fmt: skip
     assert "<b>" not in pages.cells(made.plan)

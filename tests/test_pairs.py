@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import forecache as fc
-from forecache import pairs
-from forecache.choices import Choices, bases, corrections
-from forecache.pairs import Studio
-from forecache.sample import sample, to_images
+from forecache.compare import pairs
+from forecache.compare.choices import Choices, bases, corrections
+from forecache.compare.pairs import Studio
+from forecache.sampling.loop import sample, to_images
 from forecache.zoo import digits_text, load_digits, load_digits_text, router_path, statistics_path
 
 FEW = {"images": "3,1", "steps": 4, "seed": 7}
@@ -116,7 +116,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_picked_is_refused(given, sentence):
-    with pytest.raises(fc.InputError, match=sentence):
+    with pytest.raises(fc.errors.InputError, match=sentence):
         Choices(**given)
 
 
@@ -259,7 +259,7 @@ class Slow:
 def test_a_second_one_of_the_same_person_is_refused(studio):
     first = Slow(studio, Choices(**FEW), "me")
     assert first.reached.wait(60)
-    with pytest.raises(fc.InputError, match="still on its way"):
+    with pytest.raises(fc.errors.InputError, match="still on its way"):
         studio.make(Choices(**FEW), "me")
     assert first.end() is not None
 
@@ -309,7 +309,7 @@ def test_more_than_may_wait_are_refused(studio, monkeypatch):
     assert a.reached.wait(60)
     b = Slow(studio, Choices(**FEW), "b")
     within(60, lambda: b.before)
-    with pytest.raises(fc.InputError, match="1 comparisons wait already"):
+    with pytest.raises(fc.errors.InputError, match="1 comparisons wait already"):
         studio.make(Choices(**FEW), "c")
     assert a.end() is not None
     assert b.end() is not None

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forecache as fc
-from forecache.patterns import Constraints, computed, intervals
-from forecache.schedules import by_step, picture
+from forecache.parts.patterns import Constraints, computed, intervals
+from forecache.parts.schedules import by_step, picture
 
 PUBLISHED = {
     (50, 17, 1, 3): 9,
@@ -70,7 +70,7 @@ def test_enumeration_is_what_brute_force_finds(num_steps, monotone):
         if expected is None or v_max < v_min:
             continue
         if not expected:
-            with pytest.raises(fc.PlanError, match="No pattern of"):
+            with pytest.raises(fc.errors.PlanError, match="No pattern of"):
                 Constraints(num_steps, budget, v_min, v_max, monotone)
             continue
         constraints = Constraints(num_steps, budget, v_min, v_max, monotone)
@@ -153,35 +153,39 @@ INFEASIBLE = {
 
 @pytest.mark.parametrize(("space", "sentence"), INFEASIBLE.values(), ids=INFEASIBLE)
 def test_constraints_that_nothing_fits_are_explained(space, sentence):
-    with pytest.raises(fc.PlanError, match=rf"No pattern of {space[0]} steps has {space[1]} computed ones.*{sentence}"):
+    with pytest.raises(
+        fc.errors.PlanError, match=rf"No pattern of {space[0]} steps has {space[1]} computed ones.*{sentence}"
+    ):
         Constraints(*space)
 
 
 @pytest.mark.parametrize("space", [(0, 1, 0, 1), (5, 0, 0, 9), (5, 2, -1, 9), (5, 2.0, 0, 9), (True, 1, 0, 0)])
 def test_constraints_are_whole_numbers(space):
-    with pytest.raises(fc.PlanError, match="whole numbers"):
+    with pytest.raises(fc.errors.PlanError, match="whole numbers"):
         Constraints(*space)
 
 
 def test_limits_in_the_wrong_order_are_refused():
-    with pytest.raises(fc.PlanError, match="v_max is at least v_min; v_min=3, v_max=1"):
+    with pytest.raises(fc.errors.PlanError, match="v_max is at least v_min; v_min=3, v_max=1"):
         Constraints(20, 7, 3, 1)
 
 
 def test_more_than_there_are_cannot_be_sampled():
-    with pytest.raises(fc.PlanError, match="1 to 4 of these patterns can be sampled; 5 were"):
+    with pytest.raises(fc.errors.PlanError, match="1 to 4 of these patterns can be sampled; 5 were"):
         Constraints(20, 7, 1, 3).sample(5)
-    with pytest.raises(fc.PlanError, match="0 were asked for"):
+    with pytest.raises(fc.errors.PlanError, match="0 were asked for"):
         Constraints(20, 7, 1, 3).sample(0)
 
 
 def test_a_search_for_the_last_patterns_gives_up(monkeypatch):
-    monkeypatch.setattr("forecache.patterns.TRIES", 1)
-    with pytest.raises(fc.PlanError, match=r"9 broken sticks gave \d distinct patterns, 9 were .* or enumerate all 9"):
+    monkeypatch.setattr("forecache.parts.patterns.TRIES", 1)
+    with pytest.raises(
+        fc.errors.PlanError, match=r"9 broken sticks gave \d distinct patterns, 9 were .* or enumerate all 9"
+    ):
         Constraints(50, 17, 1, 3).sample(9)
 
 
 @pytest.mark.parametrize("pattern", ["", ".#", "#x", "~"])
 def test_a_pattern_is_computed_at_first(pattern):
-    with pytest.raises(fc.PlanError, match="A pattern starts with '#'"):
+    with pytest.raises(fc.errors.PlanError, match="A pattern starts with '#'"):
         intervals(pattern)

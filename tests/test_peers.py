@@ -12,8 +12,8 @@ from PIL import Image
 
 import forecache as fc
 from forecache import zoo
-from forecache.sources import as_source, everything
-from forecache.subjects import open_subject
+from forecache.bench.subjects import open_subject
+from forecache.sampling.sources import as_source, everything
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 

@@ -34,7 +34,7 @@ def plan(pipe, method=None):
 
 def by_hand(pipe, lane_of_call):
     """GOC written out over a model's own sites: histories by lane, each call told which lane it is."""
-    layout = fc.adapters.layout(pipe.transformer)
+    layout = fc.models.find.layout(pipe.transformer)
     kept, step = {}, {}
 
     def value(site, compute, /, *args, **kwargs):
@@ -73,7 +73,7 @@ def test_each_call_of_a_step_has_its_own_history(sampling):
     assert torch.equal(found, again)
     assert not torch.equal(found, bare)
     assert (session.stats.calls, session.stats.generations) == (4 * T, 2)
-    with fc.adapters.mounted(by_hand(pipe, lambda count: count % 2)):
+    with fc.models.mount.mounted(by_hand(pipe, lambda count: count % 2)):
         expected = sample()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(sample(), bare)
@@ -95,11 +95,16 @@ def test_guidance_may_be_switched_off_and_on_between_generations(sampling):
 def test_a_pipeline_that_names_nothing_is_refused_without_lanes():
     kind, how, _ = TWICE["Lumina 2"]
     pipe = pipeline(kind, TINY["Lumina 2"].model())
-    with fc.apply(pipe, plan(pipe)), pytest.raises(fc.StepCountError, match=r"called several times a step.*lanes="):
+    with (
+        fc.apply(pipe, plan(pipe)),
+        pytest.raises(fc.errors.StepCountError, match=r"called several times a step.*lanes="),
+    ):
         pipe(**how, num_inference_steps=T, guidance_scale=4.0, output_type="latent")
     with (
         fc.apply(pipe, plan(pipe), lanes=["cond"]),
-        pytest.raises(fc.RunError, match=r"called 2 times at timestep .* lanes names 1 calls of a step \(cond\)"),
+        pytest.raises(
+            fc.errors.RunError, match=r"called 2 times at timestep .* lanes names 1 calls of a step \(cond\)"
+        ),
     ):
         pipe(**how, num_inference_steps=T, guidance_scale=4.0, output_type="latent")
 

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
-from forecache import tokens
-from forecache.adapters import layout
-from forecache.steps import Steps
+from forecache.models.find import layout
+from forecache.parts import tokens
+from forecache.runtime.forwards import Steps
 
 STEPS = 20
 TEXT, WIDTH = 5, 12
@@ -115,9 +115,9 @@ ROUTED = {
 def drifting():
     """Averages that drift like features do."""
     draw = torch.Generator().manual_seed(7)
-    sites = tuple(fc.Site(f"blocks.{depth}.{kind}", depth, kind) for depth, kind in BRANCHES)
+    sites = tuple(fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth, kind in BRANCHES)
     means = tuple(torch.randn(STEPS, 16, 16, generator=draw).cumsum(0) * 0.05 for _ in sites)
-    origin = fc.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
+    origin = fc.parts.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
     shape = STEPS, len(sites)
     ones = torch.ones(*shape, dtype=torch.int64)
     return fc.Statistics(sites, means, torch.rand(*shape, 3, generator=draw), ones.bool(), ones, origin)
@@ -270,7 +270,7 @@ def test_partial_of_all_tokens_is_computed(pixart):
     grid = fc.grid(pixart, STEPS)
     everywhere = fc.selective(fc.fora(2), 0, tokens=tokens.top(1.0), every=1).plan(grid)
     found, _ = sampled(pixart, everywhere)
-    kind, every, at = fc.schedules.kind, fc.schedules.every, fc.schedules.at
+    kind, every, at = fc.parts.schedules.kind, fc.parts.schedules.every, fc.parts.schedules.at
     attention = fc.Method("attention alone", at(kind("attn"), every(2), every(1))).plan(grid)
     torch.testing.assert_close(found, sampled(pixart, attention)[0], rtol=1e-5, atol=1e-5)
 
@@ -313,7 +313,7 @@ def test_the_caption_counts(pipe):
 
 def test_the_command_line_samples_texts(forecache, pipe, pixart_folder, tmp_path):
     """The folder's images are those of the pipeline under the same plan, called by hand."""
-    from forecache.sample import generators
+    from forecache.sampling.loop import generators
 
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     words = [*prompts, "--steps", 6, "--method", "goc", "--eta", 0.7, "--compare", "--out", tmp_path]
@@ -378,5 +378,5 @@ def test_the_wrong_kind_of_condition_is_refused(forecache, pixart_folder, words,
 
 
 def test_texts_and_labels_are_told_apart_in_python(pipe):
-    with pytest.raises(fc.InputError, match=r"takes texts; 3 is none"):
+    with pytest.raises(fc.errors.InputError, match=r"takes texts; 3 is none"):
         fc.calibrate(pipe, [3], num_steps=2)

@@ -9,7 +9,7 @@ from plans import methods, plans
 
 import forecache as fc
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 GRID = fc.Grid(6, SITES, "SmallDiT")
 PLAN = fc.goc(fc.fora(2), 1.2).plan(GRID)
 
@@ -22,8 +22,10 @@ def file(tmp_path):
 
 
 def mixed_plan():
-    schedule = fc.schedules.at(fc.schedules.kind("mlp"), fc.schedules.every(3), fc.schedules.every(2))
-    method = fc.goc(fc.Method("mixed", schedule), 1.0, gate=fc.gates.at_depth(1, 2), whole_blocks=False)
+    schedule = fc.parts.schedules.at(
+        fc.parts.schedules.kind("mlp"), fc.parts.schedules.every(3), fc.parts.schedules.every(2)
+    )
+    method = fc.goc(fc.Method("mixed", schedule), 1.0, gate=fc.parts.gates.at_depth(1, 2), whole_blocks=False)
     return method.plan(GRID)
 
 
@@ -45,8 +47,8 @@ def test_show_prints_one_line_a_site_and_one_sign_a_step():
 
 def test_picture_draws_each_distinct_row_once_the_most_frequent_first():
     assert PLAN.picture() == "#.#~#~"
-    one_of_four = fc.schedules.at(
-        lambda site: site.name == "blocks.0.attn", fc.schedules.every(1), fc.schedules.every(3)
+    one_of_four = fc.parts.schedules.at(
+        lambda site: site.name == "blocks.0.attn", fc.parts.schedules.every(1), fc.parts.schedules.every(3)
     )
     assert fc.Method("mostly", one_of_four).plan(GRID).picture() == "#..#..\n######"
 
@@ -72,13 +74,13 @@ def test_a_plan_without_provenance_can_be_shown():
     ],
 )
 def test_a_grid_without_cells_is_refused(grid, words):
-    with pytest.raises(fc.PlanError, match=words):
+    with pytest.raises(fc.errors.PlanError, match=words):
         grid()
 
 
 @pytest.mark.parametrize("rows", [PLAN.rows[:3], (*PLAN.rows[:3], PLAN.rows[0][:5]), ()])
 def test_rows_that_do_not_fit_the_grid_are_refused(rows):
-    with pytest.raises(fc.PlanError, match="one row per site with one cell per step"):
+    with pytest.raises(fc.errors.PlanError, match="one row per site with one cell per step"):
         fc.Plan(GRID, rows)
 
 
@@ -92,15 +94,15 @@ def test_rows_that_do_not_fit_the_grid_are_refused(rows):
     ],
 )
 def test_a_cell_reads_earlier_steps_each_once(reads):
-    row = (fc.Cell(), fc.Cell(reads), *[fc.Cell()] * 4)
-    with pytest.raises(fc.PlanError, match="Step 1 must read earlier steps, each once"):
+    row = (fc.parts.Cell(), fc.parts.Cell(reads), *[fc.parts.Cell()] * 4)
+    with pytest.raises(fc.errors.PlanError, match="Step 1 must read earlier steps, each once"):
         fc.Plan(GRID, (row,) * 4)
 
 
 @pytest.mark.parametrize("weights", [(float("nan"), 1.0), (float("inf"), -float("inf")), (1e8, -1e8)])
 def test_weights_are_finite(weights):
-    row = (fc.Cell(), fc.Cell(), fc.Cell(((1, weights[0]), (0, weights[1]))), *[fc.Cell()] * 3)
-    with pytest.raises(fc.PlanError, match="weights of step 2 must be finite, and not huge"):
+    row = (fc.parts.Cell(), fc.parts.Cell(), fc.parts.Cell(((1, weights[0]), (0, weights[1]))), *[fc.parts.Cell()] * 3)
+    with pytest.raises(fc.errors.PlanError, match="weights of step 2 must be finite, and not huge"):
         fc.Plan(GRID, (row,) * 4)
 
 
@@ -245,19 +247,19 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
     change, words = DAMAGED[damage]
     file.write_bytes(change(file.read_text()))
-    with pytest.raises(fc.PlanFileError, match=words) as caught:
+    with pytest.raises(fc.errors.PlanFileError, match=words) as caught:
         fc.Plan.load(file)
     assert str(file) in str(caught.value)
     assert len(str(caught.value)) < len(str(file)) + 400, "an error is a sentence, not the file"
 
 
 def test_a_missing_file_is_refused_with_its_name(tmp_path):
-    with pytest.raises(fc.PlanFileError, match=r"There is no plan file at .*nowhere\.json"):
+    with pytest.raises(fc.errors.PlanFileError, match=r"There is no plan file at .*nowhere\.json"):
         fc.Plan.load(tmp_path / "nowhere.json")
 
 
 def test_a_folder_is_refused_with_its_name(tmp_path):
-    with pytest.raises(fc.PlanFileError, match=f"{tmp_path.name} cannot be read"):
+    with pytest.raises(fc.errors.PlanFileError, match=f"{tmp_path.name} cannot be read"):
         fc.Plan.load(tmp_path)
 
 
@@ -265,7 +267,7 @@ def test_a_file_of_a_size_that_no_plan_has_is_refused_unread(tmp_path):
     path = tmp_path / "huge.json"
     with path.open("wb") as sparse:
         sparse.truncate(2**40)
-    with pytest.raises(fc.PlanFileError, match=r"huge\.json.*at most"):
+    with pytest.raises(fc.errors.PlanFileError, match=r"huge\.json.*at most"):
         fc.Plan.load(path)
 
 
@@ -280,7 +282,7 @@ def test_a_file_with_one_changed_byte_is_a_plan_or_refused(file, seed):
         file.write_bytes(mutant)
         try:
             plan = fc.Plan.load(file)
-        except fc.PlanFileError:
+        except fc.errors.PlanFileError:
             continue
         assert plan.show()
         plan.save(file)

@@ -19,8 +19,10 @@ from test_hostile import figures_file, search_file
 from test_statistics import GRID, measured
 
 import forecache as fc
-from forecache import _samplesfile, _shardfile, bench, reports, runs
-from forecache.reports import charts, markup, material
+from forecache.bench import timing
+from forecache.report import html as html_module
+from forecache.report.html import charts, markup, material
+from forecache.sampling import runs, samples_file, shard_file
 
 VOID = {"input", "meta", "img"}
 PLAN = fc.goc(fc.fora(2), 1.2).plan(GRID)
@@ -93,7 +95,7 @@ def comparison(names=("no cache", "fora-50", "ours: goc-50", "peer: x"), **more)
         for place, name in enumerate(names)
     ]
     settings = {"command": "forecache bench --model tiny", "steps": 6}
-    return {"settings": settings, "model": {"name": "tiny"}, "environment": bench.environment(), "rows": rows}
+    return {"settings": settings, "model": {"name": "tiny"}, "environment": timing.environment(), "rows": rows}
 
 
 def written(path, document):
@@ -104,8 +106,8 @@ def written(path, document):
 def samples_folder(folder):
     folder.mkdir()
     images = np.arange(5 * 27, dtype=np.uint8).reshape(5, 3, 3, 3)
-    _samplesfile.write(folder / "samples.npz", 5, [images], np.arange(5))
-    settings = _shardfile.Settings("digits", {}, "s", "float32", {}, 4, 1.5, 7, "c", 5, 4, None)
+    samples_file.write(folder / "samples.npz", 5, [images], np.arange(5))
+    settings = shard_file.Settings("digits", {}, "s", "float32", {}, 4, 1.5, 7, "c", 5, 4, None)
     record = {
         "run": settings.run,
         "settings": vars(settings),
@@ -134,7 +136,7 @@ def made(make, path):
 MAKE = {
     "run": lambda folder: run_folder(folder / "run"),
     "samples": lambda folder: samples_folder(folder / "many"),
-    "comparison": lambda folder: written(folder / "bench.json", comparison()),
+    "comparison": lambda folder: written(folder / "timing.json", comparison()),
     "search": lambda folder: made(search_file, folder / "search.json"),
     "evaluation": lambda folder: made(figures_file, folder / "fid.json"),
     "plan": lambda folder: plan_file(folder / "plan.json"),
@@ -146,7 +148,7 @@ BY_KIND = pytest.mark.parametrize("kind", MAKE)
 def reported(source, **options):
     """The material and the page."""
     out = source.parent / "report.html"
-    found = reports.write(source, out, **options)
+    found = html_module.write(source, out, **options)
     return found, Page(out.read_text(encoding="utf-8")), out
 
 
@@ -154,7 +156,7 @@ def reported(source, **options):
 
 
 def test_there_is_a_file_of_every_kind_here():
-    assert set(MAKE) == {*reports.KINDS, "statistics"}
+    assert set(MAKE) == {*html_module.KINDS, "statistics"}
 
 
 @BY_KIND
@@ -216,7 +218,7 @@ def test_corrected_and_partial_cells_are_told(tmp_path):
 
 
 def test_a_very_large_plan_is_drawn_by_lines_that_are_equal(tmp_path):
-    sites = tuple(fc.Site(f"blocks.{i}.mlp", i, "mlp") for i in range(400))
+    sites = tuple(fc.parts.Site(f"blocks.{i}.mlp", i, "mlp") for i in range(400))
     fc.fora(2).plan(fc.Grid(200, sites)).save(tmp_path / "large.json")
     _, page, _ = reported(tmp_path / "large.json")
     assert list(page.cells) == ["blocks.0.mlp and 399 more"]
@@ -300,12 +302,12 @@ def test_statistics_can_be_drawn_beside_a_run(tmp_path):
 @pytest.mark.parametrize("content", ['{"hello": 1}', "[]", "{", '{"rows": NaN}', '{"format": "forecache-shards"}'])
 def test_what_is_no_result_is_refused_with_the_kinds_that_there_are(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(fc.InputError, match=r"x\.json .*statistics .*bench\.json, demo\.json") as caught:
-        reports.write(tmp_path / "x.json", tmp_path / "out.html")
-    assert all(name in str(caught.value) for name in reports.KINDS)
+    with pytest.raises(fc.errors.InputError, match=r"x\.json .*statistics .*bench\.json, demo\.json") as caught:
+        html_module.write(tmp_path / "x.json", tmp_path / "out.html")
+    assert all(name in str(caught.value) for name in html_module.KINDS)
     assert not (tmp_path / "out.html").exists()
-    with pytest.raises(fc.InputError, match=r"no run\.json, bench\.json, demo\.json"):
-        reports.write(tmp_path, tmp_path / "out.html")
+    with pytest.raises(fc.errors.InputError, match=r"no run\.json, bench\.json, demo\.json"):
+        html_module.write(tmp_path, tmp_path / "out.html")
 
 
 def poisoned(value):
@@ -335,7 +337,7 @@ def test_no_text_of_a_file_becomes_an_element(tmp_path, kind):
 
 
 def test_names_of_sites_and_provenance_are_text(tmp_path):
-    grid = fc.Grid(4, (fc.Site(EVIL, 0, EVIL), fc.Site("b", 1, "mlp")), EVIL)
+    grid = fc.Grid(4, (fc.parts.Site(EVIL, 0, EVIL), fc.parts.Site("b", 1, "mlp")), EVIL)
     plan = fc.fora(2).plan(grid)
     fc.Plan(grid, plan.rows, {"method": EVIL, EVIL: EVIL}).save(tmp_path / "plan.json")
     _, page, _ = reported(tmp_path / "plan.json")
@@ -375,14 +377,14 @@ def test_a_run_shows_no_file_but_pngs_beside_it(tmp_path, name):
     document = json.loads(source.read_text())
     document["images"][1]["file"] = name
     source.write_text(json.dumps(document))
-    with pytest.raises(fc.InputError, match="must name PNGs that stand beside it"):
+    with pytest.raises(fc.errors.InputError, match="must name PNGs that stand beside it"):
         reported(source)
 
 
 def test_a_file_that_only_says_it_is_a_png_is_not_shown(tmp_path):
     source = MAKE["run"](tmp_path)
     (source.parent / "00001.png").write_text("<svg onload=alert(1)>")
-    with pytest.raises(fc.InputError, match=r"00001\.png is no PNG"):
+    with pytest.raises(fc.errors.InputError, match=r"00001\.png is no PNG"):
         reported(source)
 
 
@@ -474,7 +476,7 @@ def browsed(url, *options):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")
 def test_in_a_browser_hover_keys_sliders_and_themes_work(tmp_path, serving):
     source = MAKE["run"](tmp_path)
-    reports.write(source, tmp_path / "report.html")
+    html_module.write(source, tmp_path / "report.html")
     (tmp_path / "harness.html").write_text(HARNESS)
     dom, console = browsed(f"{serving}/harness.html")
     out = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
@@ -500,7 +502,7 @@ def test_in_a_browser_no_kind_of_report_writes_to_the_console(tmp_path):
         folder = tmp_path / kind
         folder.mkdir()
         source = make(folder)
-        reports.write(source, folder / "report.html")
+        html_module.write(source, folder / "report.html")
         dom, console = browsed(Path(folder / "report.html").as_uri())
         assert "Provenance" in dom
         assert not console

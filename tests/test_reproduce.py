@@ -13,10 +13,14 @@ from routers import PUBLISHED, published
 from test_extractors import inception_file  # noqa: F401 - a fixture
 
 import forecache as fc
-from forecache import evaluate, report, sources
-from forecache._tablefile import Calibration, Recipe, bundled, open_table, read
-from forecache.recipes import Ingredients, method_of
-from forecache.reproduction import Given, Ground, Protocol, open_ground, reproduce
+from forecache import evaluate
+from forecache.report import figures as figures_module
+from forecache.reproduce.recipes import Ingredients, method_of
+from forecache.reproduce.reproduce import reproduce
+from forecache.reproduce.table import Calibration, Recipe, bundled, open_table, read
+from forecache.reproduce.testbed import Given, Ground, open_ground
+from forecache.reproduce.worker import Protocol
+from forecache.sampling import sources
 from forecache.zoo import load_digits, router_path, statistics_path
 
 TABLES = list(bundled())
@@ -153,7 +157,7 @@ BAD = [
 
 @pytest.mark.parametrize(("changes", "words"), BAD, ids=[words for _, words in BAD])
 def test_a_table_that_is_none(tmp_path, changes, words):
-    with pytest.raises(fc.TableError, match=words) as found:
+    with pytest.raises(fc.errors.TableError, match=words) as found:
         read(written(tmp_path / "mine.toml", **changes))
     assert "mine.toml" in str(found.value)
 
@@ -164,9 +168,9 @@ def test_other_files_and_names(tmp_path):
     assert table.rows[1].recipe == Recipe("fora", {"interval": 2})
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe = [")
     for name, words in (("a", "no table 'a'; there are eoc, goc-eta"), ("b.toml", "is not a readable table")):
-        with pytest.raises(fc.TableError, match=words):
+        with pytest.raises(fc.errors.TableError, match=words):
             open_table(str(tmp_path / name) if "." in name else name)
-    with pytest.raises(fc.TableError, match="There is no table at"):
+    with pytest.raises(fc.errors.TableError, match="There is no table at"):
         open_table(str(tmp_path / "nowhere.toml"))
 
 
@@ -191,9 +195,9 @@ def test_recipes_are_the_methods(tmp_path):
     for recipe, method in same:
         made = method_of(recipe, Ingredients(statistics=stats)).plan(grid)
         assert (made.rows, made.provenance["method"]) == (method.plan(grid).rows, method.name)
-    with pytest.raises(fc.PlanError, match="eoc and smoothcache need statistics"):
+    with pytest.raises(fc.errors.PlanError, match="eoc and smoothcache need statistics"):
         method_of(Recipe("eoc", {}, base), Ingredients())
-    with pytest.raises(fc.PlanError, match="l2c needs a router that skips about 22 %"):
+    with pytest.raises(fc.errors.PlanError, match="l2c needs a router that skips about 22 %"):
         method_of(Recipe("l2c", {"level": 22}), Ingredients())
 
 
@@ -300,7 +304,7 @@ def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, t
     assert result.document["protocol"]["guidance"] == 4.5
     with np.load(tmp_path / "out/samples/procache/samples.npz") as file:
         assert file["arr_1"].tolist() == ["a red cat", "a small cactus", "a happy apple"] * 2
-    with pytest.raises(fc.InputError, match="texts: give a file of them, one a line, with --prompts"):
+    with pytest.raises(fc.errors.InputError, match="texts: give a file of them, one a line, with --prompts"):
         reproduce(table, ground(table, pixart_folder, real), tmp_path / "other", SMALL)
 
 
@@ -312,7 +316,7 @@ def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
     labels = here.conditions(table, 10, 3)
     how, target = sources.Sampling(20, 1.5, 3), here.source.target
     uncached = sources.in_batches(here.source, labels, how, 5)
-    with fc.apply(target, fc.fora_paper(50).plan(fc.grid(target, 20))) as session:
+    with fc.apply(target, fc.methods.fora_paper(50).plan(fc.grid(target, 20))) as session:
         images = sources.in_batches(here.source, labels, how, 5)
     pixels, others = ((each * 255).round().to(torch.uint8) for each in (images, uncached))
     mean = 10 * torch.log10(255**2 / (pixels.double() - others.double()).square().mean((1, 2, 3))).clamp_max(100)
@@ -323,7 +327,7 @@ def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
     expected = evaluate.frechet_distance(evaluate.Moments.of(pool), evaluate.Moments.of(against))
     assert found["figures"]["fid"].value == pytest.approx(expected, rel=1e-4)
     assert session.stats.skipped == 2 * 6 * 10  # two generations, six branches, ten steps
-    assert found["macs_ratio"] == fc.fora_paper(50).plan(fc.grid(target, 20)).cost(target).speedup
+    assert found["macs_ratio"] == fc.methods.fora_paper(50).plan(fc.grid(target, 20)).cost(target).speedup
     assert len(set(labels)) > 1
     assert max(labels) < 1000
 
@@ -429,7 +433,9 @@ def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path
     here = ground(table, pipe_folder, real, router)
 
     def refused(words, table=table, here=here, protocol=SMALL):
-        with pytest.raises(fc.TableError, match=rf"copy holds .*\(.*{words}.*\): choose another folder, or delete it"):
+        with pytest.raises(
+            fc.errors.TableError, match=rf"copy holds .*\(.*{words}.*\): choose another folder, or delete it"
+        ):
             reproduce(table, here, folder, protocol, rows=ROWS)
 
     refused("samples 10, not 12", protocol=replace(SMALL, samples=12))
@@ -454,7 +460,7 @@ def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path
     routers = {22: fc.Router(first, here.routers[22].sites, (1,))}
     refused("another router, other statistics", here=replace(here, routers=routers))
     (folder / "reproduction.json").write_text("{}")
-    with pytest.raises(fc.TableError, match=r"reproduction.json is not a readable reproduction"):
+    with pytest.raises(fc.errors.TableError, match=r"reproduction.json is not a readable reproduction"):
         reproduce(table, here, folder, SMALL, rows=ROWS)
 
 
@@ -467,16 +473,20 @@ def test_what_is_lacking_is_said_before_anything_is_sampled(pipe_folder, real, t
             reproduce(table, here, tmp_path, **({"protocol": SMALL} | more))
         assert not list(tmp_path.iterdir())
 
-    refused(fc.InputError, "L2C 22 % needs a router that skips about 22 % .* with --router, or choose other rows")
-    refused(fc.TableError, "goc-table-3 has no row 'fora-60'; it has 'no cache', 'FORA 50 %'", rows=["fora-60"])
-    refused(fc.InputError, "is needs at least 10 samples; 9 were", protocol=Protocol(9), rows=["fora-50"])
-    with pytest.raises(fc.InputError, match="compare with real images: give ADM's .npz or a folder with --reference"):
+    refused(
+        fc.errors.InputError, "L2C 22 % needs a router that skips about 22 % .* with --router, or choose other rows"
+    )
+    refused(fc.errors.TableError, "goc-table-3 has no row 'fora-60'; it has 'no cache', 'FORA 50 %'", rows=["fora-60"])
+    refused(fc.errors.InputError, "is needs at least 10 samples; 9 were", protocol=Protocol(9), rows=["fora-50"])
+    with pytest.raises(
+        fc.errors.InputError, match="compare with real images: give ADM's .npz or a folder with --reference"
+    ):
         open_ground(table, str(pipe_folder), Given(), "cpu")
-    with pytest.raises(fc.InputError, match="digits brings what judges it: leave --reference out"):
+    with pytest.raises(fc.errors.InputError, match="digits brings what judges it: leave --reference out"):
         open_ground(table, "digits", Given(str(real)), "cpu")
     smooth = replace(table.rows[1], recipe=Recipe("smoothcache", {"threshold": 0.1}))
     smooth = replace(table, rows=(table.rows[0], smooth))
-    with pytest.raises(fc.InputError, match="needs statistics of .* with --stats"):
+    with pytest.raises(fc.errors.InputError, match="needs statistics of .* with --stats"):
         reproduce(smooth, here, tmp_path, SMALL)
 
 
@@ -583,7 +593,7 @@ def test_the_picture_draws_every_row(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(
         matplotlib.axes.Axes, "errorbar", lambda self, x, y, **more: drawn.append((x, y)) or keep(self, x, y, **more)
     )
-    report.draw_reproduction(whole[1], tmp_path / "x.png")
+    figures_module.draw_reproduction(whole[1], tmp_path / "x.png")
     measured = whole[1].measured
     shown = [measured[name] for name in ROWS]
     expected = [(100 / row["macs_ratio"], row["figures"][key].value) for key in ("fid", "psnr") for row in shown]
@@ -596,6 +606,8 @@ def test_the_published_router_fits_the_tables():
         pytest.skip("the published router is not here")
     rows = {row.name: row.recipe for row in open_table("goc-table-3").rows if row.recipe}
     router = fc.Router.read(PUBLISHED)
-    grid = fc.Grid(20, tuple(fc.Site(name, index // 2, name.split(".")[-1]) for index, name in enumerate(router.sites)))
+    grid = fc.Grid(
+        20, tuple(fc.parts.Site(name, index // 2, name.split(".")[-1]) for index, name in enumerate(router.sites))
+    )
     plan = method_of(rows["L2C 22 %"], Ingredients({22: router})).plan(grid)
     assert sum(not cell.computed for row in plan.rows for cell in row) == 248

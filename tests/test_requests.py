@@ -57,18 +57,18 @@ def test_enabled_until_disabled():
 
 def test_enabling_twice_and_disabling_what_is_not_enabled_are_errors():
     pipe = dit_pipe()
-    with pytest.raises(fc.RunError, match="is not enabled"):
+    with pytest.raises(fc.errors.RunError, match="is not enabled"):
         fc.disable(pipe)
     fc.enable(pipe, plan(pipe))
     for target in (pipe, pipe.transformer):
-        with pytest.raises(fc.AlreadyAppliedError, match=r"forecache\.disable"):
+        with pytest.raises(fc.errors.AlreadyAppliedError, match=r"forecache\.disable"):
             fc.enable(target, plan(pipe))
-    with pytest.raises(fc.AlreadyAppliedError), fc.apply(pipe, plan(pipe)):
+    with pytest.raises(fc.errors.AlreadyAppliedError), fc.apply(pipe, plan(pipe)):
         pass
     expected = generate_images(pipe, T)
     fc.disable(pipe)
     assert np.array_equal(alone(pipe, plan(pipe)), expected)
-    with pytest.raises(fc.RunError, match="is not enabled"):
+    with pytest.raises(fc.errors.RunError, match="is not enabled"):
         fc.disable(pipe)
 
 
@@ -112,7 +112,7 @@ def test_a_plan_on_a_pipeline_that_is_never_called_is_an_error():
     pipe = dit_pipe()
     session = fc.apply(pipe, plan(pipe)).__enter__()
     generate(pipe.transformer, T)
-    with pytest.raises(fc.RunError, match=r"called 6 times in this block, but never by that pipeline"):
+    with pytest.raises(fc.errors.RunError, match=r"called 6 times in this block, but never by that pipeline"):
         session.__exit__(None, None, None)
 
 
@@ -122,7 +122,7 @@ def test_a_plan_on_a_pipeline_that_is_never_called_is_an_error():
 def test_another_length_is_an_error_or_resampled_with_a_line_in_the_log(caplog):
     pipe = dit_pipe()
     made = plan(pipe)
-    with fc.apply(pipe, made), pytest.raises(fc.StepCountError, match="resample=True"):
+    with fc.apply(pipe, made), pytest.raises(fc.errors.StepCountError, match="resample=True"):
         generate_images(pipe, 10)
     with caplog.at_level(logging.WARNING, "forecache"), fc.apply(pipe, made, resample=True) as session:
         found = [generate_images(pipe, steps) for steps in (10, T, 10, 3)]
@@ -131,7 +131,7 @@ def test_another_length_is_an_error_or_resampled_with_a_line_in_the_log(caplog):
         "A plan of 6 steps was resampled to 3: measure its quality.",
     ]
     for image, steps in zip(found, (10, T, 10, 3), strict=True):
-        assert np.array_equal(image, alone(pipe, fc.resampled(made, steps), steps))
+        assert np.array_equal(image, alone(pipe, fc.plan.resampled(made, steps), steps))
     assert session.stats.generations == 4
 
 
@@ -150,14 +150,14 @@ def test_an_even_schedule_resampled_is_the_method_at_that_length(dit, name):
     method = METHODS[name]
     made = plan(dit, method, 20)
     for steps in (8, 12, 20, 40, 50):
-        assert fc.resampled(made, steps).rows == plan(dit, method, steps).rows
+        assert fc.plan.resampled(made, steps).rows == plan(dit, method, steps).rows
 
 
 def test_a_resampled_schedule_is_dense_where_the_plan_was(dit):
     def picture(steps):
-        return fc.resampled(made, steps).picture()
+        return fc.plan.resampled(made, steps).picture()
 
-    made = plan(dit, fc.Method("two halves", fc.schedules.by_step("##########....#....#")), 20)
+    made = plan(dit, fc.Method("two halves", fc.parts.schedules.by_step("##########....#....#")), 20)
     assert made.picture() == picture(20) == "##########....#....#"
     # by hand: the computed steps lie at places 0 ... 9, 14, 19 of 20, one in five from 9 on
     assert picture(40) == "###################" + "....#" * 4 + "."
@@ -166,7 +166,7 @@ def test_a_resampled_schedule_is_dense_where_the_plan_was(dit):
 
 def test_chosen_tokens_are_chosen_in_the_resampled_plan_as_well(dit):
     made = plan(dit, fc.selective(fc.fora(4), share=0.4, importance="random"), 12)
-    again = fc.resampled(made, 24)
+    again = fc.plan.resampled(made, 24)
     signs = [made.picture().replace("\n", ""), again.picture().replace("\n", "")]
     assert all({"#", "o"} <= set(each) for each in signs)
     assert signs[0].count("o") / len(signs[0]) == pytest.approx(signs[1].count("o") / len(signs[1]), abs=0.1)
@@ -179,8 +179,8 @@ def test_what_cannot_be_resampled_is_refused(dit):
     made = plan(dit)
     cell = replace(made.rows[0][3], reads=((2, 1.7), (0, -0.7)))
     odd = replace(made, rows=((*made.rows[0][:3], cell, *made.rows[0][4:]), *made.rows[1:]))
-    with pytest.raises(fc.PlanError, match="those of no forecast that forecache knows"):
-        fc.resampled(odd, 10)
+    with pytest.raises(fc.errors.PlanError, match="those of no forecast that forecache knows"):
+        fc.plan.resampled(odd, 10)
 
 
 # ---- guards ---------------------------------------------------------------------------------------------------------
@@ -190,13 +190,13 @@ def test_estimates_that_go_too_far_fall_back_to_reuse(dit):
     wild = plan(dit, fc.goc(fc.fora(2), 500.0))
     with fc.apply(dit, plan(dit, fc.fora(2))):
         reuse = generate(dit, T)
-    with fc.apply(dit, wild, guards=fc.Guards(max_error=1e-6)) as session:
+    with fc.apply(dit, wild, guards=fc.runtime.Guards(max_error=1e-6)) as session:
         assert torch.equal(generate(dit, T), reuse)
     cells = sum(cell.sign == "~" for row in wild.rows for cell in row)
     assert session.stats.fallbacks == 4 * cells  # every sample of the guidance pair of two
     with fc.apply(dit, plan(dit)):
         expected = generate(dit, T)
-    with fc.apply(dit, plan(dit), guards=fc.Guards(max_error=1e6)) as session:
+    with fc.apply(dit, plan(dit), guards=fc.runtime.Guards(max_error=1e6)) as session:
         torch.testing.assert_close(generate(dit, T), expected, rtol=1e-5, atol=1e-5)
     assert session.stats.fallbacks == 0
 
@@ -217,13 +217,13 @@ def test_a_sample_falls_back_by_itself(dit):
     method = fc.goc(fc.fora(2), 0.8)
     runs = []
     for start in (x, spoilt):
-        with fc.apply(dit, plan(dit, method, 4), guards=fc.Guards(max_error=0.1)):
+        with fc.apply(dit, plan(dit, method, 4), guards=fc.runtime.Guards(max_error=0.1)):
             runs.append(sample(start))
     assert all(map(torch.equal, *runs))
 
 
 def test_max_error_is_the_ratio_of_norms():
-    from forecache.guards import limited
+    from forecache.runtime.guards import limited
 
     newest = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     change = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -239,27 +239,27 @@ def test_max_error_is_the_ratio_of_norms():
 
 
 def test_a_plan_that_computes_too_little_is_refused(dit):
-    with pytest.raises(fc.PlanError, match=r"computes 50\.0% of the features, and min_computed asks for 60\.0%"):
-        fc.apply(dit, plan(dit), guards=fc.Guards(min_computed=0.6))
-    fc.apply(dit, plan(dit), guards=fc.Guards(min_computed=0.5))
+    with pytest.raises(fc.errors.PlanError, match=r"computes 50\.0% of the features, and min_computed asks for 60\.0%"):
+        fc.apply(dit, plan(dit), guards=fc.runtime.Guards(min_computed=0.6))
+    fc.apply(dit, plan(dit), guards=fc.runtime.Guards(min_computed=0.5))
 
 
 def test_a_plan_of_other_weights_or_another_scheduler_is_refused():
     pipe, other = dit_pipe(), dit_pipe(small_dit(classes=1000, seed=9))
-    guards = fc.Guards(same_model=True, same_scheduler=True)
+    guards = fc.runtime.Guards(same_model=True, same_scheduler=True)
     fc.apply(pipe, plan(pipe), guards=guards)
     fc.apply(pipe.to(torch.bfloat16), plan(pipe), guards=guards)
-    with pytest.raises(fc.PlanMismatchError, match="another model's weights"):
+    with pytest.raises(fc.errors.PlanMismatchError, match="another model's weights"):
         fc.apply(other, plan(pipe), guards=guards)
     pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear")
-    with pytest.raises(fc.PlanMismatchError, match="another scheduler"):
-        fc.apply(pipe, plan(dit_pipe()), guards=fc.Guards(same_scheduler=True))
+    with pytest.raises(fc.errors.PlanMismatchError, match="another scheduler"):
+        fc.apply(pipe, plan(dit_pipe()), guards=fc.runtime.Guards(same_scheduler=True))
 
 
 @pytest.mark.parametrize("wrong", [{"max_error": 0.0}, {"max_error": float("nan")}, {"min_computed": 1.5}])
 def test_guards_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(fc.PlanError, match=next(iter(wrong))):
-        fc.Guards(**wrong)
+    with pytest.raises(fc.errors.PlanError, match=next(iter(wrong))):
+        fc.runtime.Guards(**wrong)
 
 
 # ---- threads, asyncio, processes ------------------------------------------------------------------------------------

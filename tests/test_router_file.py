@@ -110,15 +110,15 @@ def test_routers_are_equal_when_everything_is():
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(parts, words):
-    with pytest.raises(fc.PlanError, match=words):
+    with pytest.raises(fc.errors.PlanError, match=words):
         fc.Router(*parts)
 
 
 @pytest.mark.parametrize("number", [-0.1, 1.1, float("nan")])
 def test_thresholds_and_levels_are_shares(number):
-    with pytest.raises(fc.PlanError, match="threshold is a probability"):
+    with pytest.raises(fc.errors.PlanError, match="threshold is a probability"):
         ROUTER.level(number)
-    with pytest.raises(fc.PlanError, match="level is a share"):
+    with pytest.raises(fc.errors.PlanError, match="level is a share"):
         ROUTER.threshold_for(number)
 
 
@@ -208,7 +208,7 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
     make, words = DAMAGED[damage]
     file.write_bytes(make())
-    with pytest.raises(fc.RouterFileError, match=words) as caught:
+    with pytest.raises(fc.errors.RouterFileError, match=words) as caught:
         fc.Router.load(file)
     assert str(file) in str(caught.value)
     assert len(str(caught.value)) < len(str(file)) + 500, "an error is a sentence, not the file"
@@ -216,9 +216,9 @@ def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
 
 def test_a_missing_file_and_a_folder_are_refused_with_their_name(tmp_path):
     for read in (fc.Router.load, fc.Router.from_published, fc.Router.read, fc.l2c):
-        with pytest.raises(fc.RouterFileError, match=r"There is no .*router.* at .*nowhere"):
+        with pytest.raises(fc.errors.RouterFileError, match=r"There is no .*router.* at .*nowhere"):
             read(tmp_path / "nowhere")
-        with pytest.raises(fc.RouterFileError, match=f"{tmp_path.name} (cannot be read|is not a readable)"):
+        with pytest.raises(fc.errors.RouterFileError, match=f"{tmp_path.name} (cannot be read|is not a readable)"):
             read(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_a_missing_file_and_a_folder_are_refused_with_their_name(tmp_path):
 def test_a_file_of_a_size_that_no_router_has_is_refused_unread(tmp_path, read):
     with (tmp_path / "huge").open("wb") as sparse:
         sparse.truncate(2**40)
-    with pytest.raises(fc.RouterFileError, match="huge.*1099511627776 bytes.*at most"):
+    with pytest.raises(fc.errors.RouterFileError, match="huge.*1099511627776 bytes.*at most"):
         read(tmp_path / "huge")
 
 
@@ -246,7 +246,7 @@ def test_a_file_with_changed_bytes_is_a_router_or_refused(file, seed):
         file.write_bytes(mutant)
         try:
             router = fc.Router.load(file)
-        except fc.RouterFileError:
+        except fc.errors.RouterFileError:
             continue
         assert router.show()
         router.save(file)
@@ -277,7 +277,7 @@ def test_rows_of_even_calls_are_ignored(tmp_path):
 
 
 def test_our_load_says_how_a_published_file_is_read(pt):
-    with pytest.raises(fc.RouterFileError, match=r"router\.pt .* read with Router\.from_published"):
+    with pytest.raises(fc.errors.RouterFileError, match=r"router\.pt .* read with Router\.from_published"):
         fc.Router.load(pt)
     assert fc.Router.read(pt) == fc.Router.from_published(pt)
 
@@ -316,7 +316,7 @@ def test_nothing_in_a_hostile_file_is_executed(tmp_path, where, read):
         case _:
             content[where] = evil
     torch.save(content, tmp_path / "evil.pt")
-    with pytest.raises(fc.RouterFileError, match=r"evil\.pt .*nothing in it was run"):
+    with pytest.raises(fc.errors.RouterFileError, match=r"evil\.pt .*nothing in it was run"):
         read(tmp_path / "evil.pt")
     assert not (tmp_path / "touched").exists()
 
@@ -325,10 +325,10 @@ def test_a_bare_hostile_pickle_is_not_executed_either(tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps(Touch(tmp_path / "touched")))
     for read in (fc.Router.from_published, fc.Router.read):
-        with pytest.raises(fc.RouterFileError, match=r"evil\.pt"):
+        with pytest.raises(fc.errors.RouterFileError, match=r"evil\.pt"):
             read(path)
     torch.save({"routers": Touch(tmp_path / "touched")}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(fc.RouterFileError, match=r"evil\.pt"):
+    with pytest.raises(fc.errors.RouterFileError, match=r"evil\.pt"):
         fc.Router.from_published(path)
     assert not (tmp_path / "touched").exists()
 
@@ -368,7 +368,7 @@ STRANGE = {
 def test_a_published_file_of_other_contents_is_refused(tmp_path, what):
     make, words = STRANGE[what]
     torch.save(make(), tmp_path / "router.pt")
-    with pytest.raises(fc.RouterFileError, match=words) as caught:
+    with pytest.raises(fc.errors.RouterFileError, match=words) as caught:
         fc.Router.from_published(tmp_path / "router.pt")
     assert "router.pt" in str(caught.value)
 
@@ -391,7 +391,7 @@ def repacked(pt, **options):
 
 def test_an_archive_that_grows_when_it_is_read_is_refused(pt):
     pt.write_bytes(repacked(pt, compression=zipfile.ZIP_DEFLATED))
-    with pytest.raises(fc.RouterFileError, match="archive is compressed"):
+    with pytest.raises(fc.errors.RouterFileError, match="archive is compressed"):
         fc.Router.from_published(pt)
 
 
@@ -399,7 +399,7 @@ def test_an_archive_that_grows_when_it_is_read_is_refused(pt):
 def test_a_truncated_published_file_is_refused(pt, share):
     content = pt.read_bytes()
     pt.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(fc.RouterFileError, match=r"router\.pt is not a readable"):
+    with pytest.raises(fc.errors.RouterFileError, match=r"router\.pt is not a readable"):
         fc.Router.from_published(pt)
 
 
@@ -409,5 +409,5 @@ def test_a_published_file_with_changed_bytes_is_a_router_or_refused(pt, seed):
         pt.write_bytes(mutant)
         try:
             assert fc.Router.from_published(pt).show()
-        except fc.RouterFileError:
+        except fc.errors.RouterFileError:
             continue

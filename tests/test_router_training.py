@@ -16,10 +16,11 @@ from routers import Trajectories, checkpoint, diffusers_call
 from torch import nn
 
 import forecache as fc
-from forecache import adapters, router
-from forecache._lesson import Lesson, frozen
 from forecache.evaluate import psnr
-from forecache.sources import DigitsSource, Sampling
+from forecache.fit import routers
+from forecache.fit.lesson import Lesson, frozen
+from forecache.models import find
+from forecache.sampling.sources import Sampling
 from forecache.zoo import load_digits, router_path
 
 STEPS = 6
@@ -38,7 +39,7 @@ def logits(sites, seed=3, steps=STEPS):
 def lesson(model, values, lam=1e-3, steps=STEPS):
     """What the library learns from one run: (gradient, errors, losses)."""
     parameter = nn.Parameter(values.clone())
-    watched = Lesson(adapters.layout(model), parameter, lam, steps)
+    watched = Lesson(find.layout(model), parameter, lam, steps)
     with frozen(model), watched.watching():
         generate(model, steps) if hasattr(model, "config") else by_hand_call(model, steps)
     return parameter.grad, torch.stack(watched.errors), torch.stack(watched.losses)
@@ -127,7 +128,7 @@ def test_computing_everything_has_no_error_and_reusing_everything_that_of_the_pl
 
 def test_samples_are_the_models_own_while_it_learns(dit):
     alone = generate(dit, STEPS)
-    watched = Lesson(adapters.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
+    watched = Lesson(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
     with frozen(dit), watched.watching():
         assert torch.equal(generate(dit, STEPS), alone)
 
@@ -142,11 +143,11 @@ def test_one_iteration_is_one_step_of_adam_on_the_hand_written_gradient(facebook
 
     made = fc.train_router(Recorded(facebook), **SHORT | {"iterations": 1})
     ((chosen, seed, first),) = seen
-    start = torch.full((3, 6), router.START, requires_grad=True)
-    training = Lesson(adapters.layout(facebook), start, 1e-4, STEPS)
+    start = torch.full((3, 6), routers.START, requires_grad=True)
+    training = Lesson(find.layout(facebook), start, 1e-4, STEPS)
     with frozen(facebook), training.watching():
         source.generate(chosen, Sampling(STEPS, 1.5, seed), first)
-    expected = router.START - 0.1 * start.grad / (start.grad.abs() + 1e-8)
+    expected = routers.START - 0.1 * start.grad / (start.grad.abs() + 1e-8)
     assert torch.allclose(made.logits[1::2], expected, atol=1e-6)
     assert made.skippable == (1, 3, 5)
 
@@ -164,7 +165,7 @@ def test_gradients_reach_the_odd_calls_alone(source):
     """Rows of even calls stay as they were, parameters of the model get nothing."""
     made = fc.train_router(source, **SHORT)
     assert not made.logits[::2].any()
-    assert (made.logits[1::2] != router.START).all()
+    assert (made.logits[1::2] != routers.START).all()
     assert all(parameter.grad is None for parameter in source.target.parameters())
 
 
@@ -262,7 +263,7 @@ def test_the_users_random_numbers_go_on_as_if_nothing_happened(source):
 
 def test_nothing_of_the_teacher_is_kept(dit):
     """After a pair of calls no feature and no graph is alive."""
-    watched = Lesson(adapters.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
+    watched = Lesson(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
     with frozen(dit), watched.watching():
         generate(dit, STEPS)
     assert not watched._kept
@@ -290,7 +291,7 @@ def stopped(source, path, after):
 
 
 def test_a_resumed_training_goes_on_as_if_never_stopped(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(router, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(routers, "SAVE_SECONDS", 0)
     through = fc.train_router(source, **SHORT)
     for after in (1, 2):
         stopped(source, tmp_path / "state", after)
@@ -312,7 +313,7 @@ def test_a_finished_training_is_not_repeated_and_can_be_prolonged(source, tmp_pa
     assert not seen
     longer = fc.train_router(source, checkpoint=tmp_path / "state", **SHORT | {"iterations": 5})
     assert torch.equal(longer.logits, fc.train_router(source, **SHORT | {"iterations": 5}).logits)
-    with pytest.raises(fc.InputError, match="has 5 iterations behind it, 3 were asked for"):
+    with pytest.raises(fc.errors.InputError, match="has 5 iterations behind it, 3 were asked for"):
         fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
 
 
@@ -331,7 +332,7 @@ def test_a_finished_training_is_not_repeated_and_can_be_prolonged(source, tmp_pa
 def test_other_settings_do_not_continue_a_checkpoint(source, tmp_path, changed, words):
     fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
     before = (tmp_path / "state").read_bytes()
-    with pytest.raises(fc.InputError, match=f"state is the checkpoint of another training: {words}"):
+    with pytest.raises(fc.errors.InputError, match=f"state is the checkpoint of another training: {words}"):
         fc.train_router(source, checkpoint=tmp_path / "state", **SHORT | changed)
     assert (tmp_path / "state").read_bytes() == before
 
@@ -342,10 +343,12 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(source, tmp_path):
     whole = path.read_bytes()
     for content in (b"", whole[:-5], whole[:300], whole.replace(b"exp_avg_sq", b"exp_avg_xx")):
         path.write_bytes(content)
-        with pytest.raises(fc.RouterFileError, match=r"state is not a readable checkpoint .* Remove it to start again"):
+        with pytest.raises(
+            fc.errors.RouterFileError, match=r"state is not a readable checkpoint .* Remove it to start again"
+        ):
             fc.train_router(source, checkpoint=path, **SHORT)
     fc.Router(torch.zeros(2, 1), ("a",), (1,)).save(path)
-    with pytest.raises(fc.RouterFileError, match="state is not a readable checkpoint"):
+    with pytest.raises(fc.errors.RouterFileError, match="state is not a readable checkpoint"):
         fc.train_router(source, checkpoint=path, **SHORT)
 
 
@@ -360,7 +363,7 @@ torch.set_num_threads(1)
 torch.manual_seed(1)
 model = DiT(depth=3, num_classes=10).eval()
 with _distributed.started() as world:
-    made = fc.train_router(Trajectories(model), checkpoint=fc.router.Path({folder!r} + "/state"), **{settings!r})
+    made = fc.train_router(Trajectories(model), checkpoint=fc.fit.routers.Path({folder!r} + "/state"), **{settings!r})
 made.save({folder!r} + f"/{{world.rank}}.safetensors")
 """
 
@@ -380,18 +383,18 @@ def test_two_processes_average_their_gradients(facebook, source, tmp_path):
     first, second = (fc.Router.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert torch.equal(first.logits, second.logits)
     assert first.provenance["processes"] == "2"
-    values = nn.Parameter(torch.full((3, 6), router.START))
+    values = nn.Parameter(torch.full((3, 6), routers.START))
     optimizer = torch.optim.AdamW([values], lr=0.1, weight_decay=0)
-    settings = router.Settings("", 2, STEPS, 1.5, 2, 0.1, 1e-4, 0)
+    settings = routers.Settings("", 2, STEPS, 1.5, 2, 0.1, 1e-4, 0)
     for iteration in range(3):
         for rank in range(2):
-            with frozen(facebook), Lesson(adapters.layout(facebook), values, 1e-4, STEPS).watching():
-                router._trajectory(source, settings, 2 * iteration + rank, torch.device("cpu"))
+            with frozen(facebook), Lesson(find.layout(facebook), values, 1e-4, STEPS).watching():
+                routers._trajectory(source, settings, 2 * iteration + rank, torch.device("cpu"))
         values.grad /= 2
         optimizer.step()
         optimizer.zero_grad()
     assert torch.allclose(first.logits[1::2], values.detach(), atol=1e-5)
-    with pytest.raises(fc.InputError, match="processes is 2 in it, and 1"):
+    with pytest.raises(fc.errors.InputError, match="processes is 2 in it, and 1"):
         fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
 
 
@@ -403,11 +406,11 @@ def test_trajectories_differ_by_number_and_seed_and_not_by_batch(source):
             drawn[self.key] = (tuple(labels), how.seed, first_index)
 
     seen = Seen(source.target)
-    settings = router.Settings("", 1, STEPS, 1.5, 16, 0.1, 1e-4, 0)
+    settings = routers.Settings("", 1, STEPS, 1.5, 16, 0.1, 1e-4, 0)
     for seed in (0, 1):
         for number in (0, 1):
             seen.key = (seed, number)
-            router._trajectory(seen, replace(settings, seed=seed), number, torch.device("cpu"))
+            routers._trajectory(seen, replace(settings, seed=seed), number, torch.device("cpu"))
     assert len({each[0] for each in drawn.values()}) == 4
     assert drawn[0, 0][1] != drawn[1, 0][1]
     assert {each[2] for each in drawn.values()} == {0, 16}
@@ -430,12 +433,12 @@ def test_trajectories_differ_by_number_and_seed_and_not_by_batch(source):
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(source, changed, words):
-    with pytest.raises(fc.InputError, match=words):
+    with pytest.raises(fc.errors.InputError, match=words):
         fc.train_router(source, **SHORT | changed)
 
 
 def test_what_cannot_be_sampled_from_is_refused(facebook):
-    with pytest.raises(fc.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, .*the digits model"):
+    with pytest.raises(fc.errors.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, .*the digits model"):
         fc.train_router(facebook, **SHORT)
 
 
@@ -453,14 +456,14 @@ class Shorter(Trajectories):
 
 @pytest.mark.parametrize(("kind", "found"), [(Twice, "more than 6"), (Shorter, "5")])
 def test_a_run_of_another_length_is_refused(facebook, kind, found):
-    with pytest.raises(fc.StepCountError, match=f"trained for 6 steps, and the run made {found} model calls"):
+    with pytest.raises(fc.errors.StepCountError, match=f"trained for 6 steps, and the run made {found} model calls"):
         fc.train_router(kind(facebook), **SHORT)
 
 
 def test_a_model_that_samples_by_a_plan_is_refused(facebook, source):
     with (
         fc.apply(facebook, fc.fora(2).plan(fc.grid(facebook, STEPS))),
-        pytest.raises(fc.AlreadyAppliedError, match="leave its"),
+        pytest.raises(fc.errors.AlreadyAppliedError, match="leave its"),
     ):
         fc.train_router(source, **SHORT)
 
@@ -471,7 +474,7 @@ def test_inference_mode_is_refused(facebook):
         def generate(self, *args, **kwargs):
             return super().generate(*args, **kwargs)
 
-    with pytest.raises(fc.RunError, match="inference_mode: sample under torch.no_grad"):
+    with pytest.raises(fc.errors.RunError, match="inference_mode: sample under torch.no_grad"):
         fc.train_router(Inference(facebook), **SHORT)
 
 
@@ -479,19 +482,19 @@ def test_a_model_that_gives_no_numbers_is_refused(facebook):
     broken = copy.deepcopy(facebook)
     with torch.no_grad():
         broken.blocks[0].mlp.fc1.weight.fill_(float("nan"))
-    with pytest.raises(fc.RunError, match="loss of iteration 1 is nan"):
+    with pytest.raises(fc.errors.RunError, match="loss of iteration 1 is nan"):
         fc.train_router(Trajectories(broken), **SHORT)
 
 
 def test_a_site_that_runs_twice_is_refused(facebook):
     facebook.blocks.append(facebook.blocks[0])
-    with pytest.raises(fc.RunError, match=r"blocks\.3\.attn ran twice in one model call"):
+    with pytest.raises(fc.errors.RunError, match=r"blocks\.3\.attn ran twice in one model call"):
         fc.train_router(Trajectories(facebook), **SHORT)
 
 
 def test_a_feature_that_is_written_into_is_noticed(facebook):
     handle = facebook.blocks[0].mlp.register_forward_hook(lambda module, args, output: output.mul_(1.0))
-    with pytest.raises(fc.RunError, match=r"What blocks\.0\.mlp gave out was changed in place"):
+    with pytest.raises(fc.errors.RunError, match=r"What blocks\.0\.mlp gave out was changed in place"):
         fc.train_router(Trajectories(facebook), sites=["blocks.*.mlp"], **SHORT)
     handle.remove()
 
@@ -513,7 +516,7 @@ def test_the_bundled_routers_fit_digits_and_are_near_their_level(level, range_):
 
 def test_the_bundled_router_is_better_than_skipping_whole_calls():
     """22 % by the router, against 20 % in the first, the last or alternate odd calls."""
-    source = DigitsSource(load_digits())
+    source = load_digits()
 
     def sampled(method):
         with fc.apply(source.target, method.plan(fc.grid(source.target, 20))):
@@ -526,7 +529,7 @@ def test_the_bundled_router_is_better_than_skipping_whole_calls():
 
 
 def test_a_level_without_a_bundled_router_is_refused():
-    with pytest.raises(fc.InputError, match="routers for 22 and 40 % of the cells; 50 was asked for"):
+    with pytest.raises(fc.errors.InputError, match="routers for 22 and 40 % of the cells; 50 was asked for"):
         router_path(50)
 
 

@@ -7,10 +7,10 @@ from conftest import small_dit
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 import forecache as fc
-from forecache import adapters
-from forecache._place import as_dtype
-from forecache.sample import noise, sample, to_images
-from forecache.sources import open_source
+from forecache.models import find
+from forecache.sampling.device import as_dtype
+from forecache.sampling.loop import noise, sample, to_images
+from forecache.zoo.open import open_source
 
 
 def test_noise_depends_on_seed_and_index_alone():
@@ -40,7 +40,7 @@ def test_diffusers_is_told_the_dtype_by_the_word_that_it_knows(monkeypatch, vers
 def test_a_model_is_loaded_in_the_dtype_that_is_asked_for():
     for name in ("digits", "digits-text"):
         target = open_source(name, "cpu", "bfloat16").target
-        assert adapters.find(target).dtype == torch.bfloat16
+        assert find.find(target).dtype == torch.bfloat16
 
 
 def test_batches_do_not_change_the_samples(dit):
@@ -69,7 +69,7 @@ def test_any_scheduler_runs_and_a_plan_counts_its_calls(dit, kind, calls):
 
 @pytest.mark.parametrize("labels", [[10], [-1], []])
 def test_unknown_labels_are_refused(labels):
-    with pytest.raises(fc.InputError, match="classes 0 to 9"):
+    with pytest.raises(fc.errors.InputError, match="classes 0 to 9"):
         sample(small_dit(1), DDIMScheduler(), labels, num_steps=2)
 
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecache import Action, Grid, PlanError, Site
-from forecache.schedules import (
+from forecache import Grid
+from forecache.errors import PlanError
+from forecache.parts.grid import Action, Site
+from forecache.parts.schedules import (
     at,
     by_step,
     depth,

@@ -14,11 +14,11 @@ from PIL import Image
 from test_calibrate import Mine
 
 import forecache as fc
-from forecache import report
 from forecache.evaluate import Moments, frechet_distance, psnr
-from forecache.patterns import Constraints, computed
-from forecache.scores import Context, Score, clip_score, frechet, psnr_to_uncached
-from forecache.sources import DigitsSource, Sampling
+from forecache.fit.scores import Context, Score, clip_score, frechet, psnr_to_uncached
+from forecache.parts.patterns import Constraints, computed
+from forecache.report import figures
+from forecache.sampling.sources import Sampling
 from forecache.zoo import Digits
 
 T, LABELS = 6, [3, 1, 3]
@@ -40,7 +40,7 @@ def search(target, space=SPACE, labels=LABELS, **options):
 
 def sampled(digits, pattern=None, method=lambda base: base):
     """The images under a pattern, in batches of two, by hand."""
-    source = DigitsSource(digits)
+    source = digits
 
     def images():
         return torch.cat([source.generate(LABELS[first : first + 2], HOW, first) for first in (0, 2)])
@@ -171,7 +171,9 @@ def test_the_file_of_another_search_is_refused(digits, tmp_path, name):
     options = {"path": path, "candidates": 1}
     search(digits, **options)
     before = path.read_bytes()
-    with pytest.raises(fc.SearchFileError, match=rf"holds another search \({name} differ\): write to another file"):
+    with pytest.raises(
+        fc.errors.SearchFileError, match=rf"holds another search \({name} differ\): write to another file"
+    ):
         search(digits, **options, **OTHERS[name])
     assert path.read_bytes() == before
 
@@ -180,12 +182,12 @@ def test_the_file_of_another_model_is_refused(digits, tmp_path, facebook):
     search(digits, path=tmp_path / "s.json", candidates=1)
     for parameter in digits.transformer.parameters():
         parameter.data.mul_(1.5)
-    with pytest.raises(fc.SearchFileError, match=r"\(fingerprint differ\)"):
+    with pytest.raises(fc.errors.SearchFileError, match=r"\(fingerprint differ\)"):
         search(digits, path=tmp_path / "s.json")
     digits.transformer.double()
-    with pytest.raises(fc.SearchFileError, match=r"\(dtype, fingerprint differ\)"):
+    with pytest.raises(fc.errors.SearchFileError, match=r"\(dtype, fingerprint differ\)"):
         search(digits, path=tmp_path / "s.json")
-    with pytest.raises(fc.SearchFileError, match=r"\(model, scheduler, .*fingerprint differ\)"):
+    with pytest.raises(fc.errors.SearchFileError, match=r"\(model, scheduler, .*fingerprint differ\)"):
         search(Mine(facebook, T), path=tmp_path / "s.json")
 
 
@@ -228,14 +230,16 @@ def test_a_file_that_was_spoilt_is_refused(digits, tmp_path, change, sentence):
     path = tmp_path / "s.json"
     search(digits, path=path, candidates=1)
     path.write_text(change(json.loads(path.read_text())))
-    with pytest.raises(fc.SearchFileError, match=sentence):
+    with pytest.raises(fc.errors.SearchFileError, match=sentence):
         search(digits, path=path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_cannot_be_ranked_is_refused_with_its_pattern(digits, tmp_path, value):
     score = Score("mine", lambda images, context: value)
-    with pytest.raises(fc.InputError, match=rf"mine of the pattern {PATTERNS[0]} is .*{value}, .*: see the score"):
+    with pytest.raises(
+        fc.errors.InputError, match=rf"mine of the pattern {PATTERNS[0]} is .*{value}, .*: see the score"
+    ):
         search(digits, score=score, path=tmp_path / "s.json")
     assert not (tmp_path / "s.json").exists()
 
@@ -243,7 +247,7 @@ def test_a_score_that_cannot_be_ranked_is_refused_with_its_pattern(digits, tmp_p
 def test_images_that_are_not_finite_are_named_as_the_cause(digits):
     for parameter in digits.transformer.proj_out_2.parameters():
         parameter.data.fill_(math.nan)
-    with pytest.raises(fc.InputError, match=r"is nan, .*: see the images, which are not finite themselves"):
+    with pytest.raises(fc.errors.InputError, match=r"is nan, .*: see the images, which are not finite themselves"):
         search(digits)
 
 
@@ -300,29 +304,31 @@ def test_the_clip_score_is_the_cosine_of_each_image_and_its_text(clip):
     score = clip_score(prompts, str(clip), batch=2)
     assert score.of(images, Context((0, 1, 2))) == pytest.approx(sum(each) / 3, abs=1e-3)
     assert CLIPModel.from_pretrained(clip).config.projection_dim == 8
-    with pytest.raises(fc.InputError, match="3 prompts for 2 samples"):
+    with pytest.raises(fc.errors.InputError, match="3 prompts for 2 samples"):
         score.of(images[:2], Context((0, 1)))
 
 
 def test_a_clip_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(fc.InputError, match=r"The CLIP model .*nowhere cannot be loaded"):
+    with pytest.raises(fc.errors.InputError, match=r"The CLIP model .*nowhere cannot be loaded"):
         clip_score(["a"], str(tmp_path / "nowhere")).of(torch.rand(1, 3, 8, 8), Context((0,)))
 
 
 def test_the_clip_score_names_the_extra_that_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(fc.MissingExtraError, match=r"pip install 'forecache\[diffusers\]'"):
+    with pytest.raises(fc.errors.MissingExtraError, match=r"pip install 'forecache\[diffusers\]'"):
         clip_score(["a"]).of(torch.rand(1, 3, 8, 8), Context((0,)))
 
 
 @pytest.mark.parametrize("options", [{"labels": []}, {"batch": 0}, {"candidates": 0}], ids=str)
 def test_a_search_needs_something_to_sample(digits, options):
-    with pytest.raises(fc.InputError, match="at least one condition, a batch of at least 1 and at least 1 candidate"):
+    with pytest.raises(
+        fc.errors.InputError, match="at least one condition, a batch of at least 1 and at least 1 candidate"
+    ):
         search(digits, **options)
 
 
 def test_a_score_has_a_direction():
-    with pytest.raises(fc.InputError, match="'higher' or the 'lower' one, not the 'best' one"):
+    with pytest.raises(fc.errors.InputError, match="'higher' or the 'lower' one, not the 'best' one"):
         Score("mine", lambda images, context: 0.0, better="best")
 
 
@@ -338,11 +344,12 @@ def test_a_source_of_the_users_own_is_searched(facebook, tmp_path):
 def test_the_ranking_is_drawn(digits, tmp_path):
     result = search(digits, Constraints(3, 1, 2, 2), labels=[1])
     ranked = tuple(
-        fc.Candidate(each, 30.0 - place, 2.0) for place, each in enumerate(Constraints(T, 3, 0, 3, False).enumerate())
+        fc.fit.Candidate(each, 30.0 - place, 2.0)
+        for place, each in enumerate(Constraints(T, 3, 0, 3, False).enumerate())
     )
     result = replace(result, ranked=ranked, size=len(ranked))
-    report.draw_search(result, tmp_path / "all.png")
-    report.draw_search(result, tmp_path / "few.png", most=3)
+    figures.draw_search(result, tmp_path / "all.png")
+    figures.draw_search(result, tmp_path / "few.png", most=3)
     heights = [Image.open(tmp_path / f"{name}.png").size[1] for name in ("all", "few")]
     assert heights[0] > heights[1] > 200
     lines = result.show(3).splitlines()
@@ -358,7 +365,7 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 import forecache as fc
-from forecache._distributed import started
+from forecache.distributed import started
 from forecache.zoo import Digits
 
 folder, labels = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -366,7 +373,7 @@ torch.set_num_threads(1)
 digits = Digits(DiTTransformer2DModel.from_pretrained(folder).eval(), DDIMScheduler.from_pretrained(folder))
 with started() as world:
     calls = []
-    space, score = fc.patterns.Constraints(6, 3, 0, 3), fc.scores.psnr_to_uncached()
+    space, score = fc.parts.patterns.Constraints(6, 3, 0, 3), fc.fit.scores.psnr_to_uncached()
     for candidates in (1, 100):
         result = fc.search(digits, space, labels, score=score, seed=7, batch=2, candidates=candidates,
                            path=folder / "s.json", on_start=calls.append)

@@ -8,7 +8,7 @@ from PIL import Image
 
 import forecache as fc
 from forecache.cli import search as command
-from forecache.sources import DigitsSource, DiTSource
+from forecache.sampling.sources import DiTSource
 from forecache.zoo import load_digits
 
 TINY = ["--steps", 4, "--budget", 2, "--v-min", 0, "--samples", 3]
@@ -32,7 +32,11 @@ def test_search_ranks_draws_and_writes_the_winner_and_continues(forecache, tmp_p
     assert plan.provenance["samples"].startswith("3 of 3 classes, guidance 1.5, seed 1000")
     assert min(Image.open(tmp_path / "search.png").size) > 100
     result = fc.search(
-        load_digits(), fc.patterns.Constraints(4, 2, 0, 3), range(3), score=fc.scores.psnr_to_uncached(), seed=1000
+        load_digits(),
+        fc.parts.patterns.Constraints(4, 2, 0, 3),
+        range(3),
+        score=fc.fit.scores.psnr_to_uncached(),
+        seed=1000,
     )
     assert result.plan == plan
     before = (tmp_path / "search.json").read_bytes()
@@ -52,7 +56,7 @@ def test_search_takes_a_forecast_any_order_and_a_sample_of_the_space(forecache, 
     assert "Fréchet distance to MNIST test" in out
     found = written(tmp_path)
     assert {each["pattern"] for each in found["candidates"]} == set(
-        fc.patterns.Constraints(4, 2, 0, 2, monotone=False).sample(2, 5)
+        fc.parts.patterns.Constraints(4, 2, 0, 2, monotone=False).sample(2, 5)
     )
     assert found["settings"]["method"] == "taylorseer(explicit(compute=[0]), order=1)"
     assert fc.Plan.load(tmp_path / "plan.json").provenance["score"].endswith("lower is better")
@@ -75,11 +79,11 @@ def test_what_cannot_be_searched_is_answered_with_a_sentence(forecache, tmp_path
 
 
 def test_frechet_is_for_digits_and_clip_takes_the_names_of_classes(pipe):
-    with pytest.raises(fc.InputError, match="for the bundled models alone: use --proxy psnr, or in Python"):
+    with pytest.raises(fc.errors.InputError, match="for the bundled models alone: use --proxy psnr, or in Python"):
         command._score(command.ProxyName.frechet, DiTSource(pipe), [1])
-    assert command._score(command.ProxyName.frechet, DigitsSource(load_digits()), [1]).better == "lower"
+    assert command._score(command.ProxyName.frechet, load_digits(), [1]).better == "lower"
     pipe.labels = {"tench": 0, "white shark": 2}
     score = command._score(command.ProxyName.clip, DiTSource(pipe), [2, 0])
     assert score.name == "CLIP score (openai/clip-vit-base-patch16, 'a photo of a white shark'...)"
-    with pytest.raises(fc.InputError, match="no name for class 1"):
+    with pytest.raises(fc.errors.InputError, match="no name for class 1"):
         command._score(command.ProxyName.clip, DiTSource(pipe), [2, 1])

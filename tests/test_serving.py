@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 import forecache as fc
-from forecache.sample import sample, to_images
+from forecache.sampling.loop import sample, to_images
 from forecache.zoo import load_digits
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +177,7 @@ def test_a_plan_file_is_loaded_at_the_start_and_asked_for_by_name(start, digits,
 def test_a_plan_of_another_model_stops_the_start(digits, dit, tmp_path):
     fc.fora(2).plan(fc.grid(dit, STEPS)).save(tmp_path / "other.json")
     app = service.make_app(service.Settings(plans={"other": tmp_path / "other.json"}), digits)
-    with pytest.raises(fc.PlanMismatchError), TestClient(app):
+    with pytest.raises(fc.errors.PlanMismatchError), TestClient(app):
         pass
     assert all("forward" not in vars(module) for module in digits.transformer.modules())
 

@@ -217,7 +217,7 @@ def test_a_second_session_on_the_model_is_refused_and_the_first_goes_on(dit):
     with fc.apply(dit, plan(dit)):
         first = generate(dit, T)
         second = fc.apply(dit, plan(dit, fc.fora(4)))
-        with pytest.raises(fc.AlreadyAppliedError, match="already samples by a plan: leave its `with"), second:
+        with pytest.raises(fc.errors.AlreadyAppliedError, match="already samples by a plan: leave its `with"), second:
             pass
         assert torch.equal(generate(dit, T), first)
     assert everything(dit) == before
@@ -227,7 +227,10 @@ def test_a_second_session_on_the_model_is_refused_and_the_first_goes_on(dit):
 def test_a_second_session_on_the_pipelines_model_is_refused(pipe):
     names = set(vars(pipe.scheduler))
     with fc.apply(pipe.transformer, plan(pipe)):
-        with pytest.raises(fc.AlreadyAppliedError, match="already samples by a plan"), fc.apply(pipe, plan(pipe)):
+        with (
+            pytest.raises(fc.errors.AlreadyAppliedError, match="already samples by a plan"),
+            fc.apply(pipe, plan(pipe)),
+        ):
             pass
         assert set(vars(pipe.scheduler)) == names
 
@@ -250,7 +253,7 @@ def test_two_pipelines_with_one_scheduler_leave_it_clean_in_any_order(pipe):
 def test_stats_count_generations_calls_and_cells(dit):
     sites = 6
     with fc.apply(dit, plan(dit, fc.fora(3))) as session:
-        assert session.stats == fc.Stats(0, 0, 0, 0, 0)
+        assert session.stats == fc.runtime.Stats(0, 0, 0, 0, 0)
         generate(dit, T)
         generate(dit, T, seed=1)
         found = session.stats
@@ -261,7 +264,10 @@ def test_stats_count_generations_calls_and_cells(dit):
 
 
 def test_stats_count_each_row_by_itself(dit):
-    half = fc.Method("half", fc.schedules.at(fc.schedules.kind("mlp"), fc.schedules.every(2), fc.schedules.every(1)))
+    half = fc.Method(
+        "half",
+        fc.parts.schedules.at(fc.parts.schedules.kind("mlp"), fc.parts.schedules.every(2), fc.parts.schedules.every(1)),
+    )
     with fc.apply(dit, plan(dit, half)) as session:
         generate(dit, T)
     assert (session.stats.computed, session.stats.skipped) == (3 * T + 3 * T // 2, 3 * T // 2)

@@ -23,10 +23,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteSchedu
 from PIL import Image
 
 import forecache as fc
-from forecache import _samplesfile, _shardfile
-from forecache._distributed import launched
-from forecache.sample import noise, random_labels
-from forecache.sources import DigitsSource, DiTSource
+from forecache.distributed import launched
+from forecache.sampling import samples_file, shard_file
+from forecache.sampling.loop import noise, random_labels
+from forecache.sampling.sources import DiTSource
 from forecache.zoo import Digits
 
 T, COUNT = 4, 22
@@ -45,7 +45,7 @@ def digits():
 
 
 def run(target, out, labels=LABELS, **options):
-    return fc.sample_shards(target, labels, out, **({"num_steps": T, "seed": 7} | SIZES | options))
+    return fc.sampling.sample_shards(target, labels, out, **({"num_steps": T, "seed": 7} | SIZES | options))
 
 
 def digest(folder):
@@ -80,7 +80,7 @@ def finished(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "finished")
 
 
-class Counting(DigitsSource):
+class Counting(Digits):
     """The digits source, which says what it is asked for; ``before`` is called first."""
 
     def __init__(self, digits, before=lambda first: None):
@@ -122,7 +122,7 @@ def test_the_archive_is_plain_numpy_and_has_no_date(whole):
         assert archive.testzip() is None
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-    parts = [_shardfile.read_shard(shard(whole, n), _shardfile.read_manifest(whole / "shards.json"), n) for n in (0, 2)]
+    parts = [shard_file.read_shard(shard(whole, n), shard_file.read_manifest(whole / "shards.json"), n) for n in (0, 2)]
     assert [len(part.images) for part in parts] == [8, 6]
     record = json.loads((whole / "run.json").read_text())
     assert record["seconds"] > sum(part.seconds for part in parts) > 0
@@ -146,17 +146,17 @@ def test_images_stream_through_memory(tmp_path, monkeypatch):
             del part
 
     Part.__hash__ = object.__hash__
-    _samplesfile.write(tmp_path / "a.npz", 60, parts(), np.arange(60))
+    samples_file.write(tmp_path / "a.npz", 60, parts(), np.arange(60))
     assert max(most) <= 2
     assert np.load(tmp_path / "a.npz")["arr_0"][:, 0, 0, 0].tolist() == [n // 3 for n in range(60)]
-    monkeypatch.setattr(_samplesfile, "CHUNK", 7 * 48)
-    read = list(_samplesfile.images(tmp_path / "a.npz"))
+    monkeypatch.setattr(samples_file, "CHUNK", 7 * 48)
+    read = list(samples_file.images(tmp_path / "a.npz"))
     assert [len(part) for part in read] == [7] * 8 + [4]
     assert np.array_equal(np.concatenate(read), np.load(tmp_path / "a.npz")["arr_0"])
 
 
 def test_conditions_may_be_texts_and_nothing_that_a_file_cannot_hold(digits, tmp_path):
-    class Prompted(DigitsSource):
+    class Prompted(Digits):
         classes = 0
 
         def generate(self, labels, how, first_index=0, on_step=None):
@@ -169,7 +169,7 @@ def test_conditions_may_be_texts_and_nothing_that_a_file_cannot_hold(digits, tmp
     assert texts_file["arr_1"].tolist() == texts
     assert np.array_equal(texts_file["arr_0"], numbers_file["arr_0"])
     for odd in ([1, "two"], [1.5], [None]):
-        with pytest.raises(fc.InputError, match="class numbers, or all of them texts"):
+        with pytest.raises(fc.errors.InputError, match="class numbers, or all of them texts"):
             run(digits, tmp_path / "odd", odd)
     assert not (tmp_path / "odd").exists()
 
@@ -242,24 +242,24 @@ def test_noise_on_the_way_depends_on_the_sample_alone(tmp_path, kind):
 def test_noise_that_depends_on_the_neighbours_is_refused(pipe, tmp_path):
     """DiTPipeline gives its scheduler no generator."""
     sizes = {"num_steps": 2, "shard_size": 4, "call_size": 2, "batch": 2}
-    fc.sample_shards(pipe, [1, 2, 3], tmp_path / "ddim", **sizes)
+    fc.sampling.sample_shards(pipe, [1, 2, 3], tmp_path / "ddim", **sizes)
     pipe.scheduler = DDPMScheduler()
-    with pytest.raises(fc.RunError, match=r"global generator \(DDPMScheduler on its way"):
-        fc.sample_shards(pipe, [1, 2, 3], tmp_path / "ddpm", **sizes)
+    with pytest.raises(fc.errors.RunError, match=r"global generator \(DDPMScheduler on its way"):
+        fc.sampling.sample_shards(pipe, [1, 2, 3], tmp_path / "ddpm", **sizes)
     assert not list((tmp_path / "ddpm").glob("shards/*"))
 
 
 def test_a_pipeline_is_sampled_whole(pipe, tmp_path):
     options = {"num_steps": 2, "shard_size": 4, "call_size": 2, "guidance": 2.0, "seed": 3}
     for batch, out in ((2, "a"), (3, "b")):
-        fc.sample_shards(pipe, [1, 2, 3], tmp_path / out, batch=batch, **options)
+        fc.sampling.sample_shards(pipe, [1, 2, 3], tmp_path / out, batch=batch, **options)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     images = np.load(tmp_path / "a" / "samples.npz")["arr_0"]
-    expected = DiTSource(pipe).generate([3], fc.sources.Sampling(2, 2.0, 3), 2)[0].permute(1, 2, 0).numpy()
+    expected = DiTSource(pipe).generate([3], fc.sampling.sources.Sampling(2, 2.0, 3), 2)[0].permute(1, 2, 0).numpy()
     assert np.abs(images[2] - expected * 255).max() < 0.51
     torch.nn.init.normal_(pipe.vae.decoder.conv_out.weight)
-    with pytest.raises(fc.ShardError, match="other weights of the vae"):
-        fc.sample_shards(pipe, [1, 2, 3], tmp_path / "a", batch=2, **options)
+    with pytest.raises(fc.errors.ShardError, match="other weights of the vae"):
+        fc.sampling.sample_shards(pipe, [1, 2, 3], tmp_path / "a", batch=2, **options)
 
 
 def test_random_labels_depend_on_seed_and_index_alone():
@@ -311,7 +311,7 @@ def test_progress_counts_the_samples_of_all_processes(digits, tmp_path, finished
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
 def test_a_rank_that_is_none_is_refused(world, rank, size):
     world(rank, size)
-    with pytest.raises(fc.InputError, match=f"RANK={rank} and WORLD_SIZE={size}"):
+    with pytest.raises(fc.errors.InputError, match=f"RANK={rank} and WORLD_SIZE={size}"):
         launched()
 
 
@@ -476,8 +476,8 @@ def test_a_damaged_shard_is_noticed_and_made_again(digits, finished, whole, name
         (finished / "samples.npz").unlink()
     done = run(digits, finished)
     assert (done.made, done.damaged) == ((1,), (1,))
-    settings = _shardfile.read_manifest(whole / "shards.json")
-    ours, theirs = (_shardfile.read_shard(shard(each, 1), settings, 1).images for each in (finished, whole))
+    settings = shard_file.read_manifest(whole / "shards.json")
+    ours, theirs = (shard_file.read_shard(shard(each, 1), settings, 1).images for each in (finished, whole))
     assert torch.equal(ours, theirs)
     assert digest(finished) == digest(whole)
     assert run(digits, finished).damaged == ()
@@ -515,21 +515,21 @@ def test_a_shard_that_cannot_be_read_is_not_thrown_away(digits, finished, monkey
     def refused(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("forecache._tensorfile.read", refused)
-    with pytest.raises(fc.ShardError, match="cannot be read: Permission denied"):
+    monkeypatch.setattr("forecache.io.tensor_files.read", refused)
+    with pytest.raises(fc.errors.ShardError, match="cannot be read: Permission denied"):
         run(digits, finished)
     assert shard(finished, 0).exists()
 
 
 def test_what_is_not_finite_is_refused_by_its_number(digits, tmp_path):
-    class Broken(DigitsSource):
+    class Broken(Digits):
         def generate(self, labels, how, first_index=0, on_step=None):
             images = super().generate(labels, how, first_index, on_step)
             if first_index == 12:
                 images[2, 0, 1, 1] = float("nan")
             return images
 
-    with pytest.raises(fc.InputError, match="Sample 14 is not finite"):
+    with pytest.raises(fc.errors.InputError, match="Sample 14 is not finite"):
         run(Broken(digits), tmp_path)
     assert len(list(tmp_path.glob("shards/*"))) == 1
 
@@ -553,24 +553,24 @@ OTHERS = {
 def test_other_settings_are_refused_with_what_differs(digits, finished, whole, changed, sentence):
     if "plan" in changed:
         changed = {"plan": fc.fora(2).plan(fc.grid(digits, T))}
-    with pytest.raises(fc.ShardError, match=sentence):
+    with pytest.raises(fc.errors.ShardError, match=sentence):
         run(digits, finished, **changed)
     assert digest(finished) == digest(whole)
 
 
 def test_other_models_schedulers_and_plans_are_refused(digits, finished, tmp_path):
     other = Digits(small_dit(seed=3), digits.scheduler)
-    with pytest.raises(fc.ShardError, match="other weights of the transformer"):
+    with pytest.raises(fc.errors.ShardError, match="other weights of the transformer"):
         run(other, finished)
-    with pytest.raises(fc.ShardError, match="scheduler prediction_type: v_prediction, not epsilon"):
+    with pytest.raises(fc.errors.ShardError, match="scheduler prediction_type: v_prediction, not epsilon"):
         run(tiny(DDIMScheduler(clip_sample=False)), finished)
     grid = fc.grid(digits, T)
     made = fc.goc(fc.fora(2), 0.8).plan(grid)
     run(digits, tmp_path / "goc", plan=made)
     assert run(digits, tmp_path / "goc", plan=fc.Plan.load(tmp_path / "goc" / "plan.json")).made == ()
-    with pytest.raises(fc.ShardError, match=r"plan goc\(fora\(interval=2\), eta=0.8\), not goc\(.*eta=0.9\)"):
+    with pytest.raises(fc.errors.ShardError, match=r"plan goc\(fora\(interval=2\), eta=0.8\), not goc\(.*eta=0.9\)"):
         run(digits, tmp_path / "goc", plan=fc.goc(fc.fora(2), 0.9).plan(grid))
-    with pytest.raises(fc.ShardError, match="plan goc.*, not none"):
+    with pytest.raises(fc.errors.ShardError, match="plan goc.*, not none"):
         run(digits, tmp_path / "goc")
 
 
@@ -581,7 +581,7 @@ def test_constants_are_part_of_a_plan(digits, tmp_path):
     first, second = (fc.eoc(fc.fora(2), each, 0.5, judge="all").plan(grid) for each in stats)
     assert first.rows == second.rows
     run(digits, tmp_path, plan=first)
-    with pytest.raises(fc.ShardError, match="another plan"):
+    with pytest.raises(fc.errors.ShardError, match="another plan"):
         run(digits, tmp_path, plan=second)
 
 
@@ -600,7 +600,7 @@ MANIFESTS = {
 def test_a_damaged_manifest_is_refused_and_nothing_is_lost(digits, finished, change, sentence):
     path = finished / "shards.json"
     path.write_text(change(path.read_text()))
-    with pytest.raises(fc.ShardError, match=sentence):
+    with pytest.raises(fc.errors.ShardError, match=sentence):
         run(digits, finished)
     assert len(list(finished.glob("shards/*"))) == 3
 
@@ -617,7 +617,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("changed", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_sampled_is_refused_before_anything_is_written(digits, tmp_path, changed, sentence):
-    with pytest.raises(fc.InputError, match=sentence):
+    with pytest.raises(fc.errors.InputError, match=sentence):
         run(digits, tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
 

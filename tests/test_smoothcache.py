@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import forecache as fc
-from forecache.statistics import Origin
+from forecache.parts.statistics import Origin
 
 T = 6
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 GRID = fc.Grid(T, SITES)
 
 
@@ -52,9 +52,9 @@ def test_nothing_is_reused_at_threshold_0_and_everything_measured_at_a_high_one(
 
 def test_statistics_of_another_run_are_refused():
     method = fc.smoothcache(statistics(CHANGES), 0.2)
-    with pytest.raises(fc.StatisticsError, match="6 steps, and the plan is for 7"):
+    with pytest.raises(fc.errors.StatisticsError, match="6 steps, and the plan is for 7"):
         method.plan(fc.Grid(7, SITES))
-    with pytest.raises(fc.StatisticsError, match="with 4 sites"):
+    with pytest.raises(fc.errors.StatisticsError, match="with 4 sites"):
         method.plan(fc.Grid(T, SITES[:2]))
 
 
@@ -66,19 +66,19 @@ def written(tmp_path, document):
 
 def test_a_published_schedule_is_read(tmp_path):
     path = written(tmp_path, {"attn1": [1, 0, 0, 1, 0, 1], "ff": [1, 1, 0, 1, 0, 0]})
-    method = fc.smoothcache_file(path)
+    method = fc.methods.smoothcache_file(path)
     assert method.plan(GRID).picture().split("\n") == ["#..#.#", "##.#.."]
     assert method.name == "smoothcache_file('schedule.json')"
 
 
 def test_kinds_that_a_schedule_does_not_name_are_computed(tmp_path):
-    plan = fc.smoothcache_file(written(tmp_path, {"mlp": [1, 0, 0, 1, 0, 1]})).plan(GRID)
+    plan = fc.methods.smoothcache_file(written(tmp_path, {"mlp": [1, 0, 0, 1, 0, 1]})).plan(GRID)
     assert ["".join(cell.sign for cell in row) for row in plan.rows] == ["######", "#..#.#"] * 2
 
 
 def test_a_schedule_of_another_length_is_refused(tmp_path):
-    with pytest.raises(fc.PlanError, match="pattern has 3 entries, the run 6 steps"):
-        fc.smoothcache_file(written(tmp_path, {"attn1": [1, 0, 1]})).plan(GRID)
+    with pytest.raises(fc.errors.PlanError, match="pattern has 3 entries, the run 6 steps"):
+        fc.methods.smoothcache_file(written(tmp_path, {"attn1": [1, 0, 1]})).plan(GRID)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_a_schedule_of_another_length_is_refused(tmp_path):
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused_with_a_sentence(tmp_path, document, words):
-    with pytest.raises(fc.PlanFileError, match=words):
-        fc.smoothcache_file(written(tmp_path, document))
+    with pytest.raises(fc.errors.PlanFileError, match=words):
+        fc.methods.smoothcache_file(written(tmp_path, document))
 
 
 def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path):
-    with pytest.raises(fc.PlanFileError, match="cannot be read: No such file"):
-        fc.smoothcache_file(tmp_path / "nowhere.json")
-    with pytest.raises(fc.PlanFileError, match="1048578 bytes; such a file has at most"):
-        fc.smoothcache_file(written(tmp_path, " " * 2**20 + "{}"))
+    with pytest.raises(fc.errors.PlanFileError, match="cannot be read: No such file"):
+        fc.methods.smoothcache_file(tmp_path / "nowhere.json")
+    with pytest.raises(fc.errors.PlanFileError, match="1048578 bytes; such a file has at most"):
+        fc.methods.smoothcache_file(written(tmp_path, " " * 2**20 + "{}"))

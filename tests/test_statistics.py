@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import forecache as fc
-from forecache import gates
-from forecache.statistics import KEY, Origin, Statistics, inverse_gradient, inverse_table
+from forecache.parts import gates
+from forecache.parts.statistics import KEY, Origin, Statistics, inverse_gradient, inverse_table
 
-SITES = tuple(fc.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 T, N, D = 6, 4, 3
 DDIM = json.dumps({"class": "DDIMScheduler", "steps_offset": 1})
 GRID = fc.Grid(T, SITES, "SmallDiT", "0123456789abcdef:0.5,-0.25", DDIM)
@@ -178,12 +178,14 @@ def test_the_picture_of_god_is_in_the_plan_and_in_its_file(tmp_path):
 
 @pytest.mark.parametrize("gamma", [-0.01, 1.01, float("nan")])
 def test_god_refuses_a_gamma_that_is_no_share(gamma):
-    with pytest.raises(fc.PlanError, match=r"gamma weighs the position against N, from 0 to 1; \S+ was asked for"):
+    with pytest.raises(
+        fc.errors.PlanError, match=r"gamma weighs the position against N, from 0 to 1; \S+ was asked for"
+    ):
         gates.god(shared(), gamma)
 
 
 def test_god_that_opens_nowhere_is_refused():
-    with pytest.raises(fc.PlanError, match="closed in every skipped cell"):
+    with pytest.raises(fc.errors.PlanError, match="closed in every skipped cell"):
         rows(0.5, 0.0)
 
 
@@ -193,7 +195,10 @@ OTHERS = {
         replace(TEN, sites=SITES[:2], model="Short"),
         "a SmallDiT with 4 sites, and the plan is for Short with 2",
     ),
-    "names of sites": (replace(TEN, sites=(*SITES[:3], fc.Site("blocks.1.ff", 1, "ff"))), "a SmallDiT with 4 sites"),
+    "names of sites": (
+        replace(TEN, sites=(*SITES[:3], fc.parts.Site("blocks.1.ff", 1, "ff"))),
+        "a SmallDiT with 4 sites",
+    ),
     "structure": (replace(TEN, fingerprint="ffffffffffffffff:0.5,-0.25"), "a SmallDiT with other weights"),
     "weights": (replace(TEN, fingerprint="0123456789abcdef:0.5,0.25"), "a SmallDiT with other weights"),
     "scheduler": (
@@ -208,14 +213,16 @@ OTHERS = {
 def test_statistics_of_another_run_are_refused_with_what_differs(method, name):
     grid, words = OTHERS[name]
     made = fc.goc(fc.fora(2), 0.8, gate=gates.god(shared())) if method == "god" else fc.eoc(fc.fora(2), shared())
-    with pytest.raises(fc.StatisticsError, match=rf"{words}.*: calibrate for this run with forecache\.calibrate"):
+    with pytest.raises(
+        fc.errors.StatisticsError, match=rf"{words}.*: calibrate for this run with forecache\.calibrate"
+    ):
         made.plan(grid)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_god_asks_in_every_cell_so_that_no_wrapping_hides_it(name):
     grid, _ = OTHERS[name]
-    with pytest.raises(fc.StatisticsError):
+    with pytest.raises(fc.errors.StatisticsError):
         gates.god(shared())(3, SITES[0], grid)
 
 
@@ -228,7 +235,7 @@ def test_statistics_that_lack_a_step_are_refused():
     """They were interrupted in the first batch: the averages of the steps that never came are zeros."""
     stats = measured()
     stats.counts[4:] = 0
-    with pytest.raises(fc.StatisticsError, match=r"interrupted before every step was seen.*calibrate"):
+    with pytest.raises(fc.errors.StatisticsError, match=r"interrupted before every step was seen.*calibrate"):
         stats.check(GRID)
 
 
@@ -257,7 +264,9 @@ def test_compact_statistics_keep_half_precision_means_per_channel():
 
 @pytest.mark.parametrize("ask", [lambda small: small.mean(0, SITES[0]), lambda small: small.mean(0, SITES[0], "token")])
 def test_compact_statistics_have_no_mean_per_token(ask):
-    with pytest.raises(fc.StatisticsError, match=r"one mean per channel, and a mean per token was asked for: use per="):
+    with pytest.raises(
+        fc.errors.StatisticsError, match=r"one mean per channel, and a mean per token was asked for: use per="
+    ):
         ask(measured().compact())
 
 
@@ -407,7 +416,7 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
     change, words = DAMAGED[damage]
     change(file)
-    with pytest.raises(fc.StatisticsFileError, match=words) as caught:
+    with pytest.raises(fc.errors.StatisticsFileError, match=words) as caught:
         Statistics.load(file)
     sentence = str(caught.value)
     assert sentence.startswith(f"{file} is not a readable statistics file: ")
@@ -417,13 +426,13 @@ def test_a_damaged_file_is_refused_with_its_name_and_the_reason(file, damage):
 
 def test_a_missing_file_is_refused_with_what_makes_one(tmp_path):
     with pytest.raises(
-        fc.StatisticsFileError, match=r"no statistics file at .*nowhere\. Make it with forecache\.calibrate"
+        fc.errors.StatisticsFileError, match=r"no statistics file at .*nowhere\. Make it with forecache\.calibrate"
     ):
         Statistics.load(tmp_path / "nowhere")
 
 
 def test_a_folder_is_refused_with_its_name(tmp_path):
-    with pytest.raises(fc.StatisticsFileError, match=tmp_path.name):
+    with pytest.raises(fc.errors.StatisticsFileError, match=tmp_path.name):
         Statistics.load(tmp_path)
 
 
@@ -431,7 +440,7 @@ def test_a_file_of_a_size_that_no_statistics_have_is_refused_unread(tmp_path):
     path = tmp_path / "huge"
     with path.open("wb") as sparse:
         sparse.truncate(2**40)
-    with pytest.raises(fc.StatisticsFileError, match=r"huge.*at most"):
+    with pytest.raises(fc.errors.StatisticsFileError, match=r"huge.*at most"):
         Statistics.load(path)
 
 
@@ -451,7 +460,7 @@ def test_a_file_with_one_changed_byte_is_statistics_or_refused(file, seed):
             stats = Statistics.load(file)
             loaded += 1
             stats.check(replace(GRID, sites=stats.sites))
-        except fc.StatisticsError:
+        except fc.errors.StatisticsError:
             continue
         assert all(0 <= share <= 1 for share in stats.inverse_shares)
         stats.save(file)

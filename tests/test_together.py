@@ -23,7 +23,7 @@ from tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache.resample import piece
+from forecache.plan.resample import piece
 
 T = 6
 
@@ -166,9 +166,9 @@ def test_a_plan_on_a_transformer_whose_forward_is_put_back_is_an_error_not_a_slo
     model_offload(pipe)
     session = fc.apply(pipe.transformer, plan(pipe.transformer)).__enter__()
     generate_images(pipe, T)
-    with pytest.raises(fc.RunError, match=r"called outside of its model.*offload.*to the pipeline"):
+    with pytest.raises(fc.errors.RunError, match=r"called outside of its model.*offload.*to the pipeline"):
         generate_images(pipe, T)
-    with pytest.raises(fc.RunError, match=r"has put the forward of DiTTransformer2DModel back"):
+    with pytest.raises(fc.errors.RunError, match=r"has put the forward of DiTTransformer2DModel back"):
         session.__exit__(None, None, None)
 
 
@@ -182,7 +182,7 @@ def test_forwards_that_were_all_put_back_are_an_error_when_the_block_ends():
         block.__dict__.pop("forward", None)
     bare = generate_images(pipe, T)
     assert session.stats.generations == 1
-    with pytest.raises(fc.RunError, match="has put the forward of DiTTransformer2DModel back.*to the pipeline"):
+    with pytest.raises(fc.errors.RunError, match="has put the forward of DiTTransformer2DModel back.*to the pipeline"):
         session.__exit__(None, None, None)
     assert np.array_equal(generate_images(pipe, T), bare)
 
@@ -226,7 +226,7 @@ def test_weights_that_come_back_inside_of_a_block_alone_are_refused(name):
     model = TINY[name].model()
     made = fc.fora(2).plan(fc.grid(model, num_steps=len(TIMES)))
     cpu_offload(model, execution_device="cpu")
-    with pytest.raises(fc.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(model, made):
+    with pytest.raises(fc.errors.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(model, made):
         pass
     assert torch.isfinite(TINY[name].generate(model)).all()  # and nothing is left on it
 
@@ -235,7 +235,10 @@ def test_groups_of_blocks_that_lie_on_another_device_are_refused():
     pipe = flux_pipe()
     how = {"onload_device": torch.device("cuda"), "offload_type": "block_level", "num_blocks_per_group": 1}
     pipe.transformer.enable_group_offload(**how)
-    with pytest.raises(fc.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(pipe, plan(pipe)):
+    with (
+        pytest.raises(fc.errors.RunError, match=r"offloaded and come back inside.*leaf_level"),
+        fc.apply(pipe, plan(pipe)),
+    ):
         pass
 
 
@@ -446,7 +449,9 @@ def test_another_transformer_is_refused():
     pipe, other = dit_pipe(), dit_pipe()
     with fc.apply(pipe, plan(pipe)) as session:
         mine, pipe.transformer = pipe.transformer, other.transformer
-        with pytest.raises(fc.RunError, match=r"another one than when the plan was applied.*apply the plan again"):
+        with pytest.raises(
+            fc.errors.RunError, match=r"another one than when the plan was applied.*apply the plan again"
+        ):
             generate_images(pipe, T)
         pipe.transformer = mine
         generate_images(pipe, T)
@@ -536,5 +541,5 @@ def test_guidance_that_ends_in_the_middle_goes_on_with_the_plan():
 def test_calibrated_corrections_are_not_for_the_rest_of_a_run():
     model = small_dit()
     made = fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all").plan(fc.grid(model, STEPS))
-    with pytest.raises(fc.PlanError, match=r"in parts.*guidance that ends in the middle"):
+    with pytest.raises(fc.errors.PlanError, match=r"in parts.*guidance that ends in the middle"):
         piece(made, range(3, STEPS))

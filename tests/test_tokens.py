@@ -12,11 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
-from forecache import choosing, selection, tokens
-from forecache.methods import PROCACHE_PATTERN
-from forecache.schedules import at, by_step, depth, kind
+from forecache.methods.procache import PROCACHE_PATTERN
+from forecache.parts import tokens
+from forecache.parts.schedules import at, by_step, depth, kind
+from forecache.runtime import selection
+from forecache.runtime import tokens as tokens_module
 
-XL = tuple(fc.Site(f"blocks.{d}.{k}", d, k) for d in range(28) for k in ("attn", "mlp"))
+XL = tuple(fc.parts.Site(f"blocks.{d}.{k}", d, k) for d in range(28) for k in ("attn", "mlp"))
 STEPS = 10
 PATTERN = "#....#...."
 """Two gaps of four: partial at 2, 4 and 7, 9; attentions and early blocks reuse."""
@@ -31,7 +33,7 @@ def absmax(feature):
 
 
 def test_the_published_lists():
-    plan = fc.procache_paper().plan(fc.Grid(50, XL))
+    plan = fc.methods.procache_paper().plan(fc.Grid(50, XL))
     rows = {site.name: row for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
     activations = {0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 38, 40, 42, 44, 46, 48}
     partial = {2, 6, 10, 14, 18, 22, 26, 29, 32, 35}
@@ -42,7 +44,7 @@ def test_the_published_lists():
 
 
 def test_the_published_numbers_of_tokens():
-    plan = fc.procache_paper().plan(fc.Grid(50, XL))
+    plan = fc.methods.procache_paper().plan(fc.Grid(50, XL))
     counts = [
         [row[step].tokens.count(256) for step in (2, 6, 10, 14, 18, 22, 26, 29, 32, 35)]
         for site, row in zip(plan.grid.sites, plan.rows, strict=True)
@@ -59,7 +61,7 @@ def test_the_published_accounting():
     with torch.device("meta"):
         model = DiTTransformer2DModel(out_channels=8)
     grid = fc.grid(model, 50)
-    alone = fc.procache_paper(partial=False).plan(grid).cost(model)
+    alone = fc.methods.procache_paper(partial=False).plan(grid).cost(model)
     chosen = {"by norm": tokens.top(tokens.rising(0.07)), "as released": tokens.released()}
     both = {
         name: fc.selective(fc.explicit(compute=[i for i, sign in enumerate(PROCACHE_PATTERN) if sign == "#"]),
@@ -209,7 +211,7 @@ def test_the_token_grid_has_the_proportions_of_the_image(image, count, grid):
 
 @pytest.mark.parametrize("image", [None, (2, 64, 16), (2, 4, 32, 48)])
 def test_a_token_grid_that_is_not_known_has_to_be_given(image):
-    with pytest.raises(fc.RunError, match=r"give token_grid=\(rows, columns\)"):
+    with pytest.raises(fc.errors.RunError, match=r"give token_grid=\(rows, columns\)"):
         selection.token_grid(tokens.Tokens(0.5, bonus=2), 64, image)
     assert selection.token_grid(tokens.Tokens(0.5, bonus=2, token_grid=(4, 16)), 64, image) == (4, 16)
 
@@ -220,7 +222,7 @@ def test_halves_choose_their_own_tokens_or_share():
     assert own.flatten().tolist() == [0, 3, 1, 2]
     shared = selection.choose(tokens.Tokens(0.25, halves="shared"), scores, None, None)
     assert shared.flatten().tolist() == [1, 2, 1, 2]
-    with pytest.raises(fc.RunError, match="guidance pairs; this one has 3 rows"):
+    with pytest.raises(fc.errors.RunError, match="guidance pairs; this one has 3 rows"):
         selection.choose(tokens.Tokens(0.25, halves="shared"), scores[:3], None, None)
 
 
@@ -321,7 +323,7 @@ def test_warmup_keeps_the_partial_cells(dit):
 
 
 def test_a_schedule_with_partial_cells_needs_to_know_which_tokens(dit):
-    with pytest.raises(fc.PlanError, match="does not say which: give Method"):
+    with pytest.raises(fc.errors.PlanError, match="does not say which: give Method"):
         fc.Method("mine", at(kind("mlp"), by_step("#.o."), by_step("#..."))).plan(fc.grid(dit, 4))
 
 
@@ -329,43 +331,43 @@ def test_a_schedule_with_partial_cells_needs_to_know_which_tokens(dit):
     "method", [fc.selective(fc.fora(2)), fc.selective(fc.fora(4), kinds=("ff",)), fc.procache("##########")]
 )
 def test_selective_computation_that_computes_nothing_is_refused(dit, method):
-    with pytest.raises(fc.PlanError, match="has no partial cell"):
+    with pytest.raises(fc.errors.PlanError, match="has no partial cell"):
         method.plan(fc.grid(dit, STEPS))
 
 
 @pytest.mark.parametrize("from_depth", [3, -1, 1.0, 7.5, -0.5])
 def test_a_depth_that_the_model_does_not_have_is_refused(dit, from_depth):
-    with pytest.raises(fc.PlanError, match="the blocks are 0 to 2"):
+    with pytest.raises(fc.errors.PlanError, match="the blocks are 0 to 2"):
         fc.selective(fc.fora(4), from_depth).plan(fc.grid(dit, STEPS))
 
 
 def test_attention_cannot_be_computed_for_some_tokens(dit):
     plan = fc.selective(fc.fora(4), tokens=tokens.top(0.5, "random"), kinds=("attn",)).plan(fc.grid(dit, STEPS))
     for use in (lambda: plan.cost(dit), lambda: fc.apply(dit, plan)):
-        with pytest.raises(fc.PlanMismatchError, match="partial cells are for sites of the kinds mlp"):
+        with pytest.raises(fc.errors.PlanMismatchError, match="partial cells are for sites of the kinds mlp"):
             use()
 
 
 def test_attention_that_cannot_be_seen_is_refused():
     model = small_facebook_dit()
     plan = fc.selective(fc.fora(4), 1, importance="attention").plan(fc.grid(model, STEPS))
-    with pytest.raises(fc.PlanMismatchError, match="use importance='attn_norm'"):
+    with pytest.raises(fc.errors.PlanMismatchError, match="use importance='attn_norm'"):
         fc.apply(model, plan)
 
 
 def test_tokens_are_chosen_by_a_site_that_runs_before():
-    sites = (fc.Site("blocks.0.mlp", 0, "mlp"),)
-    with pytest.raises(fc.PlanError, match="no site runs before it there"):
+    sites = (fc.parts.Site("blocks.0.mlp", 0, "mlp"),)
+    with pytest.raises(fc.errors.PlanError, match="no site runs before it there"):
         fc.selective(fc.fora(4), 0).plan(fc.Grid(8, sites))
-    cells = (fc.Cell(), fc.Cell(((0, 1.0),), tokens=fc.Tokens(0.5, site="blocks.1.attn")))
-    with pytest.raises(fc.PlanError, match="which is no site before it"):
+    cells = (fc.parts.Cell(), fc.parts.Cell(((0, 1.0),), tokens=fc.parts.Tokens(0.5, site="blocks.1.attn")))
+    with pytest.raises(fc.errors.PlanError, match="which is no site before it"):
         fc.Plan(fc.Grid(2, sites), (cells,))
 
 
 def test_a_computed_cell_chooses_no_tokens():
-    cells = (fc.Cell(tokens=fc.Tokens(0.5, "random")),)
-    with pytest.raises(fc.PlanError, match="computed, so it cannot have"):
-        fc.Plan(fc.Grid(1, (fc.Site("a", 0, "mlp"),)), (cells,))
+    cells = (fc.parts.Cell(tokens=fc.parts.Tokens(0.5, "random")),)
+    with pytest.raises(fc.errors.PlanError, match="computed, so it cannot have"):
+        fc.Plan(fc.Grid(1, (fc.parts.Site("a", 0, "mlp"),)), (cells,))
 
 
 @pytest.mark.parametrize(
@@ -382,13 +384,13 @@ def test_a_computed_cell_chooses_no_tokens():
     ],
 )
 def test_tokens_that_make_no_sense_are_refused(how, message):
-    with pytest.raises(fc.PlanError, match=message):
-        fc.Tokens(**({"share": 0.5} | how))
+    with pytest.raises(fc.errors.PlanError, match=message):
+        fc.parts.Tokens(**({"share": 0.5} | how))
 
 
 def test_a_function_cannot_be_saved(dit, tmp_path):
     plan = fc.selective(fc.fora(4), 1, 0.3, absmax).plan(fc.grid(dit, STEPS))
-    with pytest.raises(fc.PlanError, match="a function, .*absmax.*, which a plan file cannot hold"):
+    with pytest.raises(fc.errors.PlanError, match="a function, .*absmax.*, which a plan file cannot hold"):
         plan.save(tmp_path / "plan.json")
     assert not list(tmp_path.iterdir())
 
@@ -396,7 +398,7 @@ def test_a_function_cannot_be_saved(dit, tmp_path):
 @pytest.mark.parametrize("made", [lambda a: a.norm(dim=-1)[:, :3], lambda a: 1.0])
 def test_a_function_that_gives_no_scores_is_refused(dit, made):
     plan = fc.selective(fc.fora(4), 1, 0.3, made).plan(fc.grid(dit, STEPS))
-    with fc.apply(dit, plan), pytest.raises(fc.RunError, match="one score a token"):
+    with fc.apply(dit, plan), pytest.raises(fc.errors.RunError, match="one score a token"):
         generate(dit, STEPS)
 
 
@@ -414,14 +416,14 @@ def test_half_precision(dit):
 def ages_seen(model, row, monkeypatch):
     """The highest age that each choice of an MLP was told, for a row of cells for all MLPs."""
     grid = fc.grid(model, len(row))
-    rows = tuple(row if site.kind == "mlp" else (fc.Cell(),) * len(row) for site in grid.sites)
-    told, choose = [], choosing.choose
+    rows = tuple(row if site.kind == "mlp" else (fc.parts.Cell(),) * len(row) for site in grid.sites)
+    told, choose = [], tokens_module.choose
 
     def watch(tokens_, scores_BN, age_BN, image):
         told.append(None if age_BN is None else age_BN.max().item())
         return choose(tokens_, scores_BN, age_BN, image)
 
-    monkeypatch.setattr(choosing, "choose", watch)
+    monkeypatch.setattr(tokens_module, "choose", watch)
     with fc.apply(model, fc.Plan(grid, rows)):
         generate(model, len(row))
     monkeypatch.undo()
@@ -439,11 +441,16 @@ def ages_seen(model, row, monkeypatch):
 )
 def test_tokens_age_with_every_partial_call(dit, monkeypatch, shares, ages, told):
     cells = [
-        fc.Cell(((0, 1.0),), tokens=tokens.Tokens(share, "random", age=age))
+        fc.parts.Cell(((0, 1.0),), tokens=tokens.Tokens(share, "random", age=age))
         for share, age in zip(shares, ages, strict=True)
     ]
-    assert ages_seen(dit, (fc.Cell(), *cells), monkeypatch) == told
-    plan_of_two_gaps = (fc.Cell(), *cells, fc.Cell(), fc.Cell(((4, 1.0),), tokens=tokens.Tokens(0.25, "random", age=1)))
+    assert ages_seen(dit, (fc.parts.Cell(), *cells), monkeypatch) == told
+    plan_of_two_gaps = (
+        fc.parts.Cell(),
+        *cells,
+        fc.parts.Cell(),
+        fc.parts.Cell(((4, 1.0),), tokens=tokens.Tokens(0.25, "random", age=1)),
+    )
     assert ages_seen(dit, plan_of_two_gaps, monkeypatch) == [*told, None]
 
 

@@ -11,7 +11,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file
 
-from forecache.zoo import captions, digits_text, mnist, train_classifier, train_digits, train_digits_text
+from forecache.zoo import captions, digits_text, mnist
+from training import digits as train_digits
+from training import digits_text as train_digits_text
+from training import judge as train_judge
 
 TRAINERS = {"digits": train_digits.Trainer, "digits-text": train_digits_text.TextTrainer}
 
@@ -159,8 +162,8 @@ def test_train_and_export_of_digits_text_write_what_ships(data, tmp_path, monkey
 
 def test_the_classifier_script_writes_what_ships(data, tmp_path, monkeypatch):
     words = ["--data", data, "--export", tmp_path / "zoo", "--epochs", 1]
-    monkeypatch.setattr(sys, "argv", ["train_classifier", *map(str, words)])
-    train_classifier.main()
+    monkeypatch.setattr(sys, "argv", ["train_judge", *map(str, words)])
+    train_judge.main()
     record = json.loads((tmp_path / "zoo" / "classifier.json").read_text())
     assert 0 <= record["test_accuracy"] <= 1
     assert (tmp_path / "zoo" / "reference.safetensors").exists()
@@ -169,7 +172,7 @@ def test_the_classifier_script_writes_what_ships(data, tmp_path, monkeypatch):
 def test_shifts_move_by_at_most_two_pixels():
     image = torch.full((50, 1, 24, 24), -1.0)
     image[:, 0, 12, 12] = 1.0
-    moved = train_classifier.shifted(image, torch.Generator().manual_seed(0))
+    moved = train_judge.shifted(image, torch.Generator().manual_seed(0))
     places = moved[:, 0].nonzero()[(moved[:, 0][tuple(moved[:, 0].nonzero().T)] == 1)][:, 1:]
     assert len(places) == 50
     assert (places - 12).abs().max() == 2

@@ -129,11 +129,11 @@ def test_a_video_is_one_tall_image(video, wan_folder):
     pipe = WanPipeline.from_pretrained(wan_folder)
     pipe.set_progress_bar_config(disable=True)
     source = video.Videos(pipe, (16, 16, 5))
-    how = fc.sources.Sampling(2, 5.0, 0)
+    how = fc.sampling.sources.Sampling(2, 5.0, 0)
     both = source.generate(["a cat", "a red apple"], how)
     assert both.shape == (2, 3, 5 * 16, 16)
     assert torch.allclose(source.generate(["a red apple"], how, 1)[0], both[1], atol=1e-4)
-    with pytest.raises(fc.InputError, match="'7' is no class"):
+    with pytest.raises(fc.errors.InputError, match="'7' is no class"):
         source.label("7")
 
 

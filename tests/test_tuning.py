@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 import forecache as fc
 from forecache import zoo
-from forecache._distributed import World
-from forecache.forecasts import Feedback, Reuse, Taylor
-from forecache.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials, tuner
-from forecache.tuning import products as products_module
-from forecache.tuning.optimal import Optimal
-from forecache.tuning.products import Fitted, Products, observe
-from forecache.tuning.settings import settings_of
+from forecache.distributed import World
+from forecache.fit.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials, tuner
+from forecache.fit.tuning import products as products_module
+from forecache.fit.tuning.optimal import Optimal
+from forecache.fit.tuning.products import Fitted, Products, observe
+from forecache.fit.tuning.settings import settings_of
+from forecache.parts.forecasts import Feedback, Reuse, Taylor
 
-SITES = tuple(fc.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
+SITES = tuple(fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
 patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
     lambda intervals: "".join("#" + "." * (interval - 1) for interval in intervals)
 )
@@ -55,7 +55,7 @@ def emitted(features, plan):
 
 
 def planned(pattern, forecast):
-    method = fc.Method("tried", fc.schedules.by_step(pattern), forecast)
+    method = fc.Method("tried", fc.parts.schedules.by_step(pattern), forecast)
     return method.plan(fc.Grid(len(pattern), SITES))
 
 
@@ -278,8 +278,8 @@ def tuned(digits):
 
 
 def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
-    source = fc.sources.as_source(digits)
-    how = fc.sources.Sampling(4, 1.5, 0)
+    source = fc.sampling.sources.as_source(digits)
+    how = fc.sampling.sources.Sampling(4, 1.5, 0)
     products, images = observe(source, LABELS, how, batch=2)
     assert torch.equal(images, torch.cat([source.generate(LABELS[:2], how), source.generate(LABELS[2:], how, 2)]))
     norms = np.diagonal(products.table, axis1=1, axis2=2)
@@ -289,7 +289,7 @@ def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
 
 def test_products_about_the_averages_are_those_of_the_features_less_their_channels_means(digits, monkeypatch):
     """All entries of the features, by hand."""
-    source, how, seen = fc.sources.as_source(digits), fc.sources.Sampling(3, 1.5, 0), {}
+    source, how, seen = fc.sampling.sources.as_source(digits), fc.sampling.sources.Sampling(3, 1.5, 0), {}
     monkeypatch.setattr(products_module, "COORDINATES", 10**9)
     watched = products_module._Watch.see
 
@@ -310,8 +310,8 @@ def test_products_about_the_averages_are_those_of_the_features_less_their_channe
 
 def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
     """As `fc.eoc` makes it of `fc.calibrate`'s averages over both halves of the pair."""
-    source, pattern = fc.sources.as_source(digits), "#..#.#"
-    products, _ = observe(source, LABELS, fc.sources.Sampling(6, 1.5, 3), batch=2)
+    source, pattern = fc.sampling.sources.as_source(digits), "#..#.#"
+    products, _ = observe(source, LABELS, fc.sampling.sources.Sampling(6, 1.5, 3), batch=2)
     statistics = fc.calibrate(digits, LABELS, num_steps=6, seed=3, batch=4, rows="all")
     base = fc.feedback(fc.explicit(pattern=pattern), 1, 0.5)
     grid = fc.grid(digits, 6)
@@ -324,7 +324,7 @@ def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
     for name, shift in expected.constants.items():
         assert torch.allclose(plan.constants[name], shift, rtol=1e-4, atol=1e-5)
     assert trials.correction_of("taylor 1, feedback 0.5", products) is None
-    with pytest.raises(fc.StatisticsError):
+    with pytest.raises(fc.errors.StatisticsError):
         made.plan(fc.grid(digits, 7))
 
 
@@ -357,12 +357,12 @@ def test_feedback_is_strengthened_step_by_step(name, by, expected):
 
 
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
-    source = fc.sources.as_source(digits)
+    source = fc.sampling.sources.as_source(digits)
     for plan, trial, unseen in zip(tuned.plans, tuned.chosen, tuned.held_out, strict=True):
         for seeds, said in ((range(1000, 1004), trial.psnr), ([2000], unseen)):
             found = []
             for seed in seeds:
-                how = fc.sources.Sampling(6, 1.5, seed)
+                how = fc.sampling.sources.Sampling(6, 1.5, seed)
                 uncached = source.generate(LABELS, how)
                 with fc.apply(digits, plan):
                     images = source.generate(LABELS, how)
@@ -371,7 +371,7 @@ def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
 
 
 def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, tuned):
-    inputs = fc.sources.call(fc.sources.as_source(digits), 2)
+    inputs = fc.sampling.sources.call(fc.sampling.sources.as_source(digits), 2)
     for plan, trial, even, budget in zip(tuned.plans, tuned.chosen, tuned.uniform, HOW["budget"], strict=True):
         assert 1 / plan.cost(digits, guidance=True, inputs=inputs).speedup <= budget
         assert trial.psnr >= even.psnr
@@ -415,7 +415,7 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
     path = tmp_path / "tune.json"
     fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path)
     before = path.read_bytes()
-    with pytest.raises(fc.SearchFileError, match=r"holds another tuning \(seed differ\)"):
+    with pytest.raises(fc.errors.SearchFileError, match=r"holds another tuning \(seed differ\)"):
         fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path, seed=7)
     assert path.read_bytes() == before
 
@@ -449,7 +449,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
     def never(step):
         raise AssertionError
 
-    with pytest.raises(fc.InputError, match=message):
+    with pytest.raises(fc.errors.InputError, match=message):
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
 
 
@@ -465,7 +465,7 @@ def test_the_cheapest_plan_that_is_good_enough(digits):
     assert [trial.computed for trial in found.chosen] == [3, 2]
     assert found.chosen[0] == every[3]
     best = max(every.values(), key=lambda trial: trial.psnr).psnr
-    with pytest.raises(fc.InputError, match=rf"At least 75 dB .* {best:.2f} dB"):
+    with pytest.raises(fc.errors.InputError, match=rf"At least 75 dB .* {best:.2f} dB"):
         fc.tune(digits, LABELS, **FEW, budget=AtLeast(75.0))
 
 
@@ -478,7 +478,7 @@ def test_a_time_is_as_many_steps_as_fit_into_it(digits, monkeypatch, budget, cou
 
 
 def test_a_time_that_is_asked_for_is_measured(digits):
-    source = fc.sources.as_source(digits)
+    source = fc.sampling.sources.as_source(digits)
     settings = settings_of(source, (1, 2), 6, 1.5, 0, 2, ("reuse",), 4, 1, 0)
     counts = budgets.Counts(source, settings, World())
     full, least = counts._milliseconds
@@ -491,8 +491,8 @@ import json, sys
 import torch
 import forecache as fc
 from forecache import zoo
-from forecache._distributed import started
-from forecache.tuning import polish, tuner
+from forecache.distributed import started
+from forecache.fit.tuning import polish, tuner
 
 torch.set_num_threads(1)
 polish.ROUNDS, polish.SCHEDULES, tuner.FINALISTS, tuner.NOISES = 1, 1, 2, 1
@@ -529,7 +529,7 @@ def test_two_processes_find_what_one_does(tmp_path):
 )
 def test_the_plans_that_ship_fit_their_model(model, computed):
     loaded = zoo.load_digits() if model == "digits" else zoo.load_digits_text()
-    target = fc.sources.as_source(loaded).target
+    target = fc.sampling.sources.as_source(loaded).target
     plan = fc.Plan.load(zoo.tuned_path(model, computed))
     assert {sum(cell.computed for cell in row) for row in plan.rows} == {computed}
     with fc.apply(target, plan):
@@ -538,5 +538,7 @@ def test_the_plans_that_ship_fit_their_model(model, computed):
 
 
 def test_a_plan_that_does_not_ship_is_named_with_those_that_do():
-    with pytest.raises(fc.InputError, match=r"plans for \[4, 5, 6, 7, 9, 10, 13\] computed steps of 20, not for 8"):
+    with pytest.raises(
+        fc.errors.InputError, match=r"plans for \[4, 5, 6, 7, 9, 10, 13\] computed steps of 20, not for 8"
+    ):
         zoo.tuned_path("digits", 8)

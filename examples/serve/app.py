@@ -170,7 +170,7 @@ async def wait_for(job: Job, request: Request, timeout: float) -> Done:
         if gone.done():
             raise RefusedError("cancelled", 499, "The client is gone.")
         raise RefusedError("timeout", 504, f"It was not finished within {timeout:g} s.")
-    except fc.PlanError as error:
+    except fc.errors.PlanError as error:
         raise RefusedError("invalid", 422, str(error)) from None
     except StoppedError:
         raise RefusedError("cancelled", 499, "The client is gone.") from None

@@ -36,8 +36,8 @@ from model import METHODS, NONE, png
 from prometheus_client.parser import text_string_to_metric_families
 
 import forecache as fc
-from forecache import bench
-from forecache.sample import sample, to_images
+from forecache.bench import timing
+from forecache.sampling.loop import sample, to_images
 from forecache.zoo import load_digits
 
 HERE = Path(__file__).resolve().parent
@@ -315,7 +315,7 @@ def main() -> None:
     runs = [asyncio.run(measured(clients, wanted, args)) for clients in args.clients]
     document = {
         "command": "python examples/serve/load_test.py",
-        "environment": bench.environment(),
+        "environment": timing.environment(),
         "threads": args.threads,
         "load_average": os.getloadavg()[2],
         "queue": QUEUE,

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 import forecache as fc
-from forecache.report import tile
-from forecache.sample import noise, to_images
+from forecache.report.figures import tile
+from forecache.sampling.loop import noise, to_images
 from forecache.zoo import Digits, load_digits
 
 NONE = "none"
@@ -97,7 +97,7 @@ class Plans:
         grid = fc.grid(self.pipes[NONE], num_steps=PLAN_STEPS)
         plans = {name: method.plan(grid) for name, method in METHODS.items()}
         plans |= {name: fc.Plan.load(path) for name, path in (files or {}).items()}
-        guards = fc.Guards(same_model=True, same_scheduler=True)
+        guards = fc.runtime.Guards(same_model=True, same_scheduler=True)
         try:
             for name, plan in plans.items():
                 pipe = DigitsPipeline(self.digits)

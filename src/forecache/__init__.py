@@ -6,147 +6,64 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from forecache import forecasts, gates, patterns, schedules, scores, tokens, tuning
-from forecache._core import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
-from forecache._errors import (
-    AlreadyAppliedError,
-    CacheBudgetError,
-    ForecacheError,
-    InputError,
-    MissingExtraError,
-    ModelError,
-    PlanError,
-    PlanFileError,
-    PlanMismatchError,
-    RouterFileError,
-    RunError,
-    SearchFileError,
-    ShardError,
-    SiteError,
-    StatisticsError,
-    StatisticsFileError,
-    StepCountError,
-    TableError,
-)
-from forecache._routerfile import Router
+from forecache import errors, fit, methods, models, parts, plan, runtime, sampling
 from forecache._version import __version__
-from forecache.adapters import grid, register_adapter
-from forecache.applied import apply, disable, enable
-from forecache.calibrate import calibrate, calibration_bytes
-from forecache.cost import Cost
-from forecache.guards import Guards
+from forecache.errors import ForecacheError
+from forecache.fit import calibrate, search, train_router, tune
 from forecache.methods import (
     eoc,
     explicit,
     feedback,
     fora,
-    fora_paper,
     goc,
-    goc_paper_steps,
     l2c,
     procache,
-    procache_paper,
     selective,
     smoothcache,
-    smoothcache_file,
     taylorseer,
     toca,
     warmup,
 )
-from forecache.plan import Method, Plan
-from forecache.resample import resampled
-from forecache.router import train_router
-from forecache.search import Candidate, SearchResult, search
-from forecache.session import Session
-from forecache.sessions import Sessions
-from forecache.shards import Sampled, sample_shards
-from forecache.statistics import Statistics
-from forecache.tally import Stats
-from forecache.tuning import Tuned, tune
+from forecache.models.find import grid
+from forecache.parts.grid import Grid
+from forecache.parts.router import Router
+from forecache.parts.statistics import Statistics
+from forecache.plan import Cost, Method, Plan
+from forecache.runtime import Session, apply, disable, enable
 
 __all__ = [
-    # the grid and what fills it
-    "Action",
-    "Site",
-    "Grid",
-    "Cell",
-    "Schedule",
-    "Gate",
-    "Tokens",
-    "Selector",
-    "grid",
-    "schedules",
-    "forecasts",
-    "gates",
-    "tokens",
-    "register_adapter",
+    # a plan on a model
+    "enable",
+    "apply",
+    "disable",
     # methods
-    "Method",
     "fora",
-    "fora_paper",
-    "explicit",
+    "taylorseer",
     "goc",
-    "goc_paper_steps",
+    "feedback",
+    "eoc",
     "l2c",
     "smoothcache",
-    "smoothcache_file",
-    "eoc",
-    "taylorseer",
-    "feedback",
     "procache",
-    "procache_paper",
-    "selective",
     "toca",
+    "explicit",
     "warmup",
-    # plans and runs
+    "selective",
+    # what they are made into
+    "Method",
     "Plan",
+    "Grid",
+    "grid",
     "Cost",
-    "apply",
-    "enable",
-    "disable",
-    "Guards",
-    "resampled",
     "Session",
-    "Sessions",
-    "Stats",
-    # calibration
-    "Statistics",
+    # what learns from a model
     "calibrate",
-    "calibration_bytes",
-    # routers
-    "Router",
+    "Statistics",
     "train_router",
-    # search
+    "Router",
     "search",
-    "SearchResult",
-    "Candidate",
-    "patterns",
-    "scores",
-    "tuning",
-    # tuning
     "tune",
-    "Tuned",
-    # samples in numbers
-    "sample_shards",
-    "Sampled",
-    # errors
+    # the rest
     "ForecacheError",
-    "PlanError",
-    "PlanFileError",
-    "RouterFileError",
-    "SearchFileError",
-    "ModelError",
-    "SiteError",
-    "PlanMismatchError",
-    "StatisticsError",
-    "StatisticsFileError",
-    "ShardError",
-    "TableError",
-    "RunError",
-    "StepCountError",
-    "AlreadyAppliedError",
-    "CacheBudgetError",
-    "InputError",
-    "MissingExtraError",
     "__version__",
 ]

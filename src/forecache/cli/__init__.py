@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from forecache._errors import ForecacheError, MissingExtraError
+from forecache.errors import ForecacheError, MissingExtraError
 
 
 def load() -> None:
     """Add every command to the application; MissingExtraError names the extra that it needs."""
     try:
-        from forecache.cli import (  # noqa: F401 - each adds its commands
+        from forecache.cli import (
             bench,
             calibration,
             commands,

@@ -12,9 +12,10 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import bench, report, speed
+from forecache.bench import speed, timing
+from forecache.bench.subjects import PRESETS, Subject, open_subject, preset
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
-from forecache.subjects import PRESETS, Subject, open_subject, preset
+from forecache.report import figures
 from forecache.zoo import SHAPES
 
 DEFAULTS = ("all-computed", "fora-25", "fora-50", "fora-75", "goc-50", "taylor-50")
@@ -35,7 +36,7 @@ def bench_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch first.")] = False,
-    out: Annotated[Path, out_folder("Folder for bench.json, bench.md and bench.png.")] = Path("out/bench"),
+    out: Annotated[Path, out_folder("Folder for timing.json, timing.md and timing.png.")] = Path("out/bench"),
     as_json: AsJson = False,
 ) -> None:
     """Time plans on a model: full and skipped steps, whole runs, and the cache, each against what was predicted.
@@ -69,18 +70,18 @@ def bench_command(
         emit(document)
     console.print(_table(rows, title))
     say(_legend())
-    say(f"Wrote {out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}.")
+    say(f"Wrote {out / 'timing.json'}, {out / 'timing.md'}, {out / 'timing.png'}.")
 
 
 def _write(out: Path, rows: list[speed.Timed], document: dict[str, Any], title: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
-    (out / "bench.md").write_text("\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
-    report.draw_speed(rows, out / "bench.png", title)
+    (out / "timing.json").write_text(json.dumps(document, indent=2) + "\n")
+    (out / "timing.md").write_text("\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
+    figures.draw_speed(rows, out / "timing.png", title)
 
 
 def _title(subject: Subject, num_steps: int, rounds: int) -> str:
-    place = bench.environment()
+    place = timing.environment()
     where = place["gpu"] if subject.model.device.type == "cuda" else f"{place['cpu']}, {place['threads']} threads"
     return f"{subject.name}, {num_steps} steps, {subject.rows} samples a call, {rounds} rounds, {where}"
 
@@ -112,7 +113,7 @@ def _table(rows: list[speed.Timed], title: str) -> Table:
 
 
 def _legend() -> str:
-    place = bench.environment()
+    place = timing.environment()
     return (
         "Fewer MACs is what to expect, less time what was measured, realised the one over the other. Steps are shares\n"
         "of a step of the bare model: every site computed, none, or some. ! where the cache is not as predicted.\n"

@@ -10,10 +10,12 @@ import torch
 import typer
 
 import forecache as fc
-from forecache import _distributed, report, runs, sources
-from forecache._routerfile import is_router
+from forecache import distributed
 from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, progress, say
-from forecache.gates import god
+from forecache.parts.gates import god
+from forecache.parts.router import is_router
+from forecache.report import figures
+from forecache.sampling import runs, sources
 
 
 class KeepName(StrEnum):
@@ -62,11 +64,11 @@ def calibrate_command(
     Example: `forecache calibrate --model facebook/DiT-XL-2-256 --steps 20 --samples 1000 --keep-on cpu --out
     dit.safetensors`
     """
-    with _distributed.started() as world:
+    with distributed.started() as world:
         source = sources.open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         grid = fc.grid(source.target, steps)
-        need = fc.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
+        need = fc.fit.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
         if world.leads:
             say(
                 f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Holds "
@@ -99,7 +101,7 @@ def calibrate_command(
             stats = stats.compact(per="token" if keep is KeepName.half else "channel")
             stats.save(out)
         elif stats.means[0].dtype is not torch.float32:
-            raise fc.StatisticsError(f"{out} holds compact statistics of this run: delete it to keep full ones.")
+            raise fc.errors.StatisticsError(f"{out} holds compact statistics of this run: delete it to keep full ones.")
         if as_json:
             emit({"statistics": str(out), **_summary(stats)})
         _say_what(stats)
@@ -158,7 +160,7 @@ def show_command(
     )
     say(gate.show(fc.Grid(stats.num_steps, stats.sites)))
     picture = out or file.with_suffix(".png")
-    report.draw_statistics(stats, gate, picture)
+    figures.draw_statistics(stats, gate, picture)
     say(f"Wrote {picture}.")
     if as_json:
         emit({"statistics": str(file), "picture": str(picture), **_summary(stats), "gate": str(gate)})

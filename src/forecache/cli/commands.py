@@ -13,11 +13,14 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import _distributed, bench, demo, report, runs, sources
+from forecache import distributed
+from forecache.bench import demo, timing
 from forecache.cli.methods import Typed, takes_method_options
 from forecache.cli.options import MethodName
 from forecache.cli.shards import Many
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
+from forecache.report import figures
+from forecache.sampling import runs, sources
 from forecache.zoo import load_digits, statistics_path
 
 
@@ -38,7 +41,7 @@ def demo_command(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    source = sources.DigitsSource(load_digits())
+    source = load_digits()
     grid = fc.grid(source.target, steps)
     chosen = demo.methods() | demo.calibrated(fc.Statistics.load(statistics_path(steps)))
     out.mkdir(parents=True, exist_ok=True)
@@ -57,9 +60,9 @@ def demo_command(
     settings = {"model": "digits", "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance, "seed": seed}
     settings["command"] = _typed()
     demo.save(rows, out / "demo.json", settings)
-    report.draw_grids(rows, out / "samples.png")
+    figures.draw_grids(rows, out / "samples.png")
     title = f"digits, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
-    report.draw_quality(rows, out / "quality.png", title)
+    figures.draw_quality(rows, out / "quality.png", title)
     if as_json:
         emit(json.loads((out / "demo.json").read_text()))
     console.print(_table(rows, title))
@@ -107,7 +110,7 @@ def _line(plan: fc.Plan) -> str:
 
 
 def _legend(samples: int) -> str:
-    place = bench.environment()
+    place = timing.environment()
     return (
         "GOC is listed with its eta, Taylor (TaylorSeer) with its order; gate and EOC use the bundled statistics.\n"
         "# computed, . reused, ~ forecast, + corrected; * differs from site to site.\n"
@@ -179,22 +182,22 @@ def sample_command(
     many = Many(num_samples, prompts, shard_size, call_size, exact, random_classes, png)
     many.check(labels is not None or bool(prompt), compare)
     if plan is not None and method is not MethodName.none:
-        raise fc.InputError("--plan and --method both say how to sample: give one of them.")
+        raise fc.errors.InputError("--plan and --method both say how to sample: give one of them.")
     loaded = fc.Plan.load(plan) if plan is not None else None
     if loaded is not None and steps not in (None, loaded.num_steps):
-        raise fc.PlanError(
+        raise fc.errors.PlanError(
             f"{plan} is a plan for {loaded.num_steps} steps, --steps {steps} was asked for: leave --steps out, or make "
             "a plan for that number."
         )
     num_steps = loaded.num_steps if loaded is not None else steps or 20
     options = typed(method)
     if loaded is not None and options.given:
-        raise fc.InputError(f"{plan} has all that its method needs: leave {', '.join(options.given)} out.")
+        raise fc.errors.InputError(f"{plan} has all that its method needs: leave {', '.join(options.given)} out.")
     built = options.build(num_steps)
     if num_samples is None:
         runs.check_folder(out)
     if num_samples is not None:
-        _distributed.take_gpu()
+        distributed.take_gpu()
     source = sources.open_source(model, device, dtype)
     scale = sources.own_guidance(source) if guidance is None else guidance
     asked = runs.chosen(source, labels, prompt or []) if labels is not None or prompt or num_samples is None else ()

@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 import typer
 
-from forecache._errors import InputError, MissingExtraError
-from forecache.choices import BUNDLED
 from forecache.cli.terminal import app, say
-from forecache.pairs import Studio
+from forecache.compare.choices import BUNDLED
+from forecache.compare.pairs import Studio
+from forecache.errors import InputError, MissingExtraError
 
 
 @app.command("compare")
@@ -45,7 +45,7 @@ def compare_command(
     with tempfile.TemporaryDirectory(prefix="forecache-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # where Gradio puts what can be downloaded
         try:
-            from forecache import page
+            from forecache.compare import page
         except ImportError as error:
             raise MissingExtraError(error.name or "gradio", "page", "The comparison page") from error
         say(f"Loading {studio.models[0]} ...")

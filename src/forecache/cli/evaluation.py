@@ -13,12 +13,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from forecache import _files, _tensorfile, bench, evaluate, sources
-from forecache._errors import InputError
+from forecache import evaluate
+from forecache.bench import timing
 from forecache.cli.terminal import AsJson, app, console, emit, out_file, progress, say
+from forecache.errors import InputError
 from forecache.evaluate import clip, imagesets, tables
 from forecache.evaluate.evaluation import check, needs_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS, chosen
+from forecache.io import files as files_module
+from forecache.io import tensor_files
+from forecache.sampling import sources
 
 LIST = ", ".join([*METRICS, *(f"{name} ({' '.join(of)})" for name, of in ALIASES.items())])
 
@@ -97,7 +101,7 @@ def evaluate_command(
             on_progress=show,
         )
     typed = shlex.join(["forecache", *sys.argv[1:]])
-    more = {"sampling_seeds": _seeds(samples), "environment": bench.environment(), "command": typed}
+    more = {"sampling_seeds": _seeds(samples), "environment": timing.environment(), "command": typed}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
@@ -209,8 +213,8 @@ def _document(row: evaluate.Row, rows: list[evaluate.Row]) -> dict[str, Any]:
 
 def _row(path: Path) -> evaluate.Row:
     try:
-        document = _files.document(path, 16 * 2**20)
+        document = files_module.document(path, 16 * 2**20)
         figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
-        return evaluate.Row(path.stem, figures, seeds=_tensorfile.each(document["sampling_seeds"], "seeds", int))
+        return evaluate.Row(path.stem, figures, seeds=tensor_files.each(document["sampling_seeds"], "seeds", int))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error

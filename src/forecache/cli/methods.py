@@ -13,11 +13,11 @@ import torch
 import typer
 
 import forecache as fc
-from forecache import sources
-from forecache.adapters import find
+from forecache.bench.subjects import Subject
 from forecache.cli.options import MethodName, Options
 from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, say
-from forecache.subjects import Subject
+from forecache.models.find import find
+from forecache.sampling import sources
 from forecache.zoo import SHAPES, call_inputs, shaped
 
 Typed = Callable[[MethodName], Options]
@@ -66,7 +66,7 @@ def plan_command(
     """
     built = typed(method).build(steps)
     if built is None:
-        raise fc.InputError("A plan needs a method; to compute everything no plan is needed.")
+        raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
     source = None if model in SHAPES else sources.open_source(model)
     target: Any = shaped(model, torch.float32, "meta") if source is None else source.target
     plan = built.plan(fc.grid(target, steps))
@@ -85,5 +85,5 @@ def _cost(plan: fc.Plan, name: str, target: Any, inputs: Mapping[str, Any] | Non
     transformer = find(target)
     try:
         return Subject(name, transformer, inputs or call_inputs(transformer, rows)).cost(plan)
-    except fc.InputError:
+    except fc.errors.InputError:
         return None

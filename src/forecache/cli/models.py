@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from forecache import adapters
 from forecache.cli.terminal import AsJson, app, console, emit
+from forecache.models import find
 
 
 @app.command("models")
@@ -19,7 +19,7 @@ def models_command(
 
     Example: `forecache models`
     """
-    rows = adapters.table()
+    rows = find.table()
     if as_json:
         emit(rows)
         return

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from forecache import methods, tokens
-from forecache._core import Importance
-from forecache._errors import InputError
-from forecache._routerfile import Router
-from forecache.gates import god
-from forecache.plan import Method
-from forecache.statistics import Statistics
+from forecache import methods
+from forecache.errors import InputError
+from forecache.methods.procache import PROCACHE_PATTERN
+from forecache.parts import tokens
+from forecache.parts.gates import god
+from forecache.parts.grid import Importance
+from forecache.parts.router import Router
+from forecache.parts.statistics import Statistics
+from forecache.plan.method import Method
 from forecache.zoo import digits, digits_text, router_path
 
 
@@ -223,7 +225,7 @@ class Options:
         if name is BaseName.explicit:
             if self.pattern is not None and self.skip is None:
                 published = self.pattern == "published"
-                return methods.explicit(pattern=methods.PROCACHE_PATTERN if published else self.pattern)
+                return methods.explicit(pattern=PROCACHE_PATTERN if published else self.pattern)
             if self.skip is None or self.pattern is not None:
                 raise InputError(
                     "--base explicit needs the steps to skip, for example --skip 1,3,5, or --pattern '#...#..#', one # "

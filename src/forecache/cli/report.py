@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from forecache import reports
-from forecache._errors import InputError
 from forecache.cli.terminal import AsJson, app, emit, out_file, say
+from forecache.errors import InputError
+from forecache.report import html
 
 
 @app.command("report")
@@ -32,7 +32,7 @@ def report_command(
     target = out or (file if file.is_dir() else file.parent) / "report.html"
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"A report is an HTML page, such as report.html; --out names {target}.")
-    material = reports.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
+    material = html.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
     if as_json:
         emit({"report": str(target), "kind": material.kind, "title": material.title, "bytes": target.stat().st_size})
     say(f"Wrote {target} ({target.stat().st_size / 2**10:.0f} KiB): {material.title}.")

@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
-from forecache import _distributed, _tablefile, report, reproduction
-from forecache._errors import InputError
+from forecache import distributed
 from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
+from forecache.errors import InputError
 from forecache.evaluate import clip
+from forecache.report import figures
+from forecache.reproduce import reproduce
+from forecache.reproduce import table as table_module
 
 
 @app.command("reproduce")
@@ -54,25 +57,25 @@ def reproduce_command(
             raise InputError("Which table? `forecache reproduce` without anything lists them.")
         _list(as_json)
         return
-    chosen = _tablefile.open_table(table)
-    given = reproduction.Given(reference, weights, router, stats, prompts, clip_model, metrics)
+    chosen = table_module.open_table(table)
+    given = reproduce.Given(reference, weights, router, stats, prompts, clip_model, metrics)
     folder = out or Path("out/reproduce") / "-".join([chosen.name, *([Path(on).name] if on else [])])
-    world = _distributed.launched()
-    _distributed.take_gpu()
+    world = distributed.launched()
+    distributed.take_gpu()
     with progress(None, shown=world.leads) as (bar, task):
-        ground = reproduction.open_ground(chosen, on, given, device, dtype, judges=world.leads)
-        found = reproduction.reproduce(
+        ground = reproduce.open_ground(chosen, on, given, device, dtype, judges=world.leads)
+        found = reproduce.reproduce(
             chosen,
             ground,
             folder,
-            reproduction.Protocol(samples, batch, seed, bootstrap),
+            reproduce.Protocol(samples, batch, seed, bootstrap),
             rows=row or (),
             command=shlex.join(["forecache", *sys.argv[1:]]),
             on_progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     if not world.leads:
         return
-    report.draw_reproduction(found, folder / "quality.png")
+    figures.draw_reproduction(found, folder / "quality.png")
     if as_json:
         emit(found.document)
     else:
@@ -80,14 +83,14 @@ def reproduce_command(
 
 
 def _list(as_json: bool) -> None:
-    tables = [_tablefile.open_table(name) for name in _tablefile.bundled()]
+    tables = [table_module.open_table(name) for name in table_module.bundled()]
     if as_json:
         emit([{"name": table.name, "title": table.title, "source": table.source} for table in tables])
     for table in tables:
         say(f"{table.name:<18}{table.title} ({table.source})")
 
 
-def _tell(found: reproduction.Reproduction, folder: Path) -> None:
+def _tell(found: reproduce.Reproduction, folder: Path) -> None:
     say("\n".join([found.table.title, *found.markdown()]))
     for note in (*found.table.notes, *found.document["notes"]):
         say(note)

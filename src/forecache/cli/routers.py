@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import _distributed, sources
+from forecache import distributed
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_file, progress, say
-from forecache.router import Progress
+from forecache.fit.routers import Progress
+from forecache.sampling import sources
 
 Threshold = Annotated[float, typer.Option(min=0, max=0.999, help="Compute where the router's probability is over it.")]
 
@@ -65,7 +66,7 @@ def train_router(
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = out.with_name(out.stem + ".training.safetensors")
-    with _distributed.started() as world:
+    with distributed.started() as world:
         source = sources.open_source(model, device, dtype)
         with progress(iterations, shown=world.leads) as (bar, task):
 

@@ -10,10 +10,12 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache import _distributed, report, runs, sources
+from forecache import distributed
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, resumable, say
-from forecache.patterns import Constraints
-from forecache.scores import Score
+from forecache.fit.scores import Score
+from forecache.parts.patterns import Constraints
+from forecache.report import figures
+from forecache.sampling import runs, sources
 from forecache.zoo import Digits, DigitsText
 
 SHOWN = 20
@@ -61,7 +63,7 @@ def search_command(
     Example: `forecache search --model facebook/DiT-XL-2-256 --steps 50 --budget 17 --order 1 --out out/dit-search`
     """
     space = Constraints(steps, budget, v_min, v_max, not any_order)
-    with _distributed.started() as world:
+    with distributed.started() as world:
         source = sources.open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         score = _score(proxy, source, conditions)
@@ -69,7 +71,7 @@ def search_command(
             say(_what(space, candidates, len(conditions)))
         with resumable(out / "search.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
 
-            def show(found: fc.Candidate) -> None:
+            def show(found: fc.fit.Candidate) -> None:
                 bar.update(task, description=f"{score.name} {found.score:#.4g}")
 
             result = fc.search(
@@ -103,30 +105,30 @@ def _what(space: Constraints, candidates: int, samples: int) -> str:
 def _score(proxy: ProxyName, source: sources.Source, conditions: tuple[sources.Condition, ...]) -> Score:
     """The proxy by its name, with what it needs of the model."""
     if proxy is ProxyName.psnr:
-        return fc.scores.psnr_to_uncached()
+        return fc.fit.scores.psnr_to_uncached()
     if proxy is ProxyName.frechet:
-        judge = source.digits if isinstance(source, sources.DigitsSource) else source
+        judge = source
         if not isinstance(judge, Digits | DigitsText):
-            raise fc.InputError(
+            raise fc.errors.InputError(
                 "--proxy frechet has features and a reference for the bundled models alone: use --proxy psnr, or in "
                 "Python forecache.search with scores.frechet(features, reference)."
             )
-        return fc.scores.frechet(judge.features, judge.reference, "Fréchet distance to MNIST test")
+        return fc.fit.scores.frechet(judge.features, judge.reference, "Fréchet distance to MNIST test")
     if not source.classes:
-        return fc.scores.clip_score([str(text) for text in conditions])
+        return fc.fit.scores.clip_score([str(text) for text in conditions])
     names = {label: name for name, label in getattr(getattr(source, "pipe", None), "labels", {}).items()}
     if missing := [label for label in conditions if label not in names]:
-        raise fc.InputError(
+        raise fc.errors.InputError(
             f"--proxy clip needs a text for every class, and the model has no name for class {missing[0]}: use --proxy "
             "psnr, or in Python forecache.search with scores.clip_score(prompts)."
         )
-    return fc.scores.clip_score([f"a photo of a {names[label]}" for label in conditions])
+    return fc.fit.scores.clip_score([f"a photo of a {names[label]}" for label in conditions])
 
 
-def _tell(result: fc.SearchResult, out: Path) -> None:
+def _tell(result: fc.fit.SearchResult, out: Path) -> None:
     """The table, the picture and the plan."""
     result.plan.save(out / "plan.json")
-    report.draw_search(result, out / "search.png")
+    figures.draw_search(result, out / "search.png")
     console.print(_table(result))
     if (rest := len(result.ranked) - SHOWN) > 0:
         say(f"and {rest} more in {out / 'search.json'}")
@@ -135,13 +137,13 @@ def _tell(result: fc.SearchResult, out: Path) -> None:
     say(f"Wrote {out / 'plan.json'}, {out / 'search.json'}, {out / 'search.png'}.")
 
 
-def _document(result: fc.SearchResult, out: Path) -> dict[str, Any]:
+def _document(result: fc.fit.SearchResult, out: Path) -> dict[str, Any]:
     ranked = [{"pattern": each.pattern, "score": each.score} for each in result.ranked]
     score = {"score": result.score.name, "better": result.score.better}
     return {"plan": str(out / "plan.json"), "search": str(out / "search.json"), **score, "ranked": ranked}
 
 
-def _table(result: fc.SearchResult) -> Table:
+def _table(result: fc.fit.SearchResult) -> Table:
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("rank", justify="right")
     table.add_column("pattern", no_wrap=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import forecache as fc
-from forecache import _distributed, runs
+from forecache import distributed
 from forecache.cli.terminal import emit, progress, say
-from forecache.sample import random_labels
-from forecache.shards import CALL_SIZE
-from forecache.sources import Condition, Source
+from forecache.sampling import runs
+from forecache.sampling.loop import random_labels
+from forecache.sampling.shards import CALL_SIZE
+from forecache.sampling.sources import Condition, Source
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,17 @@ class Many:
         if self.num_samples is None:
             names = ("prompts", "shard_size", "call_size", "exact", "random_classes", "png")
             if idle := [name for name in names if getattr(self, name) is not None]:
-                raise fc.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
+                raise fc.errors.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
         elif compare:
-            raise fc.InputError(
+            raise fc.errors.InputError(
                 "--compare is for a few images. Sample twice, with the plan and without one, and compare the folders."
             )
         if self.exact is False and self.call_size is not None:
-            raise fc.InputError("--call-size is what makes a run exact, and --no-exact says that it is not: give one.")
+            raise fc.errors.InputError(
+                "--call-size is what makes a run exact, and --no-exact says that it is not: give one."
+            )
         if sum((given, self.prompts is not None, bool(self.random_classes))) > 1:
-            raise fc.InputError(
+            raise fc.errors.InputError(
                 "--labels, --prompt, --prompts and --random-classes all say what to sample: give one of them."
             )
 
@@ -57,11 +60,11 @@ class Many:
         self, source: Source, plan: fc.Plan | None, settings: runs.Settings, out: Path, *, as_json: bool
     ) -> None:
         """Sample, with a bar, and say what was done; of several processes the first one talks."""
-        world, started = _distributed.launched(), time.monotonic()
+        world, started = distributed.launched(), time.monotonic()
         call_size = None if self.exact is False else self.call_size or CALL_SIZE
         with progress(self.num_samples, shown=world.leads) as (bar, task):
             try:
-                done = fc.sample_shards(
+                done = fc.sampling.sample_shards(
                     source,
                     self.conditions(source, settings),
                     out,
@@ -86,7 +89,7 @@ class Many:
             _tell(done, plan, time.monotonic() - started)
 
 
-def _tell(done: fc.Sampled, plan: fc.Plan | None, seconds: float) -> None:
+def _tell(done: fc.sampling.Sampled, plan: fc.Plan | None, seconds: float) -> None:
     if plan is not None:
         say(f"{plan.provenance.get('method', 'plan')}\n{plan.picture()}")
     if done.damaged:

@@ -23,8 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from forecache._errors import InputError
 from forecache._version import __version__
+from forecache.errors import InputError
 
 console = Console()
 bars = Console(stderr=True)

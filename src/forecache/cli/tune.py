@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 import forecache as fc
-from forecache import _distributed, runs, sources, tuned_pictures
+from forecache import distributed
 from forecache.cli.terminal import STEPS, AsJson, app, emit, out_folder, progress, resumable, say
-from forecache.tuning import AtLeast, Milliseconds, Tuned
-from forecache.tuning.budgets import Budget
-from forecache.tuning.trials import FORECASTS, told
-from forecache.tuning.tuner import USUAL
+from forecache.fit.tuning import AtLeast, Milliseconds, Tuned
+from forecache.fit.tuning.budgets import Budget
+from forecache.fit.tuning.trials import FORECASTS, told
+from forecache.fit.tuning.tuner import USUAL
+from forecache.report import tuning_figures
+from forecache.sampling import runs, sources
 
 
 @app.command("tune")
@@ -73,14 +75,14 @@ def tune_command(
     Example: `forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 8 --batch 8 --out out/dit-tune`
     """
     budgets = _budgets(speedup or [], milliseconds or [], at_least or [])
-    with _distributed.started() as world:
+    with distributed.started() as world:
         source = sources.open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
         with resumable(out / "tune.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
             best = [float("-inf")]
 
-            def show(trial: fc.tuning.Trial) -> None:
+            def show(trial: fc.fit.tuning.Trial) -> None:
                 best[0] = max(best[0], trial.psnr)
                 bar.update(task, description=f"{trial.psnr:.1f} dB, best {best[0]:.1f}")
 
@@ -122,7 +124,7 @@ def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
     files = [out / f"plan-{name}.json" for name in names]
     for plan, file in zip(tuned.plans, files, strict=True):
         plan.save(file)
-    tuned_pictures.draw_tuned(tuned, out / "tune.png")
+    tuning_figures.draw_tuned(tuned, out / "tune.png")
     if as_json:
         rows = [
             asdict(trial) | {"plan": str(file), "even_psnr": even.psnr, "held_out_psnr": held}

@@ -7,7 +7,7 @@ by name         evaluate, with a bootstrap interval for every figure; `metrics.M
 
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.clip import Clip, load_clip
-from forecache.evaluate.evaluation import Against, Evaluation, Judges, evaluate
+from forecache.evaluate.evaluation import Evaluation, evaluate
 from forecache.evaluate.extractors import Extractor, load_extractor
 from forecache.evaluate.features import Features, extract
 from forecache.evaluate.figures import Difference, Figure, difference
@@ -15,6 +15,7 @@ from forecache.evaluate.frechet import Moments, Stream, distance_to, frechet_dis
 from forecache.evaluate.images import psnr, ssim
 from forecache.evaluate.imagesets import Images, ImageSet, open_images
 from forecache.evaluate.inception_score import inception_score
+from forecache.evaluate.measure import Against, Judges
 from forecache.evaluate.neighbours import precision_recall
 from forecache.evaluate.perceptual import Perceptual, load_lpips
 from forecache.evaluate.reference import Reference, open_reference, prepared

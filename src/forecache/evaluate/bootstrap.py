@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.frechet import Moments, distance_to
 
 FEWEST = 20

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache import _files
-from forecache._errors import InputError, MissingExtraError
+from forecache.errors import InputError, MissingExtraError
 from forecache.evaluate.imagesets import Folder, ImageSet
+from forecache.io import files
 
 USUAL = "openai/clip-vit-base-patch16"
 
@@ -53,9 +53,9 @@ def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        data = _files.contents(path, 16 * 2**20)
+        data = files.contents(path, 16 * 2**20)
         text = data.decode("utf-8")
-        by_name = _files.parse(data) if path.suffix == ".json" else None
+        by_name = files.parse(data) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise InputError(f"The prompts at {path} cannot be read: {error}.") from error
     if by_name is None:

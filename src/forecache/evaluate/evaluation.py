@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features, extract

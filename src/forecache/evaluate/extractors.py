@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.clip import USUAL, load_clip
 from forecache.evaluate.inception import SPATIAL_CHANNELS, Inception
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from forecache import _files, _tensorfile
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments, Stream
 from forecache.evaluate.imagesets import ImageSet
+from forecache.io import files, tensor_files
 
 FORMAT = "forecache-features"
 VERSION = 1
@@ -62,14 +62,14 @@ class Features:
         path = Path(path)
         document = {"version": VERSION, "extractor": self.extractor, "count": self.count}
         tensors = {name: each.contiguous().cpu() for name, each in self.layers.items()}
-        _files.write(path, save(tensors, metadata={FORMAT: json.dumps(document)}))
+        files.write(path, save(tensors, metadata={FORMAT: json.dumps(document)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
         """Features that were saved; InputError says what is wrong with a file."""
         path = Path(path)
         try:
-            document, layers = _tensorfile.read(path, FORMAT, MAX_BYTES)
+            document, layers = tensor_files.read(path, FORMAT, MAX_BYTES)
             if document["version"] != VERSION:
                 raise ValueError(f"it has version {document['version']}; this forecache reads version {VERSION}")
             found = cls(str(document["extractor"]), int(document["count"]), layers)

@@ -7,9 +7,9 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from forecache._errors import InputError
-from forecache._files import short
+from forecache.errors import InputError
 from forecache.evaluate.metrics import METRICS, Metric
+from forecache.io.files import short
 
 Z = 1.96
 """Standard errors on either side of a 95 % interval."""

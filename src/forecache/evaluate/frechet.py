@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 
 @dataclass(frozen=True)

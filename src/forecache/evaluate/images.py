@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 EQUAL_DB = 100.0
 """In a mean, an image counts with so many dB at most: an equal one, with infinitely many, would hide all others."""

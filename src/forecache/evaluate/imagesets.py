@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecache import _archive, _files
-from forecache._errors import InputError, MissingExtraError
+from forecache.errors import InputError, MissingExtraError
+from forecache.io import files as files_module
+from forecache.io import npz
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_IMAGE = 64 * 2**20
@@ -101,13 +102,13 @@ class Npz:
 
     @property
     def labels(self) -> tuple[int, ...] | None:
-        with _reading(self.path), _archive.opened(self.path) as archive:
-            if "arr_1" not in _archive.names(archive):
+        with _reading(self.path), npz.opened(self.path) as archive:
+            if "arr_1" not in npz.names(archive):
                 return None
-            with _archive.member(archive, "arr_1") as (_, header):
+            with npz.member(archive, "arr_1") as (_, header):
                 if header.shape != self.shape[:1] or header.dtype.kind not in "iu":
                     return None
-            return tuple(map(int, _archive.array(archive, "arr_1")))
+            return tuple(map(int, npz.array(archive, "arr_1")))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -119,12 +120,12 @@ class Npz:
         each = math.prod(self.shape[1:])
         with (
             _reading(self.path),
-            _archive.opened(self.path) as archive,
-            _archive.member(archive, "arr_0") as (file, _),
+            npz.opened(self.path) as archive,
+            npz.member(archive, "arr_0") as (file, _),
         ):
             for start in range(0, len(self), size):
                 count = min(size, len(self) - start)
-                data = _archive.exactly(file, count * each)
+                data = npz.exactly(file, count * each)
                 pixels = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
                 pixels = pixels if pixels.ndim == 4 else pixels[..., None]
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
@@ -182,8 +183,8 @@ def open_images(path: str | Path) -> ImageSet:
 def npz_names(path: Path) -> set[str]:
     """The names of the arrays in an ``.npz``; InputError if it is none."""
     try:
-        with _archive.opened(path) as archive:
-            return _archive.names(archive)
+        with npz.opened(path) as archive:
+            return npz.names(archive)
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as .npz: {error}.") from error
 
@@ -191,9 +192,9 @@ def npz_names(path: Path) -> set[str]:
 def _open_npz(path: Path) -> Npz:
     names = npz_names(path)
     if "arr_0" not in names:
-        holds = ", ".join(each if each.isidentifier() else _files.short(each) for each in sorted(names)[:6])[:300]
+        holds = ", ".join(each if each.isidentifier() else files_module.short(each) for each in sorted(names)[:6])[:300]
         raise InputError(f"{path} has no images, which the ADM suite keeps as arr_0; it holds {holds}.")
-    with _reading(path), _archive.opened(path) as archive, _archive.member(archive, "arr_0") as (_, header):
+    with _reading(path), npz.opened(path) as archive, npz.member(archive, "arr_0") as (_, header):
         shape, fortran, dtype = header
     channels = shape[3] if len(shape) == 4 else 1
     if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or channels not in (1, 3) or 0 in shape:
@@ -236,7 +237,7 @@ def read_image(path: Path) -> np.ndarray:
 def run_record(folder: Path) -> Any:
     """The ``run.json`` that `forecache sample` leaves beside its images; None where there is none to read."""
     try:
-        return _files.document(folder / "run.json", 16 * 2**20)
+        return files_module.document(folder / "run.json", 16 * 2**20)
     except (OSError, ValueError):
         return None
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 SPLITS = 10
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.clip import Clip, load_clip
 from forecache.evaluate.extractors import Extractor

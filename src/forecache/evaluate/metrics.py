@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 Needs = Literal["reference", "samples", "pairs", "prompts", "labels"]
 

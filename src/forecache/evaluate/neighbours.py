@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 NEIGHBOURS = 3
 ROWS, COLUMNS = 2_000, 10_000

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache._errors import InputError, MissingExtraError
+from forecache.errors import InputError, MissingExtraError
 
 NETS = ("alex", "vgg", "squeeze")
 

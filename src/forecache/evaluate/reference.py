@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from forecache import _archive
-from forecache._errors import InputError
+from forecache.errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features, OnImages, extract
 from forecache.evaluate.frechet import Moments
 from forecache.evaluate.imagesets import ImageSet, npz_names, open_images
+from forecache.io import npz
 
 ADM_KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -95,8 +95,8 @@ def open_reference(path: str | Path) -> Reference:
 
 def _adm(path: Path, names: set[str]) -> dict[str, Moments]:
     try:
-        with _archive.opened(path) as file:
-            arrays = {key: _archive.array(file, key) for keys in ADM_KEYS.values() for key in keys if key in names}
+        with npz.opened(path) as file:
+            arrays = {key: npz.array(file, key) for keys in ADM_KEYS.values() for key in keys if key in names}
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
     return {

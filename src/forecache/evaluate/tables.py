@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forecache._errors import MissingExtraError
+from forecache.errors import MissingExtraError
 from forecache.evaluate.figures import Figure, comparable, difference
 from forecache.evaluate.metrics import METRICS
 

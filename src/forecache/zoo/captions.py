@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forecache._errors import MissingExtraError
+from forecache.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

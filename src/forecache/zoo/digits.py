@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forecache._errors import InputError, MissingExtraError
-from forecache._place import as_dtype
+from forecache.errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
+from forecache.sampling.device import as_dtype
+from forecache.sampling.loop import sample, to_images
+from forecache.sampling.sources import OnStep, Sampling
 from forecache.zoo.classifier import DigitClassifier
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
@@ -45,6 +48,33 @@ class Digits:
 
     transformer: Any
     scheduler: Any
+
+    classes = 10
+
+    @property
+    def target(self) -> Any:
+        return self
+
+    def label(self, name: str) -> int:
+        names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+        if name.lower() not in names:
+            raise InputError(f"digits has no class {name!r}: use 0 to 9, or {', '.join(names)}.")
+        return names.index(name.lower())
+
+    def generate(
+        self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
+    ) -> Tensor:
+        pixels = sample(
+            self.transformer,
+            self.scheduler,
+            labels,
+            num_steps=how.num_steps,
+            guidance=how.guidance,
+            seed=how.seed,
+            indices=how.indices(first_index, len(labels)),
+            on_step=on_step,
+        )
+        return to_images(pixels)
 
     @cached_property
     def classifier(self) -> DigitClassifier:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from forecache._errors import InputError, MissingExtraError
-from forecache._place import as_dtype
+from forecache.errors import InputError, MissingExtraError
 from forecache.evaluate import Moments
-from forecache.sample import generators
+from forecache.sampling.device import as_dtype
+from forecache.sampling.loop import generators
 from forecache.zoo import captions
 from forecache.zoo.classifier import DigitClassifier
 from forecache.zoo.digits import load_classifier
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from forecache.sources import Sampling
+    from forecache.sampling.sources import Sampling
 
 FOLDER = Path(__file__).parent / "assets" / "digits-text"
 HEIGHT, WIDTH = 24, 48
@@ -55,7 +55,7 @@ def statistics_path(num_steps: int) -> Path:
 class DigitsText:
     """The transformer (a diffusers PixArtTransformer2DModel), its DPM-Solver++, the T5 encoder, the tokenizer.
 
-    It is a `forecache.sources.Source` for texts: calibration, search and routers take it as it is.
+    It is a `forecache.sampling.sources.Source` for texts: calibration, search and routers take it as it is.
     """
 
     transformer: Any

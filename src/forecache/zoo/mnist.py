@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from forecache._errors import MissingExtraError
+from forecache.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forecache._errors import InputError, MissingExtraError
+from forecache.errors import InputError, MissingExtraError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forecache._errors import InputError
+from forecache.errors import InputError
 
 
 def tuned_folder(model: str) -> Path:

@@ -1,0 +1,81 @@
+"""What speed is measured on: models by name, ready to be called by hand, and plans by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forecache.errors import InputError
+from forecache.methods.explicit import explicit
+from forecache.methods.fora import fora
+from forecache.methods.goc import goc
+from forecache.methods.taylorseer import taylorseer
+from forecache.models import find
+from forecache.parts.grid import Grid
+from forecache.plan.cost import Cost
+from forecache.plan.method import Method
+from forecache.plan.plan import Plan
+from forecache.sampling.device import place
+from forecache.sampling.sources import call
+from forecache.zoo import SHAPES, call_inputs, shaped
+from forecache.zoo.open import open_source
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to time. inputs: the arguments of one call, but for the timestep."""
+
+    name: str
+    model: Any
+    inputs: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Samples in one call."""
+        return len(self.inputs["hidden_states"])
+
+    def timesteps(self, count: int) -> list[torch.Tensor]:
+        """The timestep of every call of a run, from noise to image."""
+        values = torch.linspace(999, 0, count).round().long()
+        return [value.to(self.model.device).expand(self.rows) for value in values]
+
+    def grid(self, num_steps: int) -> Grid:
+        return find.grid(self.model, num_steps)
+
+    def cost(self, plan: Plan) -> Cost:
+        """What the plan costs for these inputs."""
+        return plan.cost(self.model, inputs={**self.inputs, "timestep": self.timesteps(1)[0]})
+
+
+def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto") -> Subject:
+    """A shape with random weights (`zoo.SHAPES`), a bundled model, or a pipeline's transformer; ``rows`` a call."""
+    if name not in SHAPES:
+        source = open_source(name, device, dtype)
+        model: Any = find.find(source.target)
+        return Subject(name, model, call(source, rows) or call_inputs(model, rows))
+    where, kind = place(device, dtype)
+    model = shaped(name, kind, where)
+    return Subject(name, model, call_inputs(model, rows))
+
+
+PRESETS: Mapping[str, Callable[[int], Method]] = {
+    "all-computed": lambda steps: explicit(compute=range(steps)),
+    "fora-25": lambda steps: explicit(skip=range(1, steps // 2, 2)),
+    "fora-50": lambda steps: fora(2),
+    "fora-75": lambda steps: fora(4),
+    "goc-50": lambda steps: goc(fora(2), 0.8),
+    "goc-75": lambda steps: goc(fora(4), 0.8),
+    "taylor-50": lambda steps: taylorseer(fora(2), 1),
+    "taylor-75": lambda steps: taylorseer(fora(4), 1),
+}
+"""Plans that speed is compared on, by number of steps: the schedules of the GOC and EOC papers at 20."""
+
+
+def preset(name: str, num_steps: int) -> Method:
+    """The method of this name; InputError if there is none."""
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name](num_steps)

@@ -1,0 +1,90 @@
+"""Scores: how good the images of a pattern are, on few samples. Parts of a search, which takes the best of them.
+
+psnr_to_uncached()                           closeness to the samples without a cache
+frechet(features, reference)                 distance to a reference set, of any features
+clip_score(prompts)                          how well images fit a text
+Score("mine", lambda images, context: ..., better="lower")      anything else
+
+B images, F dimensions of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from forecache.errors import InputError
+from forecache.evaluate import Moments, clip, frechet_distance, psnr
+from forecache.evaluate.images import EQUAL_DB
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a score may compare images with. conditions: the label or text of each. uncached: the same samples without a
+    cache, (B, C, H, W) in [0, 1], or None where the score did not ask for them.
+    """
+
+    conditions: tuple[int | str, ...]
+    uncached: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proxy for quality. name: stands in tables and files, and tells a search from another; so it says all settings.
+
+    of: images (B, C, H, W) in [0, 1] and their context -> a number. better: the direction. needs_uncached: whether the
+    same samples are made once without a cache.
+    """
+
+    name: str
+    of: Callable[[Tensor, Context], float]
+    better: Literal["higher", "lower"] = "higher"
+    needs_uncached: bool = False
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise InputError(f"The better score is the 'higher' or the 'lower' one, not the {self.better!r} one.")
+
+
+def psnr_to_uncached() -> Score:
+    """Mean PSNR of each image to the same sample without a cache, in dB; an image counts with 100 dB at most."""
+
+    def of(images: Tensor, context: Context) -> float:
+        assert context.uncached is not None
+        return psnr(images, context.uncached).clamp_max(EQUAL_DB).mean().item()
+
+    return Score("PSNR to uncached, dB", of, needs_uncached=True)
+
+
+def frechet(features: Callable[[Tensor], Tensor], reference: Moments, name: str = "Fréchet distance") -> Score:
+    """Fréchet distance of the images' features to a reference.
+
+    features: images (B, C, H, W) in [0, 1] -> (B, F). reference: `forecache.evaluate.Moments` of the same features on
+    real images. name: say which features and which reference. Few samples bias the distance upwards, all patterns
+    alike.
+    """
+    return Score(name, lambda images, _: frechet_distance(Moments.of(features(images)), reference), better="lower")
+
+
+def clip_score(prompts: Sequence[str], model: str = clip.USUAL, batch: int = 32) -> Score:
+    """CLIP score (arXiv 2104.08718): 100 times the cosine of an image and its prompt, at least 0, mean over images.
+
+    prompts: one for each condition of the search, in order. model: a repository on the hub or a folder, loaded when the
+    first pattern is scored. Needs the extra ``diffusers``.
+    """
+    loaded: list[clip.Clip] = []
+
+    def of(images: Tensor, context: Context) -> float:
+        if len(prompts) != len(context.conditions):
+            raise InputError(f"There are {len(prompts)} prompts for {len(context.conditions)} samples: give one each.")
+        if not loaded:
+            loaded.append(clip.load_clip(model))
+        pixels = (images * 255).round().to(torch.uint8)
+        parts = [slice(first, first + batch) for first in range(0, len(images), batch)]
+        return torch.cat([loaded[0].score(pixels[part], prompts[part]) for part in parts]).mean().item()
+
+    return Score(f"CLIP score ({model}, {prompts[0]!r}...)", of)

@@ -1,0 +1,1 @@
+"""Files and bytes as data: nothing of caching is known here."""

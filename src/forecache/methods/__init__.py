@@ -1,0 +1,40 @@
+"""Methods by their names in the papers, each an expression of parts. Corrections take a base, as the papers do.
+
+fora(interval=2)                                      every second step computed, the others reused
+goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
+taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
+feedback(fora(interval=3), order=2, strength=0.5)     the same less half the error of the gap before
+l2c("router.safetensors")                             reuse where a trained router allows it
+goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
+eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
+smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
+procache("#...#..#.")                                 a searched pattern; in its gaps some tokens are computed
+"""
+
+from forecache.methods.eoc import eoc
+from forecache.methods.explicit import explicit, warmup
+from forecache.methods.fora import fora, fora_paper
+from forecache.methods.goc import goc, goc_paper_steps
+from forecache.methods.l2c import l2c
+from forecache.methods.procache import procache, procache_paper, selective, toca
+from forecache.methods.smoothcache import smoothcache, smoothcache_file
+from forecache.methods.taylorseer import feedback, taylorseer
+
+__all__ = [
+    "eoc",
+    "explicit",
+    "feedback",
+    "fora",
+    "fora_paper",
+    "goc",
+    "goc_paper_steps",
+    "l2c",
+    "procache",
+    "procache_paper",
+    "selective",
+    "smoothcache",
+    "smoothcache_file",
+    "taylorseer",
+    "toca",
+    "warmup",
+]

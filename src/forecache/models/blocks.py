@@ -1,0 +1,272 @@
+"""What a block is made of: residual branches on one or several streams of tokens.
+
+A stream is what a block hands on: the tokens of an image, and in joint models those of a text beside them. A feature is
+one tensor; of a branch that adds to several streams, their parts one after the other. B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from forecache.errors import RunError
+
+Forward = Callable[..., Any]
+Streams = tuple[Tensor, ...]
+"""What blocks hand on, each (B, N, D)."""
+Gate = Tensor | float | tuple[Tensor | float, ...]
+"""Of a branch: broadcastable to its feature, a number, or one for each of its streams."""
+Gates = Callable[..., Sequence[Gate] | Tensor]
+"""The gates of a run of blocks, one a branch, from the arguments of a block's forward."""
+
+
+class Value(Protocol):
+    """Who decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
+
+    def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+class Own(Enum):
+    """A block of which nothing is skipped or kept: its own forward runs."""
+
+    OWN = "own"
+
+
+OWN: Literal[Own.OWN] = Own.OWN
+
+
+class Collapse(Protocol):
+    """Who knows what is done with a block as a whole: what it hands on if it is skipped, OWN, or None: neither."""
+
+    def __call__(
+        self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
+    ) -> Streams | Own | None: ...
+
+
+def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
+    """x + gate * y."""
+    return gate * y_BND + x_BND
+
+
+LARGEST = 65504
+"""Some published models clip half floats to their range."""
+
+
+def clipped(x_BND: Tensor) -> Tensor:
+    """Half floats within their range; others as they are."""
+    return x_BND.clip(-LARGEST, LARGEST) if x_BND.dtype == torch.float16 else x_BND
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
+
+    compute: norm, modulation and module, up to but without the gate, from the branch's streams; (B, N, D) -> (B, N, D).
+    gate: the gate of the current step, broadcastable to (B, N, D), or one for each stream; None where the branch is
+    added as it is. tokenwise: every token is computed by itself, so that ``compute`` of some tokens (B, K, D) is
+    possible. received: of an attention, what every token receives from all queries, mean over heads, (B, N), float32.
+    streams: which of the block's it adds to. reads: which it is computed from, where these are others. add: x, y and a
+    gate to what is handed on, bit for bit.
+    """
+
+    kind: str
+    compute: Callable[..., Tensor]
+    gate: Callable[[Any], Any] | None
+    tokenwise: bool = False
+    received: Callable[[Tensor, Any], Tensor] | None = None
+    streams: tuple[int, ...] = (0,)
+    reads: tuple[int, ...] | None = None
+    add: Callable[[Tensor, Tensor, Any], Tensor] = gated
+
+    def added(self, streams: list[Tensor], y_BND: Tensor, condition: Any) -> None:
+        """Put the branch, whose ungated output is y, onto its streams."""
+        gate = self.gate(condition) if self.gate is not None else None
+        for stream, part, each in _parts(self.streams, streams, y_BND, gate):
+            x_BND = streams[stream]
+            streams[stream] = x_BND + part if each is None else self.add(x_BND, part, each)
+
+
+def add_all(total_BND: Tensor, features: Iterable[Tensor], gates: Iterable[Any]) -> None:
+    """Add gated features to one stream, in place; gates: one a feature, tensors that are broadcastable to it."""
+    for feature_BND, gate in zip(features, gates, strict=True):
+        total_BND.addcmul_(feature_BND, gate)
+
+
+def add_up(totals: Sequence[Tensor], streams: Sequence[int], feature_BND: Tensor, gate: Any) -> None:
+    """Add a gated feature to its streams, in place."""
+    if isinstance(gate, Tensor) and len(streams) == 1:  # nearly always, once a feature and step
+        totals[streams[0]].addcmul_(feature_BND, gate)
+        return
+    for stream, part, each in _parts(streams, totals, feature_BND, gate):
+        if isinstance(each, Tensor):
+            totals[stream].addcmul_(part, each)
+        else:
+            totals[stream].add_(part, alpha=each)
+
+
+def _parts(
+    streams: Sequence[int], given: Sequence[Tensor], feature_BND: Tensor, gate: Any
+) -> Iterable[tuple[int, Tensor, Any]]:
+    """(stream, its part of a feature, its gate)."""
+    if len(streams) == 1:
+        return [(streams[0], feature_BND, gate[0] if isinstance(gate, tuple) else gate)]
+    wholes = [given[stream] for stream in streams]
+    rows = feature_BND.split([_rows(whole, feature_BND.shape[2]) for whole in wholes], 1)
+    parts = [_like(part, whole) for part, whole in zip(rows, wholes, strict=True)]
+    return zip(streams, parts, gate if isinstance(gate, tuple) else [gate] * len(parts), strict=True)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One feature of the parts of several streams; narrower ones fill rows of the first one's width."""
+    width = parts[0].shape[2]
+    rows = [part if part.shape[2] == width else _filled(part, width) for part in parts]
+    return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+
+
+def _rows(part: Tensor, width: int) -> int:
+    return part.shape[1] if part.shape[2] == width else -(-part.shape[1] * part.shape[2] // width)
+
+
+def _filled(part: Tensor, width: int) -> Tensor:
+    flat = part.flatten(1)
+    return nn.functional.pad(flat, (0, -flat.shape[1] % width)).unflatten(1, (-1, width))
+
+
+def _like(rows: Tensor, whole: Tensor) -> Tensor:
+    """Rows as tokens of a stream's width."""
+    if rows.shape[2] == whole.shape[2]:
+        return rows
+    return rows.flatten(1)[:, : whole[0].numel()].unflatten(1, whole.shape[1:])
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
+
+    weights: the tensors that gates are made of, where those of many blocks are stacked. copies: they are copied for
+    that, not read where they lie. inputs: the names of the streams in the signature of the forward. outputs: the
+    streams that it gives out, None for nothing; one alone is not in a tuple.
+    """
+
+    module: nn.Module
+    condition: Callable[..., Any]
+    branches: tuple[Branch, ...]
+    weights: Callable[[], Iterable[Tensor]] = tuple
+    inputs: tuple[str, ...] = ("hidden_states",)
+    outputs: tuple[int | None, ...] = (0,)
+    copies: bool = False
+
+    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+        """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
+
+        number: of the block. first_site: the index of branch 0.
+        """
+        own = self.module.forward
+        take = _taking(own, self.inputs)
+        if _is_offloaded(self.module):
+            raise RunError(
+                f"The weights of a {type(self.module).__name__} are offloaded and come back inside of its own forward "
+                "alone, but a plan calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload), or "
+                "its leaves (enable_group_offload with offload_type='leaf_level')."
+            )
+
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            streams = take(args, kwargs)
+            if collapse is not None and (after := collapse(number, streams, args, kwargs)) is not None:
+                return own(*args, **kwargs) if after is OWN else self.handed(after)
+            condition, now = self.condition(*args, **kwargs), list(streams)
+            for site, branch in enumerate(self.branches, first_site):
+                given_BND = [now[stream] for stream in branch.reads or branch.streams]
+                y_BND = value(site, branch.compute, *given_BND, condition)
+                branch.added(now, y_BND, condition)
+            return self.handed(now)
+
+        return forward
+
+    def handed(self, streams: Sequence[Tensor]) -> Any:
+        """The streams as the block's forward gives them out."""
+        if self.outputs == (0,):  # a call that every skipped block makes
+            return streams[0]
+        found = [None if stream is None else streams[stream] for stream in self.outputs]
+        return tuple(found) if len(found) > 1 else found[0]
+
+
+@dataclass(frozen=True)
+class Residual(Block):
+    """A block as one site: what it adds to its streams as a whole, output minus input.
+
+    Computed, the block's own output is handed on; skipped, its input plus the estimate.
+    """
+
+    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+        own = self.module.forward
+        take = _taking(own, self.inputs)
+        (branch,) = self.branches
+
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            streams = take(args, kwargs)
+            if collapse is not None and (given := collapse(number, streams, args, kwargs)) is not None:
+                return own(*args, **kwargs) if given is OWN else self.handed(given)
+            outputs: list[tuple[Any, Tensor]] = []
+
+            def compute(*streams: Tensor) -> Tensor:
+                output = own(*args, **kwargs)
+                found = output if isinstance(output, tuple) else (output,)
+                after = {stream: each for stream, each in zip(self.outputs, found, strict=True) if stream is not None}
+                residual_BND = joined([after[stream] - streams[stream] for stream in branch.streams])
+                outputs.append((output, residual_BND))
+                return residual_BND
+
+            y_BND = value(first_site, compute, *streams)
+            if outputs and y_BND is outputs[0][1]:
+                return outputs[0][0]
+            now = list(streams)
+            branch.added(now, y_BND, None)
+            return self.handed(now)
+
+        return forward
+
+
+def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...]) -> Residual:
+    """The block as one site, kind ``block``."""
+    streams = tuple(sorted(stream for stream in outputs if stream is not None))
+    branch = Branch("block", _nothing, None, streams=streams)
+    return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs)
+
+
+def _nothing(*_: Any, **__: Any) -> Any:
+    return None
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether a hook of accelerate or diffusers brings weights of the block from another device for its forward."""
+    hook = vars(module).get("_hf_hook")
+    parts = getattr(hook, "hooks", (hook,))
+    if any(getattr(each, "offload", False) for each in parts):
+        return any(each.is_meta for each in module.parameters(recurse=False))
+    registry = vars(module).get("_diffusers_hook")
+    group = getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
+    return group is not None and group.onload_device != group.offload_device
+
+
+def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
+    """Reads the streams from the arguments of a block's forward."""
+    known = list(inspect.signature(forward).parameters)
+    places = [(name, known.index(name)) for name in names]
+    if len(places) == 1:  # a call that every skipped block makes
+        ((only, first),) = places
+        return lambda args, kwargs: (args[first] if first < len(args) else kwargs[only],)
+
+    def take(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
+        return tuple(args[place] if place < len(args) else kwargs[name] for name, place in places)
+
+    return take

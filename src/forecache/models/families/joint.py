@@ -1,0 +1,76 @@
+"""What joint blocks of an image and a text stream share: adaLN-Zero of one conditioning, and its gates alone.
+
+B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from forecache.models.blocks import Gate, Gates
+
+IMAGE, TEXT = 0, 1
+"""The streams, in the order in which their parts stand in a feature of both."""
+
+
+class Rows(NamedTuple):
+    """Which parts of a modulation are gates: the linear map that makes it, how many parts it has, and the gates'."""
+
+    linear: nn.Module
+    parts: int
+    gates: tuple[int, ...]
+
+
+def modulated(norm: nn.Module, x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    return norm(x_BND) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether it does what its weight says: no LoRA, quantisation, hook or forward of another's."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks)
+    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return plain and not any(hooks) and "forward" not in vars(linear)
+
+
+def gates_alone(
+    modulations: Sequence[Sequence[Rows]], arrange: Sequence[Callable[[list[Tensor]], list[Gate]]], position: int
+) -> Gates | None:
+    """The gates of a run of blocks from the rows of their modulations that make gates, read where they lie.
+
+    modulations: of every block. arrange: of every block, its gates (B, 1, D) to one for each branch. position: where
+    the forward of the blocks takes ``temb``. None where a modulation is not a plain linear map.
+    """
+    linears = [rows.linear for block in modulations for rows in block]
+    if not all(map(is_plain, linears)):
+        return None
+
+    def gates(*args: Any, **kwargs: Any) -> list[Gate]:
+        temb_BD = nn.functional.silu(kwargs["temb"] if "temb" in kwargs else args[position])
+        found: list[Gate] = []
+        for block, arranged in zip(modulations, arrange, strict=True):
+            made = [_row(rows, part, temb_BD)[:, None] for rows in block for part in rows.gates]
+            found.extend(arranged(made))
+        return found
+
+    return gates
+
+
+def _row(rows: Rows, part: int, temb_BD: Tensor) -> Tensor:
+    linear: Any = rows.linear
+    weight = linear.weight.unflatten(0, (rows.parts, -1))[part]
+    bias = linear.bias.unflatten(0, (rows.parts, -1))[part].to(temb_BD.device) if linear.bias is not None else None
+    return nn.functional.linear(temb_BD, weight.to(temb_BD.device), bias)  # of an offloaded block, its gates alone
+
+
+def weights(*norms: nn.Module) -> list[nn.Parameter]:
+    """All that these norms are made of now."""
+    return [each for norm in norms for each in norm.parameters()]
+
+
+def both(image_BND: Tensor, text_BMD: Tensor) -> Tensor:
+    """The feature of a branch on both streams, in this order."""
+    return torch.cat([image_BND, text_BMD], 1)

@@ -1,0 +1,111 @@
+"""PixArtTransformer2DModel of diffusers (PixArt-alpha, arXiv 2310.00426, and Sigma), by branches.
+
+Self-attention, cross-attention to the caption without a gate, MLP. The modulation of all blocks is one, made from the
+timestep; a block adds a table of its own to it. B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from forecache.models.blocks import Block, Branch, Gates
+from forecache.models.families import adaln_single
+from forecache.models.families.attention import received as received_by
+from forecache.models.layout import Layout, from_blocks, is_named
+
+CAPTION_TOKENS = 120
+"""Tokens that PixArt-alpha's pipeline pads captions to; Sigma's pads to 300."""
+
+
+class Modulation(NamedTuple):
+    """adaLN-single's six vectors, each (B, 1, D), and what the two attentions are called with."""
+
+    shift_attn: Tensor
+    scale_attn: Tensor
+    gate_attn: Tensor
+    shift_mlp: Tensor
+    scale_mlp: Tensor
+    gate_mlp: Tensor
+    attention: Mapping[str, Any]
+    cross: Mapping[str, Any]
+
+
+def fits(model: Any) -> bool:
+    return is_named(model, "PixArtTransformer2DModel") and model.config.attention_type == "default"
+
+
+def layout(model: Any) -> Layout:
+    blocks = [_block(module) for module in model.transformer_blocks]
+    return from_blocks(model, blocks, lambda batch: _example(model, batch), _stacked)
+
+
+def _block(block: Any) -> Block:
+    def condition(
+        x_BND: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Any = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> Modulation:
+        parts_B1D = (block.scale_shift_table[None] + timestep.reshape(len(x_BND), 6, -1)).chunk(6, dim=1)
+        more = cross_attention_kwargs or {}
+        attention = {"attention_mask": attention_mask, **more}
+        cross = {"encoder_hidden_states": encoder_hidden_states, "attention_mask": encoder_attention_mask, **more}
+        return Modulation._make((*parts_B1D, attention, cross))
+
+    def attention(x_BND: Tensor, c: Modulation) -> Tensor:
+        return block.attn1(block.norm1(x_BND) * (1 + c.scale_attn) + c.shift_attn, **c.attention)
+
+    def received(x_BND: Tensor, c: Modulation) -> Tensor:
+        return received_by(block.attn1, block.norm1(x_BND) * (1 + c.scale_attn) + c.shift_attn)
+
+    def cross(x_BND: Tensor, c: Modulation) -> Tensor:
+        return block.attn2(x_BND, **c.cross)  # the published model has no norm here
+
+    def mlp(x_BND: Tensor, c: Modulation) -> Tensor:
+        return block.ff(block.norm2(x_BND) * (1 + c.scale_mlp) + c.shift_mlp)
+
+    branches = (
+        Branch("attn", attention, lambda c: c.gate_attn, received=received),
+        Branch("cross", cross, None, tokenwise=True),
+        Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True),
+    )
+    return Block(
+        block,
+        condition,
+        branches if block.attn2 is not None else branches[::2],
+        lambda: (block.scale_shift_table,),
+        copies=True,
+    )
+
+
+def _stacked(blocks: Sequence[Any]) -> Gates | None:
+    crosses = {block.attn2 is not None for block in blocks}
+    if len(crosses) != 1:
+        return None
+    return adaln_single.stacked([block.scale_shift_table for block in blocks], "timestep", 4, crosses.pop())
+
+
+def _example(model: Any, batch: int) -> dict[str, Any]:
+    config = model.config
+    image = (batch, config.in_channels, config.sample_size, config.sample_size)
+    text = (batch, CAPTION_TOKENS, config.caption_channels or config.cross_attention_dim)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=model.dtype, device="meta")
+
+    sizes = {"resolution": empty(batch, 2), "aspect_ratio": empty(batch, 1)}
+    return {
+        "hidden_states": empty(*image),
+        "encoder_hidden_states": empty(*text),
+        "timestep": torch.zeros(batch, dtype=torch.long, device="meta"),
+        "added_cond_kwargs": sizes if model.use_additional_conditions else dict.fromkeys(sizes),
+        "encoder_attention_mask": empty(batch, CAPTION_TOKENS),
+    }

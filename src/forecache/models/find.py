@@ -1,0 +1,150 @@
+"""Adapters: what a model family looks like. A layout names a model's sites and says how each is computed.
+
+find(pipe).model                    the transformer of a pipeline, or the module itself
+layout(model)                       the sites of a known family, or of modules that match name patterns
+measure(model, sites, batch)        MACs and bytes of every site, from shapes alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from forecache.errors import ModelError, PlanMismatchError, SiteError
+from forecache.models import modules
+from forecache.models.counting import Parts, Special, count
+from forecache.models.families import original
+from forecache.models.fingerprint import describe_scheduler, fingerprint
+from forecache.models.layout import Layout
+from forecache.models.registry import adapter_for
+from forecache.parts.grid import Grid, Site
+
+
+def find(target: Any) -> nn.Module:
+    """The transformer of a diffusers pipeline, or the module itself; what torch.compile has wrapped is unwrapped."""
+    model = target if isinstance(target, nn.Module) else _only_transformer(target)
+    if isinstance(model, nn.Module):
+        return getattr(model, "_orig_mod", model)
+    raise ModelError(
+        f"{type(target).__name__} is neither a torch module nor a pipeline with a `transformer`: "
+        "pass the diffusion transformer itself."
+    )
+
+
+def _only_transformer(pipe: Any) -> Any:
+    """The transformer of a pipeline that has one."""
+    found = transformers(pipe)
+    if len(found) > 1:
+        raise ModelError(
+            f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.transformer or "
+            "pipe.transformer_2. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
+        )
+    return found[0] if found else None
+
+
+def transformers(pipe: Any) -> list[Any]:
+    """The transformers of a pipeline, in the order in which a run calls them: Wan 2.2 has two, one after the other."""
+    names = () if isinstance(pipe, nn.Module) else ("transformer", "transformer_2")
+    return [each for name in names if (each := getattr(pipe, name, None)) is not None]
+
+
+def optimized(target: Any) -> nn.Module | None:
+    """What torch.compile gave for the transformer of ``target``; None if it gave nothing."""
+    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    return model if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else None
+
+
+def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
+    """The sites of ``model``: those of its family, or the modules whose paths match ``patterns``.
+
+    Raises SiteError if a pattern matches nothing, or if there is neither a known family nor a pattern.
+    """
+    if patterns is not None:
+        return modules.matching(model, patterns)
+    if (found := adapter_for(model)) is not None:
+        return found.layout(model)
+    if modules.fits(model):
+        return modules.matching(model, modules.DIT_PATTERNS)
+    original.refuse_skips(model)
+    raise SiteError(
+        f"forecache knows no branches of {type(model).__name__}: name the modules to cache, "
+        'for example sites=["blocks.*.attn", "blocks.*.mlp"].'
+    )
+
+
+def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> Grid:
+    """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
+
+    target: a pipeline or a transformer; a pipeline's scheduler is remembered. sites: paths of modules to cache, with
+    ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's
+    family. Raises SiteError if a pattern matches nothing or the family is not known.
+    """
+    models = [find(each) for each in transformers(target)] or [find(target)]
+    layouts = [layout(model, sites) for model in models]
+    if any(each.sites != layouts[0].sites for each in layouts):
+        raise ModelError(
+            f"The two transformers of this {type(target).__name__} have different sites, so that one schedule does not "
+            "do for both: make a plan for each of them, and apply both."
+        )
+    return grid_of(target, layouts[0], num_steps)
+
+
+def grid_of(target: Any, found: Layout, num_steps: int) -> Grid:
+    """The grid of a run of ``target``, with the sites of this layout of its model."""
+    model = found.model
+    scheduler = describe_scheduler(getattr(target, "scheduler", None))
+    return Grid(num_steps, found.sites, describe(model, found), fingerprint(model), scheduler)
+
+
+def describe(model: nn.Module, found: Layout) -> str:
+    """The model's class, and for module sites how many modules it has of their kinds."""
+    name = type(model).__name__
+    if found.level != "modules":
+        return name
+    return f"{name} ({modules.census(model, found.sites)})"
+
+
+def layout_for(model: nn.Module, grid: Grid) -> Layout:
+    """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
+    wanted = grid.sites
+    known = adapter_for(model)
+    if known is not None and (found := known.layout(model)).sites == wanted:
+        return found
+    if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
+        return modules.named(model, wanted)
+    try:
+        present = layout(model).sites
+    except SiteError:
+        present = ()
+    raise PlanMismatchError(
+        f"The plan is made for {len(wanted)} sites ({wanted[0].name} to {wanted[-1].name}), but "
+        f"{type(model).__name__} has {_describe(present)}: make a plan for this model, on forecache.grid(model, "
+        f"num_steps). This one was made on {grid.model or 'an unnamed model'}."
+    )
+
+
+def _as_deep(model: nn.Module, grid: Grid) -> bool:
+    """Whether the model has as many modules of the sites' kinds as the model that the plan was made for."""
+    _, counted, census = grid.model.partition(" (")
+    if counted:
+        return census == modules.census(model, grid.sites) + ")"
+    return not modules.fits(model) or modules.matching(model, modules.DIT_PATTERNS).sites == grid.sites
+
+
+def _describe(sites: Sequence[Site]) -> str:
+    return f"{len(sites)} ({sites[0].name} to {sites[-1].name})" if sites else "no sites of these names"
+
+
+def measure(
+    target: Any,
+    grid: Grid,
+    batch: int,
+    inputs: Any = None,
+    special: Special = Special(),  # noqa: B008 - it is frozen
+) -> Parts:
+    """MACs of every site and of the rest of one model call, and the bytes of every feature, without computing it."""
+    model = find(target)
+    layout_for(model, grid)  # the error of a plan for another model belongs to the model that the user has
+    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, special)

@@ -1,0 +1,185 @@
+"""What a layout is, and how forwards are put on a model and taken off again.
+
+B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from forecache.errors import PlanMismatchError
+from forecache.models.blocks import Block, Collapse, Forward, Gate, Gates, Value
+from forecache.models.families.adaln_zero import StackedGates
+from forecache.parts.grid import Cell, Site
+
+Example = Callable[[int], Mapping[str, Any]]
+Level = Literal["branches", "blocks", "modules"]
+"""What sites are: the branches of known blocks, what whole blocks add, or modules."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model seen as sites, in order of execution.
+
+    forwards: given ``value`` and ``collapse``, the (module, forward) pairs that route every site through them. example:
+    inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
+    sites that treat every token by itself. received: for sites that are attentions, called as they are computed, what
+    every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
+    the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
+    before which the model does something else than hand on; a run of skipped blocks ends there. level: what sites are.
+    rising: the model's time goes up while it samples. clips: its blocks clip what they hand on, in half floats.
+    """
+
+    model: nn.Module
+    sites: tuple[Site, ...]
+    forwards: Callable[[Value, Collapse | None], Iterable[tuple[nn.Module, Forward]]]
+    example: Example | None = None
+    tokenwise: frozenset[int] = frozenset()
+    received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
+    blocks: tuple[tuple[int, Block], ...] = ()
+    stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None
+    starts: frozenset[int] = frozenset()
+    level: Level = "modules"
+    rising: bool = False
+    clips: bool = False
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The sites of every block."""
+        return tuple(range(first, first + len(block.branches)) for first, block in self.blocks)
+
+    @property
+    def streams(self) -> tuple[tuple[int, ...], ...]:
+        """The streams that every site adds to, where sites belong to blocks."""
+        return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
+
+    def weights(self) -> object:
+        """What tells the weights that make gates from others: another value where one has changed.
+
+        Where they lie, their versions, whether gradients flow to them, and sums of those that are copied, because a
+        write through ``.data``, as by peft's merging, shows nowhere else.
+        """
+        found = [each for _, block in self.blocks for each in block.weights()]
+        copied = [each for _, block in self.blocks if block.copies for each in block.weights()]
+        places = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in found]
+        return places, _is_trained(copied), _sums(copied)
+
+    def gates(self, numbers: Iterable[int]) -> Gates:
+        """The gates of these blocks, from one batched product where the family has one and the modules allow it."""
+        blocks = [self.blocks[number][1] for number in numbers]
+        copied = [each for block in blocks if block.copies for each in block.weights()]
+        if self.stacked is None or _is_trained(copied):
+            return _one_by_one(blocks)
+        return self.stacked([block.module for block in blocks]) or _one_by_one(blocks)
+
+    def gates_of(self, runs: Iterable[range]) -> dict[tuple[int, int], Gates]:
+        """The gates of runs of blocks, by first and last block; weights that have to be copied are copied once."""
+        found = list(runs)
+        numbers = sorted({number for run in found for number in run})
+        whole = self.gates(numbers)
+        if not isinstance(whole, StackedGates):
+            return {(run.start, run.stop - 1): self.gates(run) for run in found}
+        return {(run.start, run.stop - 1): whole.part(numbers.index(run.start), len(run)) for run in found}
+
+    def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
+        number = {site.name: index for index, site in enumerate(self.sites)}
+        for index, row in enumerate(rows):
+            chosen = [cell.tokens for cell in row if cell.tokens is not None]
+            name = self.sites[index].name
+            if chosen and index not in self.tokenwise:
+                possible = ", ".join(dict.fromkeys(self.sites[each].kind for each in sorted(self.tokenwise)))
+                raise PlanMismatchError(
+                    f"The plan computes some tokens of {name}, which does not treat every token by itself: partial "
+                    f"cells are for sites of the kinds {possible or '(none in this model)'}."
+                )
+            scored = {number[each.site] for each in chosen if each.importance == "attention"}
+            if unknown := sorted(scored - set(self.received)):
+                raise PlanMismatchError(
+                    f"The plan ranks tokens by the attention of {self.sites[unknown[0]].name}, which forecache cannot "
+                    f"see in {type(self.model).__name__}: use importance='attn_norm'."
+                )
+
+
+def _is_trained(weights: Iterable[Tensor]) -> bool:
+    """Whether a gradient has to reach the weights themselves."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in weights)
+
+
+def _sums(weights: Iterable[Tensor]) -> list[float]:
+    """The sum of every weight, read at once from each device."""
+    found: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for each in weights:
+            if type(each) in (Tensor, nn.Parameter) and not each.is_meta:
+                found.setdefault(each.device, []).append(each.sum(dtype=torch.float32))
+        return [number for sums in found.values() for number in torch.stack(sums).tolist()]
+
+
+def _one_by_one(blocks: Sequence[Block]) -> Gates:
+    if all(branch.gate is None for block in blocks for branch in block.branches):
+        ones = [1.0 for block in blocks for _ in block.branches]
+        return lambda *_, **__: ones
+
+    def gates(*args: Any, **kwargs: Any) -> list[Gate]:
+        found: list[Gate] = []
+        for block in blocks:
+            condition = block.condition(*args, **kwargs)
+            found.extend(1.0 if branch.gate is None else branch.gate(condition) for branch in block.branches)
+        return found
+
+    return gates
+
+
+def from_blocks(
+    model: nn.Module,
+    blocks: Iterable[Block],
+    example: Example | None = None,
+    stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None,
+    *,
+    starts: Iterable[int] = (),
+    level: Level = "branches",
+    rising: bool = False,
+    clips: bool = False,
+) -> Layout:
+    """The layout of a stack of blocks, each called with what the one before gave out, except for ``starts``.
+
+    Sites are named ``blocks.<depth>.<kind>`` in every family.
+    """
+    placed: list[tuple[int, Block]] = []
+    sites: list[Site] = []
+    for depth, block in enumerate(blocks):
+        placed.append((len(sites), block))
+        sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
+
+    def forwards(value: Value, collapse: Collapse | None = None) -> list[tuple[nn.Module, Forward]]:
+        return [
+            (block.module, block.forward(number, first_site, value, collapse))
+            for number, (first_site, block) in enumerate(placed)
+        ]
+
+    branches = [branch for _, block in placed for branch in block.branches]
+    return Layout(
+        model,
+        tuple(sites),
+        forwards,
+        example,
+        frozenset(site for site, branch in enumerate(branches) if branch.tokenwise),
+        {site: branch.received for site, branch in enumerate(branches) if branch.received is not None},
+        tuple(placed),
+        stacked,
+        frozenset(starts),
+        level,
+        rising,
+        clips,
+    )
+
+
+def is_named(model: object, name: str) -> bool:
+    """Whether the model is of this diffusers class or a subclass; diffusers is not imported for it."""
+    return any(each.__name__ == name and each.__module__.startswith("diffusers.") for each in type(model).__mro__)

@@ -1,0 +1,115 @@
+"""Module sites: any module whose output is one tensor, found by its path. Works on every torch model.
+
+The module alone is skipped; norms and modulation around it still run. On the layout of facebookresearch/DiT
+(``blocks.*.attn``, ``blocks.*.mlp``, gates outside) this is the papers' arithmetic exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from forecache.errors import ModelError, SiteError
+from forecache.models.blocks import Collapse, Forward, Value
+from forecache.models.families.whole_blocks import family
+from forecache.models.layout import Layout
+from forecache.parts.grid import Site
+
+DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
+
+TOKENWISE = ("mlp", "ff", "ffn", "feed_forward")
+"""What modules are called that treat every token by itself."""
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether the model has the layout of facebookresearch/DiT, so that DIT_PATTERNS are its branches."""
+    block = next(iter(getattr(model, "blocks", ())), None)
+    return all(isinstance(getattr(block, name, None), nn.Module) for name in ("attn", "mlp", "adaLN_modulation"))
+
+
+def has(model: nn.Module, path: str) -> bool:
+    """Whether a module has this path."""
+    try:
+        return bool(path) and isinstance(model.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
+
+
+def matching(model: nn.Module, patterns: Sequence[str]) -> Layout:
+    """Every module whose path matches a pattern, part by part: ``blocks.*.attn`` matches ``blocks.3.attn``."""
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    paths = [path for path, _ in model.named_modules() if path]
+    for pattern in patterns:
+        if not any(_matches(path, pattern) for path in paths):
+            raise SiteError(
+                f"The site pattern {pattern!r} matches no module of {type(model).__name__}; its modules are "
+                f"{', '.join(_shapes(paths)[:12])}."
+            )
+    found = [path for path in paths if any(_matches(path, pattern) for pattern in patterns)]
+    return named(model, tuple(Site(path, _depth(path), path.rsplit(".", 1)[-1]) for path in found))
+
+
+def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
+    """The layout of modules at the sites' names."""
+    names = {site.name for site in sites}
+    for name in names:
+        parents = [name[:i] for i, sign in enumerate(name) if sign == "."]
+        if inside := names.intersection(parents):
+            raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache the one or the other.")
+
+    def forwards(value: Value, collapse: Collapse | None = None) -> Iterable[tuple[nn.Module, Forward]]:
+        for index, site in enumerate(sites):
+            module = model.get_submodule(site.name)
+            yield module, _forward(value, index, _only_tensor(module.forward, site.name))
+
+    tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
+    known = family(model)
+    return Layout(model, sites, forwards, tokenwise=tokenwise, rising=known is not None and known.rising)
+
+
+def census(model: nn.Module, sites: Sequence[Site]) -> str:
+    """How many modules the model has of the sites' kinds: ``blocks.*.attn x 12, blocks.*.mlp x 12``."""
+    paths = [path for path, _ in model.named_modules() if path]
+    patterns = _shapes([site.name for site in sites])
+    return ", ".join(f"{pattern} x {sum(_matches(path, pattern) for path in paths)}" for pattern in patterns)
+
+
+def _forward(value: Value, site: int, compute: Callable[..., Tensor]) -> Forward:
+    @functools.wraps(compute)
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return value(site, compute, *args, **kwargs)
+
+    return forward
+
+
+def _only_tensor(forward: Forward, name: str) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def compute(*args: Any, **kwargs: Any) -> Tensor:
+        output = forward(*args, **kwargs)
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"Module {name} gives out a {type(output).__name__}; a site gives out one tensor: "
+                "name modules inside it."
+            )
+        return output
+
+    return compute
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _depth(path: str) -> int:
+    return next((int(part) for part in path.split(".") if part.isdigit()), 0)
+
+
+def _shapes(paths: Sequence[str]) -> list[str]:
+    """Paths with numbers as stars, each once: blocks.*.attn, blocks.*.mlp, ..."""
+    return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in path.split(".")) for path in paths))

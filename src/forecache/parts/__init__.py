@@ -1,0 +1,20 @@
+"""The parts that a method is made of: functions of step and site, and measured data as files."""
+
+from forecache.parts import corrections, forecasts, gates, patterns, schedules, tokens
+from forecache.parts.grid import Action, Cell, Gate, Schedule, Selector, Site, Tokens
+
+__all__ = [
+    "Action",
+    "Cell",
+    "Gate",
+    "Schedule",
+    "Selector",
+    "Site",
+    "Tokens",
+    "corrections",
+    "forecasts",
+    "gates",
+    "patterns",
+    "schedules",
+    "tokens",
+]

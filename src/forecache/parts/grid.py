@@ -1,0 +1,193 @@
+"""The vocabulary: actions, sites, grids. No tensors here.
+
+A sampling run is a grid of steps x sites. Step 0 is the noisiest model call. A site is a place whose output may
+be estimated instead of computed: the attention or MLP branch of a block, or any module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from numbers import Integral
+from typing import Any, Literal
+
+from forecache.errors import PlanError
+
+MAX_WEIGHT = 1e6
+"""Weights beyond this are an accident: a forecast with them would amplify rounding to nothing but noise."""
+
+
+class Action(Enum):
+    """What happens in one cell of the grid; the value is its sign in a picture."""
+
+    COMPUTE = "#"
+    SKIP = "."
+    PARTIAL = "o"
+
+
+IMPORTANCES = ("attn_norm", "attention", "random")
+Importance = Literal["attn_norm", "attention", "random"] | Callable[[Any], Any]
+"""What ranks tokens: a name, or a function from a site's output (B, N, D) to scores (B, N)."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens a partial cell computes: the ``share`` of them with the highest score, rounded down.
+
+    importance: ``attn_norm`` is the L2 norm of a token's output of ``site`` in this call; ``attention`` is what the
+    token received from all queries when ``site``, an attention, was last computed, mean over heads; ``random`` ignores
+    ``site``; a function makes scores (B, N) from the output of ``site`` (B, N, D). site: an earlier site of the call.
+
+    age: added to the score, which is brought to length one over the tokens, for every partial call since the token was
+    computed. bonus: factor for the best token of each 2 x 2 patch. token_grid: rows and columns of tokens, where the
+    shape of the model's input does not tell them. halves: in a batch that is a guidance pair, each half chooses its
+    ``own`` tokens, or both the same, by their mean score (``shared``). seed: of ``random``.
+    """
+
+    share: float
+    importance: Importance = "attn_norm"
+    site: str = ""
+    age: float = 0.0
+    bonus: float = 1.0
+    token_grid: tuple[int, int] | None = None
+    halves: Literal["own", "shared"] = "own"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise PlanError(f"The share of tokens to compute lies between 0 and 1; {self.share!r} was asked for.")
+        if not callable(self.importance) and self.importance not in IMPORTANCES:
+            raise PlanError(f"importance must be {', '.join(IMPORTANCES)} or a function, not {self.importance!r}.")
+        if self.halves not in ("own", "shared"):
+            raise PlanError(f"halves must be 'own' or 'shared', not {self.halves!r}.")
+        if not 0 <= self.age < MAX_WEIGHT or not 0 < self.bonus < MAX_WEIGHT:
+            raise PlanError(f"age is at least 0 and bonus over 0, both finite; they are {self.age!r}, {self.bonus!r}.")
+        if self.token_grid is not None and (len(self.token_grid) != 2 or min(self.token_grid) < 1):
+            raise PlanError(f"token_grid is (rows, columns) of tokens, each at least 1, not {self.token_grid!r}.")
+
+    @property
+    def needs_site(self) -> bool:
+        """Whether they are chosen by what another site does."""
+        return self.importance != "random"
+
+    def count(self, tokens: int) -> int:
+        """How many of ``tokens`` are computed."""
+        return math.floor(self.share * tokens + 1e-9)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a plan: computed, or estimated as ``(1 + gain) * sum + shift``, the sum being over what earlier
+    steps gave out, weighted.
+
+    reads: (step, weight) pairs; empty means that the feature is computed. The value read at a step is what that
+    step emitted: the computed feature, or the estimate if the step was skipped. gain, shift: names of tensors among
+    the plan's constants, with the shape of a feature without its batch, (tokens, width), or (width,); None where there
+    is no such correction. (A gain near 0 keeps its digits in bfloat16, where a factor near 1 would not.)
+    tokens: in a partial cell, the tokens that are computed after all and replace their estimates.
+    """
+
+    reads: tuple[tuple[int, float], ...] = ()
+    gain: str | None = None
+    shift: str | None = None
+    tokens: Tokens | None = None
+
+    @property
+    def computed(self) -> bool:
+        return not self.reads
+
+    @property
+    def is_reuse(self) -> bool:
+        """Estimated by one feature as it is, whatever corrects that."""
+        return is_reuse(self.reads)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the tensors that it needs."""
+        return tuple(name for name in (self.gain, self.shift) if name is not None)
+
+    @property
+    def sign(self) -> str:
+        """``#`` computed, ``.`` reused as it is, ``~`` forecast, ``+`` corrected, ``o`` partial."""
+        if self.tokens is not None:
+            return Action.PARTIAL.value
+        return "#" if self.computed else "+" if self.constants else "." if self.is_reuse else "~"
+
+
+def sum_to_one(weights: Iterable[float]) -> bool:
+    """Whether they do, as far as features can tell."""
+    return abs(math.fsum(weights) - 1) < 1e-6
+
+
+def is_reuse(reads: Sequence[tuple[int, float]]) -> bool:
+    """Whether a single feature is read, and as it is."""
+    return len(reads) == 1 and sum_to_one([reads[0][1]])
+
+
+def check_reads(reads: Sequence[tuple[int, float]], step: int) -> None:
+    """A skipped cell reads distinct earlier steps, with finite weights; else PlanError."""
+    sources = [source for source, _ in reads]
+    if not reads or len(set(sources)) != len(sources) or not all(0 <= source < step for source in sources):
+        raise PlanError(f"Step {step} must read earlier steps, each once; it reads {sources[:8]}.")
+    weights = [weight for _, weight in reads]
+    if not all(abs(weight) < MAX_WEIGHT for weight in weights):
+        raise PlanError(f"The weights of step {step} must be finite, and not huge; they are {weights[:8]}.")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in a model whose output may be estimated instead of computed.
+
+    name: unique in the model, such as ``blocks.3.mlp``; for a module site, the module's path.
+    depth: index of the block that it lies in, from 0.
+    kind: ``attn``, ``mlp``, ``cross`` for branches; for a module site, the last part of its path.
+    """
+
+    name: str
+    depth: int
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise PlanError(f"The depth of a site is at least 0; {self.name} has {self.depth}.")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a sampling run: ``num_steps`` model calls x the sites of a model, in order of execution.
+
+    model: describes the model that the sites were read from: its class, and for module sites how many modules it
+    has of their kinds, so that a plan is not taken for that of a deeper model. fingerprint: tells its weights from
+    others'. scheduler: the scheduler of the run and its settings. Each is empty where it is not known.
+    """
+
+    num_steps: int
+    sites: tuple[Site, ...]
+    model: str = ""
+    fingerprint: str = ""
+    scheduler: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, Integral) or self.num_steps < 1:
+            raise PlanError(
+                f"A grid needs a whole number of steps, at least one step; num_steps={self.num_steps!r} was asked for."
+            )
+        if not self.sites:
+            raise PlanError("A grid needs at least one site; this one has none.")
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            raise PlanError(f"Site names must be unique; {', '.join(twice[:3])} stands more than once.")
+
+
+Schedule = Callable[[int, Site, Grid], Action]
+"""(step, site, grid) -> Action. A plain function; a composed schedule is a function of functions."""
+
+Gate = Callable[[int, Site, Grid], bool]
+"""(step, site, grid) -> whether the forecast applies in this skipped cell; elsewhere the feature is reused."""
+
+Selector = Callable[[int, Site, Grid], Tokens]
+"""(step, site, grid) -> which tokens a partial cell computes."""

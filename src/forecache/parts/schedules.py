@@ -1,0 +1,162 @@
+"""Schedules: which cells of the grid are computed. Each is a function (step, site, grid) -> Action.
+
+every(3)                                computes steps 0, 3, 6, ...           #..#..#.
+every(3, anchor="end")                  phase fixed at the last step          ##..#..#
+either(first(3), every(4))              computes where one of them computes   ###.#...
+inject(every(4))                        some tokens at each second skip       #.o.#.o.
+at(kind("mlp"), every(3), every(2))     one schedule for MLPs, one for the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
+
+from forecache.errors import PlanError
+from forecache.parts.grid import Action, Grid, Schedule, Site
+
+Where = Callable[[Site], bool]
+"""Which sites a part of a schedule or gate speaks of."""
+
+
+def _when(condition: bool) -> Action:
+    return Action.COMPUTE if condition else Action.SKIP
+
+
+def every(interval: int, *, anchor: Literal["start", "end"] = "start") -> Schedule:
+    """Compute one step in ``interval``, and always step 0 (FORA, arXiv 2407.01425).
+
+    anchor: ``start`` computes the steps divisible by ``interval`` (the phase of the GOC and EOC papers);
+    ``end`` counts from the last step, which is then always computed (FORA's released code).
+    """
+    if not isinstance(interval, int) or interval < 1:
+        raise PlanError(
+            f"An interval is a whole number of at least 1 (compute every step); {interval!r} was asked for."
+        )
+    if anchor not in ("start", "end"):
+        raise PlanError(f"anchor must be 'start' or 'end', not {anchor!r}.")
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        phase = step if anchor == "start" else grid.num_steps - 1 - step
+        return _when(step == 0 or phase % interval == 0)
+
+    return schedule
+
+
+def on(steps: Collection[int]) -> Schedule:
+    """Compute exactly these steps."""
+    wanted = frozenset(steps)
+    lowest, highest = min(wanted, default=0), max(wanted, default=0)
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        if wanted and (lowest < 0 or highest >= grid.num_steps):
+            outside = sorted(s for s in wanted if not 0 <= s < grid.num_steps)
+            raise PlanError(f"Steps {outside} lie outside a run of {grid.num_steps} steps (0 to {grid.num_steps - 1}).")
+        return _when(step in wanted)
+
+    return schedule
+
+
+def except_on(steps: Collection[int]) -> Schedule:
+    """Compute every step but these."""
+    inner = on(steps)
+    return lambda step, site, grid: _when(inner(step, site, grid) is Action.SKIP)
+
+
+def first(count: int) -> Schedule:
+    """Compute the first ``count`` steps."""
+    if count < 0:
+        raise PlanError(f"The first {count} steps cannot be computed: give a number from 0 on.")
+    return lambda step, site, grid: _when(step < count)
+
+
+def last(count: int) -> Schedule:
+    """Compute the last ``count`` steps."""
+    return lambda step, site, grid: _when(step >= grid.num_steps - count)
+
+
+def either(*schedules: Schedule) -> Schedule:
+    """Compute where at least one of the schedules computes; else compute some tokens where one of them does."""
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        actions = {each(step, site, grid) for each in schedules}
+        return next((each for each in (Action.COMPUTE, Action.PARTIAL) if each in actions), Action.SKIP)
+
+    return schedule
+
+
+def inject(schedule: Schedule, every: int = 2) -> Schedule:
+    """In each run of skipped steps, one in ``every`` computes some tokens (ProCache, arXiv 2512.17298).
+
+    The steps of a run are numbered 1, 2, 3, ...; the paper makes every even one partial: ``#...#..#`` becomes
+    ``#.o.#.o#``.
+    """
+    if not isinstance(every, int) or every < 1:
+        raise PlanError(f"inject() takes one skipped step in every 1, 2, ...; {every!r} was asked for.")
+
+    def injected(step: int, site: Site, grid: Grid) -> Action:
+        run = 0
+        while run <= step and schedule(step - run, site, grid) is Action.SKIP:
+            run += 1
+        return Action.PARTIAL if run and run % every == 0 else schedule(step, site, grid)
+
+    return injected
+
+
+def at(where: Where, schedule: Schedule, otherwise: Schedule) -> Schedule:
+    """``schedule`` for the sites that ``where`` holds for, ``otherwise`` for the others."""
+    return lambda step, site, grid: (schedule if where(site) else otherwise)(step, site, grid)
+
+
+def kind(*kinds: str) -> Where:
+    """The sites of these kinds, such as ``kind("mlp")``."""
+    return lambda site: site.kind in kinds
+
+
+def depth(low: int, high: int) -> Where:
+    """The sites of blocks ``low`` to ``high - 1``."""
+    return lambda site: low <= site.depth < high
+
+
+def by_step(picture: str | Sequence[int]) -> Schedule:
+    """The pattern itself, one entry a step: ``"#..#"``, or numbers as ProCache writes them, ``[1, 0, 0, 1]``.
+
+    ``#`` or 1 computes, ``.`` or 0 skips, ``o`` or 2 computes some tokens.
+    """
+    signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*Action, *Action), strict=True))
+    if strange := sorted({repr(each) for each in picture if each not in signs}):
+        raise PlanError(
+            f"A pattern is written with '#' (compute), '.' (skip) and 'o' (some tokens), or with 1, 0 and 2; it has "
+            f"{', '.join(strange[:5])}."
+        )
+    actions = [signs[each] for each in picture]
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        if len(actions) != grid.num_steps:
+            raise PlanError(
+                f"The pattern has {len(actions)} entries, the run {grid.num_steps} steps: write one entry a step."
+            )
+        return actions[step]
+
+    return schedule
+
+
+def lookup(table: Mapping[str, Sequence[bool]]) -> Schedule:
+    """One row of booleans (computed or not) per site name: schedules that were learned or searched."""
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        row = table.get(site.name)
+        if row is None:
+            raise PlanError(f"The table has no row for {site.name}: it was made for another model.")
+        if len(row) != grid.num_steps:
+            raise PlanError(f"The row of {site.name} has {len(row)} entries, the run {grid.num_steps} steps.")
+        return _when(row[step])
+
+    return schedule
+
+
+def picture(schedule: Schedule, num_steps: int, site: Site | None = None) -> str:
+    """The schedule of one site as a line of ``#`` (compute), ``.`` (skip) and ``o`` (some tokens)."""
+    site = site or Site("blocks.0.attn", 0, "attn")
+    grid = Grid(num_steps, (site,))
+    return "".join(schedule(step, site, grid).value for step in range(num_steps))

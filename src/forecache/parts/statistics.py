@@ -1,0 +1,232 @@
+"""What a model's features do on average: their means, and how fast they change. Measured by `calibrate`, kept as a
+file.
+
+T steps, S sites, N tokens, D width, G gaps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from forecache.errors import StatisticsError, StatisticsFileError
+from forecache.io import tensor_files
+from forecache.parts.grid import Grid, Site
+from forecache.parts.identity import is_same, scheduler_differences
+
+VERSION = 1
+KEY = "forecache-statistics"
+MAX_BYTES = 64 * 2**30
+Resolution = Literal["token", "channel"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where statistics come from. count of conditions is what was asked for; `Statistics.count` is what was measured.
+
+    fingerprint, scheduler: of the model that was sampled, as in `Grid`. conditions: class labels or texts, one a
+    sample. shared_noise: every sample started from the same noise. rows: which rows of a guidance pair were measured.
+    """
+
+    model: str
+    fingerprint: str
+    scheduler: str
+    guidance: float
+    seed: int
+    shared_noise: bool
+    rows: str
+    batch: int
+    conditions: tuple[int | str, ...]
+    forecache: str
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """A model's average features A(step, site) and their changes, over many samples without a cache.
+
+    sites: in order of execution. means: per site (T, N, D), or (T, 1, D) where only one mean per channel is kept; the
+    average over samples. changes: (T, S, G), the mean over samples of ``|g(c) - g(c-k)|_1 / |g(c)|_1`` at [c, s, k-1];
+    zero where c < k (SmoothCache, arXiv 2411.10510). inverse: (T, S) bool, whether the last change of the averages
+    points the wrong way at that step (`inverse_gradient`). counts: (T, S), samples in each cell.
+    """
+
+    sites: tuple[Site, ...]
+    means: tuple[Tensor, ...]
+    changes: Tensor
+    inverse: Tensor
+    counts: Tensor
+    origin: Origin
+
+    @property
+    def num_steps(self) -> int:
+        """Model calls of a run."""
+        return len(self.changes)
+
+    @property
+    def count(self) -> int:
+        """Samples that are complete."""
+        return int(self.counts.min())
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the measurement was interrupted before its last condition."""
+        return self.count < len(self.origin.conditions)
+
+    @property
+    def resolution(self) -> Resolution:
+        """``token`` with a mean for every token and channel, ``channel`` with one for every channel."""
+        return "channel" if all(mean.shape[1] == 1 for mean in self.means) else "token"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the means."""
+        return sum(mean.nbytes for mean in self.means)
+
+    @property
+    def inverse_shares(self) -> tuple[float, ...]:
+        """N of every step (GOC, Eq. 7): the share of sites whose gradient is inverse there. 0 at steps 0 and 1."""
+        return self._shares
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
+        return tuple(self.inverse.double().mean(1).tolist())
+
+    def mean(self, step: int, site: Site, per: Resolution = "token") -> Tensor:
+        """A(step, site), float32: (N, D) per token, or (D,) per channel, the mean over tokens."""
+        mean_ND = self.means[self._index[site]][step].float()
+        if per == "channel":
+            return mean_ND.mean(0)
+        if self.resolution == "channel":
+            raise StatisticsError(
+                "These statistics keep one mean per channel, and a mean per token was asked for: use per='channel', or "
+                "calibrate again with --keep full or half."
+            )
+        return mean_ND
+
+    @cached_property
+    def _index(self) -> dict[Site, int]:
+        return {site: index for index, site in enumerate(self.sites)}
+
+    def check(self, grid: Grid) -> None:
+        """Raises StatisticsError, with what differs, if they were measured on another model, scheduler or step
+        count, or not once at every step.
+        """
+        reason = None
+        if self.num_steps != grid.num_steps:
+            reason = f"{self.num_steps} steps, and the plan is for {grid.num_steps}"
+        elif self.sites != grid.sites or not is_same(self.origin.fingerprint, grid.fingerprint):
+            weights = " with other weights" if self.sites == grid.sites else f" with {len(self.sites)} sites"
+            reason = f"a {self.origin.model}{weights}, and the plan is for {grid.model or 'a model'}"
+            reason += f" with {len(grid.sites)} sites" if self.sites != grid.sites else ""
+        elif found := scheduler_differences(self.origin.scheduler, grid.scheduler):
+            reason = f"another scheduler ({'; '.join(found[:4])})"
+        if reason:
+            raise StatisticsError(f"The statistics are of {reason}: calibrate for this run with forecache.calibrate.")
+        if self.count == 0:
+            raise StatisticsError(
+                "The statistics were interrupted before every step was seen once: calibrate again with the same path, "
+                "which continues them."
+            )
+
+    def compact(self, dtype: torch.dtype = torch.float16, per: Resolution = "channel") -> Statistics:
+        """The same in less: in ``dtype``, and by default with one mean per channel, smaller by the number of tokens.
+
+        Changes and gradients stay as they were measured. Raises StatisticsError if a mean is too large for ``dtype``.
+        """
+        means = [mean.float().mean(1, keepdim=True) if per == "channel" else mean for mean in self.means]
+        kept = tuple(mean.to(dtype) for mean in means)
+        if not all(bool(mean.isfinite().all()) for mean in kept):
+            raise StatisticsError(f"Some means are too large for {dtype}: keep them in float32 or bfloat16.")
+        return replace(self, means=kept)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as safetensors with versioned metadata, atomically; folders that are missing are made."""
+        tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
+        tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
+        sites = [asdict(site) for site in self.sites]
+        document = {"version": VERSION, "sites": sites, "origin": asdict(self.origin)}
+        kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        tensor_files.write(Path(path), KEY, document, kept)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Read a statistics file; raises StatisticsFileError with what is wrong."""
+        advice = "Make it with forecache.calibrate"
+        with tensor_files.refusing(Path(path), StatisticsFileError, "statistics file", advice):
+            document, tensors = tensor_files.read(Path(path), KEY, MAX_BYTES)
+            sites, origin = _decode(document)
+            return cls(sites, *_tensors(tensors, sites), origin)
+
+
+def inverse_gradient(before: Tensor, last: Tensor, truth: Tensor) -> bool:
+    """Whether no eta > 0 brings ``last + eta * (last - before)`` closer to ``truth`` than ``last`` (GOC, Eq. 7).
+
+    The three are averages at consecutive steps, of any shape; distance is the sum of absolute values. It is convex in
+    eta, so its slope at 0 decides: with r = truth - last and d = last - before, some eta helps iff the sum of sign(r)
+    * d where r != 0 exceeds the sum of \\|d\\| where r = 0.
+    """
+    r, d = truth.double() - last.double(), last.double() - before.double()
+    return bool((r.sign() * d).sum() <= d[r == 0].abs().sum())
+
+
+def inverse_table(means: Sequence[Tensor]) -> Tensor:
+    """(T, S) bool: `inverse_gradient` at every step from 2 on, of means (T, N, D) per site."""
+    table = torch.zeros(len(means[0]), len(means), dtype=torch.bool)
+    for site, mean_TND in enumerate(means):
+        for step in range(2, len(mean_TND)):
+            table[step, site] = inverse_gradient(*mean_TND[step - 2 : step + 1])
+    return table
+
+
+def _decode(document: Any) -> tuple[tuple[Site, ...], Origin]:
+    """Sites and origin of a file; every key and value is checked."""
+    if isinstance(document, dict) and document.get("version") != VERSION:
+        raise ValueError(
+            f"its version is {tensor_files.short(document.get('version'))}; this forecache reads {VERSION}"
+        )
+    found = tensor_files.fields(document, {"version": int, "sites": list, "origin": dict})
+    keys = {"name": str, "depth": int, "kind": str}
+    sites = Grid(1, tuple(Site(**tensor_files.fields(each, keys)) for each in found["sites"])).sites
+    kinds = {"str": str, "float": float, "int": int, "bool": bool}
+    origin = tensor_files.fields(
+        found["origin"], {each.name: kinds.get(str(each.type), list) for each in fields(Origin)}
+    )
+    if not all(type(each) in (int, str) for each in origin["conditions"]):
+        raise ValueError("the conditions of its origin must be numbers or texts")
+    values: dict[str, Any] = {**origin, "conditions": tuple(origin["conditions"])}
+    return sites, Origin(**values)
+
+
+def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Means, changes, inverse and counts, of shapes that belong together, and finite."""
+    names = [f"means.{index}" for index in range(len(sites))]
+    if set(tensors) != {*names, "changes", "inverse", "counts"}:
+        raise ValueError(f"it has tensors for other sites than its {len(sites)}")
+    means = tuple(tensors[name] for name in names)
+    changes, inverse, counts = (tensors[name] for name in ("changes", "inverse", "counts"))
+    table = counts.shape
+    steps = table[0] if counts.ndim == 2 else 0
+    right = (
+        table == (steps, len(sites))
+        and steps > 0
+        and inverse.shape == table
+        and changes.shape[:2] == table
+        and changes.ndim == 3
+        and all(mean.ndim == 3 and len(mean) == steps and mean.numel() > 0 for mean in means)
+        and (changes.dtype, inverse.dtype, counts.dtype) == (torch.float32, torch.bool, torch.int64)
+        and all(mean.dtype in (torch.float32, torch.float16, torch.bfloat16) for mean in means)
+    )
+    if not right:
+        raise ValueError("its tensors have shapes or dtypes that do not belong together")
+    if not all(bool(each.isfinite().all()) for each in (*means, changes)):
+        raise ValueError("it has numbers that are not finite")
+    if int(counts.min()) < 0:
+        raise ValueError("it has a negative count")
+    return means, changes, inverse.view(torch.uint8) != 0, counts  # a byte of 55 is true, and counts as one

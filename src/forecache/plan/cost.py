@@ -1,0 +1,61 @@
+"""What a run costs: multiply-accumulates and bytes, known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forecache.models.counting import Parts, Special
+from forecache.plan import slots
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a plan costs. MACs are multiply-accumulates of matrix products, convolutions and attention.
+
+    macs: the whole run, guidance pair included. macs_uncached: the same run with everything computed.
+    cache_bytes: peak bytes of features kept for later steps. step_macs, step_cache_bytes: the same step by step.
+    constant_bytes: bytes of the corrections' tensors, as the plan has them.
+    """
+
+    macs: int
+    macs_uncached: int
+    cache_bytes: int
+    step_macs: tuple[int, ...] = field(repr=False)
+    step_cache_bytes: tuple[int, ...] = field(repr=False)
+    constant_bytes: int = 0
+
+    @property
+    def speedup(self) -> float:
+        """macs_uncached / macs: the speed-up to expect where time follows MACs."""
+        return self.macs_uncached / self.macs
+
+    def __str__(self) -> str:
+        unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
+        constants = f", {self.constant_bytes / 2**20:.1f} MiB of corrections" if self.constant_bytes else ""
+        return (
+            f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
+            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak{constants}"
+        )
+
+
+def macs(parts: Parts, ops: Sequence[slots.Op], spans: Sequence[range]) -> int:
+    """MACs of one model call: blocks that are skipped as a whole make their gates alone."""
+    total = parts.fixed_macs
+    for site, op in enumerate(ops):
+        total += parts.received_macs[site] if "attention" in op.scored else 0
+        if op.choice is not None:
+            total += parts.partial_macs(site, op.choice.tokens)
+        elif not op.reads:
+            total += parts.site_macs[site]
+    skipped = slots.skipped_blocks(ops, spans)
+    return total - sum(parts.condition_macs[block] - parts.gate_macs[block] for block in skipped)
+
+
+def special_of(rows: Sequence[Sequence[slots.Op]], spans: Sequence[range]) -> Special:
+    """What has to be counted for the operations of a plan, [site][step]."""
+    return Special(
+        frozenset(site for site, ops in enumerate(rows) if any(op.choice is not None for op in ops)),
+        frozenset(site for site, ops in enumerate(rows) if any("attention" in op.scored for op in ops)),
+        frozenset(block for ops in zip(*rows, strict=True) for block in slots.skipped_blocks(ops, spans)),
+    )

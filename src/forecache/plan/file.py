@@ -1,0 +1,242 @@
+"""The plan file: versioned JSON with a closed vocabulary, checked key by key when it is read.
+
+    {"format": "forecache-plan", "version": 1, "num_steps": 4,
+     "model": "DiTTransformer2DModel", "fingerprint": "...", "scheduler": "...",
+     "sites": [{"name": "blocks.0.attn", "depth": 0, "kind": "attn"}, ...],
+     "rows": [{"sites": [0, 1, ...], "cells": ["#", [[0, 1.0]], "#", [[2, 2.2], [1, -1.2]]]}],
+     "constants": null,
+     "provenance": {"method": "goc(fora(interval=2), eta=1.2)", "forecache": "0.1.0"}}
+
+Sites with the same row share it. A cell is ``"#"`` (computed), a list of [step, weight] pairs, or, where the sum is
+corrected, ``{"reads": [[0, 1.0]], "gain": "blocks.0.attn/1/gain"}`` with the names of tensors in the file that
+``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names, which stands beside the plan. A partial
+cell has ``"tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}``, and what of `Tokens` is not
+as usual.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forecache.errors import PlanError, PlanFileError
+from forecache.io import files
+from forecache.io.files import short
+from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
+
+VERSION = 1
+MAX_BYTES = 16 * 2**20
+Rows = tuple[tuple[Cell, ...], ...]
+KEYS = (
+    "format", "version", "num_steps", "model", "fingerprint", "scheduler", "sites", "rows", "constants", "provenance"
+)  # fmt: skip
+
+
+class Beside(NamedTuple):
+    """The file with the plan's constants: its name, in the plan's own folder, and its digest."""
+
+    file: str
+    sha256: str
+
+
+class Contents(NamedTuple):
+    """What a plan file says."""
+
+    grid: Grid
+    rows: Rows
+    provenance: dict[str, str]
+    constants: Beside | None
+
+
+def write(path: Path, contents: Contents) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    grid = contents.grid
+    groups: dict[tuple[Cell, ...], list[int]] = {}
+    for index, row in enumerate(contents.rows):
+        groups.setdefault(row, []).append(index)
+    document = {
+        "format": "forecache-plan",
+        "version": VERSION,
+        "num_steps": grid.num_steps,
+        "model": grid.model,
+        "fingerprint": grid.fingerprint,
+        "scheduler": grid.scheduler,
+        "sites": [{"name": site.name, "depth": site.depth, "kind": site.kind} for site in grid.sites],
+        "rows": [{"sites": sites, "cells": [_encode(cell) for cell in row]} for row, sites in groups.items()],
+        "constants": contents.constants and contents.constants._asdict(),
+        "provenance": dict(contents.provenance),
+    }
+    files.write(path, _layout(document).encode())
+
+
+def _encode(cell: Cell) -> Any:
+    reads = [[step, weight] for step, weight in cell.reads]
+    more: dict[str, Any] = {"gain": cell.gain, "shift": cell.shift}
+    if cell.tokens is not None:
+        more["tokens"] = _encode_tokens(cell.tokens)
+    more = {key: value for key, value in more.items() if value is not None}
+    return {"reads": reads} | more if more else reads or "#"
+
+
+def _encode_tokens(tokens: Tokens) -> dict[str, Any]:
+    if callable(tokens.importance):
+        raise PlanError(
+            f"The importance of tokens is a function, {tokens.importance!r}, which a plan file cannot hold: use a plan "
+            f"with it where it was made, or one of {', '.join(IMPORTANCES)}."
+        )
+    values = {each.name: getattr(tokens, each.name) for each in fields(Tokens)}
+    always = ("share", "importance", "site")
+    usual = {each.name: each.default for each in fields(Tokens)}
+    return {name: value for name, value in values.items() if name in always or value != usual[name]}
+
+
+def _layout(document: Mapping[str, Any]) -> str:
+    """One line a key, one line a site and a row: short, and readable in a diff."""
+    lines = []
+    for key, value in document.items():
+        if key in ("sites", "rows"):
+            inner = ",\n    ".join(json.dumps(each) for each in value)
+            lines.append(f'  "{key}": [\n    {inner}\n  ]')
+        else:
+            lines.append(f'  "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read(path: Path) -> Contents:
+    """The contents of a plan file, or a PlanFileError that names the file and what is wrong with it."""
+    try:
+        return decode(files.document(path, MAX_BYTES))
+    except FileNotFoundError:
+        raise PlanFileError(f"There is no plan file at {path}.") from None
+    except OSError as error:
+        raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # JSON, UTF-8 and our own are ValueErrors
+        reason = str(error).rstrip(".")[:300]
+        raise PlanFileError(f"{path} is not a readable plan file: {reason}. Make it again with Plan.save.") from error
+
+
+def decode(document: Any) -> Contents:
+    """A parsed document; every key and value is checked."""
+    found = _keys(document, "the plan", KEYS)
+    if found["format"] != "forecache-plan":
+        raise PlanFileError(f"its format is {short(found['format'])}, not 'forecache-plan'")
+    if type(found["version"]) is not int or found["version"] != VERSION:
+        raise PlanFileError(f"its version is {short(found['version'])}; this forecache reads version {VERSION}")
+    num_steps = _integer(found["num_steps"], "num_steps")
+    sites = tuple(_site(each) for each in _list(found["sites"], "sites"))
+    names = [_string(found[key], key) for key in ("model", "fingerprint", "scheduler")]
+    grid = Grid(num_steps, sites, *names)
+    provenance = found["provenance"]
+    if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
+        raise PlanFileError("provenance must map names to strings")
+    return Contents(grid, _rows(_list(found["rows"], "rows"), grid), provenance, _beside(found["constants"]))
+
+
+def _beside(value: Any) -> Beside | None:
+    if value is None:
+        return None
+    found = _keys(value, "constants", Beside._fields)
+    file, digest = (_string(found[key], key) for key in Beside._fields)
+    if not re.fullmatch(r"[^/\\\x00]*[^/\\\x00.]", file) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise PlanFileError(f"constants must name a file beside the plan and its digest, not {short(value)}")
+    return Beside(file, digest)
+
+
+def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
+    rows: list[tuple[Cell, ...] | None] = [None] * len(grid.sites)
+    for group in groups:
+        found = _keys(group, "a row", ("sites", "cells"))
+        encoded = _list(found["cells"], "cells")
+        if len(encoded) != grid.num_steps:
+            raise PlanFileError(f"a row has {len(encoded)} cells for {grid.num_steps} steps")
+        cells = tuple(_cell(each, step) for step, each in enumerate(encoded))
+        for index in _list(found["sites"], "the sites of a row"):
+            if _integer(index, "a site's index") >= len(rows) or rows[index] is not None:
+                raise PlanFileError(f"site {index} does not exist or has two rows")
+            rows[index] = cells
+    if None in rows:
+        raise PlanFileError(f"{grid.sites[rows.index(None)].name} has no row")
+    return tuple(row for row in rows if row is not None)
+
+
+def _cell(encoded: Any, step: int) -> Cell:
+    if encoded == "#":
+        return Cell()
+    more: dict[str, Any] = {}
+    if isinstance(encoded, dict):
+        unknown = [key for key in encoded if key not in ("reads", "gain", "shift", "tokens")]
+        if unknown or "reads" not in encoded or len(encoded) < 2:
+            raise PlanFileError(f"the cell of step {step} must have reads, and a gain, a shift or tokens")
+        more = {key: _string(encoded[key], f"the {key} of step {step}") for key in ("gain", "shift") if key in encoded}
+        if "tokens" in encoded:
+            more["tokens"] = _tokens(encoded["tokens"], step)
+        encoded = encoded["reads"]
+    reads = []
+    for read in _list(encoded, f"the cell of step {step}"):
+        if not isinstance(read, list) or len(read) != 2 or type(read[1]) not in (int, float):
+            raise PlanFileError(f"a cell of step {step} reads {short(read)}, not a [step, weight] pair")
+        reads.append((_integer(read[0], "a step"), float(read[1])))
+    check_reads(reads, step)
+    return Cell(tuple(reads), **more)
+
+
+def _tokens(encoded: Any, step: int) -> Tokens:
+    if not isinstance(encoded, dict) or not {"share", "importance", "site"} <= set(encoded):
+        raise PlanFileError(f"the tokens of step {step} must have share, importance and site, not {short(encoded)}")
+    known = {each.name for each in fields(Tokens)}
+    if unknown := [name for name in encoded if name not in known]:
+        raise PlanFileError(f"the tokens of step {step} have unknown keys {short(unknown)}")
+    values = dict(encoded)
+    for name in ("share", "age", "bonus"):
+        if name in values:
+            if type(values[name]) not in (int, float):
+                raise PlanFileError(f"{name} of the tokens of step {step} must be a number, not {short(values[name])}")
+            values[name] = float(values[name])
+    for name in ("importance", "site", "halves"):
+        _string(values.get(name, ""), f"{name} of the tokens of step {step}")
+    if "seed" in values:
+        _integer(values["seed"], f"the seed of step {step}")
+    if "token_grid" in values:
+        sides = _list(values["token_grid"], f"token_grid of step {step}")
+        if len(sides) != 2:
+            raise PlanFileError(f"token_grid of step {step} must be [rows, columns], not {short(sides)}")
+        values["token_grid"] = tuple(_integer(side, "a side of token_grid") for side in sides)
+    return Tokens(**values)
+
+
+def _site(value: Any) -> Site:
+    found = _keys(value, "a site", ("name", "depth", "kind"))
+    name, kind = _string(found["name"], "a site's name"), _string(found["kind"], "a site's kind")
+    return Site(name, _integer(found["depth"], "a site's depth"), kind)
+
+
+def _keys(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PlanFileError(f"{what} must be an object, not {short(value)}")
+    if missing := [name for name in names if name not in value]:
+        raise PlanFileError(f"{what} lacks {', '.join(missing)}")
+    if unknown := [name for name in value if name not in names]:
+        raise PlanFileError(f"{what} has unknown keys {short(unknown)}")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise PlanFileError(f"{what} must be a list, not {short(value)}")
+    return value
+
+
+def _integer(value: Any, what: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise PlanFileError(f"{what} must be a whole number of at least 0, not {short(value)}")
+    return value
+
+
+def _string(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise PlanFileError(f"{what} must be a string, not {short(value)}")
+    return value

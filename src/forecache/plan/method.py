@@ -1,0 +1,143 @@
+"""A method: a schedule, a forecast, a gate, a correction and tokens, which fill a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from forecache._version import __version__
+from forecache.errors import PlanError
+from forecache.parts.corrections import Correction
+from forecache.parts.forecasts import Forecast, Reuse
+from forecache.parts.gates import Drawn, always
+from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
+from forecache.plan.constants import Constants
+from forecache.plan.plan import Plan
+
+Reads = dict[int, float]
+"""Step -> weight of what it emitted."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A technique as a sentence of parts: which cells are computed, how the others are estimated, and where.
+
+    name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action. forecast:
+    applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused. correction:
+    what calibration adds to the estimates, if anything. tokens: (step, site, grid) -> which tokens a partial cell
+    computes. What they turn out to be beside their estimates is carried along until the feature is computed again:
+    under plain reuse the amended feature is the cache.
+    """
+
+    name: str
+    schedule: Schedule
+    forecast: Forecast = field(default_factory=Reuse)
+    gate: Gate = always
+    correction: Correction | None = None
+    tokens: Selector | None = None
+
+    def plan(self, grid: Grid) -> Plan:
+        """The plan of this method on a grid.
+
+        Raises PlanError if a site is skipped before it was ever computed, or if the gate opens nowhere;
+        StatisticsError if the correction was calibrated on another grid.
+        """
+        opened: set[int] = set()
+        constants: dict[str, Tensor] = {}
+        rows = {site: self._row(site, grid, opened, constants) for site in grid.sites}
+        skipped = {step for row in rows.values() for step, cell in enumerate(row) if not cell.computed}
+        listed = getattr(self.gate, "steps", ())
+        if idle := [step for step in listed if step not in opened]:
+            raise PlanError(
+                f"{self.name} is asked to correct steps {idle}, but its schedule computes them, or a part of every "
+                f"block there (skipped: {sorted(skipped)}): list skipped steps, or choose another schedule."
+            )
+        if skipped and not opened:
+            raise PlanError(f"The gate of {self.name} is closed in every skipped cell, so its forecast does nothing.")
+        self._check_correction(rows.values(), skipped)
+        if self.tokens is not None and not any(cell.tokens for row in rows.values() for cell in row):
+            raise PlanError(
+                f"{self.name} says which tokens to compute, and its schedule has no partial cell: there is no run of "
+                "skipped steps that is long enough, or no site of the kinds and blocks that were asked for."
+            )
+        provenance = {"method": self.name, "forecache": __version__}
+        if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
+            provenance["gate"] = picture
+        return Plan(grid, tuple(rows.values()), provenance, Constants(constants))
+
+    def with_forecast(self, name: str, forecast: Forecast, gate: Gate = always) -> Method:
+        """This method with a forecast; PlanError if it has one already, which would be replaced without a word."""
+        if not isinstance(self.forecast, Reuse):
+            raise PlanError(f"{self.name} has a forecast already: {name} takes a schedule with plain reuse as base.")
+        return replace(self, name=name, forecast=forecast, gate=gate)
+
+    def _check_correction(self, rows: Iterable[tuple[Cell, ...]], skipped: set[int]) -> None:
+        """A correction that corrects nothing, or that lists steps which are not skipped, is a mistake."""
+        if self.correction is None:
+            return
+        corrected = {step for row in rows for step, cell in enumerate(row) if cell.constants}
+        if idle := [step for step in self.correction.steps if step not in corrected]:
+            raise PlanError(f"{self.name} is asked to correct steps {idle}, but skips {sorted(skipped)}: list those.")
+        if skipped and not corrected:
+            raise PlanError(
+                f"{self.name} corrects nothing: by its judgment plain reuse is closer everywhere. Use judge='all', "
+                "another theta, or the base alone."
+            )
+
+    def _row(self, site: Site, grid: Grid, opened: set[int], constants: dict[str, Tensor]) -> tuple[Cell, ...]:
+        walk = self.correction.walk(site, grid) if self.correction is not None else None
+        row: list[Cell] = []
+        computed: list[int] = []  # newest first
+        found: Reads = {}  # what partial cells found since then: their output less the forecast for it
+        for step in range(grid.num_steps):
+            action = self.schedule(step, site, grid)
+            if not isinstance(action, Action):
+                raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
+            if action is Action.COMPUTE:
+                cell = Cell()
+                computed.insert(0, step)
+                found = {}
+            elif not computed:
+                raise PlanError(f"{self.name} skips {site.name} at step {step}, before it was ever computed.")
+            else:
+                if is_open := self.gate(step, site, grid):
+                    opened.add(step)
+                forecast = self._forecast(step, row, computed, site) if is_open else {computed[0]: 1.0}
+                cell = Cell(_pairs(_sum(forecast, found)))
+                if cell.computed:
+                    raise PlanError(f"The forecast of {self.name} reads nothing for {site.name} at step {step}.")
+                if action is Action.PARTIAL:
+                    cell = replace(cell, tokens=self._chosen(step, site, grid))
+                    found = _sum({step: 1.0}, forecast, -1.0)
+            row.append(cell if walk is None else walk.amend(step, cell))
+        if walk is not None:
+            constants.update(walk.constants)
+        return tuple(row)
+
+    def _forecast(self, step: int, row: list[Cell], computed: list[int], site: Site) -> Reads:
+        reads: Reads = {}
+        for source, weight in self.forecast.reads(step, computed, site).items():
+            # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
+            origin = row[source].reads[0][0] if row[source].sign == "." else source
+            reads[origin] = reads.get(origin, 0.0) + weight
+        return reads
+
+    def _chosen(self, step: int, site: Site, grid: Grid) -> Tokens:
+        if self.tokens is None:
+            raise PlanError(
+                f"The schedule of {self.name} computes some tokens of {site.name} at step {step}, and the method does "
+                "not say which: give Method(tokens=...), such as forecache.parts.tokens.top(0.25)."
+            )
+        return self.tokens(step, site, grid)
+
+
+def _sum(reads: Reads, others: Reads, factor: float = 1.0) -> Reads:
+    """Weights added step by step."""
+    steps = dict.fromkeys((*reads, *others))
+    return {step: reads.get(step, 0.0) + factor * others.get(step, 0.0) for step in steps}
+
+
+def _pairs(reads: Reads) -> tuple[tuple[int, float], ...]:
+    return tuple((step, weight) for step, weight in reads.items() if weight != 0.0)

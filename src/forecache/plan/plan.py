@@ -1,0 +1,165 @@
+"""Method -> plan: a method fills the grid, and what it filled in is data that runs without the method's code."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forecache.errors import InputError, PlanError, PlanFileError
+from forecache.models.find import find, layout_for, measure
+from forecache.parts.grid import Cell, Grid, check_reads
+from forecache.plan import constants as constants_module
+from forecache.plan import file as file_module
+from forecache.plan import hub, slots
+from forecache.plan.constants import Constants
+from forecache.plan.cost import Cost, macs, special_of
+
+LEGEND = "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
+
+    grid: steps and sites. rows: one tuple of cells per site, one cell per step. provenance: where it came from.
+    constants: the tensors that corrected cells name.
+    """
+
+    grid: Grid
+    rows: tuple[tuple[Cell, ...], ...]
+    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+    constants: Constants = field(default_factory=Constants)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
+            raise PlanError(f"Provenance maps names to strings, so that a file can keep it; it is {self.provenance!r}.")
+        if len(self.rows) != len(self.grid.sites) or {len(row) for row in self.rows} != {self.grid.num_steps}:
+            raise PlanError("A plan needs one row per site with one cell per step.")
+        for row in set(self.rows):
+            for step, cell in enumerate(row):
+                if not cell.computed:
+                    check_reads(cell.reads, step)
+                elif cell.constants or cell.tokens is not None:
+                    raise PlanError(f"Step {step} is computed, so it cannot have a gain, a shift or chosen tokens.")
+        self._check_tokens()
+        named = {name for row in self.rows for cell in row for name in cell.constants}
+        if named != set(self.constants):
+            odd = sorted(named ^ set(self.constants))
+            raise PlanError(f"The cells of a plan name its constants, no more and no less; {odd[:3]} do not match.")
+
+    def _check_tokens(self) -> None:
+        """Tokens are chosen by an earlier site of the same call."""
+        before: set[str] = set()
+        for site, row in zip(self.grid.sites, self.rows, strict=True):
+            scored = {cell.tokens.site for cell in row if cell.tokens is not None and cell.tokens.needs_site}
+            if odd := scored - before:
+                raise PlanError(
+                    f"The tokens of {site.name} are chosen by what {odd.pop()!r} gives out, which is no site before it."
+                )
+            before.add(site.name)
+
+    @property
+    def num_steps(self) -> int:
+        """Model calls in the run."""
+        return self.grid.num_steps
+
+    @property
+    def computed_share(self) -> float:
+        """Share of the cells that are computed as a whole, 0 to 1; the papers' caching level is one minus this."""
+        cells = [cell for row in self.rows for cell in row]
+        return sum(cell.computed for cell in cells) / len(cells)
+
+    def picture(self) -> str:
+        """The distinct rows as lines of signs, the most frequent first."""
+        return "\n".join(line for line, _ in Counter(_line(row) for row in self.rows).most_common())
+
+    def show(self) -> str:
+        """The whole plan as text: one line a site, one sign a step."""
+        width = max(len(site.name) for site in self.grid.sites)
+        title = (
+            f"{self.provenance.get('method', 'plan')}: {self.num_steps} steps x {len(self.grid.sites)} sites, "
+            f"{self.computed_share:.1%} computed"
+        )
+        lines = [f"{site.name:<{width}}  {_line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)]
+        gate = [self.provenance["gate"]] if "gate" in self.provenance else []
+        return "\n".join([title, *lines, LEGEND, *gate])
+
+    def cost(
+        self,
+        model: Any,
+        batch_size: int = 1,
+        *,
+        guidance: bool = True,
+        inputs: Any = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> Cost:
+        """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
+
+        model: a pipeline or a transformer. batch_size: images; with ``guidance`` each is a pair of samples in one
+        call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
+        which then set the batch. cache_dtype: as for `forecache.apply`.
+        """
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise InputError(f"A batch is a whole number of images from 1 on; batch_size={batch_size!r} was given.")
+        layout = layout_for(find(model), self.grid)
+        layout.check_tokens(self.rows)
+        ops = slots.operations(self.grid.sites, self.rows)
+        special = special_of(ops, layout.spans)
+        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, special)
+        step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
+        alive = slots.alive(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
+        full = parts.fixed_macs + sum(parts.site_macs)
+        return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive, self.constants.nbytes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as versioned JSON, atomically; folders that are missing are made.
+
+        The tensors of corrections stand beside it, in ``<name>.constants.safetensors``: keep the two together.
+        """
+        path, beside = Path(path), None
+        if self.constants:
+            file = path.with_name(f"{path.stem}.constants.safetensors")
+            beside = file_module.Beside(file.name, constants_module.write(file, self.constants))
+        file_module.write(path, file_module.Contents(self.grid, self.rows, dict(self.provenance), beside))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file; raises PlanFileError with what is wrong and where."""
+        path = Path(path)
+        grid, rows, provenance, beside = file_module.read(path)
+        constants = constants_module.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
+        try:
+            return cls(grid, rows, provenance, constants)
+        except PlanError as error:
+            raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
+
+    @classmethod
+    def from_pretrained(cls, repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Plan:
+        """The plan of a repository on the hub, ``owner/name``, or of a folder with a plan.json.
+
+        Files come through huggingface_hub, with its cache, its token and its offline mode (HF_HUB_OFFLINE). Raises
+        PlanFileError for one that cannot be fetched or read.
+        """
+        return cls.load(hub.fetched(repo, hub.downloads(repo, revision, token)))
+
+    def push_to_hub(
+        self, repo: str, *, cost: Cost | None = None, private: bool | None = None, token: str | bool | None = None
+    ) -> str:
+        """Upload the plan to a repository on the hub, which is made if need be; gives the address of the commit.
+
+        A card with schedule, provenance and, if it is given, cost goes with it.
+        """
+        told = "" if cost is None else str(cost)
+        card = hub.card(repo, self.grid, self.computed_share, self.show(), self.provenance, told)
+        return hub.push(repo, self.save, card, private, token)
+
+
+def _line(row: tuple[Cell, ...]) -> str:
+    return "".join(cell.sign for cell in row)

@@ -1,0 +1,298 @@
+"""What a report says, part by part: each takes of the material what it can use, and is empty where there is none."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from forecache.parts.grid import Cell
+from forecache.parts.statistics import Statistics
+from forecache.plan.plan import Plan
+from forecache.report.html import charts
+from forecache.report.html.charts import Cells, Point
+from forecache.report.html.markup import Html, join, tag
+from forecache.report.html.material import Image, Material, Row
+
+Section = Callable[[Material], Html]
+LOOKS = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o": "partial"}
+MEANINGS = {
+    "computed": "computed",
+    "reused": "reused as it is",
+    "forecast": "forecast from earlier features",
+    "corrected": "corrected by calibration",
+    "partial": "some tokens computed",
+    "unknown": "not said",
+}
+MAX_CELLS = 40_000
+MAX_LINES = 60
+
+
+def titled(title: str, *parts: Html) -> Html:
+    """A section with a heading, or nothing where the parts are nothing."""
+    whole = join(*parts)
+    return tag("section", tag("h2", title), whole) if whole else Html("")
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+
+def schedule(material: Material) -> Html:
+    """What every cell does: of a plan, steps x sites; of a comparison, steps x plans."""
+    if material.plan is not None:
+        return titled("Schedule", _of_plan(material.plan))
+    pictured = [row for row in material.rows if row.picture]
+    drawn = pictured[:MAX_LINES]
+    steps = max((len(row.picture) for row in drawn), default=0)
+    if not drawn or steps > 2000:
+        return Html("")
+    looks = [[LOOKS.get(sign, "unknown") for sign in row.picture.ljust(steps)] for row in drawn]
+    words = [[f"step {step}: {MEANINGS[look]}" for step, look in enumerate(row)] for row in looks]
+    names = [f"{row.name} {_score(row)}" if material.kind == "search" else row.name for row in drawn]
+    what = "a pattern, by rank, with its score" if material.kind == "search" else "a plan: what most of its sites do"
+    more = f"The first {len(drawn)} of them. " if len(drawn) < len(pictured) else ""
+    note = tag("p", f"{more}A line is {what}; step 0 is the noisiest.", class_="note")
+    return titled("Schedules", note, charts.heat_map(Cells(names, looks, words), "Schedules", _legend(looks)))
+
+
+def _of_plan(plan: Plan) -> Html:
+    names, rows = _lines(plan)
+    looks = [[LOOKS[cell.sign] for cell in row] for row in rows]
+    words = [[f"step {step}: {_words(cell)}" for step, cell in enumerate(row)] for row in rows]
+    size = f"{plan.num_steps} steps x {len(plan.grid.sites)} sites"
+    share = f"{size}, {plan.computed_share:.1%} computed. Step 0 is the noisiest."
+    text = tag("details", tag("summary", "The same as text"), tag("pre", _shown(plan), tabindex=0))
+    return join(
+        tag("p", share, class_="note"), charts.heat_map(Cells(names, looks, words), "Schedule", _legend(looks)), text
+    )
+
+
+def _lines(plan: Plan) -> tuple[list[str], list[tuple[Cell, ...]]]:
+    """A line a site; of a very large plan, one for all sites that do the same."""
+    if len(plan.rows) * plan.num_steps <= MAX_CELLS:
+        return [site.name for site in plan.grid.sites], list(plan.rows)
+    groups: dict[tuple[Cell, ...], list[str]] = {}
+    for site, row in zip(plan.grid.sites, plan.rows, strict=True):
+        groups.setdefault(row, []).append(site.name)
+    shown = list(groups.items())[: max(1, MAX_CELLS // plan.num_steps)]
+    return [f"{sites[0]} and {len(sites) - 1} more" for _, sites in shown], [row for row, _ in shown]
+
+
+def _shown(plan: Plan) -> str:
+    whole = plan.show()
+    return whole if len(whole) < 200_000 else plan.picture()[:200_000]
+
+
+def _words(cell: Cell) -> str:
+    """``reused: step 4``, ``forecast: 1.8 x step 4 - 0.8 x step 2``, with corrections and chosen tokens."""
+    if not cell.reads:
+        return "computed"
+    terms = [f"{'-' if weight < 0 else '+'} {abs(weight):g} x step {step}" for step, weight in cell.reads[:8]]
+    summed = " ".join(terms).removeprefix("+ ") + (" ..." if len(cell.reads) > 8 else "")
+    summed = summed.removeprefix("1 x ") if cell.is_reuse else summed
+    parts = [f"{'reused' if cell.is_reuse else 'forecast'}: {summed}"]
+    if cell.constants:
+        parts.append(f"corrected by {' and '.join(cell.constants)}")
+    if (tokens := cell.tokens) is not None:
+        by = f"{tokens.importance} of {tokens.site}" if tokens.site else str(tokens.importance)
+        parts.append(f"{tokens.share:.0%} of the tokens computed, by {by}")
+    return "; ".join(parts)
+
+
+def _legend(looks: Sequence[Sequence[str]]) -> dict[str, str]:
+    there = {look for row in looks for look in row}
+    return {look: meaning for look, meaning in MEANINGS.items() if look in there}
+
+
+def _score(row: Row) -> str:
+    return " ".join(f"{value:.4g}" for value in row.quality.values())
+
+
+# ---- features -------------------------------------------------------------------------------------------------------
+
+
+def features(material: Material) -> Html:
+    """How fast features change, by kind of site and cell by cell, and how often a gradient points the wrong way."""
+    stats = material.statistics
+    if stats is None or stats.num_steps < 2:
+        return Html("")
+    kinds = list(dict.fromkeys(site.kind for site in stats.sites))
+    change_TS = stats.changes[:, :, 0].double()
+    lines = {}
+    for kind in kinds[:6]:
+        chosen = [index for index, site in enumerate(stats.sites) if site.kind == kind]
+        lines[kind] = change_TS[:, chosen].mean(1).tolist()
+    lines["N: share of inverse gradients"] = list(stats.inverse_shares)
+    up = "relative change; share"
+    drawn = charts.curves(lines, "Change of features by step", "step (0 is the noisiest)", up)
+    note = "Mean relative L1 change of a feature since the step before, by kind of site."
+    return titled("How features change", tag("p", note, class_="note"), drawn, _changes(stats))
+
+
+def _changes(stats: Statistics) -> Html:
+    """The change of every cell in ten shades, up to the 90th percentile."""
+    change = stats.changes[1:, :, 0].double()
+    if change.numel() > MAX_CELLS:
+        return Html("")
+    ordered = change.flatten().sort().values
+    top = float(ordered[min(len(ordered) - 1, math.floor(0.9 * len(ordered)))]) or 1.0
+    table = [[0.0, *row] for row in change.T.tolist()]
+    looks = [[f"shade{min(9, max(0, int(10 * value / top)))}" for value in row] for row in table]
+    words = [
+        [f"step {step}: {f'changes by {value:.2%}' if step else 'the first'}" for step, value in enumerate(row)]
+        for row in table
+    ]
+    names = [site.name for site in stats.sites]
+    legend = {"shade0": "no change", "shade9": f"{top:.1%} and more"}
+    return charts.heat_map(Cells(names, looks, words), "Change of every feature", legend)
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def quality(material: Material) -> Html:
+    """Quality against speed, one picture a measure; without any, time against MACs."""
+    timed = any(row.time_ratio is not None for row in material.rows)
+    speed = "times less time" if timed else "times fewer MACs"
+    drawn = []
+    for name, better in material.better.items():
+        points = [
+            Point(row.name, x, row.quality[name], *_group(row, material))
+            for row in material.rows[:MAX_LINES]
+            if name in row.quality and (x := row.time_ratio if timed else row.macs_ratio) is not None
+        ]
+        if len(points) > 1:
+            sign, arrow = (1, "up") if better == "higher" else (-1, "down")
+            label = f"{name} against speed; to the right and {arrow} is better"
+            drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign)]
+    if not drawn:
+        points = [
+            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, material))
+            for row in material.rows[:MAX_LINES]
+            if row.macs_ratio is not None and row.time_ratio is not None
+        ]
+        if len(points) > 1:
+            label = "Less time against fewer MACs; on the line time follows MACs"
+            axes = ("times fewer MACs", "times less time")
+            drawn = [tag("h3", label), charts.scatter(points, label, *axes, diagonal=True)]
+    return titled("Quality and speed", *drawn)
+
+
+def _group(row: Row, material: Material) -> tuple[str, int]:
+    """Names of one group share their first word; it has the same colour in every picture."""
+    names = list(dict.fromkeys(_family(each.name) for each in material.rows))
+    return ("patterns", 0) if material.kind == "search" else (_family(row.name), names.index(_family(row.name)))
+
+
+def _family(name: str) -> str:
+    return name.replace("-", " ").partition(" ")[0].rstrip(":")
+
+
+def comparison(material: Material) -> Html:
+    """The rows as a table."""
+    if not material.rows:
+        return Html("")
+    columns: dict[str, list[str]] = {
+        "": [row.name for row in material.rows],
+        "schedule": [row.picture for row in material.rows],
+        "fewer MACs": [_format(row.macs_ratio, ".2f", "x") for row in material.rows],
+        "less time": [_format(row.time_ratio, ".2f", "x") for row in material.rows],
+    }
+    for name, better in material.better.items():
+        columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in material.rows]
+    caches = [row.cache_bytes / 2**20 if row.cache_bytes is not None else None for row in material.rows]
+    columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    left = f"{material.left_out} more are left out." if material.left_out else ""
+    return titled("Table", _table(list(kept), list(zip(*kept.values(), strict=True))), tag("p", left, class_="note"))
+
+
+def evaluation(material: Material) -> Html:
+    """The figures of an evaluation, with their intervals."""
+    if not material.figures:
+        return Html("")
+    names = ["metric", "value", "95 % interval", "samples", "resamples"]
+    notes = [tag("p", note, class_="note") for note in material.notes]
+    return titled("Figures", _table(names, material.figures), *notes)
+
+
+def _format(value: float | None, form: str, unit: str = "") -> str:
+    return f"{value:{form}}{unit}" if value is not None else ""
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    head = tag("tr", *(tag("th", name, scope="col") for name in names))
+    lines = []
+    for first, *rest in rows:
+        cells = [
+            tag("td", tag("code", cell) if names[place] == "schedule" else cell) for place, cell in enumerate(rest, 1)
+        ]
+        lines.append(tag("tr", tag("th", first, scope="row"), *cells))
+    whole = tag("table", tag("thead", head), tag("tbody", *lines))
+    return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label="Table")
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+def images(material: Material) -> Html:
+    """The samples; where the uncached ones are known, a slider goes from the one to the other."""
+    if not material.images:
+        return Html("")
+    pairs = any(image.uncached is not None for image in material.images)
+    words = "All images: share without a cache"
+    every = [tag("label", words, _slider(words, "all"), class_="note")] if pairs else []
+    note = "Left of the line without a cache, right of it with the plan." if pairs else ""
+    left = f" {material.left_out} more are left out." if material.left_out else ""
+    grid = tag("div", *(_image(image, place) for place, image in enumerate(material.images)), class_="grid")
+    return titled("Images", tag("p", note + left, class_="note"), *every, grid)
+
+
+def _image(image: Image, place: int) -> Html:
+    words = f"Image {place}: {image.name}"
+    layers = [_png(image.png, words if image.uncached is None else f"{words}, with the plan", "with")]
+    controls = []
+    if image.uncached is not None:
+        layers.append(_png(image.uncached, f"{words}, without a cache", "without"))
+        controls.append(_slider(f"{words}: share without a cache"))
+    psnr = f"{image.psnr_db:.1f} dB" if image.psnr_db is not None else "equal" if image.uncached is not None else ""
+    caption = tag("figcaption", tag("span", image.name), " ", tag("b", psnr))
+    return tag("figure", tag("div", *layers, class_="pair"), *controls, caption, class_="sample")
+
+
+def _png(data: bytes, words: str, looks: str) -> Html:
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return tag("img", src=source, alt=words, class_=looks)
+
+
+def _slider(label: str, looks: str = "") -> Html:
+    return tag("input", type="range", min=0, max=100, value=50, aria_label=label, class_=f"slider {looks}".strip())
+
+
+# ---- costs and provenance -------------------------------------------------------------------------------------------
+
+
+def costs(material: Material) -> Html:
+    """What it cost."""
+    return titled("Cost", _facts(material.costs)) if material.costs else Html("")
+
+
+def provenance(material: Material) -> Html:
+    """Settings, plan, model, hardware and versions; and the command that makes it again."""
+    parts = [join(tag("h3", title), _facts(facts)) for title, facts in material.facts.items() if facts]
+    if material.command:
+        parts.insert(0, join(tag("h3", "The command that makes it again"), tag("pre", material.command, tabindex=0)))
+    return titled("Provenance", *parts)
+
+
+def _facts(facts: Mapping[str, str]) -> Html:
+    """Name and value; long ones take a line of their own."""
+    lines = [
+        tag("div", tag("dt", name), tag("dd", value), class_="long" if len(value) > 36 else None)
+        for name, value in facts.items()
+    ]
+    return tag("dl", *lines)
+
+
+SECTIONS: tuple[Section, ...] = (images, costs, quality, comparison, evaluation, schedule, features, provenance)
+"""In the order of the page."""

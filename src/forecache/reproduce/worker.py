@@ -1,0 +1,263 @@
+"""One process of a reproduction: rows are sampled in shards, and by the first process evaluated and written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from forecache import distributed, evaluate
+from forecache.bench import timing
+from forecache.errors import InputError, TableError
+from forecache.evaluate import Bootstrap
+from forecache.evaluate.metrics import METRICS
+from forecache.fit.calibrate import calibrate
+from forecache.models.find import grid
+from forecache.parts.statistics import Statistics
+from forecache.plan.cost import Cost
+from forecache.plan.plan import Plan
+from forecache.reproduce import files
+from forecache.reproduce.files import Settings
+from forecache.reproduce.recipes import Ingredients, method_of
+from forecache.reproduce.table import Table, TableRow
+from forecache.reproduce.testbed import Ground
+from forecache.sampling import sources
+from forecache.sampling.shards import CALL_SIZE, Sampled, plan_digest, sample_shards, settings_of
+
+OnProgress = Callable[[str, int, int], None]
+BUNDLED_SAMPLES = 320
+"""Samples a row on a bundled model, unless asked for otherwise: ten minutes for eight rows on one CPU core."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a user may change of a table's protocol; None is the table's own.
+
+    samples: a row. batch: samples that are held at a time, and in a model call if it is below 16. seed: of the noise,
+    and of random classes. resamples: of the bootstrap of every figure, 0 for none.
+    """
+
+    samples: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    resamples: int = 100
+
+
+class Run:
+    """One process of a reproduction."""
+
+    def __init__(self, table: Table, ground: Ground, out: Path, protocol: Protocol, tell: OnProgress) -> None:
+        self.table, self.ground, self.out, self.tell = table, ground, out, tell
+        self.world = distributed.launched()
+        self.seed, self.resamples = protocol.seed, protocol.resamples
+        usual = BUNDLED_SAMPLES if ground.is_bundled else table.samples
+        self.samples = usual if protocol.samples is None else protocol.samples
+        self.batch = table.batch if protocol.batch is None else protocol.batch
+        self.call_size = min(CALL_SIZE, self.batch)
+        self.conditions = list(ground.conditions(table, self.samples, self.seed))
+        self.bootstrap = Bootstrap(self.resamples)
+        self._reference = ground.reference
+        self._uncached: Sampled | None = None
+
+    def chosen(self, names: Sequence[str]) -> list[TableRow]:
+        """The rows of these names, or of their slugs, and the one without a cache before them; all without names."""
+        by_name = {key: row for row in self.table.rows for key in (row.name.lower(), row.slug)}
+        if unknown := [name for name in names if name.lower() not in by_name]:
+            there = ", ".join(repr(row.name) for row in self.table.rows)
+            raise TableError(f"{self.table.name} has no row {unknown[0]!r}; it has {there}.")
+        wanted = {by_name[name.lower()].name for name in names}
+        return [row for row in self.table.rows if row.recipe is None or not names or row.name in wanted]
+
+    def check(self, rows: Sequence[TableRow]) -> None:
+        """InputError, before any work, for what the rows or their metrics lack."""
+        for name in self.ground.metrics:
+            metric = METRICS[name]
+            if self.samples < metric.at_least:
+                raise InputError(f"{name} needs at least {metric.at_least} samples; {self.samples} were asked for.")
+        needing = [row for row in rows if row.recipe and not set(row.recipe.levels()) <= set(self.ground.routers)]
+        if needing:
+            levels = sorted({level for row in needing if row.recipe for level in row.recipe.levels()})
+            raise InputError(
+                f"{needing[0].name} needs a router that skips about {levels[0]} % of the cells of {self.ground.name} "
+                f"at {self.table.steps} steps: give one with --router, or choose other rows with --row."
+            )
+        if any(_calibrated(row) for row in rows) and self.ground.statistics is None and self.table.calibration is None:
+            raise InputError(f"{self.table.name} needs statistics of {self.ground.name}: give them with --stats.")
+        self._planned([row for row in rows if not _calibrated(row)], Ingredients(self.ground.routers))
+
+    def plans(self, rows: Sequence[TableRow]) -> dict[str, Plan | None]:
+        """The plan of every row, so that one that cannot be made is refused before anything is sampled."""
+        needed = any(_calibrated(row) for row in rows)
+        return self._planned(rows, Ingredients(self.ground.routers, self._statistics() if needed else None))
+
+    def _planned(self, rows: Sequence[TableRow], ingredients: Ingredients) -> dict[str, Plan | None]:
+        cells = grid(self.ground.source.target, self.table.steps)
+        return {row.name: method_of(row.recipe, ingredients).plan(cells) if row.recipe else None for row in rows}
+
+    def _statistics(self) -> Statistics:
+        """Those of the ground, or measured as the table says, in a file that an interruption leaves valid."""
+        if self.ground.statistics is not None:
+            return self.ground.statistics
+        how, source = self.table.calibration, self.ground.source
+        assert how is not None
+        count = min(how.samples, source.classes) if source.classes else how.samples
+        given = self.ground.prompts or sources.everything(source)
+        total, done = 0, 0
+
+        def start(calls: int) -> None:
+            nonlocal total
+            total = calls
+
+        def step(_: int) -> None:
+            nonlocal done
+            done += 1
+            self.tell("calibrating", done, total)
+
+        with distributed.started():
+            return calibrate(
+                source,
+                [given[index % len(given)] for index in range(count)],
+                num_steps=self.table.steps,
+                guidance=how.guidance,
+                seed=how.seed,
+                batch=min(self.batch, 32),
+                shared_noise=how.shared_noise,
+                path=self.out / "statistics.safetensors",
+                on_start=start,
+                on_step=step,
+            )
+
+    def settings(self) -> Settings:
+        how = sources.Sampling(self.table.steps, self.ground.guidance, self.seed)
+        sampling = settings_of(self.ground.source, self.conditions, how, None, self._shard_size(), self.call_size)
+        extractor, reference = self.ground.judges.extractor, self.ground.reference
+        return Settings(
+            self.table.name,
+            self.table.sha256,
+            sampling,
+            self.ground.metrics,
+            self.resamples,
+            extractor.name if extractor is not None else None,
+            reference.name if reference is not None else None,
+        )
+
+    def _shard_size(self) -> int:
+        return 256 // self.call_size * self.call_size
+
+    def file(self, row: TableRow) -> Path:
+        """Where a finished row stands."""
+        return self.out / "rows" / f"{row.slug}.json"
+
+    def refuse_other_plans(self, plans: Mapping[str, Plan | None]) -> None:
+        """TableError for a finished row whose plan was another one: of another router, or other statistics."""
+        for row in (row for row in self.table.rows if row.name in plans):
+            kept, plan = files.read_row(self.file(row)), plans[row.name]
+            if kept is not None and kept["plan_sha256"] != (plan_digest(plan) if plan else ""):
+                raise TableError(
+                    f"{self.out} holds {row.name!r} by another plan (another router, other statistics, or another "
+                    "forecache): choose another folder, or delete it."
+                )
+
+    def measure(self, row: TableRow, plan: Plan | None) -> None:
+        """The row is sampled, and by the first process evaluated and written, unless it was."""
+        if files.read_row(self.file(row)) is not None:
+            return
+        done = self._sample(row, plan)
+        if not self.world.leads:
+            return
+        assert done.images is not None
+        assert done.record is not None
+        started = time.monotonic()
+        figures, notes = self._evaluate(row, evaluate.open_images(done.images))
+        cost = self._cost(plan)
+        document = {
+            "name": row.name,
+            "method": plan.provenance.get("method", "plan") if plan else "",
+            "picture": plan.picture() if plan else "",
+            "plan_sha256": plan_digest(plan) if plan else "",
+            "macs": cost.macs if cost else None,
+            "macs_ratio": cost.speedup if cost else None,
+            "cache_bytes": cost.cache_bytes if cost else None,
+            "samples_sha256": done.record["sha256"],
+            "samples": self.samples,
+            "seed": self.seed,
+            "sampling_seconds": done.record["seconds"],
+            "evaluation_seconds": time.monotonic() - started,
+            "made_on": done.record["made_on"],
+            "figures": {name: figure.document() for name, figure in figures.items()},
+            "notes": notes,
+            "environment": timing.environment(),
+        }
+        files.write_row(self.file(row), document)
+
+    def _sample(self, row: TableRow, plan: Plan | None) -> Sampled:
+        if plan is not None and self.world.leads and self._uncached is None:
+            self._uncached = self._sample(self.table.rows[0], None)  # finished: only checked
+        done = sample_shards(
+            self.ground.source,
+            self.conditions,
+            self.out / "samples" / row.slug,
+            num_steps=self.table.steps,
+            plan=plan,
+            guidance=self.ground.guidance,
+            seed=self.seed,
+            shard_size=self._shard_size(),
+            batch=self.batch,
+            call_size=self.call_size,
+            on_progress=partial(self._tell, row),
+        )
+        if plan is None:
+            self._uncached = done
+        return done
+
+    def _tell(self, row: TableRow, what: str, done: int, total: int) -> None:
+        self.tell(f"{row.name}: {what}", done, total)
+
+    def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Figure], list[str]]:
+        """The figures of a row, and what to know when reading them."""
+        pairs = row.recipe is not None
+        names = [name for name in self.ground.metrics if pairs or METRICS[name].needs != "pairs"]
+        if not names:  # all are to the uncached samples, which is this row
+            return {}, []
+        assert self._uncached is not None
+        assert self._uncached.images is not None
+        against = evaluate.Against(
+            self._prepared(names),
+            evaluate.open_images(self._uncached.images) if pairs else None,
+            tuple(map(str, self.conditions)) if "clip" in names else None,
+        )
+        tell, judges, device = partial(self._tell, row), self.ground.judges, self.ground.device
+        bootstrap, batch = self.bootstrap, self.batch
+        found = evaluate.evaluate(
+            images, against, names, judges, bootstrap=bootstrap, batch=batch, device=device, on_progress=tell
+        )
+        return found.figures, list(found.notes)
+
+    def _prepared(self, names: Sequence[str]) -> evaluate.Reference | None:
+        """The reference with the features that the metrics read, extracted once for all rows."""
+        extractor, held = self.ground.judges.extractor, self._reference
+        if held is None or extractor is None:
+            return held
+        metrics = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
+        keep = list(dict.fromkeys(each.layer for each in metrics if each.kept and each.layer))
+        stream = list(dict.fromkeys(each.layer for each in metrics if not each.kept and each.layer))
+        total = len(held.images) if held.images is not None else 0
+        on_images = lambda done: self.tell("reference", done, total)  # noqa: E731
+        self._reference = evaluate.prepared(held, extractor, keep, stream=stream, batch=self.batch, on_images=on_images)
+        return self._reference
+
+    def _cost(self, plan: Plan | None) -> Cost | None:
+        if plan is None:
+            return None
+        source, pair = self.ground.source, self.ground.guidance > 1
+        try:
+            return plan.cost(source.target, guidance=pair, inputs=sources.call(source, 1 + pair))
+        except InputError:  # the model's forward reads values, and nobody knows here what it is called with
+            return None
+
+
+def _calibrated(row: TableRow) -> bool:
+    """Whether its plan needs statistics of the model."""
+    return row.recipe is not None and row.recipe.uses("eoc", "smoothcache")

@@ -1,0 +1,8 @@
+"""Plans that run on models: sessions, and the state of their generations."""
+
+from forecache.runtime.apply import apply, disable, enable
+from forecache.runtime.guards import Guards
+from forecache.runtime.session import Session
+from forecache.runtime.stats import Stats
+
+__all__ = ["Guards", "Session", "Stats", "apply", "disable", "enable"]

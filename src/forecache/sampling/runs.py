@@ -1,0 +1,207 @@
+"""One sampling run from labels to files: PNGs and a run.json that says how they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecache.bench import timing
+from forecache.errors import InputError
+from forecache.evaluate import psnr
+from forecache.io import files as files_module
+from forecache.models.counting import Arguments, seen
+from forecache.models.find import find
+from forecache.plan.cost import Cost
+from forecache.plan.plan import Plan
+from forecache.runtime.apply import apply
+from forecache.runtime.stats import Stats
+from forecache.sampling import samples_file
+from forecache.sampling.loop import check_labels
+from forecache.sampling.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
+
+UNCACHED = "uncached.npz"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run samples: one image for each label or text. batch: images a call; it does not change the images."""
+
+    conditions: tuple[Condition, ...]
+    num_steps: int
+    guidance: float
+    seed: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch < 1:
+            raise InputError(f"steps and batch are at least 1; {self.num_steps} and {self.batch} were asked for.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The images (B, C, H, W) in [0, 1] of one run, its seconds, the session's count (None without a plan).
+
+    call: what the model was first called with, on the meta device.
+    """
+
+    images: Tensor
+    seconds: float
+    stats: Stats | None
+    call: Arguments | None = None
+
+
+def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnStep | None = None) -> Run:
+    """Sample by ``plan``, or with everything computed."""
+
+    def images() -> Tensor:
+        how = Sampling(settings.num_steps, settings.guidance, settings.seed)
+        return in_batches(source, settings.conditions, how, settings.batch, on_step)
+
+    with seen(find(source.target)) as calls:
+        if plan is None:
+            return Run(*timing.timed(images), None, *calls)
+        with apply(source.target, plan) as session:
+            made, seconds = timing.timed(images)
+    return Run(made, seconds, session.stats, *calls)
+
+
+def cost(source: Source, plan: Plan, run: Run) -> Cost | None:
+    """What the plan costs for the first batch of the run, by what the model was called with; None if nobody knows."""
+    try:
+        return plan.cost(source.target, inputs=run.call)
+    except InputError:  # the model's forward reads values
+        return None
+
+
+def write(
+    out: Path,
+    run: Run,
+    settings: Settings,
+    *,
+    model: str,
+    plan: Plan | None = None,
+    cost: Cost | None = None,
+    uncached: Run | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Write the images as PNGs, the plan as plan.json, and run.json; gives the contents of run.json.
+
+    What an earlier run wrote into the folder goes.
+    uncached: the same run without a plan, for the PSNR of every image and the measured speed-up; its images are kept in
+    uncached.npz, as ADM's suite reads it. command: what was typed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _clear(out)
+    files = [f"{index:05d}.png" for index in range(len(run.images))]
+    for file, image in zip(files, run.images, strict=True):
+        save_png(image, out / file)
+    if plan is not None:
+        plan.save(out / "plan.json")
+    record: dict[str, Any] = {
+        "command": command,
+        "model": model,
+        "settings": asdict(settings),
+        "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
+        "cost_per_batch": _cost(cost) if cost else None,
+        "seconds": run.seconds,
+        "stats": asdict(run.stats) if run.stats else None,
+        "environment": timing.environment(),
+        "images": [
+            {"file": file, "prompt" if isinstance(each, str) else "label": each}
+            for file, each in zip(files, settings.conditions, strict=True)
+        ],
+    }
+    if uncached is not None:
+        pixels = (uncached.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        samples_file.write(out / UNCACHED, len(pixels), [pixels], samples_file.labels_of(settings.conditions))
+        record["uncached"] = UNCACHED
+        record["uncached_seconds"] = uncached.seconds
+        record["time_ratio"] = uncached.seconds / run.seconds
+        for entry, value in zip(record["images"], psnr(run.images, uncached.images).tolist(), strict=True):
+            entry["psnr_db"] = None if value == float("inf") else value  # equal images
+    _write_json(out / "run.json", record)
+    return record
+
+
+def check_folder(out: Path) -> None:
+    """Raises InputError for a folder that holds samples in shards: `write` would mix them with others."""
+    if (out / "shards.json").exists():
+        raise InputError(f"{out} holds samples in shards, of --num-samples: sample into another folder, or delete it.")
+
+
+def _clear(out: Path) -> None:
+    """Remove what `write` wrote for a run before, by that run's own list; nothing else."""
+    try:
+        images = files_module.document(out / "run.json", 2**26)["images"]
+        names = [f"{index:05d}.png" for index, each in enumerate(images) if each["file"] == f"{index:05d}.png"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there was none, or it is somebody else's
+    for name in (*names, "plan.json", "plan.constants.safetensors", UNCACHED, "run.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _cost(cost: Cost) -> Mapping[str, Any]:
+    return {
+        "macs": cost.macs,
+        "macs_uncached": cost.macs_uncached,
+        "macs_ratio": cost.speedup,
+        "cache_bytes": cost.cache_bytes,
+    }
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """An image (C, H, W) in [0, 1], C 1 or 3, as an 8-bit PNG."""
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    files_module.write(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions that were typed: labels for a model with classes, texts for one without; else InputError."""
+    if labels is not None and not prompts and source.classes:
+        return parse_labels(labels, source)
+    if prompts and labels is None and not source.classes:
+        return tuple(prompts)
+    wanted = "labels, such as --labels 207,360" if source.classes else "texts, such as --prompt 'a red apple'"
+    alone = "these alone" if prompts or labels is not None else "these"
+    raise InputError(f"The model makes images of {wanted}: give {alone}.")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One text a line; empty lines do not count."""
+    try:
+        lines = [line.strip() for line in files_module.contents(path, 16 * 2**20).decode("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts in {path} cannot be read: {error}") from error
+    if not (texts := [line for line in lines if line]):
+        raise InputError(f"{path} has no prompts: write one a line.")
+    return texts
+
+
+def conditions(source: Source, count: int, labels: str | None, prompts: Path | None) -> tuple[Condition, ...]:
+    """The conditions of ``count`` samples: the classes, or a file's texts, in turn; or the labels, one sample each."""
+    if labels is not None:
+        return chosen(source, labels, [] if prompts is None else read_prompts(prompts))
+    given = everything(source) if prompts is None else read_prompts(prompts)
+    if not given:
+        raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
+    return checked(source, [given[index % len(given)] for index in range(count)])
+
+
+def parse_labels(text: str, source: Source) -> tuple[int, ...]:
+    """``207,360`` or class names, separated by commas."""
+    words: Sequence[str] = [word.strip() for word in text.split(",") if word.strip()]
+    labels = [int(word) if word.removeprefix("-").isdecimal() else source.label(word) for word in words]
+    check_labels(labels, source.classes)
+    return tuple(labels)

@@ -1,0 +1,152 @@
+"""The files of a sampling run in shards: the manifest, which says what the run is, and shards with their checksums.
+
+shards.json, versioned JSON, checked when it is read:
+
+    {"format": "forecache-shards", "version": 1, "forecache": "0.1.0",
+     "settings": {"model": "DiTTransformer2DModel", ..., "count": 50000, "shard_size": 256, "call_size": 16}}
+
+shards/00000.safetensors: ``images`` (count, H, W, C) uint8, and in its metadata the run, the first sample, the SHA-256
+of the images, how long they took and where.
+
+Every file appears at once, complete and on the disk, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor, uint8
+
+from forecache._version import __version__
+from forecache.errors import ShardError
+from forecache.io import files, tensor_files
+from forecache.io.files import replacing, short
+from forecache.io.tensor_files import each, fields, refusing
+
+VERSION = 1
+MAX_BYTES = 16 * 2**30
+KEY = "forecache-shard"
+KEYS = {"format": str, "version": int, "forecache": str, "settings": dict}
+SETTINGS = {
+    "model": str, "weights": dict, "scheduler": str, "dtype": str, "plan": dict,
+    "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
+}  # fmt: skip
+SHARD = {"version": int, "run": str, "first": int, "sha256": str, "seconds": float, "made_on": str}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the samples of a run, and how they are cut.
+
+    weights: fingerprints by component. plan: its method and digest, empty without a cache. conditions: digest of one
+    condition a sample. call_size: samples in every model call, None where it may vary.
+    """
+
+    model: str
+    weights: Mapping[str, str]
+    scheduler: str
+    dtype: str
+    plan: Mapping[str, str]
+    num_steps: int
+    guidance: float
+    seed: int
+    conditions: str
+    count: int
+    shard_size: int
+    call_size: int | None
+
+    @property
+    def run(self) -> str:
+        """The digest by which shards know their run."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    def part(self, number: int) -> range:
+        """The samples of a shard."""
+        return range(number * self.shard_size, min(self.count, (number + 1) * self.shard_size))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples in a row. images: (count, H, W, C) uint8. seconds: what they took. made_on: hardware and torch."""
+
+    images: Tensor
+    seconds: float
+    made_on: str
+
+
+def write_manifest(path: Path, settings: Settings) -> None:
+    document = {
+        "format": "forecache-shards",
+        "version": VERSION,
+        "forecache": __version__,
+        "settings": asdict(settings),
+    }
+    with replacing(path) as file:
+        file.write((json.dumps(document, indent=1) + "\n").encode())
+
+
+def read_manifest(path: Path) -> Settings:
+    """The settings of the run in a folder, or a ShardError that names the file and what is wrong with it."""
+    with refusing(path, ShardError, "manifest of samples", "Sample into another folder, or delete this one"):
+        document = fields(files.document(path, 2**20), KEYS)
+        if document["format"] != "forecache-shards":
+            raise ValueError(f"its format is {short(document['format'])}, not 'forecache-shards'")
+        if document["version"] != VERSION:
+            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
+        return _settings(document["settings"])
+
+
+def _settings(found: Any) -> Settings:
+    optional = type(found.get("call_size")) if isinstance(found, dict) else int
+    settings = Settings(**fields(found, SETTINGS | {"call_size": optional}))
+    for name in ("weights", "plan"):
+        each(list(getattr(settings, name).values()), name, str)
+    sizes = (settings.count, settings.shard_size, 1 if settings.call_size is None else settings.call_size)
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError(f"count, shard_size and call_size are at least 1, not {short(sizes)}")
+    return settings
+
+
+def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> None:
+    document = {
+        "version": VERSION,
+        "run": settings.run,
+        "first": settings.part(number).start,
+        "sha256": _digest(shard.images),
+        "seconds": shard.seconds,
+        "made_on": shard.made_on,
+    }
+    with replacing(path) as file:
+        file.write(save({"images": shard.images}, metadata={KEY: json.dumps(document)}))
+
+
+def read_shard(path: Path, settings: Settings, number: int) -> Shard:
+    """The shard of this number, or a ShardError if the file is not exactly what was written for this run."""
+    part = settings.part(number)
+    with refusing(path, ShardError, "shard of this run", "It can be deleted, and is then sampled again"):
+        document, tensors = tensor_files.read(path, KEY, MAX_BYTES)
+        found = fields(document, SHARD)
+        if (found["version"], found["run"], found["first"]) != (VERSION, settings.run, part.start):
+            raise ValueError("it belongs to another run, or to another place in it")
+        images = tensors.get("images")
+        if images is None or images.dtype is not uint8 or images.ndim != 4 or len(images) != len(part):
+            raise ValueError(f"it does not hold {len(part)} images")
+        if _digest(images) != found["sha256"]:
+            raise ValueError("its images are not those that its checksum was made of")
+        return Shard(images, found["seconds"], found["made_on"])
+
+
+def _digest(images: Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(images.contiguous().numpy().data)
+    return digest.hexdigest()

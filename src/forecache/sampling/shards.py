@@ -1,0 +1,206 @@
+"""Sampling at scale: any number of samples, in shards that are finished once, by any number of processes.
+
+What a sample is depends on the seed and its own number alone: its noise comes from a generator of its own, and the
+model is always called with the same number of samples, of which it always has the same place.
+
+Processes do not talk to each other. Each sees in the folder which shards are there, makes its own ones, and then those
+that others have not made yet; so one that is killed, on any machine, costs the shard that it was at and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from forecache import distributed
+from forecache.errors import InputError, ShardError
+from forecache.models.find import find
+from forecache.models.fingerprint import describe_scheduler, fingerprint
+from forecache.parts.identity import is_same, scheduler_differences
+from forecache.plan.plan import Plan
+from forecache.runtime.apply import apply
+from forecache.sampling import samples_file, shard_file
+from forecache.sampling.loop import check_labels
+from forecache.sampling.shard_file import Settings
+from forecache.sampling.shard_worker import Folder, OnProgress, ShardRun
+from forecache.sampling.sources import Sampling, Source, as_source, checked
+
+CALL_SIZE = 16
+"""Samples in every model call, unless asked for otherwise."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a process did for a run, and what the run became.
+
+    shards: how many the run has. made, damaged: those that this process sampled, and those whose files were there but
+    damaged. images: the ``.npz``. record: what run.json says: settings, shape (N, H, W, C) and sha256 of the ``.npz``,
+    seconds of sampling summed over shards, and made_on, shards by hardware; bytes can only be compared within one kind.
+    The first process alone has images and record, which are None on the others.
+    """
+
+    folder: Path
+    shards: int
+    made: tuple[int, ...]
+    damaged: tuple[int, ...]
+    images: Path | None
+    record: Mapping[str, Any] | None
+
+
+def sample_shards(
+    target: Any,
+    conditions: Sequence[Any],
+    out: Path | str,
+    *,
+    num_steps: int,
+    plan: Plan | None = None,
+    guidance: float = 1.5,
+    seed: int = 0,
+    shard_size: int = 256,
+    batch: int = 64,
+    call_size: int | None = CALL_SIZE,
+    png: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Sampled:
+    """One sample per condition, written to ``out``: shards, then ``samples.npz`` for ADM's evaluation suite.
+
+    target: a DiTPipeline, the bundled digits, or any `sources.Source`. conditions: what the source makes an image of,
+    class numbers or texts. plan: None computes everything. shard_size: samples that a killed process loses at most,
+    and that it holds. png: write ``png/000000.png``, ... as well.
+
+    call_size: the model is always called with so many samples (twice as many rows with guidance), the last call filled
+    up; so the bytes do not depend on ``batch``, which only has to hold a call, on ``shard_size``, or on which process
+    sampled what. None calls it with ``batch`` samples: matrix products of other shapes may add up in another order, and
+    other batches then give the same images up to float rounding.
+
+    Run it again with the same arguments after any interruption: it skips what is finished, and samples a damaged shard
+    again. Under torchrun or ``accelerate launch`` the processes share the shards; only files connect them, so machines
+    need a common file system and nothing more. on_progress: called with what is done, how many samples of it, and of
+    how many, over all processes.
+
+    Raises ShardError if ``out`` holds another run (and says what differs), RunError for a scheduler whose noise does
+    not depend on the sample alone, InputError for images that are not finite.
+    """
+    source, wanted = as_source(target), [int(each) if isinstance(each, Integral) else each for each in conditions]
+    labels = samples_file.labels_of(wanted)
+    if wanted and labels.dtype.kind == "i" and source.classes:
+        check_labels(sorted(set(wanted)), source.classes)
+    checked(source, wanted)
+    call = _check_sizes(batch, shard_size, call_size)
+    how = Sampling(num_steps, float(guidance), seed)
+    folder, world = Path(out), distributed.launched()
+    asked = settings_of(source, wanted, how, plan, shard_size, call_size)
+    settings = _join(folder, asked, plan if world.leads else None)
+    run = ShardRun(Folder(folder, settings), world, source, wanted, how, call, on_progress or _silent)
+    with apply(source.target, plan) if plan is not None else nullcontext():
+        run.finish()
+        written = run.collect(labels) if world.leads else None
+    record = json.loads((folder / "run.json").read_bytes()) if written else None
+    if png and written:
+        samples_file.write_pngs(written, folder / "png", lambda done: run.tell("writing PNGs", done))
+    return Sampled(folder, settings.shards, tuple(run.made), tuple(run.damaged), written, record)
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def _check_sizes(batch: int, shard_size: int, call_size: int | None) -> int:
+    """The samples of a model call."""
+    if min(batch, shard_size, 1 if call_size is None else call_size) < 1:
+        raise InputError(f"batch, shard and call sizes are at least 1; {batch}, {shard_size}, {call_size} were given.")
+    if call_size is None:
+        return min(batch, shard_size)
+    if batch < call_size:
+        raise InputError(
+            f"The model is called with {call_size} samples, always, which a batch of {batch} does not hold: use a call "
+            f"size of at most {batch} from the first shard on, or calls of any size (not exact)."
+        )
+    if shard_size % call_size:
+        raise InputError(
+            f"A shard of {shard_size} samples cannot be cut into calls of {call_size}: use a shard size of "
+            f"{call_size * -(-shard_size // call_size)}, or another call size."
+        )
+    return call_size
+
+
+def settings_of(
+    source: Source, conditions: Sequence[Any], how: Sampling, plan: Plan | None, shard_size: int, call_size: int | None
+) -> Settings:
+    """What decides the samples of a run, as its folder keeps it."""
+    if not conditions or how.num_steps < 1:
+        raise InputError("Sampling needs at least one condition and at least one step.")
+    model = find(source.target)
+    parts = getattr(source.target, "components", {"transformer": model})
+    return Settings(
+        type(model).__name__,
+        {name: fingerprint(part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)},
+        describe_scheduler(getattr(source.target, "scheduler", None)),
+        str(next(model.parameters()).dtype).removeprefix("torch."),
+        {"method": plan.provenance.get("method", "plan"), "sha256": plan_digest(plan)} if plan is not None else {},
+        how.num_steps,
+        how.guidance,
+        how.seed,
+        hashlib.sha256(json.dumps(list(conditions)).encode()).hexdigest(),
+        len(conditions),
+        shard_size,
+        call_size,
+    )
+
+
+def plan_digest(plan: Plan) -> str:
+    """Of the cells and their constants: what it was made by, and for which weights, is not the plan."""
+    bare = replace(plan, grid=replace(plan.grid, model="", fingerprint="", scheduler=""), provenance={})
+    with tempfile.TemporaryDirectory() as folder:
+        bare.save(Path(folder) / "plan.json")
+        digest = hashlib.sha256()
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _join(folder: Path, asked: Settings, plan: Plan | None) -> Settings:
+    """The settings by the folder's manifest, which the first process that comes writes. plan: is written, too."""
+    path = folder / "shards.json"
+    if not path.exists():
+        if (folder / "run.json").exists():
+            raise ShardError(f"{folder} holds another run, not in shards: sample into another folder, or delete it.")
+        shard_file.write_manifest(path, asked)
+    there = shard_file.read_manifest(path)
+    if differ := differences(there, asked):
+        raise ShardError(f"{folder} holds another run ({'; '.join(differ)}): sample into another folder, or delete it.")
+    if plan is not None:
+        plan.save(folder / "plan.json")
+    return there
+
+
+def differences(there: Settings, asked: Settings) -> list[str]:
+    """What the folder's run has otherwise than the one that was asked for."""
+    found = []
+    for name in (each.name for each in fields(Settings)):
+        a, b = getattr(there, name), getattr(asked, name)
+        if name == "weights":
+            found += [f"other weights of the {part}" for part in sorted({*a, *b}) if not _same_part(a, b, part)]
+        elif name == "scheduler":
+            found += [f"scheduler {each}" for each in scheduler_differences(a, b)]
+        elif name == "plan" and a.get("sha256") != b.get("sha256"):
+            methods = [plan.get("method", "none") for plan in (a, b)]
+            found.append("another plan" if methods[0] == methods[1] else f"plan {methods[0]}, not {methods[1]}")
+        elif name == "conditions" and a != b:
+            found += ["other conditions"] if there.count == asked.count else []
+        elif name != "plan" and a != b:
+            found.append(f"{name} {a}, not {b}")
+    return found
+
+
+def _same_part(a: Any, b: Any, part: str) -> bool:
+    return part in a and part in b and is_same(a[part], b[part])
