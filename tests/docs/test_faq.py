@@ -1,0 +1,95 @@
+"""What docs/faq.md says of images and control as input, on small pipelines."""
+
+import diffusers
+import pytest
+import torch
+from models.test_registry import PAIR, POOLED, SQUARE, TEXT, pipeline
+from support.tiny import TINY, normal
+
+import forecache as fc
+from forecache.runtime.forwards import Steps
+
+TIMES = (990, 700, 400, 100)
+
+
+def sampled(model, tiny, extra):
+    x = normal(*tiny.shape)
+    with torch.no_grad():
+        for time in TIMES:
+            x = x - 0.1 * model(**tiny.inputs(x, time), **extra, return_dict=False)[0]
+    return x
+
+
+def control(name, model):
+    """What a ControlNet would give each block, (2, tokens, width)."""
+    made = [normal(2, 16, model.inner_dim, seed=9 + place) * 3 for place in range(len(model.transformer_blocks))]
+    if name == "SD3":
+        return {"block_controlnet_hidden_states": made}
+    single = [normal(2, 16, model.inner_dim, seed=20 + place) for place in range(len(model.single_transformer_blocks))]
+    return {"controlnet_block_samples": made, "controlnet_single_block_samples": single}
+
+
+@pytest.mark.parametrize("name", ["FLUX.1", "SD3"])
+def test_what_a_controlnet_adds_is_added_in_skipped_steps_too(name, monkeypatch):
+    """A run of skipped blocks goes out from the first of them, and the model adds control after each of them."""
+    tiny = TINY[name]
+    model = tiny.model()
+    extra = control(name, model)
+    bare, without = sampled(model, tiny, extra), sampled(model, tiny, {})
+    with fc.apply(model, fc.fora(1).plan(fc.grid(model, 4))):
+        assert torch.equal(sampled(model, tiny, extra), bare)
+    plan = fc.fora(2).plan(fc.grid(model, 4))
+    with fc.apply(model, plan):
+        cached = sampled(model, tiny, extra)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
+        with fc.apply(model, plan):
+            torch.testing.assert_close(sampled(model, tiny, extra), cached, rtol=1e-5, atol=1e-5)
+    assert (cached - bare).abs().max() < 0.1 * (without - bare).abs().max(), "control is not lost"
+
+
+def image_to_image(kind, name, channels, **more):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = diffusers.AutoencoderKL(
+        latent_channels=channels, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, shift_factor=0.0, **blocks
+    )
+    pipe = pipeline(kind, TINY[name].model(), vae=vae.eval())
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return pipe, lambda: pipe(
+        **more, image=image, strength=0.6, num_inference_steps=10, generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    )  # fmt: skip
+
+
+POOLS = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED}
+
+
+def test_image_to_image_takes_a_plan_of_the_calls_that_it_makes():
+    pipe, sample = image_to_image("StableDiffusion3Img2ImgPipeline", "SD3", 4, **PAIR, **SQUARE, **POOLS)
+    with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 6))) as session:
+        sample()
+        sample()
+    assert (session.stats.generations, session.stats.calls) == (2, 12)
+    assert session.stats.computed == session.stats.skipped
+    with pytest.raises(fc.errors.StepCountError, match="6 times"), fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10))):
+        sample()
+    with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10)), resample=True) as session:
+        sample()
+    assert session.stats.calls == 6
+
+
+def test_flux_image_to_image_takes_the_first_steps_of_a_plan():
+    how = {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED, **SQUARE}
+    pipe, sample = image_to_image("FluxImg2ImgPipeline", "FLUX.1", 1, **how)
+    plan = fc.explicit(pattern="##..######").plan(fc.grid(pipe, 10))
+    with fc.apply(pipe, plan) as session:
+        sample()
+        sample()
+    assert (session.stats.generations, session.stats.calls) == (2, 12)
+    assert session.stats.skipped == session.stats.computed / 2, "steps 2 and 3 of the first 6"
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_plan_for_few_steps(steps, dit):
+    plan = fc.fora(2).plan(fc.grid(dit, steps))
+    assert plan.picture() == "#." * (steps // 2)

@@ -1,0 +1,284 @@
+"""Every family of diffusers, as a tiny random model of its real class: the laws, and sampling written out by hand."""
+
+import functools
+from contextlib import ExitStack
+
+import pytest
+import torch
+from support import reference
+from support.tiny import TIMES, TINY
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import forecache as fc
+from forecache.models.find import layout
+from forecache.runtime.forwards import Steps
+
+T = len(TIMES)
+BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B"]
+BLOCKS = [name for name in TINY if name not in BRANCHES]
+TEXT_LAST = ("hidden_states", "encoder_hidden_states")
+TEXT_FIRST = TEXT_LAST[::-1]
+STREAMS = {
+    "FLUX.2": {"Flux2TransformerBlock": TEXT_FIRST},
+    "Qwen-Image": {"QwenImageTransformerBlock": TEXT_FIRST},
+    "Z-Image": {"ZImageTransformerBlock": ("x",)},
+    "AuraFlow": {"AuraFlowJointTransformerBlock": TEXT_FIRST},
+    "CogVideoX": {"CogVideoXBlock": TEXT_LAST},
+    "HunyuanVideo": {"HunyuanVideoTransformerBlock": TEXT_LAST, "HunyuanVideoSingleTransformerBlock": TEXT_LAST},
+    "Mochi 1": {"MochiTransformerBlock": TEXT_LAST},
+}
+"""What blocks give out, in their order, where it is not the hidden states alone."""
+
+
+@functools.cache
+def model_of(name):
+    return TINY[name].model()
+
+
+@functools.cache
+def bare(name):
+    return TINY[name].generate(model_of(name))
+
+
+def grid(name):
+    return fc.grid(model_of(name), T)
+
+
+def sampled(name, plan, **how):
+    with fc.apply(model_of(name), plan) as session:
+        found = TINY[name].generate(model_of(name), **how)
+    return found, session.stats
+
+
+def uneven(grid, seed=0):
+    """As Learning-to-Cache makes them: at odd steps every site is skipped or not by a coin, at times all of them."""
+    draw = torch.Generator().manual_seed(seed)
+    coin = torch.rand(grid.num_steps, len(grid.sites), generator=draw) < 0.7
+    number = {site.name: index for index, site in enumerate(grid.sites)}
+
+    def schedule(step, site, grid):
+        skipped = step % 2 == 1 and (step % 4 == 3 or coin[step, number[site.name]])
+        return fc.parts.Action.SKIP if skipped else fc.parts.Action.COMPUTE
+
+    return fc.Method("uneven", schedule).plan(grid)
+
+
+# ---- laws -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_everything_computed_is_the_bare_model_and_nothing_is_left_behind(name):
+    model = model_of(name)
+    keys, own = list(model.state_dict()), {path: set(vars(module)) for path, module in model.named_modules()}
+    found, stats = sampled(name, fc.fora(1).plan(grid(name)))
+    assert torch.equal(found, bare(name))
+    assert (stats.skipped, stats.generations, stats.calls) == (0, 1, T)
+    assert list(model.state_dict()) == keys
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == own
+    sampled(name, fc.fora(2).plan(grid(name)))
+    assert torch.equal(TINY[name].generate(model), bare(name))
+
+
+VALUES = ["Lumina 2", "Mochi 1"]
+"""Their forwards read values, such as the lengths of texts."""
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_cost_that_shapes_do_not_tell_is_refused(name):
+    inputs = TINY[name].inputs(torch.zeros(TINY[name].shape), TIMES[0])
+    with pytest.raises(
+        fc.errors.InputError, match=r"cannot be known from shapes alone, because its forward reads values"
+    ):
+        fc.fora(2).plan(grid(name)).cost(model_of(name), inputs=inputs)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in VALUES])
+def test_a_real_run_counts_the_macs_and_holds_the_bytes_that_were_said(name):
+    if name == "DiT":
+        pytest.skip("its time embeddings are kept on the CPU: tests/plan/test_cost.py")
+    model, family = model_of(name), TINY[name]
+    inputs = family.inputs(torch.zeros(family.shape), TIMES[0])
+    plan = uneven(grid(name))
+    cost = plan.cost(model, inputs=inputs)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, stats = sampled(name, plan)
+    assert counter.get_total_flops() == 2 * cost.macs
+    assert stats.peak_cache_bytes == cost.cache_bytes
+    assert cost.macs < cost.macs_uncached
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_collapsed_run_equals_block_by_block(name, monkeypatch):
+    plans = [uneven(grid(name)), fc.taylorseer(fc.fora(3), 1).plan(grid(name))]
+    together = [sampled(name, plan) for plan in plans]
+    monkeypatch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
+    for plan, (found, stats) in zip(plans, together, strict=True):
+        apart, others = sampled(name, plan)
+        torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-5)
+        assert stats == others
+        assert (found - bare(name)).abs().max() > 10 * (found - apart).abs().max()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_two_generations_in_a_row_are_those_of_fresh_sessions(name):
+    plan = fc.goc(fc.fora(2), 0.8).plan(grid(name))
+    fresh = [sampled(name, plan, seed=seed)[0] for seed in (0, 1)]
+    with fc.apply(model_of(name), plan) as session:
+        found = [TINY[name].generate(model_of(name), seed=seed) for seed in (0, 1)]
+    assert session.stats.generations == 2
+    assert all(map(torch.equal, found, fresh))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_sites_say_their_level(name):
+    found = layout(model_of(name))
+    assert found.level == ("branches" if name in BRANCHES else "blocks")
+    assert ({site.kind for site in found.sites} == {"block"}) == (name in BLOCKS)
+
+
+# ---- sampling written out by hand -----------------------------------------------------------------------------------
+
+
+def sd3_block(block, emit, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
+    x, text = hidden_states, encoder_hidden_states
+    normed, gate, shift, scale, gate_mlp, *second = block.norm1(x, emb=temb)
+    if block.context_pre_only:
+        normed_text = block.norm1_context(text, temb)
+    else:
+        normed_text, gate_text, shift_text, scale_text, gate_mlp_text = block.norm1_context(text, emb=temb)
+    both = emit("attn", lambda: torch.cat(block.attn(normed, normed_text)[: 1 + (not block.context_pre_only)], 1))
+    tokens = x.shape[1]
+    x = x + gate[:, None] * both[:, :tokens]
+    if second:
+        x = x + second[1][:, None] * emit("attn2", lambda: block.attn2(second[0]))
+    mlp = emit("mlp", lambda: block.ff(reference.modulate(block.norm2(x), shift, scale)))
+    x = x + gate_mlp[:, None] * mlp
+    if block.context_pre_only:
+        return None, x
+    text = text + gate_text[:, None] * both[:, tokens:]
+    normed_text = reference.modulate(block.norm2_context(text), shift_text, scale_text)
+    return text + gate_mlp_text[:, None] * emit("mlp_text", lambda: block.ff_context(normed_text)), x
+
+
+def flux_block(block, emit, hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs=None):
+    x, text, tokens = hidden_states, encoder_hidden_states, hidden_states.shape[1]
+    if not hasattr(block, "norm1"):
+        whole = torch.cat([text, x], 1)
+        normed, gate = block.norm(whole, emb=temb)
+
+        def compute():
+            attention = block.attn(normed, image_rotary_emb=image_rotary_emb)
+            return block.proj_out(torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], 2))
+
+        whole = whole + gate[:, None] * emit("parallel", compute)
+        return whole[:, :-tokens], whole[:, -tokens:]
+    normed, gate, shift, scale, gate_mlp = block.norm1(x, emb=temb)
+    normed_text, gate_text, shift_text, scale_text, gate_mlp_text = block.norm1_context(text, emb=temb)
+    both = emit("attn", lambda: torch.cat(block.attn(normed, normed_text, image_rotary_emb=image_rotary_emb), 1))
+    x, text = x + gate[:, None] * both[:, :tokens], text + gate_text[:, None] * both[:, tokens:]
+    mlp = emit("mlp", lambda: block.ff(reference.modulate(block.norm2(x), shift, scale)))
+    normed_text = reference.modulate(block.norm2_context(text), shift_text, scale_text)
+    mlp_text = emit("mlp_text", lambda: block.ff_context(normed_text))
+    return text + gate_mlp_text[:, None] * mlp_text, x + gate_mlp[:, None] * mlp
+
+
+def wan_block(block, emit, hidden_states, encoder_hidden_states, temb, rotary_emb):
+    x = hidden_states
+    table = (block.scale_shift_table + temb).unbind(-2)
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = [each if each.ndim == 3 else each[:, None] for each in table]
+    normed = block.norm1(x) * (1 + scale) + shift
+    y = x + gate * emit("attn", lambda: block.attn1(normed, None, None, rotary_emb))
+    z = y + emit("cross", lambda: block.attn2(block.norm2(y), encoder_hidden_states, None, None))
+    return z + gate_mlp * emit("mlp", lambda: block.ffn(block.norm3(z) * (1 + scale_mlp) + shift_mlp))
+
+
+def whole_block(block, emit, *args, **kwargs):
+    """Output minus input of every stream is what is kept; ``block.streams`` are its outputs by the inputs' names."""
+    import inspect
+
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    inputs = [given[name] for name in STREAMS_OF[type(block).__name__]]
+
+    def compute(index):
+        output = type(block).forward(block, *args, **kwargs)
+        return (output if isinstance(output, tuple) else (output,))[index] - inputs[index]
+
+    found = tuple(x + emit(index, functools.partial(compute, index)) for index, x in enumerate(inputs))
+    return found if len(found) > 1 else found[0]
+
+
+class Given(dict):
+    def __missing__(self, kind):
+        return ("hidden_states",)
+
+
+STREAMS_OF = Given({kind: names for kinds in STREAMS.values() for kind, names in kinds.items()})
+BY_HAND = {"SD3": sd3_block, "SD3.5": sd3_block, "FLUX.1": flux_block, "Wan 2.1": wan_block, "Wan 2.2 5B": wan_block}
+
+
+def generate_by_hand(name, rule):
+    """Samples of the model with every block in our hands: what a branch gives out is said by ``rule``."""
+    model, step, memories = model_of(name), [-1], {}
+    write = BY_HAND.get(name, whole_block)
+
+    def forward(block, depth):
+        def emit(kind, compute):
+            return rule(memories.setdefault((depth, kind), {}), step[0], compute)
+
+        return lambda *args, **kwargs: write(block, emit, *args, **kwargs)
+
+    def count(*_):
+        step[0] += 1
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(count).remove)
+        for depth, (_, block) in enumerate(layout(model).blocks):
+            block.module.forward = forward(block.module, depth)
+            stack.callback(vars(block.module).pop, "forward")
+        return TINY[name].generate(model)
+
+
+METHODS = {
+    "nothing": (fc.fora(1), reference.everything),
+    "fora": (fc.fora(3), reference.fora(reference.front(T, 3))),
+    "goc": (fc.goc(fc.fora(2), 0.8), reference.goc_emitted(reference.front(T, 2), 0.8)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("DiT", "PixArt")])
+def test_sampling_equals_the_one_by_hand(name, method):
+    """DiT and PixArt have tests/runtime/test_executor.py and tests/models/families/test_pixart.py."""
+    ours, rule = METHODS[method]
+    found, _ = sampled(name, ours.plan(grid(name)))
+    expected = generate_by_hand(name, rule)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if method != "nothing":
+        assert (found - bare(name)).abs().max() > 10 * (found - expected).abs().max()
+    assert torch.equal(TINY[name].generate(model_of(name)), bare(name))
+
+
+# ---- some tokens ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SD3", "FLUX.1", "Wan 2.1"])
+def test_chosen_tokens_of_the_image_are_computed(name):
+    """Tokens are ranked by the image's part of the joint attention; all of them chosen is the MLP computed."""
+    at, kind, every = fc.parts.schedules.at, fc.parts.schedules.kind, fc.parts.schedules.every
+    base = fc.fora(2)
+    everything = fc.selective(base, 0, tokens=fc.parts.tokens.top(1.0), every=1, kinds=("mlp",)).plan(grid(name))
+    others = fc.Method("the others", at(kind("mlp"), every(1), every(2))).plan(grid(name))
+    torch.testing.assert_close(sampled(name, everything)[0], sampled(name, others)[0], rtol=1e-5, atol=1e-5)
+    some = fc.selective(base, 0, 0.5, every=1, kinds=("mlp",)).plan(grid(name))
+    errors = [
+        (sampled(name, plan)[0] - sampled(name, others)[0]).square().mean() for plan in (some, base.plan(grid(name)))
+    ]
+    assert 0 < errors[0] < errors[1]
+
+
+def test_tokens_with_timesteps_of_their_own_cannot_be_chosen():
+    plan = fc.selective(fc.fora(2), 0, 0.5, every=1).plan(grid("Wan 2.2 5B"))
+    with pytest.raises(fc.errors.RunError, match=r"every token has a timestep of its own.*without partial cells"):
+        sampled("Wan 2.2 5B", plan)
