@@ -17,8 +17,9 @@ from digits import ROOT, fill
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.report import figures
+from forecache.sampling.clock import timed
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo.digits import DigitsSource
 
@@ -37,16 +38,16 @@ def main() -> None:
     how = Sampling(20, 1.5, 1000)
     plain, calibrating = [], []
     for turn in range(args.rounds + 1):
-        seconds = timing.timed(lambda: in_batches(source, labels, how, BATCH))[1]
-        slower = timing.timed(lambda: fc.calibrate(source, labels, num_steps=20, batch=BATCH).means[0])[1]
+        seconds = timed(lambda: in_batches(source, labels, how, BATCH))[1]
+        slower = timed(lambda: fc.calibrate(source, labels, num_steps=20, batch=BATCH).means[0])[1]
         if turn > 0:
             plain.append(seconds)
             calibrating.append(slower)
     ratios = [b / a for a, b in zip(plain, calibrating, strict=True)]
-    environment = timing.environment()
+    place = environment()
     document = {
         "command": "python benchmarks/calibration.py " + " ".join(sys.argv[1:]),
-        "environment": environment,
+        "environment": place,
         "samples": args.samples,
         "plain_seconds": plain,
         "calibrating_seconds": calibrating,
@@ -57,7 +58,7 @@ def main() -> None:
     sentence = (
         f"Measured: calibrating {args.samples} digits takes {statistics.median(ratios):.2f} times as long as sampling "
         f"them (median of {args.rounds} pairs in one run, {min(ratios):.2f} to {max(ratios):.2f}; "
-        f"{environment['cpu']}, {args.threads} threads, torch {environment['torch']})."
+        f"{place['cpu']}, {args.threads} threads, torch {place['torch']})."
     )
     fill(ROOT / "docs/calibration.md", "calibration", [sentence])
     stats = fc.Statistics.load(zoo.statistics_path(20))

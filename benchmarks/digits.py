@@ -18,7 +18,7 @@ import torch
 
 import forecache as fc
 from forecache.bench import demo
-from forecache.bench import timing as timing_module
+from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance
 from forecache.report import figures
 from forecache.sampling.runs import save_png
@@ -109,7 +109,7 @@ def main() -> None:
         row["cache_bytes"] = short.cache_bytes  # of the batch of 64 that was timed
     document = {
         "command": "python benchmarks/digits.py",
-        "environment": timing_module.environment(),
+        "environment": environment(),
         **{name: kept[name] for name in ("uncached", "sampler", "quality")},
         "timing": {"samples": 64, "repeats": args.repeats, "rows": [row.figures() for row in timed]},
     }

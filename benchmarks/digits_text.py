@@ -17,7 +17,7 @@ import torch
 from digits import ROOT, fill
 from torch import Tensor
 
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import DigitsText, captions, load_digits_text
@@ -144,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     document = {
         "command": f"python benchmarks/digits_text.py --samples {args.samples} --few {args.few}",
-        "environment": timing.environment(),
+        "environment": environment(),
         "sampler": f"DPM-Solver++ 2M, {STEPS} steps",
         "guidance": GUIDANCE,
         "samples": args.samples,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.models.find import find, layout
 from forecache.models.mount import mounted
@@ -117,7 +117,7 @@ def main() -> None:
     for name in names:
         values = " | ".join(f"{row['psnr_db'][name]:.1f}" for row in rows.values())
         lines.append(f"| PSNR of the samples, {name} | {values} |")
-    place = timing.environment()
+    place = environment()
     note = (
         f"digits, DDIM-{STEPS}, guidance {DIGITS.guidance}, {args.samples} samples. Errors are root mean squares "
         f"over the conditional halves (features) and the guided prediction (output). {place['cpu']}, torch "

@@ -27,7 +27,7 @@ from tuned_others import halved
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.fit.tuning import trials
 from forecache.fit.tuning.products import observe
@@ -188,7 +188,7 @@ def main(words: list[str]) -> None:
     model = zoo.load_digits() if args.model == "digits" else zoo.load_digits_text()
     document: dict[str, Any] = {
         "command": " ".join(["python benchmarks/granularity.py", *words]),
-        "environment": timing.environment(),
+        "environment": environment(),
         "model": args.model,
         "samples": args.samples,
         "held_out": args.held_out,

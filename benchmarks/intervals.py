@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import Against, Bootstrap, Features, Images, Judges, evaluate, extract, load_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS
 from forecache.evaluate.reference import open_reference
@@ -54,7 +54,7 @@ def main():
         scatter, error = statistics.stdev(values), statistics.mean(errors)
         rows[name] = {"mean": statistics.mean(values), "scatter": scatter, "error": error, "ratio": error / scatter}
     settings = {"sets": args.sets, "size": args.size, "resamples": args.resamples}
-    record = {"settings": settings, "seconds": time.perf_counter() - started, "environment": timing.environment()}
+    record = {"settings": settings, "seconds": time.perf_counter() - started, "environment": environment()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(record | {"rows": rows}, indent=2) + "\n")
     lines = ["| metric | mean | scatter of the sets | bootstrap error | ratio |", "|---|---|---|---|---|"]

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 import forecache as fc
-from forecache.bench import timing
 from forecache.bench.speed import Spread
 from forecache.bench.subjects import Subject, open_subject
+from forecache.environment import environment
 from forecache.models.families import adaln_zero
 
 STEPS = 20
@@ -126,7 +126,7 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     document: dict[str, Any] = {
         "command": " ".join(["python benchmarks/least.py", *words]),
-        "environment": timing.environment(),
+        "environment": environment(),
         "rounds": args.rounds,
         "models": {},
     }

@@ -18,7 +18,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from digits import ROOT, fill
 
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.models.find import layout
 from forecache.parts import tokens
 from forecache.runtime import selection
@@ -59,15 +59,15 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         rows = measure()
-    environment = timing.environment()
-    document = {"command": "python benchmarks/partial.py", "batch": ROWS, "rounds": ROUNDS, "environment": environment}
+    place = environment()
+    document = {"command": "python benchmarks/partial.py", "batch": ROWS, "rounds": ROUNDS, "environment": place}
     (ROOT / "benchmarks/results/partial.json").write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
     lines = ["| tokens | time of the MLP branch |", "|---|---|"]
     lines += [f"| {row['share']:.0%} | {row['time_ratio']:.1%} |" for row in rows]
     note = (
         f"Width 1152, 256 tokens, batch {ROWS}, one thread: norm, modulation and MLP; with less than all, the choice, "
-        f"gather and scatter too. Median of {ROUNDS} alternating rounds. {environment['cpu']}, "
-        f"torch {environment['torch']}."
+        f"gather and scatter too. Median of {ROUNDS} alternating rounds. {place['cpu']}, "
+        f"torch {place['torch']}."
     )
     fill(ROOT / "docs/procache.md", "table partial", [*lines, "", note])
     sys.stdout.write("\n".join(lines) + "\n")

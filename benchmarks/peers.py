@@ -27,8 +27,8 @@ from digits import ROOT, fill
 from peer_caches import CACHES
 from peer_runs import BARE, GUIDANCE, Cache, Running, Subject
 
-from forecache.bench import timing
 from forecache.bench.speed import Spread
+from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.report import figures
 from forecache.zoo import load_digits, shaped
@@ -132,7 +132,7 @@ def table(rows: Sequence[Mapping[str, Any]], num_steps: int) -> list[str]:
 
 def write(args: argparse.Namespace, subject: Subject, rows: list[dict[str, Any]], missing: Mapping[str, str]) -> None:
     versions = {cache.package: cache.version for cache in CACHES}
-    place = timing.environment()
+    place = environment()
     document = {
         "command": " ".join(["python benchmarks/peers.py", *args.words]),
         "environment": place | {"versions": versions},

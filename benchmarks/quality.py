@@ -27,7 +27,7 @@ from torch import Tensor
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.parts.forecasts import Gradient
 from forecache.sampling import sources
@@ -248,17 +248,17 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
         quality = spread([row["frechet"] for row in rows], 2)
         accuracy = spread([row["class_accuracy"] for row in rows], 2, 100)
         lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")
-    environment = timing.environment()
+    place = environment()
     count = seeds[0].samples
     sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (
         f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row{_of(seeds)}. "
         f"PSNR to the uncached samples; Fréchet distance of {model.about}. "
-        f"{environment['cpu']}, torch {environment['torch']}, diffusers {environment['diffusers']}."
+        f"{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
     )
     document = {
         "command": command,
-        "environment": environment,
+        "environment": place,
         "sampler": {"name": sampler, "guidance": model.guidance, "samples": count, "batch": BATCH},
         "seeds": {seed.how.seed: {name: seed.rows[name] for name in names} for seed in seeds},
     }

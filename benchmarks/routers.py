@@ -22,7 +22,7 @@ from digits import ROOT, fill
 from torch import Tensor
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.fit.routers import Progress
 from forecache.sampling.sources import Sampling, in_batches
@@ -194,7 +194,7 @@ def main() -> None:
         return
     source = load_digits()
     uncached = generate(source, args.samples)
-    document = {"command": "python benchmarks/routers.py", "samples": args.samples, "environment": timing.environment()}
+    document = {"command": "python benchmarks/routers.py", "samples": args.samples, "environment": environment()}
     document["dit_xl_peak_mib"] = old.get("dit_xl_peak_mib")
     document["routers"] = {}
     for level, lam in LAM.items():

@@ -23,7 +23,7 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
 from forecache.zoo.digits import DigitsSource
@@ -176,7 +176,7 @@ def main() -> None:
             found = measure_bytes(args)
             print("the same bytes" if found["same_bytes"] else "OTHER BYTES", found)
         command = "python benchmarks/shards.py " + " ".join(sys.argv[1:])
-        document[part] = {"command": command, "environment": timing.environment()} | found
+        document[part] = {"command": command, "environment": environment()} | found
         RESULT.write_text(json.dumps(document, indent=2) + "\n")
         lines = calls_table(document[part]) if part == "calls" else bytes_sentence(document[part])
         fill(ROOT / "docs/sampling.md", part, lines)

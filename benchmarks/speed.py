@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from digits import ROOT, fill
 
-from forecache.bench import speed, timing
+from forecache.bench import speed
 from forecache.bench.subjects import open_subject, preset
+from forecache.environment import environment
 from forecache.report import figures
 
 MODELS = {"tiny": 1, "dit-cpu": 1, "digits": 16}
@@ -70,9 +71,7 @@ def main(words: Sequence[str]) -> None:
         results, images = (args.out, args.out) if args.out else (ROOT / "benchmarks/results", ROOT / "docs/images")
         results.mkdir(parents=True, exist_ok=True)
         (results / f"speed-{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-        figures.draw_speed(
-            rows, images / f"speed-{name}.png", f"{name}, {args.steps} steps, {timing.environment()['cpu']}"
-        )
+        figures.draw_speed(rows, images / f"speed-{name}.png", f"{name}, {args.steps} steps, {environment()['cpu']}")
         text = lines(name, rows, document)
         print("\n".join(text))
         if args.out is None:

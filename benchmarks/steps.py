@@ -24,7 +24,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "steps.json"
 
@@ -89,7 +89,7 @@ def main() -> None:
         print(f"{kind:9} {value * 1e3:8.3f} ms  {ratios[kind]:7.2%} of the bare step")
     document = {
         "command": "python benchmarks/steps.py " + " ".join(sys.argv[1:]),
-        "environment": timing.environment(),
+        "environment": environment(),
         "model": {name: getattr(args, name) for name in ("layers", "heads", "head_dim", "tokens", "batch")},
         "median_ms": {kind: value * 1e3 for kind, value in medians.items()},
         "of_bare": ratios,

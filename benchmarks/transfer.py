@@ -20,7 +20,7 @@ from digits import ROOT, fill
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.sampling import sources
 from forecache.sampling.sources import Sampling, in_batches
@@ -115,7 +115,7 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     rows = measure(args.samples)
-    place = timing.environment()
+    place = environment()
     about = {
         "command": " ".join(["python benchmarks/transfer.py", *words]), "environment": place, "samples": args.samples
     }  # fmt: skip

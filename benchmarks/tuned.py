@@ -37,7 +37,7 @@ from tuned_peers import Peers
 
 import forecache as fc
 from forecache import zoo
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.sampling import sources
 from forecache.sampling.sources import Condition, Sampling, in_batches
@@ -215,7 +215,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         measure_ours(rows, args)
     if args.only in (None, "peers"):
         measure_peers(rows, args.counts)
-    about = {"environment": timing.environment(), "seed": SEED, "samples": args.samples}
+    about = {"environment": environment(), "seed": SEED, "samples": args.samples}
     return about | {
         "counts": args.counts,
         "rows": [row for row in rows.rows.values() if row["computed"] in (args.steps, *args.counts)],

@@ -25,7 +25,7 @@ from tuned import MOST, SEED, Rows, plans
 from tuned_others import even
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.fit.tuning import proposals, surrogate
 from forecache.fit.tuning.optimal import Optimal
@@ -160,7 +160,7 @@ def main(words: list[str]) -> None:
     else:
         found = {"samples": args.samples, "rows": ablation(rows, args.plans)}
         lines = ablation_lines(args.model, found)
-    about = {"command": " ".join(["python benchmarks/tuned_parts.py", *words]), "environment": timing.environment()}
+    about = {"command": " ".join(["python benchmarks/tuned_parts.py", *words]), "environment": environment()}
     path = ROOT / f"benchmarks/results/tuned-{args.study}-{args.model}.json"
     path.write_text(json.dumps(about | found, indent=1) + "\n")
     fill(ROOT / "docs/tuning.md", f"{args.study} {args.model}", lines)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from digits import ROOT, fill
 
-from forecache.bench import timing
+from forecache.environment import environment
 
 PAGE = ROOT / "docs/get-started.md"
 RESULT = ROOT / "benchmarks/results/walk.json"
@@ -55,7 +55,7 @@ def meaning(line: str) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds = {line: timed(line, Path(folder)) for line in commands()}
-    document = {"command": "python benchmarks/walk.py", "environment": timing.environment(), "seconds": seconds}
+    document = {"command": "python benchmarks/walk.py", "environment": environment(), "seconds": seconds}
     document["load"] = os.getloadavg()[0]
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     rows = [f"| {meaning(line)} | {taken:.0f} |" for line, taken in seconds.items()]

@@ -1,142 +1,97 @@
-"""The floors: each module imports only from its own floor or below, and the core stays light."""
+"""The architecture: a package imports from those above it in the table, no circles, and a light core."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.architecture import (
+    BESIDE,
+    MODULES,
+    PACKAGES,
+    ROOT,
+    SOURCE,
+    between,
+    circles,
+    floors,
+    graph,
+    imported,
+    markdown,
+    modules_imported,
+    package,
+)
 
-import forecache
-
-ROOT = Path(forecache.__file__).parent
-
-FLOORS = [
-    [
-        "_core",
-        "_errors",
-        "_version",
-        "_allocator",
-        "_distributed",
-        "_files",
-        "_archive",
-        "_tensorfile",
-        "_published",
-        "_modelcall",
-        "_searchfile",
-        "_shardfile",
-        "_samplesfile",
-    ],
-    ["schedules", "patterns", "forecasts", "gates", "tokens", "adapters", "statistics"],
-    ["corrections", "_routerfile"],
-    ["states", "liveness", "cost", "_constants", "_planfile", "_hub", "plan"],
-    ["_smoothcache", "guards", "resample", "ends"],
-    ["methods", "selection", "program", "tally", "placed", "choosing", "shelf", "lent", "past", "history", "graphs"],
-    ["course", "generations", "steps", "session", "sessions", "applied", "_lesson"],
-    [
-        "observed",
-        "accumulators",
-        "bench",
-        "calibrate",
-        "scores",
-        "search",
-        "router",
-        "_shardrun",
-        "shards",
-        "subjects",
-        "speed",
-        "tuning",
-    ],
-    ["_tablefile", "recipes", "_reproductionfile"],
-    [""],  # the package itself: the table of contents
-    [
-        *("runs", "demo", "grounds", "_reproductionrun", "reproduction", "report", "tuned_pictures"),
-        "reports",
-        *("choices", "pairs", "page", "cli", "__main__"),
-    ],
-]
-"""From the ground up. The adapters stand below the plan because a plan's cost needs a model's shapes."""
-
-GROUND = ["_errors", "_files", "_archive", "_tensorfile"]
-"""What everything may import: errors, and how files are read."""
-
-ALONE = ["sample", "_place", "sources", "evaluate", "zoo"]
-"""These import nothing of the library but the ground, and each other."""
+ORDER = list(PACKAGES)
+MOST_LINES = 500
+MOST_FLOORS = 16
+MOST_NAMES = 32
 
 WITHOUT_TORCH = [
-    "_core", "_errors", "_files", "_version", "schedules", "patterns", "forecasts", "gates", "tokens", "states",
-    "liveness", "_planfile"
+    "parts.grid", "errors", "_version", "parts.schedules", "parts.patterns", "parts.forecasts", "parts.gates",
+    "parts.tokens", "plan.folding", "plan.slots",
 ]  # fmt: skip
-
-FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
-         for path in sorted(ROOT.rglob("*.py"))}  # fmt: skip
-"""{"": .../__init__.py, "plan": .../plan.py, "adapters": .../adapters/__init__.py, "adapters.base": ...}"""
+"""Arithmetic on steps."""
 
 
-def imported(name):
-    """Absolute names of everything that a module imports, inside functions as well."""
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} has a relative import"
-            # `from forecache import bench` imports a module, `from forecache.plan import Plan` a name of one
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_the_packages_above_its_own(name):
+    own = package(name)
+    if own in ("", "__main__"):
+        return
+    for other in modules_imported(name):
+        above = package(other)
+        if own == "cli" and not other:
+            continue  # commands use the library as users do
+        assert above, f"{name} imports the whole package: import the module that it needs"
+        if above not in (own, "_version"):
+            assert ORDER.index(above) < ORDER.index(own), f"{name} imports {other}, which stands below it"
 
 
-def parts_imported(name):
-    """Names of the library's own modules that a module imports, "" for the package itself."""
-    for path in imported(name):
-        if path.split(".")[0] == "forecache":
-            inside = path.split(".")[1:]
-            while inside and ".".join(inside) not in FILES:
-                inside.pop()
-            yield ".".join(inside)
+def test_every_package_has_a_place_in_the_table():
+    folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+    assert {path.stem for path in SOURCE.glob("*.py")} == BESIDE
+    assert folders | BESIDE - {"__init__", "__main__", "_version"} == set(PACKAGES)
 
 
-def floor(name):
-    """The number of a module's floor, None if it stands alone; a module that no list has is an error."""
-    part = name.split(".")[0]
-    if part in ALONE:
-        return None
-    found = [number for number, parts in enumerate(FLOORS) if part in parts]
-    assert found, f"{name} stands on no floor: give it one in tests/test_architecture.py and in the architecture"
-    return found[0]
+def test_no_modules_import_one_another_in_a_circle():
+    assert circles(graph()) == []
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_module_imports_only_from_its_floor_or_below(name):
-    own, part = floor(name), name.split(".")[0]
-    for other in parts_imported(name):
-        other_part = other.split(".")[0]
-        if own is None:
-            assert other_part in (*ALONE, *GROUND), f"{name} stands alone, but imports {other or 'the package'}"
-        elif other_part in ALONE:
-            assert own > floor("session"), f"{name} is of the core, but imports {other}"
-        elif other_part != part:
-            assert floor(other) <= own, f"{name} imports {other or 'the package'}, which stands above it"
+def test_a_circle_would_be_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert floors({"a": {"b"}, "b": {"c"}, "c": set()}) == {"a": 2, "b": 1, "c": 0}
+    assert {"plan.plan", "parts.grid"} <= modules_imported("plan.method")
+    assert ORDER.index("parts") < ORDER.index("plan")
 
 
-def test_no_module_stands_on_two_floors():
-    everywhere = [part for parts in FLOORS for part in parts] + ALONE
-    assert len(set(everywhere)) == len(everywhere)
+def test_the_house_has_few_floors():
+    assert 1 + max(floors(graph()).values()) <= MOST_FLOORS
 
 
-def test_the_walls_are_seen():
-    """The parser finds what is known to be there, so that the tests above can fail."""
-    assert {"_planfile", "liveness", "adapters", "_core"} <= set(parts_imported("plan"))
-    assert {"adapters.base"} <= set(parts_imported("adapters.modules"))
-    assert floor("plan") > floor("_core")
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_holds_one_idea(name):
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_the_map_in_contributing_is_that_of_the_table():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert between(page) == markdown(), "python tests/support/architecture.py writes it again"
+
+
+def test_the_table_of_contents_is_short():
+    import forecache
+
+    assert len(forecache.__all__) <= MOST_NAMES
+    assert len(set(forecache.__all__)) == len(forecache.__all__)
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_arithmetic_on_steps_stays_off_tensors(name):
     """Neither these modules nor those of ours that they import know torch."""
     assert not [path for path in imported(name) if path.split(".")[0] in ("torch", "diffusers")]
-    assert set(parts_imported(name)) <= set(WITHOUT_TORCH)
+    assert modules_imported(name) <= set(WITHOUT_TORCH)
 
 
-def modules_after(statement):
+def loaded_after(statement):
     """The top-level modules that are loaded in a fresh interpreter after a statement."""
     program = f"{statement}; import sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -144,7 +99,7 @@ def modules_after(statement):
 
 
 def test_importing_the_library_is_light_and_silent():
-    loaded, done = modules_after("import forecache")
+    loaded, done = loaded_after("import forecache")
     assert {"forecache", "torch"} <= loaded
     heavy = {"diffusers", "transformers", "typer", "rich", "matplotlib", "PIL", "datasets", "accelerate"}
     assert not loaded & heavy
@@ -156,5 +111,5 @@ def test_importing_the_library_loads_no_command():
     program = "import forecache, sys; print(*[n for n in sys.modules if n.startswith('forecache.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     loaded = {name.removeprefix("forecache.").split(".")[0] for name in done.stdout.split()}
-    assert "session" in loaded
-    assert all(floor(name) is None or floor(name) < floor("") for name in loaded)
+    assert "runtime" in loaded
+    assert not loaded & {"cli", "compare", "report", "reproduce", "bench"}

@@ -36,7 +36,7 @@ from model import METHODS, NONE, png
 from prometheus_client.parser import text_string_to_metric_families
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.sampling.loop import sample, to_images
 from forecache.zoo import load_digits
 
@@ -315,7 +315,7 @@ def main() -> None:
     runs = [asyncio.run(measured(clients, wanted, args)) for clients in args.clients]
     document = {
         "command": "python examples/serve/load_test.py",
-        "environment": timing.environment(),
+        "environment": environment(),
         "threads": args.threads,
         "load_average": os.getloadavg()[2],
         "queue": QUEUE,

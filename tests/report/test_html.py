@@ -19,7 +19,7 @@ from PIL import Image
 from support.files import figures_file, search_file
 
 import forecache as fc
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.report import html as html_module
 from forecache.report.html import charts, markup, material
 from forecache.sampling import runs, samples_file, shard_file
@@ -95,7 +95,7 @@ def comparison(names=("no cache", "fora-50", "ours: goc-50", "peer: x"), **more)
         for place, name in enumerate(names)
     ]
     settings = {"command": "forecache bench --model tiny", "steps": 6}
-    return {"settings": settings, "model": {"name": "tiny"}, "environment": timing.environment(), "rows": rows}
+    return {"settings": settings, "model": {"name": "tiny"}, "environment": environment(), "rows": rows}
 
 
 def written(path, document):

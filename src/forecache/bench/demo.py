@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from forecache.bench import timing as timing_module
+from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.methods.eoc import eoc
@@ -160,7 +161,7 @@ def save(rows: Sequence[Row], path: Path, settings: Mapping[str, Any]) -> None:
     """The table's figures with settings, hardware and versions as JSON."""
     document = {
         "settings": dict(settings),
-        "environment": timing_module.environment(),
+        "environment": environment(),
         "rows": [row.figures() for row in rows],
     }
     path.write_text(json.dumps(document, indent=2) + "\n")

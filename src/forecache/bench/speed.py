@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from forecache.bench import timing
 from forecache.bench.subjects import Subject
+from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
@@ -235,7 +235,7 @@ def document(subject: Subject, rows: Sequence[Timed], settings: Mapping[str, Any
             "device": str(subject.model.device),
             "rows": subject.rows,
         },
-        "environment": timing.environment(),
+        "environment": environment(),
         "rows": [row.figures() for row in rows],
     }
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
+from forecache.sampling.clock import timed
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,3 @@ def run(
             seconds[name].append(elapsed)
             last[name] = (images, stats)
     return {name: Timing(images, tuple(seconds[name]), stats) for name, (images, stats) in last.items()}
-
-
-def timed(generate: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """The result and the seconds it took, waiting for the GPU where there is one."""
-    _synchronize()
-    started = time.perf_counter()
-    images = generate()
-    _synchronize()
-    return images, time.perf_counter() - started
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

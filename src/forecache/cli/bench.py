@@ -12,9 +12,10 @@ import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache.bench import speed, timing
+from forecache.bench import speed
 from forecache.bench.subjects import PRESETS, Subject, open_subject, preset
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
+from forecache.environment import environment
 from forecache.report import figures
 from forecache.zoo import SHAPES
 
@@ -81,7 +82,7 @@ def _write(out: Path, rows: list[speed.Timed], document: dict[str, Any], title: 
 
 
 def _title(subject: Subject, num_steps: int, rounds: int) -> str:
-    place = timing.environment()
+    place = environment()
     where = place["gpu"] if subject.model.device.type == "cuda" else f"{place['cpu']}, {place['threads']} threads"
     return f"{subject.name}, {num_steps} steps, {subject.rows} samples a call, {rounds} rounds, {where}"
 
@@ -113,7 +114,7 @@ def _table(rows: list[speed.Timed], title: str) -> Table:
 
 
 def _legend() -> str:
-    place = timing.environment()
+    place = environment()
     return (
         "Fewer MACs is what to expect, less time what was measured, realised the one over the other. Steps are shares\n"
         "of a step of the bare model: every site computed, none, or some. ! where the cache is not as predicted.\n"

@@ -14,11 +14,12 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import distributed
-from forecache.bench import demo, timing
+from forecache.bench import demo
 from forecache.cli.methods import Typed, takes_method_options
 from forecache.cli.options import MethodName
 from forecache.cli.shards import Many
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
+from forecache.environment import environment
 from forecache.report import figures
 from forecache.sampling import runs, sources
 from forecache.zoo import load_digits, statistics_path
@@ -110,7 +111,7 @@ def _line(plan: fc.Plan) -> str:
 
 
 def _legend(samples: int) -> str:
-    place = timing.environment()
+    place = environment()
     return (
         "GOC is listed with its eta, Taylor (TaylorSeer) with its order; gate and EOC use the bundled statistics.\n"
         "# computed, . reused, ~ forecast, + corrected; * differs from site to site.\n"

@@ -14,8 +14,8 @@ import typer
 from rich.table import Table
 
 from forecache import evaluate
-from forecache.bench import timing
 from forecache.cli.terminal import AsJson, app, console, emit, out_file, progress, say
+from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import clip, imagesets, tables
 from forecache.evaluate.evaluation import check, needs_extractor
@@ -101,7 +101,7 @@ def evaluate_command(
             on_progress=show,
         )
     typed = shlex.join(["forecache", *sys.argv[1:]])
-    more = {"sampling_seeds": _seeds(samples), "environment": timing.environment(), "command": typed}
+    more = {"sampling_seeds": _seeds(samples), "environment": environment(), "command": typed}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.document() | more, indent=2) + "\n")

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from forecache import distributed
-from forecache.bench import timing
 from forecache.distributed import World
+from forecache.environment import environment
 from forecache.errors import InputError, RouterFileError, RunError
 from forecache.fit.lesson import Lesson, frozen
 from forecache.io import tensor_files
@@ -183,7 +183,7 @@ class Training:
 
     def provenance(self, threshold: float) -> dict[str, str]:
         """How the router was made, as strings."""
-        place = timing.environment()
+        place = environment()
         facts = {
             "made_by": "forecache.train_router",
             **asdict(self.settings),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.evaluate import Difference, Figure, Row, difference, tables
 from forecache.evaluate.figures import Z
 from forecache.evaluate.metrics import METRICS
@@ -181,7 +181,7 @@ def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]])
             "call_size": run.call_size,
             "resamples": run.resamples,
         },
-        "environment": timing.environment(),
+        "environment": environment(),
         "rows": [
             dict(row)
             | {"figures": {key: figure.document(draws=False) for key, figure in row["figures"].items()}}

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from forecache import distributed, evaluate
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.errors import InputError, TableError
 from forecache.evaluate import Bootstrap
 from forecache.evaluate.metrics import METRICS
@@ -188,7 +188,7 @@ class Run:
             "made_on": done.record["made_on"],
             "figures": {name: figure.document() for name, figure in figures.items()},
             "notes": notes,
-            "environment": timing.environment(),
+            "environment": environment(),
         }
         files.write_row(self.file(row), document)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache.bench import timing
+from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import psnr
 from forecache.io import files as files_module
@@ -22,6 +22,7 @@ from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling import samples_file
+from forecache.sampling.clock import timed
 from forecache.sampling.loop import check_labels
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
 
@@ -65,9 +66,9 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
 
     with seen(find(source.target)) as calls:
         if plan is None:
-            return Run(*timing.timed(images), None, *calls)
+            return Run(*timed(images), None, *calls)
         with apply(source.target, plan) as session:
-            made, seconds = timing.timed(images)
+            made, seconds = timed(images)
     return Run(made, seconds, session.stats, *calls)
 
 
@@ -111,7 +112,7 @@ def write(
         "cost_per_batch": _cost(cost) if cost else None,
         "seconds": run.seconds,
         "stats": asdict(run.stats) if run.stats else None,
-        "environment": timing.environment(),
+        "environment": environment(),
         "images": [
             {"file": file, "prompt" if isinstance(each, str) else "label": each}
             for file, each in zip(files, settings.conditions, strict=True)

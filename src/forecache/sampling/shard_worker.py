@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from forecache._version import __version__
-from forecache.bench import timing
 from forecache.distributed import World
+from forecache.environment import environment
 from forecache.errors import InputError, RunError, ShardError
 from forecache.io import files
 from forecache.models.find import find
@@ -182,7 +182,7 @@ class ShardRun:
 
     def _made_on(self) -> str:
         """Hardware and versions, as far as they can change the last bit."""
-        place = timing.environment()
+        place = environment()
         on_gpu = next(find(self.source.target).parameters()).is_cuda
         hardware = place["gpu"] if on_gpu else f"{place['cpu']}, {place['threads']} threads"
         return f"{hardware}, torch {place['torch']}, diffusers {place['diffusers']}"
