@@ -440,7 +440,7 @@ def test_weights_are_copied_once_for_all_runs(block_by_block):
     assert all(isinstance(gates, adaln_zero.StackedGates) for gates in program.gates.values())
     parts = [vars(gates).values() for gates in program.gates.values()]
     storages = {each.untyped_storage().data_ptr(): each for part in parts for each in part if torch.is_tensor(each)}
-    whole = vars(adaln_zero.of([block.module for _, block in found.blocks])).values()
+    whole = vars(adaln_zero.stack([block.module for _, block in found.blocks])).values()
     assert sum(each.untyped_storage().nbytes() for each in storages.values()) <= sum(
         each.untyped_storage().nbytes() for each in whole if torch.is_tensor(each)
     )

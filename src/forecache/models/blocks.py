@@ -27,8 +27,8 @@ Gates = Callable[..., Sequence[Gate] | Tensor]
 """The gates of a run of blocks, one a branch, from the arguments of a block's forward."""
 
 
-class Value(Protocol):
-    """Who decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
+class SiteHandler(Protocol):
+    """Decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
 
     def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
 
@@ -42,8 +42,8 @@ class Own(Enum):
 OWN: Literal[Own.OWN] = Own.OWN
 
 
-class Collapse(Protocol):
-    """Who knows what is done with a block as a whole: what it hands on if it is skipped, OWN, or None: neither."""
+class BlockHandler(Protocol):
+    """Decides about a whole block: returns its outputs to skip it, OWN to run it untouched, None to run it by sites."""
 
     def __call__(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
@@ -163,8 +163,8 @@ class Block:
     outputs: tuple[int | None, ...] = (0,)
     copies: bool = False
 
-    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
-        """The block's forward with every branch asked from ``value``, unless ``collapse`` speaks for the whole block.
+    def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
+        """The block's forward with every branch left to ``on_site``, unless ``on_block`` decides about the whole block.
 
         number: of the block. first_site: the index of branch 0.
         """
@@ -180,12 +180,12 @@ class Block:
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
-            if collapse is not None and (after := collapse(number, streams, args, kwargs)) is not None:
+            if on_block is not None and (after := on_block(number, streams, args, kwargs)) is not None:
                 return own(*args, **kwargs) if after is OWN else self.handed(after)
             condition, now = self.condition(*args, **kwargs), list(streams)
             for site, branch in enumerate(self.branches, first_site):
                 given_BND = [now[stream] for stream in branch.reads or branch.streams]
-                y_BND = value(site, branch.compute, *given_BND, condition)
+                y_BND = on_site(site, branch.compute, *given_BND, condition)
                 branch.added(now, y_BND, condition)
             return self.handed(now)
 
@@ -206,7 +206,7 @@ class Residual(Block):
     Computed, the block's own output is handed on; skipped, its input plus the estimate.
     """
 
-    def forward(self, number: int, first_site: int, value: Value, collapse: Collapse | None) -> Forward:
+    def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         own = self.module.forward
         take = _taking(own, self.inputs)
         (branch,) = self.branches
@@ -214,7 +214,7 @@ class Residual(Block):
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
-            if collapse is not None and (given := collapse(number, streams, args, kwargs)) is not None:
+            if on_block is not None and (given := on_block(number, streams, args, kwargs)) is not None:
                 return own(*args, **kwargs) if given is OWN else self.handed(given)
             outputs: list[tuple[Any, Tensor]] = []
 
@@ -226,7 +226,7 @@ class Residual(Block):
                 outputs.append((output, residual_BND))
                 return residual_BND
 
-            y_BND = value(first_site, compute, *streams)
+            y_BND = on_site(first_site, compute, *streams)
             if outputs and y_BND is outputs[0][1]:
                 return outputs[0][0]
             now = list(streams)

@@ -13,21 +13,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from forecache.errors import InputError
+from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams
 from forecache.models.layout import Layout
 from forecache.models.mount import is_mounted, mounted
 from forecache.parts.grid import Tokens
 
 
-class Arguments(NamedTuple):
-    """What a model was called with."""
-
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
-class Parts:
+class CallCost:
     """One model call: MACs, output bytes and numbers of every site, and the MACs of everything else, which always runs.
 
     site_shapes: the batch and the tokens of every site, (rows, 1) where it has no tokens. token_macs: where a site
@@ -63,11 +57,12 @@ class Parts:
         return one + (self.site_macs[site] - one) * (count - 1) // (total - 1)
 
 
-class Special(NamedTuple):
-    """What of a model is counted beside its sites, because a plan does it: numbers of sites, and of blocks.
+class CountRequest(NamedTuple):
+    """Extra measurements that a plan needs from the cost model, by the numbers of sites and of blocks.
 
-    partial: sites that compute some tokens. scored: attentions whose maps are made. skipped: blocks that are skipped as
-    a whole.
+    partial: sites at which some tokens are computed.
+    scored: attentions whose maps score tokens.
+    skipped: blocks that are skipped as a whole.
     """
 
     partial: frozenset[int] = frozenset()
@@ -80,8 +75,8 @@ def count(
     read: Callable[[nn.Module], Layout],
     batch: int,
     inputs: Any = None,
-    special: Special = Special(),  # noqa: B008 - it is frozen
-) -> Parts:
+    request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
+) -> CallCost:
     """Run a twin of the model once on the meta device and count, site by site.
 
     inputs: the arguments of one call, a tuple or dict of tensors; by default the layout's example for ``batch``.
@@ -91,11 +86,11 @@ def count(
     layout = read(twin(model))
     args, kwargs = _call(layout, batch, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        found = _Counts(layout, special, counter)
+        found = _Counts(layout, request, counter)
         with mounted(layout.forwards(found.value, found.block)):
             _run(layout.model, args, kwargs)
     outputs = [found.outputs.get(site) for site in range(len(layout.sites))]
-    return Parts(
+    return CallCost(
         tuple(found.macs.get(site, 0) for site in range(len(layout.sites))),
         tuple(output.nbytes if output is not None else 0 for output in outputs),
         tuple(output.numel() if output is not None else 0 for output in outputs),
@@ -123,8 +118,8 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
 class _Counts:
     """What one call of the twin does, site by site. counted: all of it that is not the rest of the call."""
 
-    def __init__(self, layout: Layout, special: Special, counter: Any) -> None:
-        self._layout, self._special, self._counter = layout, special, counter
+    def __init__(self, layout: Layout, request: CountRequest, counter: Any) -> None:
+        self._layout, self._request, self._counter = layout, request, counter
         self.counted = 0
         self.outputs: dict[int, Tensor] = {}
         self.macs: dict[int, int] = {}
@@ -134,7 +129,7 @@ class _Counts:
         self.gate_macs: dict[int, int] = {}
 
     def block(self, number: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
-        if number in self._special.skipped:
+        if number in self._request.skipped:
             condition = self._layout.blocks[number][1].condition
             self.condition_macs[number] = self._macs(condition, *args, **kwargs)[1]
             self.gate_macs[number] = self._macs(self._layout.gates([number]), *args, **kwargs)[1]
@@ -142,9 +137,9 @@ class _Counts:
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output, self.macs[site] = self._macs(compute, *args, **kwargs)
         self.outputs[site] = output
-        if site in self._special.partial and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
+        if site in self._request.partial and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
             self.token_macs[site] = self._macs(compute, args[0][:, :1], *args[1:], **kwargs)[1]
-        if site in self._special.scored:
+        if site in self._request.scored:
             self.received_macs[site] = self._macs(self._layout.received[site], *args, **kwargs)[1]
         return output
 

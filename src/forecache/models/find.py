@@ -14,7 +14,7 @@ from torch import nn
 
 from forecache.errors import ModelError, PlanMismatchError, SiteError
 from forecache.models import modules
-from forecache.models.counting import Parts, Special, count
+from forecache.models.counting import CallCost, CountRequest, count
 from forecache.models.families import original
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.models.layout import Layout
@@ -142,9 +142,9 @@ def measure(
     grid: Grid,
     batch: int,
     inputs: Any = None,
-    special: Special = Special(),  # noqa: B008 - it is frozen
-) -> Parts:
+    request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
+) -> CallCost:
     """MACs of every site and of the rest of one model call, and the bytes of every feature, without computing it."""
     model = find(target)
     layout_for(model, grid)  # the error of a plan for another model belongs to the model that the user has
-    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, special)
+    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, request)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forecache.errors import PlanMismatchError
-from forecache.models.blocks import Block, Collapse, Forward, Gate, Gates, Value
+from forecache.models.blocks import Block, BlockHandler, Forward, Gate, Gates, SiteHandler
 from forecache.models.families.adaln_zero import StackedGates
 from forecache.parts.grid import Cell, Site
 
@@ -26,8 +26,8 @@ Level = Literal["branches", "blocks", "modules"]
 class Layout:
     """A model seen as sites, in order of execution.
 
-    forwards: given ``value`` and ``collapse``, the (module, forward) pairs that route every site through them. example:
-    inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
+    forwards: given handlers of sites and blocks, the (module, forward) pairs that route every site through them.
+    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
     sites that treat every token by itself. received: for sites that are attentions, called as they are computed, what
     every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
     the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
@@ -37,7 +37,7 @@ class Layout:
 
     model: nn.Module
     sites: tuple[Site, ...]
-    forwards: Callable[[Value, Collapse | None], Iterable[tuple[nn.Module, Forward]]]
+    forwards: Callable[[SiteHandler, BlockHandler | None], Iterable[tuple[nn.Module, Forward]]]
     example: Example | None = None
     tokenwise: frozenset[int] = frozenset()
     received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class Layout:
         """The streams that every site adds to, where sites belong to blocks."""
         return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
 
-    def weights(self) -> object:
-        """What tells the weights that make gates from others: another value where one has changed.
+    def weights_version(self) -> object:
+        """A token of the modulation weights' identity and version; it changes whenever one of them does.
 
         Where they lie, their versions, whether gradients flow to them, and sums of those that are copied, because a
         write through ``.data``, as by peft's merging, shows nowhere else.
@@ -157,9 +157,9 @@ def from_blocks(
         placed.append((len(sites), block))
         sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
 
-    def forwards(value: Value, collapse: Collapse | None = None) -> list[tuple[nn.Module, Forward]]:
+    def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> list[tuple[nn.Module, Forward]]:
         return [
-            (block.module, block.forward(number, first_site, value, collapse))
+            (block.module, block.forward(number, first_site, on_site, on_block))
             for number, (first_site, block) in enumerate(placed)
         ]
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from forecache.errors import ModelError, SiteError
-from forecache.models.blocks import Collapse, Forward, Value
+from forecache.models.blocks import BlockHandler, Forward, SiteHandler
 from forecache.models.families.whole_blocks import family
 from forecache.models.layout import Layout
 from forecache.parts.grid import Site
@@ -62,10 +62,10 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
         if inside := names.intersection(parents):
             raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache the one or the other.")
 
-    def forwards(value: Value, collapse: Collapse | None = None) -> Iterable[tuple[nn.Module, Forward]]:
+    def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> Iterable[tuple[nn.Module, Forward]]:
         for index, site in enumerate(sites):
             module = model.get_submodule(site.name)
-            yield module, _forward(value, index, _only_tensor(module.forward, site.name))
+            yield module, _forward(on_site, index, _only_tensor(module.forward, site.name))
 
     tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
     known = family(model)
@@ -79,10 +79,10 @@ def census(model: nn.Module, sites: Sequence[Site]) -> str:
     return ", ".join(f"{pattern} x {sum(_matches(path, pattern) for path in paths)}" for pattern in patterns)
 
 
-def _forward(value: Value, site: int, compute: Callable[..., Tensor]) -> Forward:
+def _forward(on_site: SiteHandler, site: int, compute: Callable[..., Tensor]) -> Forward:
     @functools.wraps(compute)
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return value(site, compute, *args, **kwargs)
+        return on_site(site, compute, *args, **kwargs)
 
     return forward
 

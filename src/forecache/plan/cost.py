@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from forecache.models.counting import Parts, Special
+from forecache.models.counting import CallCost, CountRequest
 from forecache.plan import slots
 
 
@@ -39,22 +39,22 @@ class Cost:
         )
 
 
-def macs(parts: Parts, ops: Sequence[slots.Op], spans: Sequence[range]) -> int:
+def macs(call: CallCost, ops: Sequence[slots.Op], spans: Sequence[range]) -> int:
     """MACs of one model call: blocks that are skipped as a whole make their gates alone."""
-    total = parts.fixed_macs
+    total = call.fixed_macs
     for site, op in enumerate(ops):
-        total += parts.received_macs[site] if "attention" in op.scored else 0
+        total += call.received_macs[site] if "attention" in op.scored else 0
         if op.choice is not None:
-            total += parts.partial_macs(site, op.choice.tokens)
+            total += call.partial_macs(site, op.choice.tokens)
         elif not op.reads:
-            total += parts.site_macs[site]
+            total += call.site_macs[site]
     skipped = slots.skipped_blocks(ops, spans)
-    return total - sum(parts.condition_macs[block] - parts.gate_macs[block] for block in skipped)
+    return total - sum(call.condition_macs[block] - call.gate_macs[block] for block in skipped)
 
 
-def special_of(rows: Sequence[Sequence[slots.Op]], spans: Sequence[range]) -> Special:
+def count_request(rows: Sequence[Sequence[slots.Op]], spans: Sequence[range]) -> CountRequest:
     """What has to be counted for the operations of a plan, [site][step]."""
-    return Special(
+    return CountRequest(
         frozenset(site for site, ops in enumerate(rows) if any(op.choice is not None for op in ops)),
         frozenset(site for site, ops in enumerate(rows) if any("attention" in op.scored for op in ops)),
         frozenset(block for ops in zip(*rows, strict=True) for block in slots.skipped_blocks(ops, spans)),

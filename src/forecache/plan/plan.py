@@ -19,7 +19,7 @@ from forecache.plan import constants as constants_module
 from forecache.plan import file as file_module
 from forecache.plan import hub, slots
 from forecache.plan.constants import Constants
-from forecache.plan.cost import Cost, macs, special_of
+from forecache.plan.cost import Cost, count_request, macs
 
 LEGEND = "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
 
@@ -111,8 +111,8 @@ class Plan:
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
         ops = slots.operations(self.grid.sites, self.rows)
-        special = special_of(ops, layout.spans)
-        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, special)
+        request = count_request(ops, layout.spans)
+        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, request)
         step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
         alive = slots.alive(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
         full = parts.fixed_macs + sum(parts.site_macs)

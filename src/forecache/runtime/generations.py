@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forecache.errors import RunError, StepCountError
-from forecache.models.counting import Arguments
+from forecache.models.arguments import Arguments
 from forecache.models.layout import Layout
 from forecache.runtime import calls
 from forecache.runtime.cache import History

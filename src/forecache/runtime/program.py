@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from forecache.errors import CacheBudgetError
+from forecache.models.arguments import Arguments
 from forecache.models.blocks import OWN, Gates, Own
-from forecache.models.counting import Arguments
 from forecache.models.find import measure
 from forecache.models.layout import Layout
 from forecache.parts.grid import Grid
@@ -147,7 +147,7 @@ class Program:
 
     def refresh(self) -> None:
         """A generation starts: gates are stacked, unless they were and no weight has changed since."""
-        if self._blocks and (weights := self._layout.weights()) != self._weights:
+        if self._blocks and (weights := self._layout.weights_version()) != self._weights:
             self.gates.update(self._layout.gates_of(self._blocks))
             self._weights = weights
 

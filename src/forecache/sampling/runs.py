@@ -15,7 +15,8 @@ from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import psnr
 from forecache.io import files as files_module
-from forecache.models.counting import Arguments, seen
+from forecache.models.arguments import Arguments
+from forecache.models.counting import seen
 from forecache.models.find import find
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan

@@ -27,7 +27,7 @@ PARTS = {
 """What an adaLN-Zero norm is made of."""
 
 
-def of(blocks: Sequence[nn.Module]) -> StackedGates | None:
+def stack(blocks: Sequence[nn.Module]) -> StackedGates | None:
     """The gates of these blocks; None where a part is not the plain module (LoRA, quantised, offloaded, hooked)."""
     norms: list[Any] = [block.norm1 for block in blocks]
     if not all(_is_plain(norm.get_submodule(path), kind) for norm in norms for path, kind in PARTS.items()):

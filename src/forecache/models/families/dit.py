@@ -35,7 +35,7 @@ def fits(model: nn.Module) -> bool:
 
 def layout(model: Any) -> Layout:
     blocks = [_block(module) for module in model.transformer_blocks]
-    return from_blocks(model, blocks, lambda batch: _example(model, batch), adaln_zero.of)
+    return from_blocks(model, blocks, lambda batch: _example(model, batch), adaln_zero.stack)
 
 
 def _block(block: Any) -> Block:
