@@ -26,13 +26,19 @@ Level = Literal["branches", "blocks", "modules"]
 class Layout:
     """A model seen as sites, in order of execution.
 
+    model: the transformer.
+    sites: in order of execution.
     forwards: given handlers of sites and blocks, the (module, forward) pairs that route every site through them.
-    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them. tokenwise: the
-    sites that treat every token by itself. received: for sites that are attentions, called as they are computed, what
-    every token receives, (B, N). blocks: where sites belong to blocks, each with the index of its first site. stacked:
-    the gates of some of these blocks at once; None if they are made one by one. starts: the numbers of the blocks
-    before which the model does something else than hand on; a run of skipped blocks ends there. level: what sites are.
-    rising: the model's time goes up while it samples. clips: its blocks clip what they hand on, in half floats.
+    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them.
+    tokenwise: numbers of the sites that treat every token by itself.
+    received: for sites that are attentions, called as they are computed, what every token receives, (B, N).
+    blocks: where sites belong to blocks, each block with the index of its first site.
+    stacked: the gates of some of these blocks at once; None if they are made one by one.
+    starts: numbers of the blocks before which the model does something else than hand on; a span of skipped blocks
+        ends there.
+    level: what sites are.
+    rising: whether the model's time goes up while it samples.
+    clips: whether its blocks clip their outputs, in half floats.
     """
 
     model: nn.Module
