@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from forecache.evaluate import Images, extract
-from forecache.evaluate.extractors import digits_extractor
 from forecache.zoo import mnist
-from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.classifier import DigitClassifier, digits_extractor
 from forecache.zoo.digits import load_classifier
 
 

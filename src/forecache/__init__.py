@@ -6,7 +6,7 @@ with forecache.apply(pipe, plan) as session:
     images = pipe([207, 360], num_inference_steps=20).images
 """
 
-from forecache import errors, fit, methods, models, parts, plan, runtime, sampling
+from forecache import errors, fit, methods, models, parts, plan, runtime, sampling, zoo
 from forecache._version import __version__
 from forecache.errors import ForecacheError
 from forecache.fit import calibrate, search, train_router, tune

@@ -13,6 +13,7 @@ from torch import nn
 import forecache as fc
 from forecache.evaluate import (
     Against,
+    Extractor,
     Features,
     Images,
     Judges,
@@ -20,11 +21,17 @@ from forecache.evaluate import (
     Reference,
     evaluate,
     extract,
+    extractor_names,
+    extractors,
     frechet_distance,
     load_extractor,
     load_lpips,
     open_reference,
     prepared,
+    reference,
+    reference_names,
+    register_extractor,
+    register_reference,
 )
 from forecache.evaluate.inception import DIGEST, URL
 from forecache.zoo import load_digits
@@ -214,7 +221,7 @@ def test_the_digits_extractor_is_the_classifier():
     for wrong in (torch.zeros(1, 3, 28, 28, dtype=torch.uint8), pictures(1, 24)):
         with pytest.raises(fc.errors.InputError, match="grey images of 24 x 24"):
             load_extractor("digits").of(wrong)
-    with pytest.raises(fc.errors.InputError, match="inception, digits, clip; 'vgg'"):
+    with pytest.raises(fc.errors.InputError, match="no extractor 'vgg'; there are inception, clip, digits"):
         load_extractor("vgg")
     with pytest.raises(fc.errors.InputError, match="comes with its weights"):
         load_extractor("digits", "file")
@@ -410,3 +417,15 @@ def test_clip_features_and_scores(tmp_path):
         clip.score(images[:2], ["a"] * 3)
     with pytest.raises(fc.errors.InputError, match="3 prompts for 2 samples"):
         evaluate(Images(images[:2]), against, "clip", Judges(clip=clip))
+
+
+def test_extractors_and_references_are_registered_by_name(monkeypatch):
+    monkeypatch.setattr(extractors, "_OPENERS", dict(extractors._OPENERS))
+    monkeypatch.setattr(reference, "_OPENERS", dict(reference._OPENERS))
+    mean = Extractor("mean", ("pool",), lambda images: {"pool": images.float().mean((2, 3))})
+    register_extractor("mean", lambda weights, device: mean)
+    register_reference("flat", lambda: Reference("flat", {"pool": Moments(None, torch.zeros(3), torch.eye(3))}))
+    assert load_extractor("mean") is mean
+    assert open_reference("flat").of("pool").covariance.shape == (3, 3)
+    assert "mean" in extractor_names()
+    assert "flat" in reference_names()

@@ -22,6 +22,7 @@ from forecache.reproduce.testbed import Given, Ground, open_ground
 from forecache.reproduce.worker import Protocol
 from forecache.sampling import sources
 from forecache.zoo import load_digits, router_path, statistics_path
+from forecache.zoo.open import open_source
 
 TABLES = list(bundled())
 DIT = [name for name in TABLES if open_table(name).conditions != "prompts"]
@@ -94,7 +95,7 @@ def test_the_tables_ask_for_the_papers_schedules():
 @pytest.mark.parametrize("name", TABLES)
 def test_every_bundled_table_can_be_planned(name, pipe, pixart_folder):
     table = open_table(name)
-    source = sources.as_source(pipe) if name in DIT else sources.open_source(str(pixart_folder), "cpu")
+    source = sources.as_source(pipe) if name in DIT else open_source(str(pixart_folder), "cpu")
     grid = fc.grid(source.target, table.steps)
     names = tuple(site.name for site in grid.sites if site.kind != "cross")
     logits = torch.zeros(table.steps, len(names))

@@ -16,6 +16,7 @@ from forecache.parts.gates import god
 from forecache.parts.router import is_router
 from forecache.report import figures
 from forecache.sampling import runs, sources
+from forecache.zoo.open import open_source
 
 
 class KeepName(StrEnum):
@@ -65,7 +66,7 @@ def calibrate_command(
     dit.safetensors`
     """
     with distributed.started() as world:
-        source = sources.open_source(model, device, dtype)
+        source = open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         grid = fc.grid(source.target, steps)
         need = fc.fit.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)

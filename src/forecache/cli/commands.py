@@ -23,6 +23,7 @@ from forecache.environment import environment
 from forecache.report import figures
 from forecache.sampling import runs, sources
 from forecache.zoo import load_digits, statistics_path
+from forecache.zoo.open import open_source
 
 
 @app.command("demo")
@@ -199,7 +200,7 @@ def sample_command(
         runs.check_folder(out)
     if num_samples is not None:
         distributed.take_gpu()
-    source = sources.open_source(model, device, dtype)
+    source = open_source(model, device, dtype)
     scale = sources.own_guidance(source) if guidance is None else guidance
     asked = runs.chosen(source, labels, prompt or []) if labels is not None or prompt or num_samples is None else ()
     settings = runs.Settings(asked, num_steps, scale, seed, batch)

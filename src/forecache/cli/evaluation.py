@@ -22,15 +22,13 @@ from forecache.evaluate.evaluation import check, needs_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS, chosen
 from forecache.io import files as files_module
 from forecache.io import tensor_files
-from forecache.sampling import sources
+from forecache.sampling.device import place
 
 LIST = ", ".join([*METRICS, *(f"{name} ({' '.join(of)})" for name, of in ALIASES.items())])
 
 
-class ExtractorName(StrEnum):
-    inception = "inception"
-    digits = "digits"
-    clip = "clip"
+EXTRACTORS = ", ".join(evaluate.extractor_names())
+REFERENCES = ", ".join(evaluate.reference_names())
 
 
 class NetName(StrEnum):
@@ -42,9 +40,9 @@ class NetName(StrEnum):
 @app.command("evaluate")
 def evaluate_command(
     samples: Annotated[Path, typer.Argument(help="A folder of images, an .npz (arr_0), or features (.safetensors).")],
-    reference: Annotated[str | None, typer.Option(help="The same, ADM's statistics (.npz), or 'digits'.")] = None,
+    reference: Annotated[str | None, typer.Option(help=f"The same, ADM's statistics (.npz), or {REFERENCES}.")] = None,
     metrics: Annotated[str, typer.Option(help=f"With commas between: {LIST}.")] = "fid",
-    extractor: Annotated[ExtractorName, typer.Option(help="What features are of.")] = ExtractorName.inception,
+    extractor: Annotated[str, typer.Option(help=f"The network that features are of: {EXTRACTORS}.")] = "inception",
     weights: Annotated[str | None, typer.Option(help="Of inception, a file; of clip, a folder or repository.")] = None,
     uncached: Annotated[Path | None, typer.Option(help="For psnr, ssim, lpips; by name [--reference].")] = None,
     prompts: Annotated[Path | None, typer.Option(help="For clip: a line an image, or .json by name.")] = None,
@@ -71,7 +69,7 @@ def evaluate_command(
     """
     names = chosen(metrics)  # first, since it is quickest to be wrong
     _refuse_inputs(samples, [reference, uncached, prompts], {"--out": out, "--save-features": save_features})
-    where, _ = sources.place(device)
+    where, _ = place(device)
     images = evaluate.Features.load(samples) if samples.suffix == ".safetensors" else evaluate.open_images(samples)
     against = _against(images, names, reference, uncached, prompts)
     check(images, against, names)
@@ -79,7 +77,7 @@ def evaluate_command(
         raise InputError(f"{samples} holds features already: --save-features takes images.")
     needed = save_features is not None or needs_extractor(images, against, names)
     judges = evaluate.Judges(
-        evaluate.load_extractor(extractor.value, weights, where) if needed else None,
+        evaluate.load_extractor(extractor, weights, where) if needed else None,
         evaluate.load_clip(clip_model, where) if "clip" in names else None,
         evaluate.load_lpips(lpips_net.value, lpips_weights, where) if "lpips" in names else None,
     )

@@ -19,6 +19,7 @@ from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, say
 from forecache.models.find import find
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, call_inputs, shaped
+from forecache.zoo.open import open_source
 
 Typed = Callable[[MethodName], Options]
 """The options as they were typed, waiting for the method that they are for."""
@@ -67,7 +68,7 @@ def plan_command(
     built = typed(method).build(steps)
     if built is None:
         raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
-    source = None if model in SHAPES else sources.open_source(model)
+    source = None if model in SHAPES else open_source(model)
     target: Any = shaped(model, torch.float32, "meta") if source is None else source.target
     plan = built.plan(fc.grid(target, steps))
     inputs = None if source is None else sources.call(source, 2 * batch)

@@ -13,7 +13,7 @@ import forecache as fc
 from forecache import distributed
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_file, progress, say
 from forecache.fit.routers import Progress
-from forecache.sampling import sources
+from forecache.zoo.open import open_source
 
 Threshold = Annotated[float, typer.Option(min=0, max=0.999, help="Compute where the router's probability is over it.")]
 
@@ -67,7 +67,7 @@ def train_router(
         torch.set_num_threads(threads)
     checkpoint = out.with_name(out.stem + ".training.safetensors")
     with distributed.started() as world:
-        source = sources.open_source(model, device, dtype)
+        source = open_source(model, device, dtype)
         with progress(iterations, shown=world.leads) as (bar, task):
 
             def advance(now: Progress) -> None:

@@ -17,6 +17,7 @@ from forecache.parts.patterns import Constraints
 from forecache.report import figures
 from forecache.sampling import runs, sources
 from forecache.zoo import Digits, DigitsText
+from forecache.zoo.open import open_source
 
 SHOWN = 20
 """Rows of the table; search.json has all of them."""
@@ -64,7 +65,7 @@ def search_command(
     """
     space = Constraints(steps, budget, v_min, v_max, not any_order)
     with distributed.started() as world:
-        source = sources.open_source(model, device, dtype)
+        source = open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         score = _score(proxy, source, conditions)
         if world.leads:

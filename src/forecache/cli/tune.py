@@ -17,6 +17,7 @@ from forecache.fit.tuning.trials import FORECASTS, told
 from forecache.fit.tuning.tuner import USUAL
 from forecache.report import tuning_figures
 from forecache.sampling import runs, sources
+from forecache.zoo.open import open_source
 
 
 @app.command("tune")
@@ -76,7 +77,7 @@ def tune_command(
     """
     budgets = _budgets(speedup or [], milliseconds or [], at_least or [])
     with distributed.started() as world:
-        source = sources.open_source(model, device, dtype)
+        source = open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
         others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
         with resumable(out / "tune.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):

@@ -8,7 +8,7 @@ by name         evaluate, with a bootstrap interval for every figure; `metrics.M
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.clip import Clip, load_clip
 from forecache.evaluate.evaluation import Evaluation, evaluate
-from forecache.evaluate.extractors import Extractor, load_extractor
+from forecache.evaluate.extractors import Extractor, extractor_names, load_extractor, register_extractor
 from forecache.evaluate.features import Features, extract
 from forecache.evaluate.figures import Difference, Figure, difference
 from forecache.evaluate.frechet import Moments, Stream, distance_to, frechet_distance
@@ -18,7 +18,7 @@ from forecache.evaluate.inception_score import inception_score
 from forecache.evaluate.measure import Against, Judges
 from forecache.evaluate.neighbours import precision_recall
 from forecache.evaluate.perceptual import Perceptual, load_lpips
-from forecache.evaluate.reference import Reference, open_reference, prepared
+from forecache.evaluate.reference import Reference, open_reference, prepared, reference_names, register_reference
 from forecache.evaluate.tables import Row
 
 __all__ = [
@@ -38,11 +38,15 @@ __all__ = [
     "ImageSet",
     "open_images",
     "Extractor",
+    "extractor_names",
     "load_extractor",
+    "register_extractor",
     "Features",
     "extract",
     "Reference",
     "open_reference",
+    "reference_names",
+    "register_reference",
     "prepared",
     "Bootstrap",
     "Figure",

@@ -1,11 +1,11 @@
-"""What samples are compared with as a whole: moments in ADM's ``.npz``, images, features in a file, or bundled ones.
+"""Reference distributions: moments in ADM's ``.npz``, images, features in a file, or those registered by name.
 
 F dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,27 @@ def prepared(
     return replace(reference, features=found)
 
 
+_OPENERS: dict[str, Callable[[], Reference]] = {}
+
+
+def register_reference(name: str, opener: Callable[[], Reference]) -> None:
+    """Make a reference available by name to `open_reference`; a second one replaces the first."""
+    _OPENERS[name] = opener
+
+
+def reference_names() -> tuple[str, ...]:
+    """The names that `open_reference` takes besides paths."""
+    return tuple(_OPENERS)
+
+
 def open_reference(path: str | Path) -> Reference:
-    """The reference at a path: a folder of images, an ``.npz`` of the ADM suite (statistics ``mu``, ``sigma``,
-    ``mu_s``, ``sigma_s``, images ``arr_0``, or both), features that were saved, or ``digits``: MNIST's test set, for
-    the extractor of that name.
+    """The reference at a path, or a registered one by its name (`reference_names`).
+
+    A path is a folder of images, an ``.npz`` of the ADM suite (statistics ``mu``, ``sigma``, ``mu_s``, ``sigma_s``,
+    images ``arr_0``, or both), or saved features (``.safetensors``). Raises InputError if it cannot be read.
     """
-    if str(path) == "digits":
-        return _digits()
+    if str(path) in _OPENERS:
+        return _OPENERS[str(path)]()
     path = Path(path)
     if path.suffix == ".safetensors":
         return Reference(str(path), features=Features.load(path))
@@ -120,10 +134,3 @@ def _checked(path: Path, arrays: Mapping[str, Any], key: str, dimensions: int) -
     if not np.isfinite(values).all():
         raise InputError(f"{key} of {path} has NaN or infinite entries.")
     return torch.from_numpy(values.astype(np.float64))
-
-
-def _digits() -> Reference:
-    from forecache.zoo.digits import load_reference
-
-    moments, pool = load_reference()
-    return Reference("digits", moments, features=Features("digits", len(pool), {"pool": pool}))

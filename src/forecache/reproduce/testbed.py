@@ -21,6 +21,7 @@ from forecache.sampling.runs import read_prompts
 from forecache.sampling.sources import Condition, Source
 from forecache.zoo import DigitsText, digits, digits_text
 from forecache.zoo.digits import Digits
+from forecache.zoo.open import open_source
 
 BUNDLED = ("digits", "digits-text")
 
@@ -89,7 +90,7 @@ def open_ground(
         raise InputError(f"{name} brings what judges it: leave --{odd[0]} out.")
     wanted = chosen(given.metrics) if given.metrics is not None else table.metrics
     where, _ = place(device, dtype)
-    source = sources.open_source(name, device, dtype)
+    source = open_source(name, device, dtype)
     notes = _with_sampler(source, table)
     names, left_out = _metrics(name, source, wanted)
     notes += [f"{metric} is left out: {name} has nothing that it is measured with." for metric in left_out]

@@ -1,5 +1,8 @@
 """The reference models that ship with the package, and how they were made."""
 
+from forecache.evaluate.extractors import register_extractor
+from forecache.evaluate.reference import register_reference
+from forecache.zoo import digits
 from forecache.zoo.digits import Digits, load_digits, router_path, statistics_path
 from forecache.zoo.digits_text import DigitsText, load_digits_text
 from forecache.zoo.shapes import SHAPES, call_inputs, shaped
@@ -18,3 +21,6 @@ __all__ = [
     "tuned_folder",
     "tuned_path",
 ]
+
+register_extractor("digits", digits.open_extractor)
+register_reference("digits", digits.open_reference)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from forecache.errors import InputError
+from forecache.evaluate.extractors import Extractor
+from forecache.evaluate.inception import SPATIAL_CHANNELS
+from forecache.zoo.mnist import SIZE
+
 
 class DigitClassifier(nn.Module):
     """Images (B, 1, 24, 24) in [-1, 1] -> logits (B, 10); `features` gives the layer before, (B, 128)."""
@@ -33,3 +38,21 @@ class DigitClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(images)))
+
+
+def digits_extractor(model: DigitClassifier, device: str = "cpu") -> Extractor:
+    """The classifier's layers pool (128), spatial (7 of the 64 channels of its 6 x 6 stage: 252) and logits (10)."""
+
+    @torch.no_grad()
+    def of(images: Tensor) -> dict[str, Tensor]:
+        if tuple(images.shape[-2:]) != (SIZE, SIZE) or bool((images != images[:, :1]).any()):
+            raise InputError(
+                f"The digits extractor judges grey images of {SIZE} x {SIZE} pixels; these are {images.shape[-2]} x "
+                f"{images.shape[-1]}, or have colours."
+            )
+        x = images[:, :1].to(device).float() / 127.5 - 1
+        spatial = model.stages[:2](x)[:, :SPATIAL_CHANNELS].flatten(1)
+        pool = model.features(x)
+        return {"pool": pool, "spatial": spatial, "logits": model.head(pool)}
+
+    return Extractor("digits", ("pool", "spatial", "logits"), of)

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from forecache.errors import InputError, MissingExtraError
-from forecache.evaluate import Moments
+from forecache.evaluate.extractors import Extractor
+from forecache.evaluate.features import Features
+from forecache.evaluate.frechet import Moments
+from forecache.evaluate.reference import Reference
 from forecache.sampling.device import as_dtype
 from forecache.sampling.loop import sample, to_images
 from forecache.sampling.sources import OnStep, Sampling
-from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.classifier import DigitClassifier, digits_extractor
 
 FOLDER = Path(__file__).parent / "assets" / "digits"
 ROUTERS = (22, 40)
@@ -115,6 +118,19 @@ def load_reference() -> tuple[dict[str, Moments], Tensor]:
     pool = Moments(count, moments["mean"].double(), moments["covariance"].double())
     spatial = Moments(count, more["spatial_mean"].double(), more["spatial_covariance"].double())
     return {"pool": pool, "spatial": spatial}, more["pool"].float()
+
+
+def open_extractor(weights: str | Path | None = None, device: str = "cpu") -> Extractor:
+    """The classifier as an extractor of `forecache.evaluate`; InputError for other weights than its own."""
+    if weights is not None:
+        raise InputError("The digits extractor comes with its weights: leave them out.")
+    return digits_extractor(load_classifier().to(device), device)
+
+
+def open_reference() -> Reference:
+    """MNIST's test set, as the classifier sees it."""
+    moments, pool = load_reference()
+    return Reference("digits", moments, features=Features("digits", len(pool), {"pool": pool}))
 
 
 def load_digits(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Digits:

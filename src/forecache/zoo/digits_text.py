@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from forecache.errors import InputError, MissingExtraError
-from forecache.evaluate import Moments
+from forecache.evaluate.frechet import Moments
 from forecache.sampling.device import as_dtype
 from forecache.sampling.loop import generators
 from forecache.zoo import captions
