@@ -13,6 +13,7 @@ from diffusers import (
 )
 from diffusers.utils import logging
 from hypothesis import settings
+from support.inception import write_inception
 from support.small import small_dit, small_facebook_dit, small_pixart, small_t5, small_vae
 from transformers.utils import logging as transformers_logging
 
@@ -91,3 +92,9 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(tuner, "FINALISTS", 2)
     monkeypatch.setattr(tuner, "NOISES", 1)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """Random weights of torch-fidelity's Inception as the file that it publishes."""
+    return write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.test_examples import COMMANDS
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+from support.commands import COMMANDS
 from support.small import small_t5
 from support.tiny import TINY
 from transformers import UMT5Config, UMT5EncoderModel

@@ -8,15 +8,11 @@ import shlex
 
 import pytest
 import torch
-import typer
 from rich.console import Console
 from support import routers
+from support.commands import COMMANDS
 
-import forecache.cli
 from forecache.cli import terminal
-
-forecache.cli.load()
-COMMANDS = typer.main.get_command(terminal.app).commands
 
 HAS = {
     "models": {"json"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from docs.test_docs import blocks
+from support.documents import blocks
 from support.routers import PUBLISHED, checkpoint, published
 
 import forecache as fc

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from support.documents import blocks
 
 from forecache.report import html
 
@@ -12,10 +13,6 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HUB = "facebook/DiT-XL-2-256"
 PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def with_python():

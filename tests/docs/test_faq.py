@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from models.test_registry import PAIR, POOLED, SQUARE, TEXT, pipeline
+from support.pipelines import PAIR, POOLED, SQUARE, TEXT, pipeline
 from support.tiny import TINY, normal
 
 import forecache as fc

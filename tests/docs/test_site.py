@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from report.test_html import BROWSER, Quiet, browsed
+from support.browser import BROWSER, Quiet, browsed
 
 import forecache as fc
 

@@ -46,22 +46,6 @@ def pictures(count, size=32, seed=0):
 
 
 @pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """Random weights of torch-fidelity's Inception as the file that it publishes: a state dict."""
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        model = FeatureExtractorInceptionV3("random", ["2048"])
-    for each in model.modules():
-        if isinstance(each, nn.Conv2d):
-            nn.init.kaiming_normal_(each.weight)
-    torch.save(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def inception(inception_file):
     return load_extractor("inception", inception_file)
 
@@ -397,7 +381,7 @@ def test_statistics_that_are_none(tmp_path, changes, words):
 
 def test_clip_features_and_scores(tmp_path):
     """The features are those from which the score's cosine is taken, before they are normalised."""
-    from fit.test_search import make_clip
+    from support.clip import make_clip
 
     folder = make_clip(tmp_path)
     clip = fc.evaluate.load_clip(str(folder))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from parts.test_statistics import same
-from runtime.test_session import everything
 from support import reference
 from support.small import CLASSES, small_dit
+from support.sources import Mine
+from support.statistics import same
+from support.traces import everything
 
 import forecache as fc
 from forecache import distributed
@@ -451,30 +452,6 @@ def test_what_is_held_does_not_depend_on_the_number_of_conditions(digits, monkey
 
 
 # ---- other sources --------------------------------------------------------------------------------------------------
-
-
-class Mine:
-    """A model of the user's own, with a loop of the user's own: no guidance pair, timesteps that go down."""
-
-    def __init__(self, model, calls=T, rows=1):
-        self.target, self.calls, self.rows = model, calls, rows
-        self.given = []
-
-    classes = CLASSES
-
-    def label(self, name):
-        return int(name)
-
-    @torch.no_grad()
-    def generate(self, labels, how, first_index=0, on_step=None):
-        self.given.append((tuple(labels), how, first_index))
-        x = noise((4, 8, 8), how.seed, how.indices(first_index, len(labels)))
-        x, y = x.repeat(self.rows, 1, 1, 1), torch.tensor(labels * self.rows)
-        for step in range(self.calls):
-            x = x - 0.3 * self.target(x, torch.full((len(x),), 900 - 100 * step), y)[:, :4]
-            if on_step is not None:
-                on_step(step)
-        return x
 
 
 def test_a_source_of_the_users_own_is_measured(facebook):

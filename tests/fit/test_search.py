@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from fit.test_calibrate import Mine
 from PIL import Image
+from support.clip import make_clip
+from support.sources import Mine
 
 import forecache as fc
 from forecache.evaluate import Moments, frechet_distance, psnr
@@ -267,25 +268,6 @@ def test_the_frechet_score_is_the_distance_of_the_features():
     score = frechet(lambda x: x.flatten(1), reference)
     assert score.better == "lower"
     assert score.of(images, Context(())) == frechet_distance(Moments.of(images.flatten(1)), reference) > 0
-
-
-def make_clip(folder):
-    """A small random CLIP model in a folder, with a tokenizer that knows letters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    signs = [*"abcdefghijklmnopqrstuvwxyz", *[f"{each}</w>" for each in "abcdefghijklmnopqrstuvwxyz"]]
-    words = [*signs, "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = sizes | {"vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": 52, "eos_token_id": 53}
-    vision = sizes | {"image_size": 16, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    resize = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-    CLIPProcessor(CLIPImageProcessor(**resize), tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parts.test_statistics import GRID as MEASURED_GRID
-from parts.test_statistics import measured
-from parts.test_statistics import same as same_statistics
 from safetensors.torch import save_file
 from support.files import figures_file, search_file
 from support.routers import published
+from support.statistics import GRID as MEASURED_GRID
+from support.statistics import measured
+from support.statistics import same as same_statistics
 
 import forecache as fc
 from forecache import errors

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plan.test_cost import ATTENTION, CALL, EMBEDDERS, MLP, D, L, meta_dit
+from support.costs import ATTENTION, CALL, EMBEDDERS, MLP, D, L, meta_dit
 from support.routers import PUBLISHED, published
 from support.small import generate
 

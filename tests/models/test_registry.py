@@ -1,13 +1,12 @@
 """Which models are known: the list, the docs that repeat it, original layouts, a user's own adapters, pipelines."""
 
-import inspect
 import json
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from support import reference
+from support.pipelines import PAIR, PIPELINES, SCHEDULERS, pipeline
 from support.small import labels, noise, small_facebook_dit
 from support.tiny import TINY, normal
 from torch import nn
@@ -175,54 +174,6 @@ def test_wrong_registrations_are_refused():
 
 
 # ---- through the real pipelines -------------------------------------------------------------------------------------
-
-
-def pipeline(kind, transformer, scheduler=None, **more):
-    """A pipeline without encoders and VAE: it is given what these would give, and gives out latents."""
-    made = getattr(diffusers, kind)
-    needed = [each for each in inspect.signature(made.__init__).parameters.values() if each.default is each.empty]
-    parts = dict.fromkeys(each.name for each in needed[1:])
-    scheduler = scheduler or diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = made(**{**parts, "transformer": transformer, "scheduler": scheduler, **more})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-TEXT, NONE, MASK, POOLED = normal(1, 5, 12), normal(1, 5, 12, seed=2), torch.ones(1, 5).long(), normal(1, 10)
-SQUARE, VIDEO = {"height": 64, "width": 64}, {"height": 64, "width": 64, "num_frames": 5}
-PAIR = {"prompt_embeds": TEXT, "negative_prompt_embeds": NONE}
-MASKED = PAIR | {"prompt_attention_mask": MASK, "negative_prompt_attention_mask": MASK}
-ONCE = {"guidance_scale": 1.0}
-"""These pipelines call the model twice a step under guidance: tests/runtime/test_lanes.py."""
-PIPELINES = {
-    "SD3": (
-        "StableDiffusion3Pipeline",
-        PAIR | SQUARE | {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED},
-    ),
-    "FLUX.1": ("FluxPipeline", SQUARE | {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED}),
-    "Wan 2.1": ("WanPipeline", {"prompt_embeds": TEXT, "height": 16, "width": 16, "num_frames": 5} | ONCE),
-    "FLUX.2": ("Flux2Pipeline", SQUARE | {"prompt_embeds": TEXT}),
-    "Qwen-Image": ("QwenImagePipeline", SQUARE | {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK}),
-    "Z-Image": ("ZImagePipeline", SQUARE | {"prompt_embeds": [TEXT[0]], "negative_prompt_embeds": [NONE[0]]}),
-    "Sana": ("SanaPipeline", MASKED | {"height": 256, "width": 256, "use_resolution_binning": False,
-                                       "negative_prompt": None}),
-    "Lumina 2": ("Lumina2Pipeline", MASKED | SQUARE | ONCE),
-    "AuraFlow": ("AuraFlowPipeline", MASKED | SQUARE),
-    "CogVideoX": ("CogVideoXPipeline", PAIR | VIDEO),
-    "HunyuanVideo": (
-        "HunyuanVideoPipeline",
-        VIDEO | {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED, "prompt_attention_mask": MASK},
-    ),
-    "LTX-Video": ("LTXPipeline", MASKED | VIDEO | {"num_frames": 9}),
-    "Mochi 1": (
-        "MochiPipeline",
-        VIDEO
-        | {"prompt_embeds": normal(1, 5, 16), "negative_prompt_embeds": normal(1, 5, 16, seed=2), "num_frames": 7}
-        | {"prompt_attention_mask": MASK.bool(), "negative_prompt_attention_mask": MASK.bool()},
-    ),
-    "Latte": ("LattePipeline", PAIR | SQUARE | {"video_length": 2, "negative_prompt": None}),
-}  # fmt: skip
-SCHEDULERS = {"CogVideoX": diffusers.CogVideoXDDIMScheduler, "Latte": diffusers.DDIMScheduler}
 
 
 @pytest.mark.parametrize("name", PIPELINES)

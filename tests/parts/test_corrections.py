@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from parts.test_statistics import measured
-from runtime.test_session import everything
 from safetensors.torch import load_file, save_file
 from support import reference
 from support.small import generate, labels, noise
+from support.statistics import measured
+from support.traces import everything
 
 import forecache as fc
 from forecache.zoo import Digits

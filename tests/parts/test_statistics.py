@@ -11,41 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.statistics import GRID, SITES, D, N, T, measured, same
 
 import forecache as fc
 from forecache.parts import gates
 from forecache.parts.statistics import KEY, Origin, Statistics, inverse_gradient, inverse_table
-
-SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
-T, N, D = 6, 4, 3
-DDIM = json.dumps({"class": "DDIMScheduler", "steps_offset": 1})
-GRID = fc.Grid(T, SITES, "SmallDiT", "0123456789abcdef:0.5,-0.25", DDIM)
-
-
-def measured(grid=GRID, tokens=N, width=D, seed=0, inverse=None):
-    """Statistics that no model gives: random averages, on the grid that they are for."""
-    generator = torch.Generator().manual_seed(seed)
-    means = tuple(torch.randn(grid.num_steps, tokens, width, generator=generator) for _ in grid.sites)
-    about = (grid.model, grid.fingerprint, grid.scheduler, 1.5, 7, False, "first", 4, tuple(range(8)), fc.__version__)
-    cells = (grid.num_steps, len(grid.sites))
-    return Statistics(
-        grid.sites,
-        means,
-        torch.rand(*cells, 2, generator=generator),
-        inverse_table(means) if inverse is None else torch.tensor(inverse),
-        torch.full(cells, 8),
-        Origin(*about),
-    )
-
-
-def same(a, b):
-    """Whether two statistics agree in everything, bit for bit."""
-    tables = [(x.changes, x.inverse, x.counts, *x.means) for x in (a, b)]
-    pairs = list(zip(*tables, strict=True))
-    return (a.sites, a.origin) == (b.sites, b.origin) and all(
-        x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs
-    )
-
 
 # ---- the gradient ---------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from runtime.test_program import STEPS as T
-from runtime.test_program import random_statistics
 from support.small import generate
+from support.statistics import STEPS as T
+from support.statistics import random_statistics
 
 import forecache as fc
 from forecache.plan import hub as hub_module

@@ -5,8 +5,6 @@ import html
 import http.server
 import json
 import re
-import shutil
-import subprocess
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts.test_statistics import GRID, measured
 from PIL import Image
+from support.browser import BROWSER, Quiet, browsed
 from support.files import figures_file, search_file
+from support.statistics import GRID, measured
 
 import forecache as fc
 from forecache.environment import environment
@@ -444,13 +443,6 @@ f.onload = () => {
 };
 </script>"""
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def serving(tmp_path):
@@ -462,15 +454,6 @@ def serving(tmp_path):
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-def browsed(url, *options):
-    """The page's elements after its scripts ran, and what it wrote to the console."""
-    usual = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=4000"]
-    done = subprocess.run(
-        [BROWSER, *usual, *options, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")

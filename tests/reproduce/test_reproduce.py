@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTPipeline
-from evaluate.test_extractors import inception_file  # noqa: F401 - a fixture
 from PIL import Image
 from support.routers import PUBLISHED, published
 
@@ -291,7 +290,7 @@ def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, re
 
 
 def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, tmp_path):
-    from fit.test_search import make_clip
+    from support.clip import make_clip
 
     table = open_table("procache-pixart")
     (tmp_path / "prompts.txt").write_text("a red cat\na small cactus\n\na happy apple\n")
@@ -573,7 +572,7 @@ def test_the_command_on_digits(forecache, tmp_path):
     assert (code, "seed 0, not 4" in err) == (1, True)
 
 
-def test_the_command_on_a_pipeline_judged_by_inception(forecache, pipe_folder, inception_file, tmp_path):  # noqa: F811
+def test_the_command_on_a_pipeline_judged_by_inception(forecache, pipe_folder, inception_file, tmp_path):
     """Inception's own code, with random weights in the published file's format."""
     np.savez(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8))
     words = ["reproduce", "goc-fora-50", "--on", pipe_folder, "--row", "FORA 50 %", "--samples", 4, "--batch", 4]

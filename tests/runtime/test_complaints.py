@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, DDIMScheduler, DiTPipeline, FlowMatchHeunDiscreteScheduler
-from models.test_registry import MASK, MASKED, PAIR, POOLED, SQUARE, pipeline
+from support.pipelines import MASK, MASKED, PAIR, POOLED, SQUARE, pipeline
 from support.small import generate_images, labels, noise, small_dit, small_vae
 from support.tiny import TINY, normal
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from runtime.test_program import random_statistics
 from support.small import generate, labels, noise, small_dit
+from support.statistics import random_statistics
 from support.tiny import TIMES, TINY, normal
 from torch._dynamo.testing import CompileCounter
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.test_registry import MASKED, PAIR, SQUARE, pipeline
+from support.pipelines import MASKED, PAIR, SQUARE, pipeline
 from support.tiny import TINY
 
 import forecache as fc

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import plans, reference
 from support.small import CLASSES, generate, labels, noise, small_dit
+from support.statistics import STEPS, random_statistics
 from support.tiny import TIMES, TINY, normal
 from torch import nn
 
@@ -22,8 +23,6 @@ from forecache.parts.grid import Action
 from forecache.plan import slots
 from forecache.runtime.forwards import Steps
 from forecache.runtime.program import INSIDE, Program
-
-STEPS = 12
 
 
 @pytest.fixture
@@ -74,16 +73,6 @@ def run_pixart(model, trained=False):
 
 MODELS = {"DiT": lambda: small_dit(3), "PixArt": small_pixart}
 MODEL_RUNS = {"DiT": run_dit, "PixArt": run_pixart}
-
-
-def random_statistics(model):
-    sites = fc.grid(model, 1).sites
-    draw = torch.Generator().manual_seed(0)
-    means = tuple(torch.randn(STEPS, 16, 16, generator=draw).cumsum(0) * 0.1 for _ in sites)
-    shape = STEPS, len(sites)
-    origin = fc.parts.statistics.Origin("", "", "", 1.5, 0, False, "first", 1, (0,), "")
-    inverse, counts = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.int64)
-    return fc.Statistics(sites, means, torch.rand(*shape, 3, generator=draw), inverse, counts, origin)
 
 
 METHODS = {

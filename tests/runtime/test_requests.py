@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
-from runtime.test_session import everything
 from support.small import generate, generate_images, noise, small_dit, small_vae
+from support.traces import everything
 
 import forecache as fc
 

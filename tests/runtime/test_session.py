@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from support.small import generate, generate_images, labels, noise
+from support.traces import everything
 
 import forecache as fc
 
@@ -19,18 +20,6 @@ T = 8
 
 def plan(target, method=None, num_steps=T):
     return (method or fc.goc(fc.fora(2), 0.8)).plan(fc.grid(target, num_steps))
-
-
-def everything(*targets):
-    """The attributes of every module in ``targets``: names, which objects they name, hooks and parameters included."""
-    return [
-        {
-            name: (id(value), [*map(id, value.values())] if isinstance(value, dict) else None)
-            for name, value in vars(owner).items()
-        }
-        for target in targets
-        for owner in (target.modules() if isinstance(target, torch.nn.Module) else [target])
-    ]
 
 
 class UserError(Exception):

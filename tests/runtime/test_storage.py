@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from models.test_registry import POOLED, SQUARE, pipeline
 from support import reference
+from support.pipelines import POOLED, SQUARE, pipeline
 from support.small import generate, labels, noise
 from support.tiny import TINY, normal
 

@@ -15,10 +15,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
-from models.test_registry import ONCE, PAIR, PIPELINES, POOLED, SQUARE, TEXT, pipeline
 from peft import LoraConfig
-from runtime.test_program import STEPS, random_statistics
+from support.pipelines import ONCE, PAIR, PIPELINES, POOLED, SQUARE, TEXT, pipeline
 from support.small import generate_images, small_dit, small_vae
+from support.statistics import STEPS, random_statistics
 from support.tiny import TIMES, TINY, normal
 from torch import nn
 
