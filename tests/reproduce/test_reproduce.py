@@ -125,8 +125,8 @@ def plan(text):
 
 
 BAD = [
-    ({"format": '"other"'}, "it is 'other' version 1; this forecache reads"),
-    ({"version": "2"}, "'forecache-table' version 2"),
+    ({"format": '"other"'}, "its format is 'other', not 'forecache-table'"),
+    ({"version": "2"}, "its version is 2; this forecache reads version 1"),
     ({"steps": None}, "the file lacks steps"),
     ({"colour": '"red"'}, r"unknown keys \['colour'\]"),
     ({"steps": '"4"'}, "steps of the file is of type int, not '4'"),

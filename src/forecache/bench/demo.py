@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from forecache.bench import timing as timing_module
 from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import Moments, frechet_distance, psnr
+from forecache.io import files
 from forecache.methods.eoc import eoc
 from forecache.methods.fora import fora_paper
 from forecache.methods.goc import goc, goc_paper_steps
@@ -164,4 +164,4 @@ def save(rows: Sequence[Row], path: Path, settings: Mapping[str, Any]) -> None:
         "environment": environment(),
         "rows": [row.figures() for row in rows],
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    files.write_json(path, document)

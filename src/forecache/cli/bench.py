@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from forecache.bench import speed
 from forecache.bench.subjects import PRESETS, Subject, open_subject, preset
 from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
 from forecache.environment import environment
+from forecache.io import files
 from forecache.report import figures
 from forecache.zoo import SHAPES
 
@@ -75,9 +75,8 @@ def bench_command(
 
 
 def _write(out: Path, rows: list[speed.Timed], document: dict[str, Any], title: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "timing.json").write_text(json.dumps(document, indent=2) + "\n")
-    (out / "timing.md").write_text("\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
+    files.write_json(out / "timing.json", document)
+    files.write(out / "timing.md", "\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
     figures.draw_speed(rows, out / "timing.png", title)
 
 

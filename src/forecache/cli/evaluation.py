@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from forecache.evaluate import clip, imagesets, tables
 from forecache.evaluate.evaluation import check, needs_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS, chosen
 from forecache.io import files as files_module
-from forecache.io import tensor_files
+from forecache.io.document import items
 from forecache.sampling.device import place
 
 LIST = ", ".join([*METRICS, *(f"{name} ({' '.join(of)})" for name, of in ALIASES.items())])
@@ -101,8 +100,7 @@ def evaluate_command(
     typed = shlex.join(["forecache", *sys.argv[1:]])
     more = {"sampling_seeds": _seeds(samples), "environment": environment(), "command": typed}
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found.document() | more, indent=2) + "\n")
+        files_module.write_json(out, found.document() | more)
     if as_json:
         emit(found.document(draws=False) | more)
     else:
@@ -213,6 +211,6 @@ def _row(path: Path) -> evaluate.Row:
     try:
         document = files_module.document(path, 16 * 2**20)
         figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
-        return evaluate.Row(path.stem, figures, seeds=tensor_files.each(document["sampling_seeds"], "seeds", int))
+        return evaluate.Row(path.stem, figures, seeds=items(document["sampling_seeds"], "seeds", int))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error

@@ -5,21 +5,19 @@ B images, F dimensions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
 
 from forecache.errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments, Stream
 from forecache.evaluate.imagesets import ImageSet
-from forecache.io import files, tensor_files
+from forecache.io import tensor_files
 
 FORMAT = "forecache-features"
 VERSION = 1
@@ -62,7 +60,7 @@ class Features:
         path = Path(path)
         document = {"version": VERSION, "extractor": self.extractor, "count": self.count}
         tensors = {name: each.contiguous().cpu() for name, each in self.layers.items()}
-        files.write(path, save(tensors, metadata={FORMAT: json.dumps(document)}))
+        tensor_files.write(path, FORMAT, document, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:

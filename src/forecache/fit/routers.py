@@ -27,6 +27,7 @@ from forecache.environment import environment
 from forecache.errors import InputError, RouterFileError, RunError
 from forecache.fit.lesson import Lesson, frozen
 from forecache.io import tensor_files
+from forecache.io.document import fields, refusing
 from forecache.io.files import short
 from forecache.models.find import describe, find, layout
 from forecache.models.layout import Layout
@@ -215,13 +216,13 @@ class Training:
     def load(self, path: Path, iterations: int) -> None:
         """Go on from a checkpoint; InputError if it belongs to other settings, RouterFileError if it is damaged."""
         kinds = {"settings": dict, "sites": list, "iteration": int, "seconds": float, "loss": float, "error": float}
-        with tensor_files.refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
+        with refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
             document, tensors = tensor_files.read(path, KEY, MAX_BYTES)
-            found = tensor_files.fields(document, kinds)
+            found = fields(document, kinds)
             if set(tensors) != {"logits", "exp_avg", "exp_avg_sq"}:
                 raise ValueError(f"it holds {short(sorted(tensors))}")
         self._refuse_others(path, found, iterations)
-        with tensor_files.refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
+        with refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
             if not all(_is_state(each, self.logits_KS) for each in tensors.values()):
                 raise ValueError("its tensors are not finite ones of the router's shape")
         ours = {name: each.float().to(self.logits_KS.device) for name, each in tensors.items()}

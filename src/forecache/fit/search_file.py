@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,12 +17,12 @@ from typing import Any
 from forecache._version import __version__
 from forecache.errors import SearchFileError
 from forecache.io import files
+from forecache.io.document import Document, fields, items, refusing
 from forecache.io.files import short
-from forecache.io.tensor_files import each, fields, refusing
 
-VERSION = 1
+DOCUMENT = Document("forecache-search", 1)
 MAX_BYTES = 16 * 2**20
-KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "candidates": list}
+KEYS = {"forecache": str, "settings": dict, "candidates": list}
 SETTINGS = {
     "model": str, "fingerprint": str, "scheduler": str, "dtype": str,
     "num_steps": int, "budget": int, "v_min": int, "v_max": int, "monotone": bool,
@@ -81,27 +80,21 @@ class Settings:
 
 def write(path: Path, settings: Settings, candidates: Iterable[Candidate]) -> None:
     """Write atomically: a reader sees the old file or the new one."""
-    document = {
-        "format": "forecache-search",
-        "version": VERSION,
+    values = {
         "forecache": __version__,
         "settings": asdict(settings),
         "candidates": [asdict(candidate) for candidate in candidates],
     }
-    files.write(path, (json.dumps(document, indent=1) + "\n").encode())
+    DOCUMENT.write(path, values)
 
 
 def read(path: Path) -> tuple[Settings, list[Candidate]]:
     """The contents of a search file, or a SearchFileError that names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "search file", "Delete it to search from the start"):
-        document = fields(files.document(path, MAX_BYTES), KEYS)
-        if document["format"] != "forecache-search":
-            raise ValueError(f"its format is {short(document['format'])}, not 'forecache-search'")
-        if document["version"] != VERSION:
-            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
+        document = DOCUMENT.fields(files.document(path, MAX_BYTES), KEYS)
         settings = fields(document["settings"], SETTINGS)
         texts = isinstance(next(iter(settings["conditions"]), None), str)
-        settings["conditions"] = each(settings["conditions"], "conditions", str if texts else int)
+        settings["conditions"] = items(settings["conditions"], "conditions", str if texts else int)
         return Settings(**settings), _candidates(document["candidates"])
 
 

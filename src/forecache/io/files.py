@@ -53,16 +53,50 @@ def _size(file: BinaryIO, max_bytes: int) -> int:
     return size
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write atomically: a reader sees the old file or the new one. Folders that are missing are made."""
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` when the block ends without an error: a reader sees the old file or
+    the new one. Folders that are missing are made.
+
+    Each writer has a temporary file of its own, ``<name>.<random>.tmp``, so that processes that write the same file do
+    not disturb each other; only a process that is killed leaves it behind. durable: the file has reached the disk when
+    the block ends, and survives a power failure; False is for what can be made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's new names to the disk; where folders cannot be opened, as on Windows, the system does it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write a file by the rules of `replacing`; text as UTF-8."""
+    with replacing(path, durable=durable) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write a value as JSON by the rules of `replacing`."""
+    write(path, json.dumps(value, indent=indent) + "\n")
 
 
 def document(path: Path, max_bytes: int) -> Any:
@@ -132,36 +166,3 @@ def short(value: Any) -> str:
 
 def _first(items: Iterable[Any], count: int) -> list[Any]:
     return [item for item, _ in zip(items, range(count), strict=False)]
-
-
-@contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when the block ends well; durable: once it has reached the disk.
-
-    Processes that write the same file do not meet: each has a temporary one of its own, ``<name>.<random>.tmp``, and
-    only a process that is killed leaves it behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if durable:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk, too; where folders cannot be opened, as on Windows, the system sees to it."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from forecache.errors import ForecacheError
 from forecache.io import files
 from forecache.io.files import short
 
@@ -25,7 +23,7 @@ def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[st
 
 
 def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:
-    """The document and the tensors of a file that was written under ``key``; use it inside `refusing`."""
+    """The document and the tensors of a file that was written under ``key``; use it inside `document.refusing`."""
     metadata = header(path, max_bytes).get("__metadata__") or {}
     if not isinstance(metadata, dict) or set(metadata) != {key} or not isinstance(metadata[key], str):
         raise ValueError(f"its metadata is {short(sorted(metadata))}, not ['{key}']")
@@ -38,7 +36,7 @@ def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:
 
 
 def header(path: Path, max_bytes: int) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, by the rules of `files.parse`; use it inside `refusing`.
+    """What a safetensors file says of its tensors, by the rules of `files.parse`; use it inside `document.refusing`.
 
     Its sizes are checked before anything is read: of the file, and of the header, at most 32 MiB.
     """
@@ -54,39 +52,3 @@ def header(path: Path, max_bytes: int) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"its header must be an object, not {short(found)}")
     return found
-
-
-@contextmanager
-def refusing(path: Path, error: type[ForecacheError], what: str, advice: str) -> Iterator[None]:
-    """Whatever is wrong with a file becomes ``error``, with a sentence that names the file and ends in ``advice``."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise error(f"There is no {what} at {path}. {advice}.") from None
-    except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
-    except (ValueError, OverflowError, RecursionError, EOFError, SafetensorError) as reason:
-        text = str(reason).rstrip(".")
-        raise error(f"{path} is not a readable {what}: {text[:300]}. {advice}.") from reason
-
-
-def fields(document: Any, types: Mapping[str, type]) -> dict[str, Any]:
-    """The document, which has exactly these keys with values of these types; else ValueError."""
-    if not isinstance(document, dict):
-        raise ValueError(f"its document must be an object, not {short(document)}")
-    if missing := [name for name in types if name not in document]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if unknown := [name for name in document if name not in types]:
-        raise ValueError(f"it has unknown keys {short(unknown)}")
-    for name, kind in types.items():
-        if type(document[name]) is not kind:
-            raise ValueError(f"{name} must be of type {kind.__name__}, not {short(document[name])}")
-    return document
-
-
-def each(values: Sequence[Any], name: str, kind: type) -> tuple[Any, ...]:
-    """The values, which all have this type; else ValueError."""
-    for value in values:
-        if type(value) is not kind:
-            raise ValueError(f"{name} must hold values of type {kind.__name__}, not {short(value)}")
-    return tuple(values)

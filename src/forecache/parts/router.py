@@ -23,6 +23,8 @@ from torch import Tensor
 
 from forecache.errors import PlanError, RouterFileError
 from forecache.io import files, published_router, tensor_files
+from forecache.io.document import fields, items, refusing
+from forecache.io.files import short
 from forecache.parts.grid import Action, Grid, Schedule, Site
 
 VERSION = 1
@@ -174,7 +176,7 @@ class Router:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Router:
         """Read a router file of our form; raises RouterFileError with what is wrong and where."""
-        with tensor_files.refusing(Path(path), RouterFileError, "router file", "Make it again with Router.save"):
+        with refusing(Path(path), RouterFileError, "router file", "Make it again with Router.save"):
             return _decode(*tensor_files.read(Path(path), KEY, MAX_BYTES))
 
     @classmethod
@@ -185,7 +187,7 @@ class Router:
         calls may skip: the other rows were never trained.
         Raises RouterFileError for a file that is damaged, or holds anything but tensors and the training's settings.
         """
-        with tensor_files.refusing(Path(path), RouterFileError, "published router", "Download it again"):
+        with refusing(Path(path), RouterFileError, "published router", "Download it again"):
             logits_TS, provenance = published_router.read(Path(path))
             sites = tuple(f"blocks.{index // 2}.{('attn', 'mlp')[index % 2]}" for index in range(logits_TS.shape[1]))
             return cls(logits_TS, sites, tuple(range(1, len(logits_TS), 2)), provenance)
@@ -217,14 +219,12 @@ def _decode(document: Any, tensors: Mapping[str, Tensor]) -> Router:
     """The contents of a file as a router; every key and value is checked."""
     kinds = {"version": int, "sites": list, "skippable": list, "provenance": dict}
     if isinstance(document, dict) and document.get("version") != VERSION:
-        raise ValueError(
-            f"its version is {tensor_files.short(document.get('version'))}; this forecache reads {VERSION}"
-        )
-    found = tensor_files.fields(document, kinds)
+        raise ValueError(f"its version is {short(document.get('version'))}; this forecache reads {VERSION}")
+    found = fields(document, kinds)
     if set(tensors) != {"logits"}:
-        raise ValueError(f"it must hold the tensor 'logits' alone, not {tensor_files.short(sorted(tensors))}")
-    sites = tensor_files.each(found["sites"], "sites", str)
-    skippable = tensor_files.each(found["skippable"], "skippable", int)
+        raise ValueError(f"it must hold the tensor 'logits' alone, not {short(sorted(tensors))}")
+    sites = items(found["sites"], "sites", str)
+    skippable = items(found["skippable"], "skippable", int)
     return Router(tensors["logits"], sites, skippable, found["provenance"])
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as fields_of
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from forecache.errors import StatisticsError, StatisticsFileError
 from forecache.io import tensor_files
+from forecache.io.document import fields, refusing
+from forecache.io.files import short
 from forecache.parts.grid import Grid, Site
 from forecache.parts.identity import is_same, scheduler_differences
 
@@ -159,7 +162,7 @@ class Statistics:
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read a statistics file; raises StatisticsFileError with what is wrong."""
         advice = "Make it with forecache.calibrate"
-        with tensor_files.refusing(Path(path), StatisticsFileError, "statistics file", advice):
+        with refusing(Path(path), StatisticsFileError, "statistics file", advice):
             document, tensors = tensor_files.read(Path(path), KEY, MAX_BYTES)
             sites, origin = _decode(document)
             return cls(sites, *_tensors(tensors, sites), origin)
@@ -188,16 +191,12 @@ def inverse_table(means: Sequence[Tensor]) -> Tensor:
 def _decode(document: Any) -> tuple[tuple[Site, ...], Origin]:
     """Sites and origin of a file; every key and value is checked."""
     if isinstance(document, dict) and document.get("version") != VERSION:
-        raise ValueError(
-            f"its version is {tensor_files.short(document.get('version'))}; this forecache reads {VERSION}"
-        )
-    found = tensor_files.fields(document, {"version": int, "sites": list, "origin": dict})
+        raise ValueError(f"its version is {short(document.get('version'))}; this forecache reads {VERSION}")
+    found = fields(document, {"version": int, "sites": list, "origin": dict})
     keys = {"name": str, "depth": int, "kind": str}
-    sites = Grid(1, tuple(Site(**tensor_files.fields(each, keys)) for each in found["sites"])).sites
+    sites = Grid(1, tuple(Site(**fields(each, keys)) for each in found["sites"])).sites
     kinds = {"str": str, "float": float, "int": int, "bool": bool}
-    origin = tensor_files.fields(
-        found["origin"], {each.name: kinds.get(str(each.type), list) for each in fields(Origin)}
-    )
+    origin = fields(found["origin"], {each.name: kinds.get(str(each.type), list) for each in fields_of(Origin)})
     if not all(type(each) in (int, str) for each in origin["conditions"]):
         raise ValueError("the conditions of its origin must be numbers or texts")
     values: dict[str, Any] = {**origin, "conditions": tuple(origin["conditions"])}

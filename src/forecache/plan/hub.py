@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache.errors import MissingExtraError, PlanFileError
+from forecache.io import files
 from forecache.parts.grid import Grid
 from forecache.plan import file
 
@@ -49,7 +50,7 @@ def push(
     api.create_repo(repo, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / FILE)
-        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        files.write(Path(folder) / "README.md", card)
         made = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a forecache plan")
     return str(made)
 

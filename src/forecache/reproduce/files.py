@@ -11,7 +11,6 @@ rows/fora-50.json: the figures of a row with their resamples, what its plan is, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,14 +19,15 @@ from typing import Any
 from forecache._version import __version__
 from forecache.errors import InputError, TableError
 from forecache.evaluate import Figure
-from forecache.io import files, tensor_files
-from forecache.io.files import replacing, short
-from forecache.io.tensor_files import refusing
+from forecache.io import files
+from forecache.io.document import Document, items, refusing
+from forecache.io.document import fields as checked_fields
 from forecache.sampling.shard_file import Settings as Sampling
 from forecache.sampling.shards import differences
 
-VERSION = 1
-KEYS = {"format": str, "version": int, "forecache": str, "settings": dict}
+MANIFEST = Document("forecache-reproduction", 1)
+RESULT = Document("forecache-reproduction-result", 1)
+KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {"table": str, "table_sha256": str, "sampling": dict, "metrics": list, "resamples": int}
 ROW = {
     "name": str, "method": str, "picture": str, "plan_sha256": str, "samples_sha256": str, "samples": int, "seed": int,
@@ -78,7 +78,7 @@ def join(folder: Path, asked: Settings) -> None:
     for left in (*folder.glob("*.tmp"), *folder.glob("rows/*.tmp")):  # by a process that was killed
         left.unlink(missing_ok=True)
     if not path.exists():
-        _write(path, {"format": "forecache-reproduction", "version": VERSION, "settings": asdict(asked)})
+        MANIFEST.write(path, {"forecache": __version__, "settings": asdict(asked)})
     if differ := read_manifest(path).differences(asked):
         raise TableError(
             f"{folder} holds another reproduction ({'; '.join(differ)}): choose another folder, or delete it."
@@ -88,23 +88,21 @@ def join(folder: Path, asked: Settings) -> None:
 def read_manifest(path: Path) -> Settings:
     """The settings of the reproduction in a folder, or a TableError that names the file and what is wrong with it."""
     with refusing(path, TableError, "reproduction", "Choose another folder, or delete this one"):
-        document = tensor_files.fields(files.document(path, 16 * 2**20), KEYS)
-        if (document["format"], document["version"]) != ("forecache-reproduction", VERSION):
-            raise ValueError(f"it is {short(document['format'])} version {document['version']}")
+        document = MANIFEST.fields(files.document(path, 16 * 2**20), KEYS)
         found = document["settings"]
         optional = {name: str for name in ("extractor", "reference") if found.get(name) is not None}
         rest = {name: type(None) for name in ("extractor", "reference") if name not in optional}
-        found = tensor_files.fields(found, SETTINGS | optional | rest)
+        found = checked_fields(found, SETTINGS | optional | rest)
         names = {each.name for each in fields(Sampling)}
         if set(found["sampling"]) != names:
             raise ValueError(f"its sampling does not hold {', '.join(sorted(names))}")
-        metrics = tensor_files.each(found["metrics"], "metrics", str)
+        metrics = items(found["metrics"], "metrics", str)
         return Settings(**found | {"sampling": Sampling(**found["sampling"]), "metrics": metrics})
 
 
 def write_row(path: Path, row: Mapping[str, Any]) -> None:
-    """A finished row, whole and on the disk."""
-    _write(path, row)
+    """A finished row."""
+    files.write_json(path, {**row, "forecache": __version__}, indent=1)
 
 
 def read_row(path: Path) -> dict[str, Any] | None:
@@ -113,18 +111,8 @@ def read_row(path: Path) -> dict[str, Any] | None:
         document = files.document(path, 16 * 2**20)
         known = {name: kind for name, kind in UNCOUNTED.items() if document.get(name) is not None}
         unknown = {name: type(None) for name in UNCOUNTED if name not in known}
-        tensor_files.fields(document, ROW | {"forecache": str} | known | unknown)
+        checked_fields(document, ROW | {"forecache": str} | known | unknown)
         document["figures"] = {name: Figure.read(each) for name, each in document["figures"].items()}
     except (OSError, ValueError, AttributeError, InputError):
         return None
     return document
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """A document, whole and on the disk."""
-    _write(path, document)
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write((json.dumps(dict(document) | {"forecache": __version__}, indent=1) + "\n").encode())

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forecache._version import __version__
 from forecache.environment import environment
 from forecache.evaluate import Difference, Figure, Row, difference, tables
 from forecache.evaluate.figures import Z
 from forecache.evaluate.metrics import METRICS
+from forecache.io import files as io_files
 from forecache.reproduce import files
 from forecache.reproduce.table import Table, open_table
 from forecache.reproduce.testbed import Given, Ground, open_ground
@@ -140,8 +142,8 @@ def reproduce(
         run.measure(row, plans[row.name])
     result = _result(run, command)
     if run.world.leads:
-        files.write_json(run.out / "result.json", result.document)
-        (run.out / "table.md").write_text("\n".join(result.markdown()) + "\n", encoding="utf-8")
+        io_files.write_json(run.out / "result.json", {**result.document, "forecache": __version__}, indent=1)
+        io_files.write(run.out / "table.md", "\n".join(result.markdown()) + "\n")
     return result
 
 
@@ -159,9 +161,7 @@ def _result(run: Run, command: str) -> Reproduction:
 def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     table, ground = run.table, run.ground
     about = {row.name: row for row in table.rows}
-    return {
-        "format": "forecache-reproduction-result",
-        "version": files.VERSION,
+    values = {
         "command": command,
         "table": {key: getattr(table, key) for key in ("name", "title", "paper", "number", "model", "sha256")}
         | {"notes": list(table.notes)},
@@ -190,3 +190,4 @@ def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]])
         ],
         "missing": [row.name for row in table.rows if row.name not in measured],
     }
+    return files.RESULT.wrap(values)

@@ -29,18 +29,18 @@ from typing import Any
 from forecache.errors import TableError
 from forecache.evaluate.metrics import METRICS
 from forecache.io import files
+from forecache.io.document import Document, refusing
 from forecache.io.files import short
-from forecache.io.tensor_files import refusing
 
 FOLDER = Path(__file__).parent / "tables"
-VERSION = 1
+DOCUMENT = Document("forecache-table", 1)
 MAX_BYTES = 2**20
 SAMPLERS = {"DDIM": "DDIMScheduler", "DPM-Solver++": "DPMSolverMultistepScheduler"}
 """Samplers by the papers' names, and the schedulers of diffusers that they are."""
 
 CONDITIONS = ("random classes", "classes in turn", "prompts")
 FIELDS = {
-    "format": str, "version": int, "title": str, "paper": str, "model": str, "sampler": str, "steps": int,
+    "title": str, "paper": str, "model": str, "sampler": str, "steps": int,
     "guidance": float, "samples": int, "batch": int, "conditions": str, "metrics": list, "rows": list,
 }  # fmt: skip
 OPTIONAL = {"number": str, "notes": list, "calibration": dict}
@@ -175,10 +175,8 @@ def read(path: Path) -> Table:
 
 
 def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
-    found = _checked(document, FIELDS, OPTIONAL, "the file")
-    if found["format"] != "forecache-table" or found["version"] != VERSION:
-        what = f"{short(found['format'])} version {found['version']}"
-        raise ValueError(f"it is {what}; this forecache reads 'forecache-table' version {VERSION}")
+    DOCUMENT.check(document)
+    found = _checked(document, FIELDS | {"format": str, "version": int}, OPTIONAL, "the file")
     _one_of(found["sampler"], tuple(SAMPLERS), "sampler")
     _one_of(found["conditions"], CONDITIONS, "conditions")
     for size in ("steps", "samples", "batch"):
@@ -195,7 +193,7 @@ def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
     calibration = found.get("calibration")
     if calibration is not None:
         calibration = Calibration(**_checked(calibration, CALIBRATION, {}, "calibration"))
-    plain = {key: found[key] for key in FIELDS if key not in ("format", "version", "metrics", "rows")}
+    plain = {key: found[key] for key in FIELDS if key not in ("metrics", "rows")}
     return Table(
         name,
         **plain,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +126,7 @@ def write(
         record["time_ratio"] = uncached.seconds / run.seconds
         for entry, value in zip(record["images"], psnr(run.images, uncached.images).tolist(), strict=True):
             entry["psnr_db"] = None if value == float("inf") else value  # equal images
-    _write_json(out / "run.json", record)
+    files_module.write_json(out / "run.json", record)
     return record
 
 
@@ -162,11 +161,8 @@ def save_png(image: Tensor, path: Path) -> None:
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    files_module.write(path, (json.dumps(document, indent=2) + "\n").encode())
+    with files_module.replacing(path, durable=False) as file:
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, format="png")
 
 
 def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:

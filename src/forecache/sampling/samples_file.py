@@ -16,8 +16,8 @@ import numpy as np
 
 from forecache.errors import InputError, MissingExtraError, ShardError
 from forecache.io import npz
+from forecache.io.document import refusing
 from forecache.io.files import replacing
-from forecache.io.tensor_files import refusing
 
 CHUNK = 64 * 2**20
 Images = np.ndarray[Any, np.dtype[np.uint8]]

@@ -20,19 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor, uint8
 
 from forecache._version import __version__
 from forecache.errors import ShardError
 from forecache.io import files, tensor_files
-from forecache.io.files import replacing, short
-from forecache.io.tensor_files import each, fields, refusing
+from forecache.io.document import Document, fields, items, refusing
+from forecache.io.files import short
 
+MANIFEST = Document("forecache-shards", 1)
 VERSION = 1
 MAX_BYTES = 16 * 2**30
 KEY = "forecache-shard"
-KEYS = {"format": str, "version": int, "forecache": str, "settings": dict}
+KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {
     "model": str, "weights": dict, "scheduler": str, "dtype": str, "plan": dict,
     "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
@@ -85,24 +85,13 @@ class Shard:
 
 
 def write_manifest(path: Path, settings: Settings) -> None:
-    document = {
-        "format": "forecache-shards",
-        "version": VERSION,
-        "forecache": __version__,
-        "settings": asdict(settings),
-    }
-    with replacing(path) as file:
-        file.write((json.dumps(document, indent=1) + "\n").encode())
+    MANIFEST.write(path, {"forecache": __version__, "settings": asdict(settings)})
 
 
 def read_manifest(path: Path) -> Settings:
     """The settings of the run in a folder, or a ShardError that names the file and what is wrong with it."""
     with refusing(path, ShardError, "manifest of samples", "Sample into another folder, or delete this one"):
-        document = fields(files.document(path, 2**20), KEYS)
-        if document["format"] != "forecache-shards":
-            raise ValueError(f"its format is {short(document['format'])}, not 'forecache-shards'")
-        if document["version"] != VERSION:
-            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
+        document = MANIFEST.fields(files.document(path, 2**20), KEYS)
         return _settings(document["settings"])
 
 
@@ -110,7 +99,7 @@ def _settings(found: Any) -> Settings:
     optional = type(found.get("call_size")) if isinstance(found, dict) else int
     settings = Settings(**fields(found, SETTINGS | {"call_size": optional}))
     for name in ("weights", "plan"):
-        each(list(getattr(settings, name).values()), name, str)
+        items(list(getattr(settings, name).values()), name, str)
     sizes = (settings.count, settings.shard_size, 1 if settings.call_size is None else settings.call_size)
     if any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(f"count, shard_size and call_size are at least 1, not {short(sizes)}")
@@ -126,8 +115,7 @@ def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> No
         "seconds": shard.seconds,
         "made_on": shard.made_on,
     }
-    with replacing(path) as file:
-        file.write(save({"images": shard.images}, metadata={KEY: json.dumps(document)}))
+    tensor_files.write(path, KEY, document, {"images": shard.images})
 
 
 def read_shard(path: Path, settings: Settings, number: int) -> Shard:

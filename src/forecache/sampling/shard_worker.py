@@ -6,7 +6,6 @@ B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections import Counter
@@ -128,8 +127,7 @@ class ShardRun:
                 "made_on": dict(Counter(shard.made_on for shard in seen)),
                 "forecache": __version__,
             }
-            with shard_file.replacing(self.folder.path / "run.json") as file:
-                file.write((json.dumps(record, indent=2) + "\n").encode())
+            files.write_json(self.folder.path / "run.json", record)
         self.folder.sweep()
         return self.folder.samples
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,14 +18,14 @@ from forecache.errors import InputError, SearchFileError
 from forecache.fit.tuning.polish import WAYS, Moves, Way
 from forecache.fit.tuning.products import Fitted, Products
 from forecache.io import files
+from forecache.io.document import Document, fields, refusing
 from forecache.io.files import short
-from forecache.io.tensor_files import fields, refusing
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 
-VERSION = 1
+DOCUMENT = Document("forecache-tuning", 1)
 MAX_BYTES = 16 * 2**20
-KEYS = {"format": str, "version": int, "forecache": str, "settings": dict, "trials": list}
+KEYS = {"forecache": str, "settings": dict, "trials": list}
 
 FORECASTS = (
     "fitted ORDER, taylor ORDER, each also with ', feedback STRENGTH' (up to 1); goc ETA; reuse; all with "
@@ -141,24 +140,18 @@ class Trial:
 
 def write(path: Path, settings: Mapping[str, Any], trials: Mapping[tuple[str, str, int], Trial]) -> None:
     """Write atomically: a reader sees the old file or the new one."""
-    document = {
-        "format": "forecache-tuning",
-        "version": VERSION,
+    values = {
         "forecache": __version__,
         "settings": dict(settings),
         "trials": [asdict(trial) for trial in trials.values()],
     }
-    files.write(path, (json.dumps(document, indent=1) + "\n").encode())
+    DOCUMENT.write(path, values)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str, int], Trial]]:
     """The contents of a file, or a SearchFileError that names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "tuning file", "Delete it to tune from the start"):
-        document = fields(files.document(path, MAX_BYTES), KEYS)
-        if document["format"] != "forecache-tuning":
-            raise ValueError(f"its format is {short(document['format'])}, not 'forecache-tuning'")
-        if document["version"] != VERSION:
-            raise ValueError(f"its version is {short(document['version'])}; this forecache reads version {VERSION}")
+        document = DOCUMENT.fields(files.document(path, MAX_BYTES), KEYS)
         types = {"pattern": str, "forecast": str, "psnr": float, "noise": int}
         trials = [Trial(**fields(value, types)) for value in document["trials"]]
         for trial in trials:
