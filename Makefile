@@ -1,5 +1,6 @@
-# make demo   sets up .venv and samples the bundled model with and without a cache
-# make test   the same set-up, then every check
+# make demo      sets up .venv and samples the bundled model with and without a cache
+# make test      the same set-up, then style, types and every test that is not slow (6 minutes on two idle cores)
+# make test-all  the same with the slow tests: what CI runs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,16 +9,19 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint style format figures statistics tables bench peers serving docs package
+.PHONY: demo test test-all lint style format figures statistics tables bench peers serving docs package
 demo: $(READY)
 	$(BIN)/forecache demo
 
 TYPES := $(BIN)/pyright --pythonpath $(BIN)/python
 
 # a process a core, each with one thread: models this small gain nothing from more; pyright, which has one, beside them
-test: style
+test: SELECT := -m "not slow"
+test-all: SELECT := -m "slow or not slow"
+test-all: export FORECACHE_THOROUGH := 1
+test test-all: style
 	@$(TYPES) > $(VENV)/pyright.log 2>&1 & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(SELECT); tests=$$?; \
 	wait $$types; types=$$?; cat $(VENV)/pyright.log; test $$tests -eq 0 -a $$types -eq 0
 
 lint: style
@@ -76,7 +80,6 @@ bench: $(READY)
 	$(BIN)/python benchmarks/least.py
 
 peers: $(READY)
-	$(INSTALL) --editable '.[peers]'
 	$(BIN)/python benchmarks/peers.py --model tiny
 	$(BIN)/python benchmarks/peers.py --model digits
 

@@ -1,6 +1,7 @@
 """What the tests share: small random models, and the loop that samples from them."""
 
 import copy
+import os
 import sys
 
 import pytest
@@ -23,8 +24,11 @@ from forecache.fit.tuning import polish, proposals, tuner
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
-settings.register_profile("forecache", deadline=None, max_examples=40, derandomize=True, database=None)
-settings.load_profile("forecache")
+THOROUGH = bool(os.environ.get("FORECACHE_THOROUGH"))
+"""`make test-all` tries more random cases."""
+settings.register_profile("short", deadline=None, max_examples=15, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("thorough" if THOROUGH else "short")
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_the_archives_hold_what_they_should_and_no_more(archives):
         about = email.message_from_bytes(file.read(f"{info}/METADATA"))
     ours = {name for name in inside if not name.startswith(info)}
     assert ours == {name.removeprefix("src/") for name in tracked("src")}
-    assert {"forecache/py.typed", "forecache/page/page.css", "forecache/tables/goc-table-3.toml"} <= ours
+    assert {"forecache/py.typed", "forecache/compare/page.css", "forecache/reproduce/tables/goc-table-3.toml"} <= ours
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(inside)
     assert max(inside.values()) <= MOST
     with tarfile.open(source) as file:
@@ -160,10 +160,11 @@ def test_the_core_needs_torch_numpy_and_safetensors_alone(bare, tmp_path):
 
 
 BUNDLED = """
-from forecache import _tablefile, reports
-assert "goc-table-3" in _tablefile.bundled()
-reports.write("digits", "report.html")
-print(reports.__file__)
+from forecache.reproduce import table
+from forecache.report import html
+assert "goc-table-3" in table.bundled()
+html.write("digits", "report.html")
+print(html.__file__)
 """
 
 
