@@ -21,7 +21,7 @@ from forecache.evaluate.figures import Z
 from forecache.report import figures as figures_module
 from forecache.reproduce.reproduce import Reproduction, reproduce
 from forecache.reproduce.table import open_table
-from forecache.reproduce.testbed import Given, open_ground
+from forecache.reproduce.testbed import TestbedOptions, open_testbed
 from forecache.reproduce.worker import Protocol
 
 TABLE, ON = "goc-table-3", "digits"
@@ -77,7 +77,7 @@ def main() -> None:
     table = open_table(TABLE)
     result = reproduce(
         table,
-        open_ground(table, ON, Given(), "cpu"),
+        open_testbed(table, ON, TestbedOptions(), "cpu"),
         ROOT / f"out/reproduce/{TABLE}-{ON}",
         Protocol(samples=args.samples),
         command=f"forecache reproduce {TABLE} --on {ON} --samples {args.samples}",

@@ -14,7 +14,7 @@ from browser import Browser
 from PIL import Image
 
 from forecache.compare import page
-from forecache.compare.pairs import Studio
+from forecache.compare.comparer import Comparer
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 DONE = "document.querySelector('#figures table') && document.querySelector('#difference img')?.complete"
@@ -44,9 +44,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=IMAGES)
     out = parser.parse_args().out
-    studio = Studio()
+    comparer = Comparer()
     with tempfile.TemporaryDirectory() as folder:
-        shown, address = page.serve(studio, Path(folder), "127.0.0.1", None)
+        shown, address = page.serve(comparer, Path(folder), "127.0.0.1", None)
         with Browser() as browser:
             light = browser.page(address, 1200, 860)
             compare(light, {"#images textarea": "3,1,4,1,5,9"})

@@ -258,7 +258,7 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
 
 STOPPING = """
 import os, signal, sys, torch
-from forecache import cli, sources
+from forecache import cli, zoo
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)
 generate = zoo.Digits.generate

@@ -19,8 +19,9 @@ from PIL import Image
 
 import forecache as fc
 from forecache.compare import page as pages
-from forecache.compare import pairs
 from forecache.compare.choices import Choices
+from forecache.compare.comparer import Comparer, Comparison
+from forecache.sampling import runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 import browser
@@ -29,13 +30,13 @@ needs_browser = pytest.mark.skipif(browser.PATH is None, reason="no Chromium or 
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return pairs.Studio()
+def comparer():
+    return Comparer()
 
 
 @pytest.fixture(scope="module")
-def address(studio, tmp_path_factory):
-    shown, where = pages.serve(studio, tmp_path_factory.mktemp("plans"), "127.0.0.1", None)
+def address(comparer, tmp_path_factory):
+    shown, where = pages.serve(comparer, tmp_path_factory.mktemp("plans"), "127.0.0.1", None)
     yield where
     shown.close(verbose=False)
 
@@ -97,28 +98,30 @@ def has_result(page, method):
 
 
 @needs_browser
-def test_a_comparison_from_beginning_to_end(chromium, studio, address):
+def test_a_comparison_from_beginning_to_end(chromium, comparer, address):
     page = chromium.page(address)
     asked(page, "3,1")
     has_result(page, "goc(fora(interval=2), eta=0.8)")
-    pair = studio.make(Choices(images="3,1", steps=4, seed=7))
-    assert (pixels(page, "without") == expected(pair.uncached.images)).all()
-    assert (pixels(page, "with") == expected(pair.cached.images)).all()
-    assert (pixels(page, "difference") == expected(pair.difference)).all()
+    comparison = comparer.compare(Choices(images="3,1", steps=4, seed=7))
+    assert (pixels(page, "without") == expected(comparison.uncached.images)).all()
+    assert (pixels(page, "with") == expected(comparison.cached.images)).all()
+    assert (pixels(page, "difference") == expected(comparison.difference)).all()
     figures = page.run("document.querySelector('#figures').innerText")
-    cost = pair.plan.cost(studio.source("digits").target, batch_size=2)
+    cost = comparison.plan.cost(comparer.source("digits").target, batch_size=2)
     assert f"{cost.speedup:.2f}x fewer" in figures
-    assert f"{sum(pair.psnr) / 2:.1f} dB" in figures
+    assert f"{sum(comparison.psnr) / 2:.1f} dB" in figures
     assert re.search(r"time\s+\d+\.\d\d s\s+\d+\.\d\d s\s+\d+\.\d\dx as fast", figures)
-    assert pair.command in page.run("document.querySelector('#command .cm-content').innerText.replaceAll('\\n', ' ')")
-    assert pair.plan.show() == page.run("document.querySelector('#cells pre').textContent")
+    assert comparison.command in page.run(
+        "document.querySelector('#command .cm-content').innerText.replaceAll('\\n', ' ')"
+    )
+    assert comparison.plan.show() == page.run("document.querySelector('#cells pre').textContent")
     assert not visible(page, "constants")
     assert page.console == []
     assert page.run("document.title") == "forecache compare"
 
 
 @needs_browser
-def test_the_plan_can_be_downloaded(chromium, studio, address, tmp_path):
+def test_the_plan_can_be_downloaded(chromium, comparer, address, tmp_path):
     page = chromium.page(address)
     picked(page, "correction", "EOC")
     page.wait("document.querySelector('#form')?.offsetHeight > 0")
@@ -133,13 +136,13 @@ def test_the_plan_can_be_downloaded(chromium, studio, address, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.1)
     found = fc.Plan.load(tmp_path / "plan.json")
-    assert found == studio.make(Choices(images="3", correction="eoc", seed=7)).plan
+    assert found == comparer.compare(Choices(images="3", correction="eoc", seed=7)).plan
     assert found.constants
     assert page.console == []
 
 
 @needs_browser
-def test_another_model_brings_its_own_choices(chromium, studio, address):
+def test_another_model_brings_its_own_choices(chromium, comparer, address):
     page = chromium.page(address)
     page.wait("document.querySelector('#model')")
     picked(page, "base", "router")
@@ -150,15 +153,15 @@ def test_another_model_brings_its_own_choices(chromium, studio, address):
     page.wait("document.querySelector('#interval')?.offsetHeight > 0")  # back to FORA: no router for this model
     asked(page, "two fives")
     has_result(page, "goc(fora")
-    pair = studio.make(Choices(model="digits-text", images="two fives", steps=4, seed=7, guidance=2.0))
-    assert (pixels(page, "with") == expected(pair.cached.images)).all()
+    comparison = comparer.compare(Choices(model="digits-text", images="two fives", steps=4, seed=7, guidance=2.0))
+    assert (pixels(page, "with") == expected(comparison.cached.images)).all()
     assert page.console == []
 
 
 @needs_browser
-def test_cancelling_stops_at_once_and_leaves_nothing(chromium, studio, address, monkeypatch):
+def test_cancelling_stops_at_once_and_leaves_nothing(chromium, comparer, address, monkeypatch):
     calls = []
-    transformer = studio.source("digits").digits.transformer
+    transformer = comparer.source("digits").transformer
     hook = transformer.register_forward_hook(lambda *_: calls.append(1))
     page = chromium.page(address)
     asked(page, "3,1,4,1,5,9,2,6", steps=250)
@@ -166,7 +169,7 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, studio, address, 
     page.press("#cancel")
     page.wait("document.querySelector('#said').innerText.trim() === 'Cancelled.'")
     until = time.monotonic() + 30
-    while any("forward" in vars(module) for module in transformer.modules()) or studio._visits:
+    while any("forward" in vars(module) for module in transformer.modules()) or comparer._requests:
         assert time.monotonic() < until
         time.sleep(0.05)
     counted = len(calls)
@@ -174,14 +177,14 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, studio, address, 
     assert 0 < counted < 400
     asked(page, "3,1")
     has_result(page, "goc(fora")
-    pair = studio.make(Choices(images="3,1", steps=4, seed=7))
-    assert (pixels(page, "with") == expected(pair.cached.images)).all()
+    comparison = comparer.compare(Choices(images="3,1", steps=4, seed=7))
+    assert (pixels(page, "with") == expected(comparison.cached.images)).all()
     assert len(calls) == counted
     assert page.console == []
 
 
 @needs_browser
-def test_who_waits_sees_it_and_can_cancel(chromium, studio, address):
+def test_who_waits_sees_it_and_can_cancel(chromium, comparer, address):
     first, second = chromium.page(address), chromium.page(address)
     asked(first, "3,1,4,1,5,9,2,6", steps=250)
     first.wait("document.querySelector('#said').innerText.includes('/500')")
@@ -196,29 +199,29 @@ def test_who_waits_sees_it_and_can_cancel(chromium, studio, address):
 
 
 @needs_browser
-def test_two_people_at_once_get_their_own_images(chromium, studio, address):
+def test_two_people_at_once_get_their_own_images(chromium, comparer, address):
     first, second = chromium.page(address), chromium.page(address)
     picked(second, "correction", "none")
     asked(first, "3,1", steps=12, seed=1)
     asked(second, "8,5", steps=6, seed=2)
     has_result(second, "fora(interval=2)")
     has_result(first, "goc(fora")
-    a = studio.make(Choices(images="3,1", steps=12, seed=1))
-    b = studio.make(Choices(images="8,5", steps=6, seed=2, correction="none"))
-    for page, pair in ((first, a), (second, b)):
-        assert (pixels(page, "without") == expected(pair.uncached.images)).all()
-        assert (pixels(page, "with") == expected(pair.cached.images)).all()
+    a = comparer.compare(Choices(images="3,1", steps=12, seed=1))
+    b = comparer.compare(Choices(images="8,5", steps=6, seed=2, correction="none"))
+    for page, comparison in ((first, a), (second, b)):
+        assert (pixels(page, "without") == expected(comparison.uncached.images)).all()
+        assert (pixels(page, "with") == expected(comparison.cached.images)).all()
         assert page.console == []
 
 
 @needs_browser
-def test_leaving_the_page_ends_what_it_waited_for(chromium, studio, address):
+def test_leaving_the_page_ends_what_it_waited_for(chromium, comparer, address):
     page = chromium.page(address)
     asked(page, "3,1,4,1,5,9,2,6", steps=250)
     page.wait("document.querySelector('#said').innerText.includes('/500')")
     page.ask("Page.navigate", url="about:blank")
     until = time.monotonic() + 60
-    while studio._visits:
+    while comparer._requests:
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -278,10 +281,9 @@ def test_a_port_that_is_taken_is_said(forecache, address, monkeypatch):
 
 
 def test_the_figures_are_text_and_never_html():
-    made = pairs.Pair(
-        Choices(), None, fc.fora(2).plan(fc.Grid(2, (fc.parts.Site("<b>x", 0, "mlp"),))), None,
-        pairs.runs.Run(torch.zeros(1, 1, 2, 2), 1.0, None), pairs.runs.Run(torch.ones(1, 1, 2, 2), 1.0, None),
-    )  # fmt: skip
+    plan = fc.fora(2).plan(fc.Grid(2, (fc.parts.Site("<b>x", 0, "mlp"),)))
+    black, white = (runs.Run(pixels(1, 1, 2, 2), 1.0, None) for pixels in (torch.zeros, torch.ones))
+    made = Comparison(Choices(), None, plan, None, black, white)
     assert "<b>" not in pages.cells(made.plan)
     assert "&lt;b&gt;x" in pages.cells(made.plan)
     assert "0.0 dB" in pages.table(made)

@@ -20,7 +20,7 @@ from support.statistics import GRID, measured
 import forecache as fc
 from forecache.environment import environment
 from forecache.report import html as html_module
-from forecache.report.html import charts, markup, material
+from forecache.report.html import charts, data, markup
 from forecache.sampling import runs, samples_file, shard_file
 
 VOID = {"input", "meta", "img"}
@@ -145,7 +145,7 @@ BY_KIND = pytest.mark.parametrize("kind", MAKE)
 
 
 def reported(source, **options):
-    """The material and the page."""
+    """The data and the page."""
     out = source.parent / "report.html"
     found = html_module.write(source, out, **options)
     return found, Page(out.read_text(encoding="utf-8")), out
@@ -390,8 +390,8 @@ def test_a_file_that_only_says_it_is_a_png_is_not_shown(tmp_path):
 def test_elements_escape_what_is_not_html():
     assert markup.tag("p", "<b>", markup.tag("i", "&"), title='"') == '<p title="&quot;">&lt;b&gt;<i>&amp;</i></p>'
     assert markup.join("<", markup.Html("<br>")) == "&lt;<br>"
-    assert material.text("x" * 10**6).endswith("x…")
-    assert material.number(True) is material.number(10**400) is material.number("1") is None
+    assert data.text("x" * 10**6).endswith("x…")
+    assert data.number(True) is data.number(10**400) is data.number("1") is None
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

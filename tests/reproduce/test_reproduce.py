@@ -14,10 +14,10 @@ from support.routers import PUBLISHED, published
 import forecache as fc
 from forecache import evaluate
 from forecache.report import figures as figures_module
+from forecache.reproduce import testbed as testbeds
 from forecache.reproduce.recipes import Ingredients, method_of
 from forecache.reproduce.reproduce import reproduce
 from forecache.reproduce.table import Calibration, Recipe, bundled, open_table, read
-from forecache.reproduce.testbed import Given, Ground, open_ground
 from forecache.reproduce.worker import Protocol
 from forecache.sampling import sources
 from forecache.zoo import load_digits, router_path, statistics_path
@@ -238,11 +238,11 @@ def router(tmp_path_factory):
     return path
 
 
-def ground(table, on, real, router=None, **given):
-    """What `open_ground` opens, judged by projections in the place of Inception."""
-    given = Given(str(real), router=str(router) if router else None, **given)
-    found = open_ground(table, str(on), given, "cpu", judges=False)
-    return replace(found, judges=evaluate.Judges(JUDGE), reference=evaluate.open_reference(real))
+def open_projected(table, on, real, router=None, **options):
+    """The testbed of `open_testbed`, judged by projections in the place of Inception."""
+    options = testbeds.TestbedOptions(str(real), router=str(router) if router else None, **options)
+    opened = testbeds.open_testbed(table, str(on), options, "cpu", judges=False)
+    return replace(opened, judges=evaluate.Judges(JUDGE), reference=evaluate.open_reference(real))
 
 
 def shortened(table):
@@ -271,7 +271,7 @@ def distinct():
 def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, real, router, tmp_path):
     table = shortened(open_table(name))
     names = [row.name for row in rows]
-    result = reproduce(table, ground(table, pipe_folder, real, router), tmp_path, SMALL, rows=names)
+    result = reproduce(table, open_projected(table, pipe_folder, real, router), tmp_path, SMALL, rows=names)
     assert list(result.measured) == ["no cache", *names]
     for row in (table.rows[0], *rows):
         found = result.measured[row.name]["figures"]
@@ -294,7 +294,7 @@ def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, t
 
     table = open_table("procache-pixart")
     (tmp_path / "prompts.txt").write_text("a red cat\na small cactus\n\na happy apple\n")
-    here = ground(table, pixart_folder, real, prompts=tmp_path / "prompts.txt")
+    here = open_projected(table, pixart_folder, real, prompts=tmp_path / "prompts.txt")
     here = replace(here, judges=evaluate.Judges(JUDGE, evaluate.load_clip(str(make_clip(tmp_path)))))
     result = reproduce(table, here, tmp_path / "out", replace(SMALL, samples=6))
     assert [set(row["figures"]) for row in result.measured.values()] == [
@@ -305,13 +305,13 @@ def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, t
     with np.load(tmp_path / "out/samples/procache/samples.npz") as file:
         assert file["arr_1"].tolist() == ["a red cat", "a small cactus", "a happy apple"] * 2
     with pytest.raises(fc.errors.InputError, match="texts: give a file of them, one a line, with --prompts"):
-        reproduce(table, ground(table, pixart_folder, real), tmp_path / "other", SMALL)
+        reproduce(table, open_projected(table, pixart_folder, real), tmp_path / "other", SMALL)
 
 
 def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
     """A row by hand: its plan, the plain sampling, and the metrics of those images."""
     table = open_table("goc-table-3")
-    here = ground(table, pipe_folder, real)
+    here = open_projected(table, pipe_folder, real)
     result = reproduce(table, here, tmp_path, replace(SMALL, seed=3), rows=["fora 50 %"])
     labels = here.conditions(table, 10, 3)
     how, target = sources.Sampling(20, 1.5, 3), here.source.target
@@ -352,7 +352,7 @@ def test_changes_are_those_of_pairs_with_the_same_noise(whole):
 def whole(pipe_folder, real, router, tmp_path_factory):
     """An uninterrupted run of three rows; copy it before changing it."""
     table, folder = open_table("goc-table-3"), tmp_path_factory.mktemp("whole")
-    return folder, reproduce(table, ground(table, pipe_folder, real, router), folder, SMALL, rows=ROWS)
+    return folder, reproduce(table, open_projected(table, pipe_folder, real, router), folder, SMALL, rows=ROWS)
 
 
 ROWS = ["FORA 50 %", "L2C 22 %"]
@@ -378,7 +378,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_figures(where, whole, pipe_
         if what == where:
             raise KeyboardInterrupt
 
-    here = ground(table, pipe_folder, real, router)
+    here = open_projected(table, pipe_folder, real, router)
     with pytest.raises(KeyboardInterrupt):
         reproduce(table, here, tmp_path, SMALL, rows=ROWS, on_progress=die)
     finished = len(list((tmp_path / "rows").glob("*.json")))
@@ -394,7 +394,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_figures(where, whole, pipe_
 def test_statistics_are_measured_as_the_table_says_and_kept(pipe_folder, real, tmp_path):
     """One sample a class, the same noise for all; a run that comes back takes them from its file."""
     table = shortened(open_table("eoc"))
-    here = ground(table, pipe_folder, real)
+    here = open_projected(table, pipe_folder, real)
     counting = Counting(here.source)
     rows = ["FORA 50 % + EOC"]
     reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
@@ -410,7 +410,7 @@ def test_statistics_are_measured_as_the_table_says_and_kept(pipe_folder, real, t
 
 def test_finished_rows_are_skipped_and_damaged_ones_measured_again(whole, pipe_folder, real, router, tmp_path):
     table, folder = open_table("goc-table-3"), shutil.copytree(whole[0], tmp_path / "copy")
-    here = ground(table, pipe_folder, real, router)
+    here = open_projected(table, pipe_folder, real, router)
     counting = Counting(here.source)
     here, told = replace(here, source=counting), []
     again = reproduce(table, here, folder, SMALL, rows=ROWS, on_progress=lambda *what: told.append(what))
@@ -430,7 +430,7 @@ def test_finished_rows_are_skipped_and_damaged_ones_measured_again(whole, pipe_f
 
 def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path):
     table, folder = open_table("goc-table-3"), shutil.copytree(whole[0], tmp_path / "copy")
-    here = ground(table, pipe_folder, real, router)
+    here = open_projected(table, pipe_folder, real, router)
 
     def refused(words, table=table, here=here, protocol=SMALL):
         with pytest.raises(
@@ -451,7 +451,9 @@ def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path
     refused("table goc-table-3, not goc-fora-50", table=replace(table, name="goc-fora-50"))
     refused("another version of the table goc-table-3", table=replace(table, sha256="0"))
     torch.manual_seed(1)
-    trained = open_ground(table, str(pipe_folder), Given(str(real), router=str(router)), "cpu", judges=False)
+    trained = testbeds.open_testbed(
+        table, str(pipe_folder), testbeds.TestbedOptions(str(real), router=str(router)), "cpu", judges=False
+    )
     for parameter in trained.source.target.transformer.parameters():
         parameter.data.mul_(1.1)
     refused("other weights of the transformer", here=replace(here, source=trained.source))
@@ -466,7 +468,7 @@ def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path
 
 def test_what_is_lacking_is_said_before_anything_is_sampled(pipe_folder, real, tmp_path):
     table = open_table("goc-table-3")
-    here = ground(table, pipe_folder, real)
+    here = open_projected(table, pipe_folder, real)
 
     def refused(error, words, **more):
         with pytest.raises(error, match=words):
@@ -481,9 +483,9 @@ def test_what_is_lacking_is_said_before_anything_is_sampled(pipe_folder, real, t
     with pytest.raises(
         fc.errors.InputError, match="compare with real images: give ADM's .npz or a folder with --reference"
     ):
-        open_ground(table, str(pipe_folder), Given(), "cpu")
-    with pytest.raises(fc.errors.InputError, match="digits brings what judges it: leave --reference out"):
-        open_ground(table, "digits", Given(str(real)), "cpu")
+        testbeds.open_testbed(table, str(pipe_folder), testbeds.TestbedOptions(), "cpu")
+    with pytest.raises(fc.errors.InputError, match="digits brings its own reference and judge: leave --reference out"):
+        testbeds.open_testbed(table, "digits", testbeds.TestbedOptions(str(real)), "cpu")
     smooth = replace(table.rows[1], recipe=Recipe("smoothcache", {"threshold": 0.1}))
     smooth = replace(table, rows=(table.rows[0], smooth))
     with pytest.raises(fc.errors.InputError, match="needs statistics of .* with --stats"):
@@ -494,7 +496,9 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
     pipe = DiTPipeline.from_pretrained(pipe_folder)
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, beta_end=0.03)
     pipe.save_pretrained(tmp_path / "pipe")
-    found = open_ground(open_table("goc-fora-50"), str(tmp_path / "pipe"), Given(metrics="psnr"), "cpu")
+    found = testbeds.open_testbed(
+        open_table("goc-fora-50"), str(tmp_path / "pipe"), testbeds.TestbedOptions(metrics="psnr"), "cpu"
+    )
     assert type(found.source.target.scheduler).__name__ == "DDIMScheduler"
     assert found.source.target.scheduler.config.beta_end == 0.03
     assert found.notes == ("The pipeline's DDPMScheduler was replaced by DDIMScheduler, the sampler of the table.",)
@@ -503,7 +507,7 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
 def test_several_processes_share_the_work(pipe_folder, real, tmp_path, monkeypatch):
     """The second of two samples its shards and what is left of them; the first one finds them and evaluates."""
     table = open_table("goc-fora-50")
-    here = ground(table, pipe_folder, real)
+    here = open_projected(table, pipe_folder, real)
     one = reproduce(table, here, tmp_path / "one", SMALL, rows=["fora-50"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -521,14 +525,14 @@ def test_digits_bring_all_that_a_table_needs():
     """The judge, the routers and the statistics of digits; its classes are drawn as the paper's are."""
     for name in DIT:
         table = open_table(name)
-        here = open_ground(table, "digits", Given(), "cpu")
-        assert isinstance(here, Ground)
+        here = testbeds.open_testbed(table, "digits", testbeds.TestbedOptions(), "cpu")
+        assert isinstance(here, testbeds.Testbed)
         assert here.metrics == ("fid", "sfid", "is", "precision", "recall", "accuracy", "psnr")
         assert (here.judges.extractor.name, here.reference.name, here.guidance) == ("digits", "digits", 1.5)
         for row in table.rows[1:]:
             method = method_of(row.recipe, Ingredients(here.routers, here.statistics))
             assert method.plan(fc.grid(here.source.target, table.steps)).num_steps == table.steps
-    here = open_ground(open_table("procache-pixart"), "digits", Given(), "cpu")
+    here = testbeds.open_testbed(open_table("procache-pixart"), "digits", testbeds.TestbedOptions(), "cpu")
     assert here.metrics == ("fid", "accuracy", "psnr")
     assert "clip is left out" in here.notes[-1]
     assert "not by DPM-Solver++" in here.notes[0]

@@ -13,7 +13,7 @@ import typer
 
 from forecache.cli.terminal import app, say
 from forecache.compare.choices import BUNDLED
-from forecache.compare.pairs import Studio
+from forecache.compare.comparer import Comparer
 from forecache.errors import InputError, MissingExtraError
 
 
@@ -41,17 +41,17 @@ def compare_command(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    studio = Studio([*(model or ()), *BUNDLED], device, dtype)
+    comparer = Comparer([*(model or ()), *BUNDLED], device, dtype)
     with tempfile.TemporaryDirectory(prefix="forecache-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # where Gradio puts what can be downloaded
         try:
             from forecache.compare import page
         except ImportError as error:
             raise MissingExtraError(error.name or "gradio", "page", "The comparison page") from error
-        say(f"Loading {studio.models[0]} ...")
-        studio.source(studio.models[0])
+        say(f"Loading {comparer.models[0]} ...")
+        comparer.source(comparer.models[0])
         try:
-            shown, address = page.serve(studio, Path(folder), host, port, browser=browser)
+            shown, address = page.serve(comparer, Path(folder), host, port, browser=browser)
         except OSError as error:
             raise InputError(f"The page cannot be served at {host}, port {port or 'from 7860 on'}: {error}") from error
         say(f"{address}\nCtrl-C ends it.")

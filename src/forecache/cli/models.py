@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from forecache.cli.terminal import AsJson, app, console, emit
-from forecache.models import find
+from forecache.models import registry
 
 
 @app.command("models")
@@ -19,7 +19,7 @@ def models_command(
 
     Example: `forecache models`
     """
-    rows = find.table()
+    rows = registry.table()
     if as_json:
         emit(rows)
         return

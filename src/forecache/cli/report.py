@@ -32,7 +32,7 @@ def report_command(
     target = out or (file if file.is_dir() else file.parent) / "report.html"
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"A report is an HTML page, such as report.html; --out names {target}.")
-    material = html.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
+    data = html.write(file, target, statistics=stats, command=shlex.join(["forecache", *sys.argv[1:]]))
     if as_json:
-        emit({"report": str(target), "kind": material.kind, "title": material.title, "bytes": target.stat().st_size})
-    say(f"Wrote {target} ({target.stat().st_size / 2**10:.0f} KiB): {material.title}.")
+        emit({"report": str(target), "kind": data.kind, "title": data.title, "bytes": target.stat().st_size})
+    say(f"Wrote {target} ({target.stat().st_size / 2**10:.0f} KiB): {data.title}.")

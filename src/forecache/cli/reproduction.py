@@ -14,8 +14,8 @@ from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
 from forecache.errors import InputError
 from forecache.evaluate import clip
 from forecache.report import figures
-from forecache.reproduce import reproduce
-from forecache.reproduce import table as table_module
+from forecache.reproduce import Protocol, Reproduction, TestbedOptions, open_table, open_testbed, reproduce
+from forecache.reproduce.table import bundled
 
 
 @app.command("reproduce")
@@ -57,18 +57,18 @@ def reproduce_command(
             raise InputError("Which table? `forecache reproduce` without anything lists them.")
         _list(as_json)
         return
-    chosen = table_module.open_table(table)
-    given = reproduce.Given(reference, weights, router, stats, prompts, clip_model, metrics)
+    chosen = open_table(table)
+    given = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics)
     folder = out or Path("out/reproduce") / "-".join([chosen.name, *([Path(on).name] if on else [])])
     world = distributed.launched()
     distributed.take_gpu()
     with progress(None, shown=world.leads) as (bar, task):
-        ground = reproduce.open_ground(chosen, on, given, device, dtype, judges=world.leads)
-        found = reproduce.reproduce(
+        testbed = open_testbed(chosen, on, given, device, dtype, judges=world.leads)
+        found = reproduce(
             chosen,
-            ground,
+            testbed,
             folder,
-            reproduce.Protocol(samples, batch, seed, bootstrap),
+            Protocol(samples, batch, seed, bootstrap),
             rows=row or (),
             command=shlex.join(["forecache", *sys.argv[1:]]),
             on_progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
@@ -83,14 +83,14 @@ def reproduce_command(
 
 
 def _list(as_json: bool) -> None:
-    tables = [table_module.open_table(name) for name in table_module.bundled()]
+    tables = [open_table(name) for name in bundled()]
     if as_json:
         emit([{"name": table.name, "title": table.title, "source": table.source} for table in tables])
     for table in tables:
         say(f"{table.name:<18}{table.title} ({table.source})")
 
 
-def _tell(found: reproduce.Reproduction, folder: Path) -> None:
+def _tell(found: Reproduction, folder: Path) -> None:
     say("\n".join([found.table.title, *found.markdown()]))
     for note in (*found.table.notes, *found.document["notes"]):
         say(note)

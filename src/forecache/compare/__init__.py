@@ -1,1 +1,5 @@
-"""The comparison page: two plans are picked, and their images are seen side by side."""
+"""The comparison page: a plan is selected, and the same images are shown with it and without a cache."""
+
+from forecache.compare.comparer import Comparer, Comparison
+
+__all__ = ["Comparer", "Comparison"]

@@ -37,9 +37,9 @@ def method_of(recipe: Recipe, ingredients: Ingredients) -> Method:
         level = given.pop("level")
         if level not in ingredients.routers:
             raise PlanError(f"l2c needs a router that skips about {level} % of the cells; none was given.")
-        return all.l2c(ingredients.routers[level], **given)
+        return methods.l2c(ingredients.routers[level], **given)
     if recipe.method == "smoothcache":
-        return all.smoothcache(ingredients.known, given["threshold"])
+        return methods.smoothcache(ingredients.known, given["threshold"])
     if "from_depth" in given and given["from_depth"] == int(given["from_depth"]):
         given["from_depth"] = int(given["from_depth"])  # a block, not a part of them
     make = getattr(methods, recipe.method)
@@ -47,5 +47,5 @@ def method_of(recipe: Recipe, ingredients: Ingredients) -> Method:
         return make(**given)
     base = method_of(recipe.base, ingredients)
     if recipe.method == "eoc":
-        return all.eoc(base, ingredients.known, given.pop("theta", None), **given)
+        return methods.eoc(base, ingredients.known, given.pop("theta", None), **given)
     return make(base, **given)

@@ -1,7 +1,7 @@
 """A table of a paper, measured again: every row sampled in shards, evaluated, and held beside what was published.
 
     table = open_table("goc-table-3")
-    result = reproduce(table, open_ground(table, "digits", Given()), Path("out"), Protocol(samples=300))
+    result = reproduce(table, open_testbed(table, "digits", TestbedOptions()), Path("out"), Protocol(samples=300))
     print("\\n".join(result.markdown()))
 
 A row is written when it is done and not measured again; what is finished of the others is kept by their shards.
@@ -22,10 +22,10 @@ from forecache.evaluate.metrics import METRICS
 from forecache.io import files as io_files
 from forecache.reproduce import files
 from forecache.reproduce.table import Table, open_table
-from forecache.reproduce.testbed import Given, Ground, open_ground
+from forecache.reproduce.testbed import Testbed, TestbedOptions, open_testbed
 from forecache.reproduce.worker import OnProgress, Protocol, Run
 
-__all__ = ["Given", "Ground", "Protocol", "Reproduction", "open_ground", "open_table", "reproduce"]
+__all__ = ["TestbedOptions", "Testbed", "Protocol", "Reproduction", "open_testbed", "open_table", "reproduce"]
 
 
 CHANGES = (
@@ -112,7 +112,7 @@ class Reproduction:
 
 def reproduce(
     table: Table,
-    ground: Ground,
+    testbed: Testbed,
     out: Path | str,
     protocol: Protocol = Protocol(),  # noqa: B008 - it is frozen
     *,
@@ -131,7 +131,7 @@ def reproduce(
 
     Raises TableError for an unknown row, or if ``out`` holds another reproduction, InputError for what a metric lacks.
     """
-    run = Run(table, ground, Path(out), protocol, on_progress or _silent)
+    run = Run(table, testbed, Path(out), protocol, on_progress or _silent)
     wanted = run.chosen(rows)
     run.check(wanted)
     if run.world.leads:
@@ -159,21 +159,21 @@ def _result(run: Run, command: str) -> Reproduction:
 
 
 def _document(run: Run, command: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    table, ground = run.table, run.ground
+    table, testbed = run.table, run.testbed
     about = {row.name: row for row in table.rows}
     values = {
         "command": command,
         "table": {key: getattr(table, key) for key in ("name", "title", "paper", "number", "model", "sha256")}
         | {"notes": list(table.notes)},
-        "on": ground.name,
-        "notes": list(ground.notes),
-        "metrics": list(ground.metrics),
-        "extractor": extractor.name if (extractor := ground.judges.extractor) is not None else None,
-        "reference": ground.reference.name if ground.reference is not None else None,
+        "on": testbed.name,
+        "notes": list(testbed.notes),
+        "metrics": list(testbed.metrics),
+        "extractor": extractor.name if (extractor := testbed.judges.extractor) is not None else None,
+        "reference": testbed.reference.name if testbed.reference is not None else None,
         "protocol": {
             "sampler": table.sampler,
             "steps": table.steps,
-            "guidance": ground.guidance,
+            "guidance": testbed.guidance,
             "samples": run.samples,
             "conditions": table.conditions,
             "seed": run.seed,

@@ -1,4 +1,4 @@
-"""What a table is run on: a model, the networks that judge its images, and what its rows need besides."""
+"""The testbed of a table: a model, the networks that judge its images, and the routers and statistics of its rows."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ BUNDLED = ("digits", "digits-text")
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a user gives for a model that is not bundled. reference: images or ADM's statistics. weights: of Inception.
+class TestbedOptions:
+    """What the user supplies for a model that does not ship with forecache; None takes the default.
 
-    router: a file of ours or a published ``.pt``. statistics: a file of `forecache calibrate`. prompts: a file of
-    texts, one a line. metrics: instead of the table's.
+    reference: real images, an .npz of ADM or a folder. Default: none, for metrics that need none.
+    weights: a file of Inception's weights. Default: downloaded.
+    router: a router file, ours or a published ``.pt``. Default: none.
+    statistics: a file of `forecache calibrate`. Default: measured as the table says.
+    prompts: a file of prompts, one a line.
+    clip_model: a folder or a hub repository of CLIP.
+    metrics: names separated by commas. Default: the table's.
     """
 
     reference: str | None = None
@@ -44,11 +49,20 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A model with what judges it. metrics: of every row, those of pairs against the row without a cache.
+class Testbed:
+    """A model with everything that measures it.
 
-    routers: by caching level. statistics: None where they are still to be measured. notes: what differs from the
-    table's protocol. device: where distances are computed.
+    name: the model's name, folder or repository.
+    source: the model.
+    metrics: of every row; those of image pairs compare with the row without a cache.
+    guidance: classifier-free guidance scale.
+    judges: the networks that metrics need.
+    reference: real images; None if no metric needs any.
+    routers: by caching level, in percent.
+    statistics: for eoc and smoothcache; None where they are still to be measured.
+    prompts: of a text-to-image model; empty takes the model's own.
+    notes: differences from the table's protocol, as sentences.
+    device: where distances are computed.
     """
 
     name: str
@@ -65,114 +79,118 @@ class Ground:
 
     @property
     def is_bundled(self) -> bool:
+        """Whether the model ships with forecache."""
         return self.name in BUNDLED
 
     def conditions(self, table: Table, count: int, seed: int) -> tuple[Condition, ...]:
-        """One class or text a sample, as the table says; a model for texts takes its prompts in turn."""
+        """The class or the prompt of every sample, as the table says; prompts are cycled."""
         if self.source.classes and table.conditions == "random classes":
             return tuple(random_labels(count, self.source.classes, seed))
-        given: Sequence[Condition] = self.prompts or sources.everything(self.source)
-        if not given:
-            raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
-        return sources.checked(self.source, [given[index % len(given)] for index in range(count)])
+        cycle: Sequence[Condition] = self.prompts or sources.everything(self.source)
+        if not cycle:
+            raise InputError("The model takes prompts: give a file of them, one a line, with --prompts.")
+        return sources.checked(self.source, [cycle[index % len(cycle)] for index in range(count)])
 
 
-def open_ground(
-    table: Table, on: str | None, given: Given, device: str = "auto", dtype: str = "auto", *, judges: bool = True
-) -> Ground:
-    """The model that the table names, or ``on``: a bundled one, a pipeline folder, a repository on the hub.
+def open_testbed(
+    table: Table,
+    on: str | None = None,
+    options: TestbedOptions = TestbedOptions(),
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    judges: bool = True,
+) -> Testbed:
+    """The testbed of a table on the model that the table names, or on another one.
 
-    judges: False where this process never evaluates, so that nothing is loaded for it. The bundled models bring
-    reference, extractor, routers and statistics, and keep their own sampler and guidance.
+    on: a bundled model, a pipeline folder, or a hub repository. Bundled models bring their reference, extractor,
+        routers and statistics, and keep their own sampler and guidance scale.
+    judges: False for a process that does not evaluate; it then loads no judging networks.
+
+    Raises InputError if a metric lacks its reference, or an option does not apply to a bundled model.
     """
     name = on or table.model
-    if name in BUNDLED and (odd := _given(given, ("reference", "weights"))):
-        raise InputError(f"{name} brings what judges it: leave --{odd[0]} out.")
-    wanted = chosen(given.metrics) if given.metrics is not None else table.metrics
-    where, _ = place(device, dtype)
+    is_bundled = name in BUNDLED
+    if is_bundled and (idle := [option for option in ("reference", "weights") if getattr(options, option) is not None]):
+        raise InputError(f"{name} brings its own reference and judge: leave --{idle[0]} out.")
+    wanted = chosen(options.metrics) if options.metrics is not None else table.metrics
+    placement, _ = place(device, dtype)
     source = open_source(name, device, dtype)
+    metrics, unmeasurable = _metrics(name, source, wanted)
     notes = _with_sampler(source, table)
-    names, left_out = _metrics(name, source, wanted)
-    notes += [f"{metric} is left out: {name} has nothing that it is measured with." for metric in left_out]
-    if given.reference is None and name not in BUNDLED and (lacking := _needing(names, "reference")):
+    notes += [f"{metric} is left out: {name} has nothing that it is measured with." for metric in unmeasurable]
+    needing = [metric for metric in metrics if METRICS[metric].needs == "reference"]
+    if options.reference is None and not is_bundled and needing:
         raise InputError(
-            f"{', '.join(lacking)} compare with real images: give ADM's .npz or a folder with --reference, or other "
+            f"{', '.join(needing)} compare with real images: give ADM's .npz or a folder with --reference, or other "
             "metrics, such as --metrics is."
         )
-    reference, judged = _judges(name, source, names, given, where) if judges else (None, evaluate.Judges())
-    own = name in BUNDLED
-    return Ground(
+    reference, networks = None, evaluate.Judges()
+    if judges:
+        reference, networks = _judges(name, source, metrics, options, placement)
+    return Testbed(
         name,
         source,
-        names,
-        sources.own_guidance(source) if own else table.guidance,
-        judged,
+        metrics,
+        sources.own_guidance(source) if is_bundled else table.guidance,
+        networks,
         reference,
-        _routers(table, name, given),
-        _statistics(table, name, given),
-        tuple(read_prompts(given.prompts)) if given.prompts is not None else (),
+        _routers(table, name, options),
+        _statistics(table, name, options),
+        tuple(read_prompts(options.prompts)) if options.prompts is not None else (),
         tuple(notes),
-        where,
+        placement,
     )
 
 
-def _given(given: Given, names: Sequence[str]) -> list[str]:
-    return [name for name in names if getattr(given, name) is not None]
-
-
-def _needing(names: Sequence[str], what: str) -> list[str]:
-    return [name for name in names if METRICS[name].needs == what]
-
-
 def _metrics(name: str, source: Source, wanted: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The metrics that can be measured on the model, PSNR to the uncached samples among them; and those that cannot."""
-    more = ["accuracy", "psnr"] if name == "digits" else ["psnr"]
-    names = list(dict.fromkeys([*wanted, *more]))
-    odd = [
+    """The metrics that can be measured on the model, PSNR to the uncached samples added, and those that cannot."""
+    own = ["accuracy", "psnr"] if name == "digits" else ["psnr"]
+    names = list(dict.fromkeys([*wanted, *own]))
+    unmeasurable = [
         metric
         for metric in names
         if (metric == "clip" and source.classes)
         or (metric == "accuracy" and name != "digits")
         or (name == "digits-text" and metric not in ("fid", "psnr", "ssim"))
     ]
-    return tuple(metric for metric in names if metric not in odd), odd
+    return tuple(metric for metric in names if metric not in unmeasurable), unmeasurable
 
 
 def _with_sampler(source: Source, table: Table) -> list[str]:
-    """A pipeline samples by the table's scheduler, made of its own one's settings; bundled models keep theirs."""
-    asked = SAMPLERS[table.sampler]
+    """Give a pipeline the table's scheduler, with its own settings; bundled models keep theirs. Returns notes."""
+    wanted = SAMPLERS[table.sampler]
     pipe = getattr(source, "pipe", None)
     if pipe is None:
-        scheduler = getattr(source, "digits", source)
-        found = type(getattr(scheduler, "scheduler", None)).__name__
-        return [] if found == asked else [f"Sampled by {found}, not by {table.sampler}: the model's own."]
-    found = type(pipe.scheduler).__name__
-    if found == asked:
+        own = type(getattr(source, "scheduler", None)).__name__
+        return [] if own == wanted else [f"Sampled by {own}, not by {table.sampler}: the model's own."]
+    own = type(pipe.scheduler).__name__
+    if own == wanted:
         return []
     import diffusers
 
-    pipe.scheduler = getattr(diffusers, asked).from_config(pipe.scheduler.config)
-    return [f"The pipeline's {found} was replaced by {asked}, the sampler of the table."]
+    pipe.scheduler = getattr(diffusers, wanted).from_config(pipe.scheduler.config)
+    return [f"The pipeline's {own} was replaced by {wanted}, the sampler of the table."]
 
 
 def _judges(
-    name: str, source: Source, names: Sequence[str], given: Given, device: str
+    name: str, source: Source, names: Sequence[str], options: TestbedOptions, device: str
 ) -> tuple[evaluate.Reference | None, evaluate.Judges]:
     if isinstance(source, DigitsText):
         return evaluate.Reference(name, {"pool": source.reference}), evaluate.Judges(_text_extractor(source))
     if isinstance(source, Digits):
         return evaluate.open_reference(name), evaluate.Judges(evaluate.load_extractor("digits", device=device))
     needed = any(METRICS[metric].layer for metric in names)
-    reference = evaluate.open_reference(given.reference) if given.reference is not None else None
+    reference = evaluate.open_reference(options.reference) if options.reference is not None else None
     return reference, evaluate.Judges(
-        evaluate.load_extractor("inception", given.weights, device) if needed else None,
-        evaluate.load_clip(given.clip_model, device) if "clip" in names else None,
+        evaluate.load_extractor("inception", options.weights, device) if needed else None,
+        evaluate.load_clip(options.clip_model, device) if "clip" in names else None,
         evaluate.load_lpips(device=device) if "lpips" in names else None,
     )
 
 
 def _text_extractor(source: DigitsText) -> evaluate.Extractor:
-    """What the judge of digits-text sees in its canvases."""
+    """The features that the judge of digits-text computes of its images."""
 
     def of(images: Any) -> dict[str, Any]:
         return {"pool": source.features(images[:, :1].float() / 255)}
@@ -180,24 +198,24 @@ def _text_extractor(source: DigitsText) -> evaluate.Extractor:
     return evaluate.Extractor("digits-text", ("pool",), of)
 
 
-def _routers(table: Table, name: str, given: Given) -> dict[int, Router]:
-    """The routers of the table's caching levels: the given one for all, else those that come with digits."""
+def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Router]:
+    """The routers of the table's caching levels: the user's for all of them, else the bundled ones."""
     recipes = [row.recipe for row in table.rows]
     levels = {level for recipe in recipes for level in (recipe.levels() if recipe else ())}
     if not levels:
         return {}
-    if given.router is not None:
-        return dict.fromkeys(levels, Router.read(given.router))
+    if options.router is not None:
+        return dict.fromkeys(levels, Router.read(options.router))
     if name == "digits":
         return {level: Router.load(digits.router_path(level)) for level in levels if level in digits.ROUTERS}
     return {}
 
 
-def _statistics(table: Table, name: str, given: Given) -> Statistics | None:
+def _statistics(table: Table, name: str, options: TestbedOptions) -> Statistics | None:
     if not any(row.recipe and row.recipe.uses("eoc", "smoothcache") for row in table.rows):
         return None
-    if given.statistics is not None:
-        return Statistics.load(given.statistics)
+    if options.statistics is not None:
+        return Statistics.load(options.statistics)
     if name in BUNDLED:
         return Statistics.load((digits if name == "digits" else digits_text).statistics_path(table.steps))
     return None

@@ -22,7 +22,7 @@ from forecache.reproduce import files
 from forecache.reproduce.files import Settings
 from forecache.reproduce.recipes import Ingredients, method_of
 from forecache.reproduce.table import Table, TableRow
-from forecache.reproduce.testbed import Ground
+from forecache.reproduce.testbed import Testbed
 from forecache.sampling import sources
 from forecache.sampling.shards import CALL_SIZE, Sampled, plan_digest, sample_shards, settings_of
 
@@ -48,17 +48,17 @@ class Protocol:
 class Run:
     """One process of a reproduction."""
 
-    def __init__(self, table: Table, ground: Ground, out: Path, protocol: Protocol, tell: OnProgress) -> None:
-        self.table, self.ground, self.out, self.tell = table, ground, out, tell
+    def __init__(self, table: Table, testbed: Testbed, out: Path, protocol: Protocol, tell: OnProgress) -> None:
+        self.table, self.testbed, self.out, self.tell = table, testbed, out, tell
         self.world = distributed.launched()
         self.seed, self.resamples = protocol.seed, protocol.resamples
-        usual = BUNDLED_SAMPLES if ground.is_bundled else table.samples
+        usual = BUNDLED_SAMPLES if testbed.is_bundled else table.samples
         self.samples = usual if protocol.samples is None else protocol.samples
         self.batch = table.batch if protocol.batch is None else protocol.batch
         self.call_size = min(CALL_SIZE, self.batch)
-        self.conditions = list(ground.conditions(table, self.samples, self.seed))
+        self.conditions = list(testbed.conditions(table, self.samples, self.seed))
         self.bootstrap = Bootstrap(self.resamples)
-        self._reference = ground.reference
+        self._reference = testbed.reference
         self._uncached: Sampled | None = None
 
     def chosen(self, names: Sequence[str]) -> list[TableRow]:
@@ -72,38 +72,38 @@ class Run:
 
     def check(self, rows: Sequence[TableRow]) -> None:
         """InputError, before any work, for what the rows or their metrics lack."""
-        for name in self.ground.metrics:
+        for name in self.testbed.metrics:
             metric = METRICS[name]
             if self.samples < metric.at_least:
                 raise InputError(f"{name} needs at least {metric.at_least} samples; {self.samples} were asked for.")
-        needing = [row for row in rows if row.recipe and not set(row.recipe.levels()) <= set(self.ground.routers)]
+        needing = [row for row in rows if row.recipe and not set(row.recipe.levels()) <= set(self.testbed.routers)]
         if needing:
             levels = sorted({level for row in needing if row.recipe for level in row.recipe.levels()})
             raise InputError(
-                f"{needing[0].name} needs a router that skips about {levels[0]} % of the cells of {self.ground.name} "
+                f"{needing[0].name} needs a router that skips about {levels[0]} % of the cells of {self.testbed.name} "
                 f"at {self.table.steps} steps: give one with --router, or choose other rows with --row."
             )
-        if any(_calibrated(row) for row in rows) and self.ground.statistics is None and self.table.calibration is None:
-            raise InputError(f"{self.table.name} needs statistics of {self.ground.name}: give them with --stats.")
-        self._planned([row for row in rows if not _calibrated(row)], Ingredients(self.ground.routers))
+        if any(_calibrated(row) for row in rows) and self.testbed.statistics is None and self.table.calibration is None:
+            raise InputError(f"{self.table.name} needs statistics of {self.testbed.name}: give them with --stats.")
+        self._planned([row for row in rows if not _calibrated(row)], Ingredients(self.testbed.routers))
 
     def plans(self, rows: Sequence[TableRow]) -> dict[str, Plan | None]:
         """The plan of every row, so that one that cannot be made is refused before anything is sampled."""
         needed = any(_calibrated(row) for row in rows)
-        return self._planned(rows, Ingredients(self.ground.routers, self._statistics() if needed else None))
+        return self._planned(rows, Ingredients(self.testbed.routers, self._statistics() if needed else None))
 
     def _planned(self, rows: Sequence[TableRow], ingredients: Ingredients) -> dict[str, Plan | None]:
-        cells = grid(self.ground.source.target, self.table.steps)
+        cells = grid(self.testbed.source.target, self.table.steps)
         return {row.name: method_of(row.recipe, ingredients).plan(cells) if row.recipe else None for row in rows}
 
     def _statistics(self) -> Statistics:
-        """Those of the ground, or measured as the table says, in a file that an interruption leaves valid."""
-        if self.ground.statistics is not None:
-            return self.ground.statistics
-        how, source = self.table.calibration, self.ground.source
+        """Those of the testbed, or measured as the table says, in a file that an interruption leaves valid."""
+        if self.testbed.statistics is not None:
+            return self.testbed.statistics
+        how, source = self.table.calibration, self.testbed.source
         assert how is not None
         count = min(how.samples, source.classes) if source.classes else how.samples
-        given = self.ground.prompts or sources.everything(source)
+        given = self.testbed.prompts or sources.everything(source)
         total, done = 0, 0
 
         def start(calls: int) -> None:
@@ -130,14 +130,14 @@ class Run:
             )
 
     def settings(self) -> Settings:
-        how = sources.Sampling(self.table.steps, self.ground.guidance, self.seed)
-        sampling = settings_of(self.ground.source, self.conditions, how, None, self._shard_size(), self.call_size)
-        extractor, reference = self.ground.judges.extractor, self.ground.reference
+        how = sources.Sampling(self.table.steps, self.testbed.guidance, self.seed)
+        sampling = settings_of(self.testbed.source, self.conditions, how, None, self._shard_size(), self.call_size)
+        extractor, reference = self.testbed.judges.extractor, self.testbed.reference
         return Settings(
             self.table.name,
             self.table.sha256,
             sampling,
-            self.ground.metrics,
+            self.testbed.metrics,
             self.resamples,
             extractor.name if extractor is not None else None,
             reference.name if reference is not None else None,
@@ -196,12 +196,12 @@ class Run:
         if plan is not None and self.world.leads and self._uncached is None:
             self._uncached = self._sample(self.table.rows[0], None)  # finished: only checked
         done = sample_shards(
-            self.ground.source,
+            self.testbed.source,
             self.conditions,
             self.out / "samples" / row.slug,
             num_steps=self.table.steps,
             plan=plan,
-            guidance=self.ground.guidance,
+            guidance=self.testbed.guidance,
             seed=self.seed,
             shard_size=self._shard_size(),
             batch=self.batch,
@@ -218,7 +218,7 @@ class Run:
     def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Figure], list[str]]:
         """The figures of a row, and what to know when reading them."""
         pairs = row.recipe is not None
-        names = [name for name in self.ground.metrics if pairs or METRICS[name].needs != "pairs"]
+        names = [name for name in self.testbed.metrics if pairs or METRICS[name].needs != "pairs"]
         if not names:  # all are to the uncached samples, which is this row
             return {}, []
         assert self._uncached is not None
@@ -228,7 +228,7 @@ class Run:
             evaluate.open_images(self._uncached.images) if pairs else None,
             tuple(map(str, self.conditions)) if "clip" in names else None,
         )
-        tell, judges, device = partial(self._tell, row), self.ground.judges, self.ground.device
+        tell, judges, device = partial(self._tell, row), self.testbed.judges, self.testbed.device
         bootstrap, batch = self.bootstrap, self.batch
         found = evaluate.evaluate(
             images, against, names, judges, bootstrap=bootstrap, batch=batch, device=device, on_progress=tell
@@ -237,7 +237,7 @@ class Run:
 
     def _prepared(self, names: Sequence[str]) -> evaluate.Reference | None:
         """The reference with the features that the metrics read, extracted once for all rows."""
-        extractor, held = self.ground.judges.extractor, self._reference
+        extractor, held = self.testbed.judges.extractor, self._reference
         if held is None or extractor is None:
             return held
         metrics = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
@@ -251,7 +251,7 @@ class Run:
     def _cost(self, plan: Plan | None) -> Cost | None:
         if plan is None:
             return None
-        source, pair = self.ground.source, self.ground.guidance > 1
+        source, pair = self.testbed.source, self.testbed.guidance > 1
         try:
             return plan.cost(source.target, guidance=pair, inputs=sources.call(source, 1 + pair))
         except InputError:  # the model's forward reads values, and nobody knows here what it is called with

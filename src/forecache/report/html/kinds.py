@@ -1,4 +1,4 @@
-"""Which file is which: a kind is a name, how its document is recognised, and how it is read into `Material`."""
+"""Which file is which: a kind is a name, how its document is recognised, and how it is read into `ReportData`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forecache.fit import search_file
 from forecache.io import files
 from forecache.parts.statistics import Statistics
 from forecache.plan.plan import Plan
-from forecache.report.html.material import Material, Row, listed, mapping, number, text, texts
+from forecache.report.html.data import ReportData, Row, listed, mapping, number, text, texts
 from forecache.report.html.pictures import images_of_run, images_of_samples
 
 MAX_BYTES = 16 * 2**20
@@ -31,26 +31,26 @@ class Kind:
 
     what: str
     recognises: Callable[[dict[str, Any]], bool]
-    read: Callable[[Path, dict[str, Any]], Material]
+    read: Callable[[Path, dict[str, Any]], ReportData]
 
 
-def read(path: Path, statistics: Path | None = None) -> Material:
+def read(path: Path, statistics: Path | None = None) -> ReportData:
     """What a report of this file shows; InputError, with the kinds that there are, if it is of none."""
     if path.is_dir():
         found = next((path / name for name in FILES if (path / name).is_file()), None)
         if found is None:
             raise InputError(f"There is no {', '.join(FILES)} in {path}: name the file. {_kinds()}")
         path = found
-    material = _statistics(path) if path.suffix == ".safetensors" else _document(path)
+    data = _statistics(path) if path.suffix == ".safetensors" else _document(path)
     if statistics is None:
-        return material
+        return data
     stats = Statistics.load(statistics)
-    if material.plan is not None:
-        stats.check(material.plan.grid)
-    return replace(material, statistics=stats)
+    if data.plan is not None:
+        stats.check(data.plan.grid)
+    return replace(data, statistics=stats)
 
 
-def _document(path: Path) -> Material:
+def _document(path: Path) -> ReportData:
     try:
         document = files.document(path, MAX_BYTES)
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def _is(name: str) -> Callable[[dict[str, Any]], bool]:
     return lambda document: document.get("format") == name
 
 
-def _run(path: Path, found: dict[str, Any]) -> Material:
+def _run(path: Path, found: dict[str, Any]) -> ReportData:
     beside = mapping(found["plan"]).get("file")
     plan = Plan.load(path.with_name("plan.json")) if beside == "plan.json" else None
     settings, made = texts(found["settings"]), texts(found["plan"])
@@ -92,7 +92,7 @@ def _run(path: Path, found: dict[str, Any]) -> Material:
         "cache of a batch": _mib(cost.get("cache_bytes")),
     }
     model = text(found.get("model"))
-    return Material(
+    return ReportData(
         "run",
         f"{model}: {text(mapping(found['plan']).get('method')) or 'no cache'}",
         plan,
@@ -111,12 +111,12 @@ def _run(path: Path, found: dict[str, Any]) -> Material:
     )
 
 
-def _samples(path: Path, found: dict[str, Any]) -> Material:
+def _samples(path: Path, found: dict[str, Any]) -> ReportData:
     plan = Plan.load(path.with_name("plan.json")) if path.with_name("plan.json").is_file() else None
     settings = texts(found["settings"])
     images, left_out = images_of_samples(path.with_name("samples.npz"))
     made = plan.provenance.get("method", "a plan") if plan else "no cache"
-    return Material(
+    return ReportData(
         "samples",
         f"{settings.get('model', 'samples')}: {made}",
         plan,
@@ -133,7 +133,7 @@ def _samples(path: Path, found: dict[str, Any]) -> Material:
     )
 
 
-def _comparison(path: Path, found: dict[str, Any]) -> Material:
+def _comparison(path: Path, found: dict[str, Any]) -> ReportData:
     entries = [mapping(each) for each in listed(found["rows"])]
     rows = tuple(_row(each) for each in entries[:MAX_ROWS])
     better = BETTER | {metric.title: metric.better for metric in METRICS.values()}
@@ -141,7 +141,7 @@ def _comparison(path: Path, found: dict[str, Any]) -> Material:
     settings |= texts(found.get("protocol"))
     command = settings.pop("command", "") or text(found.get("command"))
     name = model.get("name") or settings.get("model") or path.stem
-    return Material(
+    return ReportData(
         "comparison",
         f"{name}: {len(rows)} plans side by side",
         rows=rows,
@@ -174,7 +174,7 @@ def _row(found: dict[str, Any]) -> Row:
     )
 
 
-def _search(path: Path, _: dict[str, Any]) -> Material:
+def _search(path: Path, _: dict[str, Any]) -> ReportData:
     settings, candidates = search_file.read(path)
     sign = -1 if settings.better == "higher" else 1
     ranked = sorted(candidates, key=lambda each: sign * each.score)
@@ -184,7 +184,7 @@ def _search(path: Path, _: dict[str, Any]) -> Material:
     ]
     facts = {name: text(value) for name, value in vars(settings).items() if name not in ("conditions", "scheduler")}
     facts["fingerprint"] = facts["fingerprint"].partition(":")[0]
-    return Material(
+    return ReportData(
         "search",
         f"{settings.model}: {len(ranked)} patterns by {settings.score}",
         rows=tuple(rows),
@@ -197,7 +197,7 @@ def _search(path: Path, _: dict[str, Any]) -> Material:
     )
 
 
-def _evaluation(path: Path, found: dict[str, Any]) -> Material:
+def _evaluation(path: Path, found: dict[str, Any]) -> ReportData:
     figures = []
     for name, each in mapping(found["figures"]).items():
         each, kind = mapping(each), METRICS.get(name)
@@ -206,7 +206,7 @@ def _evaluation(path: Path, found: dict[str, Any]) -> Material:
         title = f"{kind.title}, {kind.better} is better" if kind else text(name)
         figures.append((title, text(each.get("value")), between, text(each.get("count")), text(each.get("resamples"))))
     facts = {name: text(found.get(name)) for name in ("samples", "count", "extractor", "reference", "sampling_seeds")}
-    return Material(
+    return ReportData(
         "evaluation",
         f"Quality of {text(found['samples'])}",
         figures=tuple(figures),
@@ -219,18 +219,18 @@ def _evaluation(path: Path, found: dict[str, Any]) -> Material:
     )
 
 
-def _plan(path: Path, _: dict[str, Any]) -> Material:
+def _plan(path: Path, _: dict[str, Any]) -> ReportData:
     plan = Plan.load(path)
     facts = {"Plan": texts(dict(plan.provenance)), "Model": _grid(plan), "Scheduler": _scheduler(plan)}
-    return Material("plan", plan.provenance.get("method", path.stem), plan, facts=facts)
+    return ReportData("plan", plan.provenance.get("method", path.stem), plan, facts=facts)
 
 
-def _statistics(path: Path) -> Material:
+def _statistics(path: Path) -> ReportData:
     stats = Statistics.load(path)
     facts = {name: text(value) for name, value in vars(stats.origin).items() if name not in ("conditions", "scheduler")}
     facts["fingerprint"] = facts["fingerprint"].partition(":")[0]
     kept = f"{stats.count} of {len(stats.origin.conditions)}"
-    return Material(
+    return ReportData(
         "statistics",
         f"{stats.origin.model}: what its features do in {stats.num_steps} steps",
         statistics=stats,

@@ -8,21 +8,21 @@ from importlib.resources import files
 from string import Template
 
 from forecache._version import __version__
+from forecache.report.html.data import ReportData
 from forecache.report.html.markup import Html, join, tag
-from forecache.report.html.material import Material
 from forecache.report.html.sections import SECTIONS
 
 
-def page(material: Material, command: str = "") -> str:
+def page(data: ReportData, command: str = "") -> str:
     """The whole HTML file. command: how the report was made, for its last line."""
     style, script = _asset("page.css"), _asset("page.js")
-    found = [section(material) for section in SECTIONS]
+    found = [section(data) for section in SECTIONS]
     body = join(*(each for each in found if each))
     made = tag("footer", f"forecache {__version__}", *([" · ", tag("code", command)] if command else []))
     return Template(_asset("page.html")).substitute(
         policy=_policy(script),
-        title=tag("title", f"{material.title} · forecache"),
-        heading=tag("h1", material.title),
+        title=tag("title", f"{data.title} · forecache"),
+        heading=tag("h1", data.title),
         style=style,
         script=script,
         body=body or tag("p", "There is nothing to show."),

@@ -12,7 +12,7 @@ import numpy as np
 
 from forecache.errors import InputError, MissingExtraError
 from forecache.io import files
-from forecache.report.html.material import Image, listed, mapping, number, text
+from forecache.report.html.data import Image, listed, mapping, number, text
 from forecache.sampling import samples_file
 
 MOST = 48

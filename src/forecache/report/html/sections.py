@@ -1,4 +1,4 @@
-"""What a report says, part by part: each takes of the material what it can use, and is empty where there is none."""
+"""What a report says, part by part: each takes of the data what it can use, and is empty where there is none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from forecache.parts.statistics import Statistics
 from forecache.plan.plan import Plan
 from forecache.report.html import charts
 from forecache.report.html.charts import Cells, Point
+from forecache.report.html.data import Image, ReportData, Row
 from forecache.report.html.markup import Html, join, tag
-from forecache.report.html.material import Image, Material, Row
 
-Section = Callable[[Material], Html]
+Section = Callable[[ReportData], Html]
 LOOKS = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o": "partial"}
 MEANINGS = {
     "computed": "computed",
@@ -37,19 +37,19 @@ def titled(title: str, *parts: Html) -> Html:
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
 
-def schedule(material: Material) -> Html:
+def schedule(data: ReportData) -> Html:
     """What every cell does: of a plan, steps x sites; of a comparison, steps x plans."""
-    if material.plan is not None:
-        return titled("Schedule", _of_plan(material.plan))
-    pictured = [row for row in material.rows if row.picture]
+    if data.plan is not None:
+        return titled("Schedule", _of_plan(data.plan))
+    pictured = [row for row in data.rows if row.picture]
     drawn = pictured[:MAX_LINES]
     steps = max((len(row.picture) for row in drawn), default=0)
     if not drawn or steps > 2000:
         return Html("")
     looks = [[LOOKS.get(sign, "unknown") for sign in row.picture.ljust(steps)] for row in drawn]
     words = [[f"step {step}: {MEANINGS[look]}" for step, look in enumerate(row)] for row in looks]
-    names = [f"{row.name} {_score(row)}" if material.kind == "search" else row.name for row in drawn]
-    what = "a pattern, by rank, with its score" if material.kind == "search" else "a plan: what most of its sites do"
+    names = [f"{row.name} {_score(row)}" if data.kind == "search" else row.name for row in drawn]
+    what = "a pattern, by rank, with its score" if data.kind == "search" else "a plan: what most of its sites do"
     more = f"The first {len(drawn)} of them. " if len(drawn) < len(pictured) else ""
     note = tag("p", f"{more}A line is {what}; step 0 is the noisiest.", class_="note")
     return titled("Schedules", note, charts.heat_map(Cells(names, looks, words), "Schedules", _legend(looks)))
@@ -111,9 +111,9 @@ def _score(row: Row) -> str:
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-def features(material: Material) -> Html:
+def features(data: ReportData) -> Html:
     """How fast features change, by kind of site and cell by cell, and how often a gradient points the wrong way."""
-    stats = material.statistics
+    stats = data.statistics
     if stats is None or stats.num_steps < 2:
         return Html("")
     kinds = list(dict.fromkeys(site.kind for site in stats.sites))
@@ -150,15 +150,15 @@ def _changes(stats: Statistics) -> Html:
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def quality(material: Material) -> Html:
+def quality(data: ReportData) -> Html:
     """Quality against speed, one picture a measure; without any, time against MACs."""
-    timed = any(row.time_ratio is not None for row in material.rows)
+    timed = any(row.time_ratio is not None for row in data.rows)
     speed = "times less time" if timed else "times fewer MACs"
     drawn = []
-    for name, better in material.better.items():
+    for name, better in data.better.items():
         points = [
-            Point(row.name, x, row.quality[name], *_group(row, material))
-            for row in material.rows[:MAX_LINES]
+            Point(row.name, x, row.quality[name], *_group(row, data))
+            for row in data.rows[:MAX_LINES]
             if name in row.quality and (x := row.time_ratio if timed else row.macs_ratio) is not None
         ]
         if len(points) > 1:
@@ -167,8 +167,8 @@ def quality(material: Material) -> Html:
             drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign)]
     if not drawn:
         points = [
-            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, material))
-            for row in material.rows[:MAX_LINES]
+            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, data))
+            for row in data.rows[:MAX_LINES]
             if row.macs_ratio is not None and row.time_ratio is not None
         ]
         if len(points) > 1:
@@ -178,42 +178,42 @@ def quality(material: Material) -> Html:
     return titled("Quality and speed", *drawn)
 
 
-def _group(row: Row, material: Material) -> tuple[str, int]:
+def _group(row: Row, data: ReportData) -> tuple[str, int]:
     """Names of one group share their first word; it has the same colour in every picture."""
-    names = list(dict.fromkeys(_family(each.name) for each in material.rows))
-    return ("patterns", 0) if material.kind == "search" else (_family(row.name), names.index(_family(row.name)))
+    names = list(dict.fromkeys(_family(each.name) for each in data.rows))
+    return ("patterns", 0) if data.kind == "search" else (_family(row.name), names.index(_family(row.name)))
 
 
 def _family(name: str) -> str:
     return name.replace("-", " ").partition(" ")[0].rstrip(":")
 
 
-def comparison(material: Material) -> Html:
+def comparison(data: ReportData) -> Html:
     """The rows as a table."""
-    if not material.rows:
+    if not data.rows:
         return Html("")
     columns: dict[str, list[str]] = {
-        "": [row.name for row in material.rows],
-        "schedule": [row.picture for row in material.rows],
-        "fewer MACs": [_format(row.macs_ratio, ".2f", "x") for row in material.rows],
-        "less time": [_format(row.time_ratio, ".2f", "x") for row in material.rows],
+        "": [row.name for row in data.rows],
+        "schedule": [row.picture for row in data.rows],
+        "fewer MACs": [_format(row.macs_ratio, ".2f", "x") for row in data.rows],
+        "less time": [_format(row.time_ratio, ".2f", "x") for row in data.rows],
     }
-    for name, better in material.better.items():
-        columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in material.rows]
-    caches = [row.cache_bytes / 2**20 if row.cache_bytes is not None else None for row in material.rows]
+    for name, better in data.better.items():
+        columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in data.rows]
+    caches = [row.cache_bytes / 2**20 if row.cache_bytes is not None else None for row in data.rows]
     columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
     kept = {name: cells for name, cells in columns.items() if any(cells)}
-    left = f"{material.left_out} more are left out." if material.left_out else ""
+    left = f"{data.left_out} more are left out." if data.left_out else ""
     return titled("Table", _table(list(kept), list(zip(*kept.values(), strict=True))), tag("p", left, class_="note"))
 
 
-def evaluation(material: Material) -> Html:
+def evaluation(data: ReportData) -> Html:
     """The figures of an evaluation, with their intervals."""
-    if not material.figures:
+    if not data.figures:
         return Html("")
     names = ["metric", "value", "95 % interval", "samples", "resamples"]
-    notes = [tag("p", note, class_="note") for note in material.notes]
-    return titled("Figures", _table(names, material.figures), *notes)
+    notes = [tag("p", note, class_="note") for note in data.notes]
+    return titled("Figures", _table(names, data.figures), *notes)
 
 
 def _format(value: float | None, form: str, unit: str = "") -> str:
@@ -235,16 +235,16 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def images(material: Material) -> Html:
+def images(data: ReportData) -> Html:
     """The samples; where the uncached ones are known, a slider goes from the one to the other."""
-    if not material.images:
+    if not data.images:
         return Html("")
-    pairs = any(image.uncached is not None for image in material.images)
+    pairs = any(image.uncached is not None for image in data.images)
     words = "All images: share without a cache"
     every = [tag("label", words, _slider(words, "all"), class_="note")] if pairs else []
     note = "Left of the line without a cache, right of it with the plan." if pairs else ""
-    left = f" {material.left_out} more are left out." if material.left_out else ""
-    grid = tag("div", *(_image(image, place) for place, image in enumerate(material.images)), class_="grid")
+    left = f" {data.left_out} more are left out." if data.left_out else ""
+    grid = tag("div", *(_image(image, place) for place, image in enumerate(data.images)), class_="grid")
     return titled("Images", tag("p", note + left, class_="note"), *every, grid)
 
 
@@ -272,16 +272,16 @@ def _slider(label: str, looks: str = "") -> Html:
 # ---- costs and provenance -------------------------------------------------------------------------------------------
 
 
-def costs(material: Material) -> Html:
+def costs(data: ReportData) -> Html:
     """What it cost."""
-    return titled("Cost", _facts(material.costs)) if material.costs else Html("")
+    return titled("Cost", _facts(data.costs)) if data.costs else Html("")
 
 
-def provenance(material: Material) -> Html:
+def provenance(data: ReportData) -> Html:
     """Settings, plan, model, hardware and versions; and the command that makes it again."""
-    parts = [join(tag("h3", title), _facts(facts)) for title, facts in material.facts.items() if facts]
-    if material.command:
-        parts.insert(0, join(tag("h3", "The command that makes it again"), tag("pre", material.command, tabindex=0)))
+    parts = [join(tag("h3", title), _facts(facts)) for title, facts in data.facts.items() if facts]
+    if data.command:
+        parts.insert(0, join(tag("h3", "The command that makes it again"), tag("pre", data.command, tabindex=0)))
     return titled("Provenance", *parts)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import forecache as fc
-from forecache.compare import pairs
+from forecache.compare import comparer as comparer_module
 from forecache.compare.choices import Choices, bases, corrections
-from forecache.compare.pairs import Studio
+from forecache.compare.comparer import Comparer
 from forecache.sampling.loop import sample, to_images
 from forecache.zoo import digits_text, load_digits, load_digits_text, router_path, statistics_path
 
@@ -20,8 +20,8 @@ FEW = {"images": "3,1", "steps": 4, "seed": 7}
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio()
+def comparer():
+    return Comparer()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_what_is_not_used_is_not_looked_at():
     assert picked.method().name == Choices(correction="none").method().name
 
 
-def test_images_that_cannot_be_made_are_refused(studio):
+def test_images_that_cannot_be_made_are_refused(comparer):
     for given, sentence in [
         ({"images": "3,11"}, "11 is not"),
         ({"images": ",".join("1" * 17)}, "these are 17"),
@@ -135,69 +135,71 @@ def test_images_that_cannot_be_made_are_refused(studio):
         ({"base": "explicit", "by_hand": "1,x"}, "whole numbers"),
     ]:
         with pytest.raises(fc.ForecacheError, match=sentence):
-            studio.make(Choices(**{"steps": 4, **given}))
+            comparer.compare(Choices(**{"steps": 4, **given}))
 
 
 # ---- what is made ---------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_is_what_the_library_makes(studio, digits):
-    pair = studio.make(Choices(images="three,1", steps=6, seed=5, guidance=2.0, eta=1.2))
+def test_a_pair_is_what_the_library_makes(comparer, digits):
+    comparison = comparer.compare(Choices(images="three,1", steps=6, seed=5, guidance=2.0, eta=1.2))
     plan = fc.goc(fc.fora(2), 1.2).plan(fc.grid(digits, 6))
     bare, cached = (alone(digits, each, [3, 1], 6, 5, 2.0) for each in (None, plan))
-    assert torch.equal(pair.uncached.images, bare)
-    assert torch.equal(pair.cached.images, cached)
+    assert torch.equal(comparison.uncached.images, bare)
+    assert torch.equal(comparison.cached.images, cached)
     assert not torch.equal(bare, cached)
     by_hand = [10 * math.log10(1 / ((a - b).double() ** 2).mean().item()) for a, b in zip(bare, cached, strict=True)]
-    assert pair.psnr == pytest.approx(by_hand, abs=1e-3)
-    assert torch.equal(pair.difference, ((cached - bare).abs() * 8).clip(0, 1))
-    lines = {name: values for name, *values in pair.figures()}
+    assert comparison.psnr == pytest.approx(by_hand, abs=1e-3)
+    assert torch.equal(comparison.difference, ((cached - bare).abs() * 8).clip(0, 1))
+    lines = {name: values for name, *values in comparison.figures()}
     cost = plan.cost(digits, batch_size=2)
-    assert pair.cost == cost
+    assert comparison.cost == cost
     assert lines["MACs"] == [
         f"{cost.macs_uncached / 1e9:.4g} G",
         f"{cost.macs / 1e9:.4g} G",
         f"{cost.speedup:.2f}x fewer",
     ]
-    assert lines["cache at the peak"][1] == f"{cost.cache_bytes / 2**20:.1f} MiB"
+    assert lines["peak cache memory"][1] == f"{cost.cache_bytes / 2**20:.1f} MiB"
     assert lines["features computed"] == ["100.0%", "50.0%", ""]
     assert lines["PSNR"][1:] == [f"{sum(by_hand) / 2:.1f} dB", f"{min(by_hand):.1f} to {max(by_hand):.1f} dB"]
     assert lines["time"] == [
-        f"{pair.uncached.seconds:.2f} s", f"{pair.cached.seconds:.2f} s", f"{pair.time_ratio:.2f}x as fast"
-    ]  # fmt: skip
+        f"{comparison.uncached.seconds:.2f} s",
+        f"{comparison.cached.seconds:.2f} s",
+        f"{comparison.time_ratio:.2f}x as fast",
+    ]
 
 
-def test_equal_images_are_said_to_be_equal(studio):
-    pair = studio.make(Choices(**FEW, base="explicit", by_hand="####", correction="none"))
-    assert {name: rest for name, *rest in pair.figures()}["PSNR"] == ["", "equal images", ""]
+def test_equal_images_are_said_to_be_equal(comparer):
+    comparison = comparer.compare(Choices(**FEW, base="explicit", by_hand="####", correction="none"))
+    assert {name: rest for name, *rest in comparison.figures()}["PSNR"] == ["", "equal images", ""]
 
 
-def test_the_plan_is_saved_with_its_constants(studio, tmp_path):
-    pair = studio.make(Choices(images="3", steps=20, correction="eoc"))
-    plan, constants = pair.save(tmp_path)
+def test_the_plan_is_saved_with_its_constants(comparer, tmp_path):
+    comparison = comparer.compare(Choices(images="3", steps=20, correction="eoc"))
+    plan, constants = comparison.save(tmp_path)
     assert (plan.name, constants.name) == ("plan.json", "plan.constants.safetensors")
-    assert fc.Plan.load(plan) == pair.plan
-    again = studio.make(Choices(**FEW))
+    assert fc.Plan.load(plan) == comparison.plan
+    again = comparer.compare(Choices(**FEW))
     assert again.save(tmp_path)[0] == plan
     assert fc.Plan.load(plan) == again.plan
 
 
 @pytest.mark.parametrize("model", ["digits", "digits-text"])
-def test_the_command_that_it_gives_makes_the_same(studio, forecache, tmp_path, model):
+def test_the_command_that_it_gives_makes_the_same(comparer, forecache, tmp_path, model):
     images = {"digits": "3,one", "digits-text": "a seven left of a three\ntwo 'fives'"}[model]
-    pair = studio.make(Choices(model=model, images=images, steps=4, seed=3, correction="taylorseer"))
-    program, *words = shlex.split(pair.command)
+    comparison = comparer.compare(Choices(model=model, images=images, steps=4, seed=3, correction="taylorseer"))
+    program, *words = shlex.split(comparison.command)
     assert program == "forecache"
     code, out, err = forecache(*words, "--out", tmp_path, "--json")
     assert (code, err) == (0, "")
-    assert fc.Plan.load(tmp_path / "plan.json") == pair.plan
+    assert fc.Plan.load(tmp_path / "plan.json") == comparison.plan
     found = [entry["psnr_db"] for entry in json.loads(out)["images"]]
-    assert found == pytest.approx(pair.psnr, abs=1e-4)
+    assert found == pytest.approx(comparison.psnr, abs=1e-4)
 
 
-def test_steps_are_told(studio):
+def test_steps_are_told(comparer):
     told = []
-    studio.make(Choices(**FEW), on_step=lambda done, total: told.append((done, total)))
+    comparer.compare(Choices(**FEW), on_step=lambda done, total: told.append((done, total)))
     assert told == [(number, 8) for number in range(1, 9)]
 
 
@@ -205,38 +207,38 @@ def test_steps_are_told(studio):
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 8])
-def test_what_is_cancelled_leaves_no_trace(studio, digits, after):
+def test_what_is_cancelled_leaves_no_trace(comparer, digits, after):
     def step(done, _):
         assert done <= after
         if done == after:
-            assert studio.stop("me")
-            assert not studio.stop("somebody else")
+            assert comparer.stop("me")
+            assert not comparer.stop("somebody else")
 
-    made = studio.make(Choices(**FEW), "me", step)
+    made = comparer.compare(Choices(**FEW), "me", step)
     assert (made is None) == (after < 8), "after the last step there is nothing left to stop"
-    assert is_clean(studio.source("digits").digits.transformer)
-    assert not studio.stop("me")
-    again = studio.make(Choices(**FEW), "me")
+    assert is_clean(comparer.source("digits").transformer)
+    assert not comparer.stop("me")
+    again = comparer.compare(Choices(**FEW), "me")
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(digits, 4))
     assert torch.equal(again.uncached.images, alone(digits, None, [3, 1], 4, 7))
     assert torch.equal(again.cached.images, alone(digits, plan, [3, 1], 4, 7))
 
 
-def test_an_error_leaves_no_trace(studio):
+def test_an_error_leaves_no_trace(comparer):
     def step(done, _):
         if done == 6:
             raise RuntimeError("from outside")
 
     with pytest.raises(RuntimeError, match="from outside"):
-        studio.make(Choices(**FEW), "me", step)
-    assert is_clean(studio.source("digits").digits.transformer)
-    assert studio.make(Choices(**FEW), "me") is not None
+        comparer.compare(Choices(**FEW), "me", step)
+    assert is_clean(comparer.source("digits").transformer)
+    assert comparer.compare(Choices(**FEW), "me") is not None
 
 
 class Slow:
-    """A pair made in a thread, which stands still after its first step until it is let go."""
+    """A comparison made in a thread, which stands still after its first step until it is let go."""
 
-    def __init__(self, studio, choices, who):
+    def __init__(self, comparer, choices, who):
         self.reached, self.go, self.made, self.before = threading.Event(), threading.Event(), [], []
 
         def step(*_):
@@ -244,7 +246,7 @@ class Slow:
             assert self.go.wait(60)
 
         def make():
-            self.made.append(studio.make(choices, who, step, self.before.append))
+            self.made.append(comparer.compare(choices, who, step, self.before.append))
 
         self.thread = threading.Thread(target=make, daemon=True)
         self.thread.start()
@@ -256,20 +258,20 @@ class Slow:
         return self.made[0]
 
 
-def test_a_second_one_of_the_same_person_is_refused(studio):
-    first = Slow(studio, Choices(**FEW), "me")
+def test_a_second_one_of_the_same_person_is_refused(comparer):
+    first = Slow(comparer, Choices(**FEW), "me")
     assert first.reached.wait(60)
-    with pytest.raises(fc.errors.InputError, match="still on its way"):
-        studio.make(Choices(**FEW), "me")
+    with pytest.raises(fc.errors.InputError, match="still running"):
+        comparer.compare(Choices(**FEW), "me")
     assert first.end() is not None
 
 
-def test_two_people_wait_for_each_other_and_get_their_own(studio, digits):
-    first = Slow(studio, Choices(**FEW), "a")
+def test_two_people_wait_for_each_other_and_get_their_own(comparer, digits):
+    first = Slow(comparer, Choices(**FEW), "a")
     assert first.reached.wait(60)
-    second = Slow(studio, Choices(**FEW | {"images": "8", "correction": "none"}), "b")
+    second = Slow(comparer, Choices(**FEW | {"images": "8", "correction": "none"}), "b")
     second.go.set()
-    assert not second.reached.wait(0.5), "the model is one pair's at a time"
+    assert not second.reached.wait(0.5), "the model is one comparison's at a time"
     a, b = first.end(), second.end()
     grid = fc.grid(digits, 4)
     assert torch.equal(a.cached.images, alone(digits, fc.goc(fc.fora(2), 0.8).plan(grid), [3, 1], 4, 7))
@@ -284,15 +286,15 @@ def within(seconds, true):
         time.sleep(0.01)
 
 
-def test_who_asked_first_is_first(studio):
+def test_who_asked_first_is_first(comparer):
     """They are told how many are before them; one who goes makes the others move up."""
     slow = []
     for number, who in enumerate("abcd"):
-        slow.append(Slow(studio, Choices(**FEW), who))
-        within(60, lambda number=number: len(studio._visits) == number + 1)
+        slow.append(Slow(comparer, Choices(**FEW), who))
+        within(60, lambda number=number: len(comparer._requests) == number + 1)
     a, b, c, d = slow
     within(60, lambda: (b.before, c.before, d.before) == ([1], [2], [3]))
-    assert studio.stop("b")
+    assert comparer.stop("b")
     assert b.end() is None
     within(60, lambda: (c.before, d.before) == ([2, 1], [3, 2]))
     assert a.end() is not None
@@ -303,35 +305,35 @@ def test_who_asked_first_is_first(studio):
     assert d.before == [3, 2, 1]
 
 
-def test_more_than_may_wait_are_refused(studio, monkeypatch):
-    monkeypatch.setattr(pairs, "WAITING", 1)
-    a = Slow(studio, Choices(**FEW), "a")
+def test_more_than_may_wait_are_refused(comparer, monkeypatch):
+    monkeypatch.setattr(comparer_module, "MAX_WAITING", 1)
+    a = Slow(comparer, Choices(**FEW), "a")
     assert a.reached.wait(60)
-    b = Slow(studio, Choices(**FEW), "b")
+    b = Slow(comparer, Choices(**FEW), "b")
     within(60, lambda: b.before)
-    with pytest.raises(fc.errors.InputError, match="1 comparisons wait already"):
-        studio.make(Choices(**FEW), "c")
+    with pytest.raises(fc.errors.InputError, match="1 comparisons are waiting already"):
+        comparer.compare(Choices(**FEW), "c")
     assert a.end() is not None
     assert b.end() is not None
 
 
-def test_who_waits_can_be_stopped(studio):
-    first = Slow(studio, Choices(**FEW), "a")
+def test_who_waits_can_be_stopped(comparer):
+    first = Slow(comparer, Choices(**FEW), "a")
     assert first.reached.wait(60)
-    second = Slow(studio, Choices(**FEW), "b")
-    while not studio.stop("b"):
+    second = Slow(comparer, Choices(**FEW), "b")
+    while not comparer.stop("b"):
         pass
     assert second.end() is None
     assert not second.reached.is_set()
     assert first.end() is not None
 
 
-def test_who_stopped_may_begin_again_at_once(studio):
+def test_who_stopped_may_begin_again_at_once(comparer):
     """The new one waits until the old one has ended, and is not stopped with it."""
-    first = Slow(studio, Choices(**FEW), "me")
+    first = Slow(comparer, Choices(**FEW), "me")
     assert first.reached.wait(60)
-    assert studio.stop("me")
-    second = Slow(studio, Choices(**FEW), "me")
+    assert comparer.stop("me")
+    second = Slow(comparer, Choices(**FEW), "me")
     second.go.set()
     assert not second.reached.wait(0.3)
     assert first.end() is None

@@ -18,7 +18,7 @@ class Row:
     """One plan, cache or pattern of a comparison; None or empty is not known. picture: one sign a step.
 
     macs_ratio, time_ratio: how many times fewer, and less. quality: by what it is called, with the better direction in
-    `Material.better`.
+    `ReportData.better`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """All that a report shows. kind: as in `kinds.KINDS`. facts: provenance, by headings. command: that made it.
 
     better: "higher" or "lower" by quality. figures: of an evaluation, each (name, value, interval, samples).
