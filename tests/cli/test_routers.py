@@ -69,7 +69,7 @@ def test_train_router_prints_the_picture_and_goes_on(forecache, tmp_path):
 
 PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
-    "from forecache import router; router.SAVE_SECONDS = 0; from forecache.cli import main; main()"
+    "from forecache.fit import routers; routers.SAVE_SECONDS = 0; from forecache.cli import main; main()"
 )
 
 

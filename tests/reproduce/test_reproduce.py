@@ -304,7 +304,7 @@ def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, t
     assert result.document["protocol"]["guidance"] == 4.5
     with np.load(tmp_path / "out/samples/procache/samples.npz") as file:
         assert file["arr_1"].tolist() == ["a red cat", "a small cactus", "a happy apple"] * 2
-    with pytest.raises(fc.errors.InputError, match="texts: give a file of them, one a line, with --prompts"):
+    with pytest.raises(fc.errors.InputError, match="takes prompts: give a file of them, one a line, with --prompts"):
         reproduce(table, open_projected(table, pixart_folder, real), tmp_path / "other", SMALL)
 
 
