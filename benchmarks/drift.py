@@ -3,7 +3,7 @@
     python benchmarks/drift.py [--samples 32] [--threads 1]
 
 On the bundled digits model one step of 20 is skipped, by reuse, by EOC's additive form with theta 1, by a straight line
-(Taylor 1), and by both. Writes benchmarks/results/drift.json and the table between the markers in docs/eoc.md. Needs
+(Taylor 1), and by both. Writes benchmarks/results/drift.json and the table between the markers in docs/methods/eoc.md. Needs
 `make statistics`.
 """
 
@@ -123,7 +123,7 @@ def main() -> None:
         f"over the conditional halves (features) and the guided prediction (output). {place['cpu']}, torch "
         f"{place['torch']}."
     )
-    fill(ROOT / "docs/eoc.md", "drift", [*lines, "", note])
+    fill(ROOT / "docs/methods/eoc.md", "drift", [*lines, "", note])
     document = {"command": "python benchmarks/drift.py " + " ".join(sys.argv[1:]), "environment": place, "steps": rows}
     (ROOT / "benchmarks/results/drift.json").write_text(json.dumps(document, indent=1) + "\n")
     print("\n".join(lines))

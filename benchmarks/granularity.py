@@ -1,6 +1,6 @@
 """Does a schedule of its own for each kind of branch or depth win over one for all? Do refreshed tokens? At equal MACs.
 
-    python benchmarks/granularity.py digits              the table of docs/tuning.md (ten minutes)
+    python benchmarks/granularity.py digits              the table of docs/measured/tuned-plans.md (ten minutes)
 
 Starts from tuned plans, without their polish. Every group of sites by itself moves one computed step by one or two, and
 whole groups compute one step later than the others (staggered); what is best is judged on other samples. Tokens: one
@@ -210,7 +210,7 @@ def main(words: list[str]) -> None:
         document["tokens"].append({"computed": count, "whole": whole, "rows": tokens(found)})
     results = ROOT / f"benchmarks/results/granularity-{args.model}.json"
     results.write_text(json.dumps(document, indent=1) + "\n")
-    fill(ROOT / "docs/tuning.md", f"table granularity {args.model}", table(document))
+    fill(ROOT / "docs/measured/tuned-plans.md", f"table granularity {args.model}", table(document))
 
 
 if __name__ == "__main__":

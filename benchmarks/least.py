@@ -6,7 +6,7 @@
 The code that does nothing else: the model's own patches and last layer, the gates of all blocks from one batched
 product, and one addcmul a branch; no module is called for a block, and nothing is checked. What is left of a skipped
 step of ours is what it costs to live in diffusers' own model. The bare minimum: a step of the model without blocks.
-Writes benchmarks/results/least.json with command, hardware and versions, and its table in docs/performance.md.
+Writes benchmarks/results/least.json with command, hardware and versions, and its table in docs/measured/speed.md.
 """
 
 from __future__ import annotations

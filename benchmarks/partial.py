@@ -4,7 +4,7 @@
 
 Norm, modulation and MLP of width 1152 on 256 tokens, batch 4, one thread: in full, and as a partial cell, with scores,
 choice, gather and scatter. The two alternate; ratios of medians. Writes benchmarks/results/partial.json and the table
-of docs/procache.md.
+of docs/methods/procache.md.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
         f"gather and scatter too. Median of {ROUNDS} alternating rounds. {place['cpu']}, "
         f"torch {place['torch']}."
     )
-    fill(ROOT / "docs/procache.md", "table partial", [*lines, "", note])
+    fill(ROOT / "docs/methods/procache.md", "table partial", [*lines, "", note])
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -7,7 +7,7 @@
 Other libraries: pip install 'forecache[peers]'; one that is not installed is left out, and that is said. DDIM, guidance
 1.5. Speed: all caches sample in turn, round by round. Quality: each row is written when it is done (out/peers/).
 Writes benchmarks/results/peers-<model>.json with command, hardware and versions, docs/images/peers.png, and the table
-between the markers in docs/performance.md; with --out, all of it to that folder instead.
+between the markers in docs/measured/speed.md; with --out, all of it to that folder instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.report import figures
 from forecache.zoo import load_digits, shaped
 
-PAGE = ROOT / "docs/performance.md"
+PAGE = ROOT / "docs/measured/speed.md"
 MOST = 80.0
 """dB that an image counts which is equal to the uncached one."""
 
@@ -163,7 +163,7 @@ def write(args: argparse.Namespace, subject: Subject, rows: list[dict[str, Any]]
             if row.get("psnr_db") is not None
         }
         figures.draw_pareto(points, picture, f"digits, {args.samples} samples; {listed}")
-        lines += ["", quality, "", "![Quality against speed](images/peers.png)"]
+        lines += ["", quality, "", "![Quality against speed](../images/peers.png)"]
     print("\n".join(lines))
     if args.out is None:
         fill(PAGE, f"table peers {args.model}", lines)

@@ -147,12 +147,12 @@ class Table(NamedTuple):
 
 
 TABLES: Mapping[str, Table] = {
-    "corrections": Table(corrections, "docs/eoc.md", 20),
-    "l2c": Table(l2c, "docs/l2c.md", 20),
+    "corrections": Table(corrections, "docs/methods/eoc.md", 20),
+    "l2c": Table(l2c, "docs/methods/l2c.md", 20),
     "intervals": Table(intervals, "docs/which-method.md", 20, samples=300),
-    "procache": Table(procache.methods, "docs/procache.md", procache.DIGITS.steps),
-    "text-corrections": Table(lambda: corrections(TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
-    "text-procache": Table(lambda: procache.methods(procache.TEXT), "docs/digits-text.md", 20, TEXT, 300, (0, 1)),
+    "procache": Table(procache.methods, "docs/methods/procache.md", procache.DIGITS.steps),
+    "text-corrections": Table(lambda: corrections(TEXT), "docs/measured/digits-text.md", 20, TEXT, 300, (0, 1)),
+    "text-procache": Table(lambda: procache.methods(procache.TEXT), "docs/measured/digits-text.md", 20, TEXT, 300, (0, 1)),
 }
 
 

@@ -4,7 +4,7 @@
 
 Trains both routers (about 4 minutes on one core; --keep takes those that are there) into the package, and writes
 benchmarks/results/routers.json with command, settings, hardware and versions, and the table between the markers in
-docs/l2c.md. --memory measures the peak memory of training DiT-XL/2 (random weights, CPU, minutes), nothing else.
+docs/methods/l2c.md. --memory measures the peak memory of training DiT-XL/2 (random weights, CPU, minutes), nothing else.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ def write_table(document: dict) -> None:
         + " and ".join(f"{row['macs_ratio']:.2f}x" for row in document["routers"].values())
         + " fewer."
     )
-    for page, name in ((ROOT / "docs/l2c.md", "table"), (FOLDER / "README.md", "routers")):
+    for page, name in ((ROOT / "docs/methods/l2c.md", "table"), (FOLDER / "README.md", "routers")):
         fill(page, name, [*table(document), "", note])
     if peaks := document["dit_xl_peak_mib"]:
         one, two, alone = (peaks[name] / 1024 for name in ("batch 1", "batch 2", "model"))
         words = f"DiT-XL/2 at 256x256 in float32 on the CPU: the process takes {alone:.1f} GiB with the model alone,"
         fill(
-            ROOT / "docs/l2c.md",
+            ROOT / "docs/methods/l2c.md",
             "memory",
             [words, f"{one:.1f} in a training with `--batch 1`, {two:.1f} with 2."],
         )

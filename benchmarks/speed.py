@@ -5,7 +5,7 @@
 
 The same as `forecache bench`, once a model. 20 steps, guidance pairs; ratios as in `forecache.bench.speed`.
 Writes benchmarks/results/speed-<model>.json with command, hardware and versions, docs/images/speed-<model>.png, and the
-tables between the markers in docs/performance.md; with --out, all of it to that folder instead.
+tables between the markers in docs/measured/speed.md; with --out, all of it to that folder instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from forecache.report import figures
 MODELS = {"tiny": 1, "dit-cpu": 1, "digits": 16}
 """Images a call, of the models that a CPU can time."""
 PLANS = ("all-computed", "fora-25", "fora-50", "fora-75", "goc-50", "goc-75", "taylor-50", "taylor-75")
-PAGE = ROOT / "docs/performance.md"
+PAGE = ROOT / "docs/measured/speed.md"
 
 
 def measure(name: str, args: argparse.Namespace) -> tuple[list[speed.Timed], dict]:
@@ -50,7 +50,7 @@ def lines(name: str, rows: Sequence[speed.Timed], document: dict) -> list[str]:
         f"{speed.LEGEND} A run of goc-50 over one of fora-50: {goc.median:.3f} ({goc.low:.3f} to {goc.high:.3f}). "
         f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}, diffusers {place['diffusers']}."
     )
-    picture = f"![Time against MACs](images/speed-{name}.png)"
+    picture = f"![Time against MACs](../images/speed-{name}.png)"
     return [*speed.table(rows), "", note, "", picture]
 
 

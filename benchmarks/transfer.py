@@ -5,7 +5,7 @@
 
 At other guidance the plan runs as it is. At another number of steps it is stretched (`forecache.plan.resampled`);
 fitted weights are for the steps that they were fitted to, so GOC or Taylor with the plan's feedback takes their place.
-Writes benchmarks/results/transfer-digits.json and the tables between the markers in docs/tuning.md.
+Writes benchmarks/results/transfer-digits.json and the tables between the markers in docs/measured/tuned-plans.md.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main(words: list[str]) -> None:
         f"setting; the better of what is named of each kind. {place['cpu']}, torch {place['torch']}, diffusers "
         f"{place['diffusers']}."
     )
-    fill(ROOT / "docs/tuning.md", "table transfer", [*table(rows), "", note])
+    fill(ROOT / "docs/measured/tuned-plans.md", "table transfer", [*table(rows), "", note])
 
 
 if __name__ == "__main__":

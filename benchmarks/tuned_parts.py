@@ -4,7 +4,7 @@
     python benchmarks/tuned_parts.py digits --superposition   whether the errors of steps add up
     python benchmarks/tuned_parts.py digits --ablation        schedule, weights and feedback one by one
 
-Each writes benchmarks/results/tuned-<study>-<model>.json and its part of docs/tuning.md. 20 steps.
+Each writes benchmarks/results/tuned-<study>-<model>.json and its part of docs/measured/tuned-plans.md. 20 steps.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def main(words: list[str]) -> None:
     about = {"command": " ".join(["python benchmarks/tuned_parts.py", *words]), "environment": environment()}
     path = ROOT / f"benchmarks/results/tuned-{args.study}-{args.model}.json"
     path.write_text(json.dumps(about | found, indent=1) + "\n")
-    fill(ROOT / "docs/tuning.md", f"{args.study} {args.model}", lines)
+    fill(ROOT / "docs/measured/tuned-plans.md", f"{args.study} {args.model}", lines)
 
 
 def correlation_lines(model: str, found: Mapping[str, Any]) -> list[str]:
@@ -173,7 +173,7 @@ def correlation_lines(model: str, found: Mapping[str, Any]) -> list[str]:
         f"learned from {found['fitted_on']} of them. Rank correlation of expected and measured PSNR over the others: "
         f"{ranks['learned gains']:.2f}; without gains {ranks['no gains']:.2f}.",
         "",
-        f"![Expected against measured](images/expected-{model}.png)",
+        f"![Expected against measured](../images/expected-{model}.png)",
     ]
 
 

@@ -16,7 +16,7 @@ from support.routers import PUBLISHED, checkpoint, published
 
 import forecache as fc
 
-PAGE = Path(__file__).parent.parent.parent / "docs/l2c.md"
+PAGE = Path(__file__).parent.parent.parent / "docs/methods/l2c.md"
 TINY = ["--steps", 4, "--batch", 1, "--iterations", 2, "--lr", 0.5]
 
 
