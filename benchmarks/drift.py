@@ -3,8 +3,8 @@
     python benchmarks/drift.py [--samples 32] [--threads 1]
 
 On the bundled digits model one step of 20 is skipped, by reuse, by EOC's additive form with theta 1, by a straight line
-(Taylor 1), and by both. Writes benchmarks/results/drift.json and the table between the markers in docs/methods/eoc.md. Needs
-`make statistics`.
+(Taylor 1), and by both. Writes benchmarks/results/drift.json and the table between the markers in docs/methods/eoc.md.
+Needs `make statistics`.
 """
 
 from __future__ import annotations

@@ -146,13 +146,14 @@ class Table(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+TEXT_PAGE = "docs/measured/digits-text.md"
 TABLES: Mapping[str, Table] = {
     "corrections": Table(corrections, "docs/methods/eoc.md", 20),
     "l2c": Table(l2c, "docs/methods/l2c.md", 20),
     "intervals": Table(intervals, "docs/which-method.md", 20, samples=300),
     "procache": Table(procache.methods, "docs/methods/procache.md", procache.DIGITS.steps),
-    "text-corrections": Table(lambda: corrections(TEXT), "docs/measured/digits-text.md", 20, TEXT, 300, (0, 1)),
-    "text-procache": Table(lambda: procache.methods(procache.TEXT), "docs/measured/digits-text.md", 20, TEXT, 300, (0, 1)),
+    "text-corrections": Table(lambda: corrections(TEXT), TEXT_PAGE, 20, TEXT, 300, (0, 1)),
+    "text-procache": Table(lambda: procache.methods(procache.TEXT), TEXT_PAGE, 20, TEXT, 300, (0, 1)),
 }
 
 

@@ -4,7 +4,7 @@
 
 Trains both routers (about 4 minutes on one core; --keep takes those that are there) into the package, and writes
 benchmarks/results/routers.json with command, settings, hardware and versions, and the table between the markers in
-docs/methods/l2c.md. --memory measures the peak memory of training DiT-XL/2 (random weights, CPU, minutes), nothing else.
+docs/methods/l2c.md. --memory measures the peak memory of training DiT-XL/2 alone (random weights, CPU, minutes).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tuned plans beside every other way to the same number of computed steps, on samples that they were not tuned on.
 
-    python benchmarks/tuned.py digits                     the table and the plot of docs/measured/tuned-plans.md (three hours)
+    python benchmarks/tuned.py digits              the table and the plot of docs/measured/tuned-plans.md (three hours)
     python benchmarks/tuned.py digits --steps 50 --counts 33 25 17 11 --samples 400
     python benchmarks/tuned.py digits --samples 200       a quicker look
     python benchmarks/tuned.py digits --no-more           what benchmarks/results has, drawn again
@@ -10,8 +10,8 @@ Plans: those that ship with the model (`zoo.tuned_path`), or of a folder of `for
 methods compute as many steps, evenly spread where they have no schedule of their own (benchmarks/tuned_others.py), and
 so do other libraries (benchmarks/tuned_peers.py; pip install 'forecache[peers]'). Every row is kept when it is done
 (out/tuned/): a run that was stopped goes on, and --only lets two share the work before a third writes the plot, the
-table in docs/measured/tuned-plans.md (benchmarks/tuned_pages.py), and benchmarks/results/tuned-<model>-<steps>.json. What each part
-of a tuned plan does: benchmarks/tuned_parts.py.
+table in docs/measured/tuned-plans.md (benchmarks/tuned_pages.py), and
+benchmarks/results/tuned-<model>-<steps>.json. What each part of a tuned plan does: benchmarks/tuned_parts.py.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ def publish(name: str, document: Mapping[str, Any]) -> None:
     said = tuned_pages.note(name, document)
     picture = ROOT / f"docs/images/tuned-{name}.png"
     tuned_pages.draw(rows, counts, picture, said.split(" of seed")[0])
-    lines = [*tuned_pages.table(rows, counts), "", said, "", f"![PSNR against computed steps](../images/{picture.name})"]
+    shown = f"![PSNR against computed steps](../images/{picture.name})"
+    lines = [*tuned_pages.table(rows, counts), "", said, "", shown]
     fill(ROOT / "docs/measured/tuned-plans.md", f"table tuned {name}", lines)
     if name == "digits-20":
         fill(ROOT / "README.md", "tuned", [*tuned_pages.summary(rows, counts), "", said])
