@@ -2,7 +2,7 @@
 
     python benchmarks/procache.py            search the patterns for digits (about ten minutes on one core)
     python benchmarks/quality.py procache    then every row, three seeds, and the table of docs/methods/procache.md
-    python benchmarks/quality.py text-procache    the same for digits-text, with its searches: docs/measured/digits-text.md
+    python benchmarks/quality.py text-procache    the same for digits-text: docs/measured/digits-text.md
 
 The searches take 48 samples with a seed of their own (1000), rank by PSNR, and are kept in out/procache/.
 """
