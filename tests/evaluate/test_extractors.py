@@ -308,9 +308,10 @@ def test_features_are_kept_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "has version 2; this forecache reads version 1"),
-        ({"count": 7}, "pool is not 7 rows"),
-        ({"extractor": ...}, "it lacks 'extractor'"),
+        ({"version": 1}, "version is 1; this forecache reads version 2"),
+        ({"format": "forecache-router"}, "format is 'forecache-router', not 'forecache-features'"),
+        ({"count": 7}, "'pool' is not 7 rows"),
+        ({"extractor": ...}, "it lacks extractor"),
         (None, "its metadata is"),
         ("nan", "not 3 rows of finite numbers"),
         ("text", "not a readable file of features"),
@@ -321,16 +322,16 @@ def test_a_file_of_features_that_is_none(tmp_path, change, words):
     from safetensors.torch import save_file
 
     path = tmp_path / "f.safetensors"
-    document = {"version": 1, "extractor": "x", "count": 3}
+    document = {"format": "forecache-features", "version": 2, "extractor": "x", "count": 3}
     if isinstance(change, dict):
         document = {key: value for key, value in (document | change).items() if value is not ...}
     pool = torch.full((3, 2), math.nan if change == "nan" else 1.0)
-    save_file({"pool": pool}, path, {"forecache-features": json.dumps(document)} if change is not None else {"a": "b"})
+    save_file({"pool": pool}, path, {"forecache": json.dumps(document)} if change is not None else {"a": "b"})
     if change == "text":
         path.write_text("hello")
     with pytest.raises(fc.errors.InputError, match=words):
         Features.load(path)
-    with pytest.raises(fc.errors.InputError, match="no features at"):
+    with pytest.raises(fc.errors.InputError, match="no file of features at"):
         Features.load(tmp_path / "nowhere.safetensors")
 
 

@@ -141,10 +141,10 @@ def test_folders_that_are_missing_are_made(tmp_path):
     assert fc.Router.load(tmp_path / "a" / "b" / "router.safetensors") == ROUTER
 
 
-DOCUMENT = {"version": 1, "sites": list(SITES), "skippable": [1, 3, 5], "provenance": {}}
+DOCUMENT = {"format": "forecache-router", "version": 2, "sites": list(SITES), "skippable": [1, 3, 5], "provenance": {}}
 
 
-def ours(logits=LOGITS, key="forecache-router", **changed):
+def ours(logits=LOGITS, key="forecache", **changed):
     """The bytes of a router file with some of its document changed; a change to None takes the key out."""
     document = {name: value for name, value in (DOCUMENT | changed).items() if value is not None}
     return save({"logits": logits}, metadata={key: json.dumps(document)})
@@ -165,15 +165,17 @@ DAMAGED = {
     "half": (lambda: ours()[:100], "not a readable router file"),
     "a header of 2^60": (lambda: (2**60).to_bytes(8, "little") + ours()[8:], "not a readable router file"),
     "a pickle": (lambda: pickle.dumps(ROUTER.logits), "not a readable router file"),
-    "no metadata": (lambda: save({"logits": LOGITS}), r"metadata is \[\], not \['forecache-router'\]"),
+    "no metadata": (lambda: save({"logits": LOGITS}), r"metadata is \[\], not \['forecache'\]"),
     "other metadata": (lambda: ours(key="format"), r"metadata is \['format'\]"),
-    "metadata not JSON": (lambda: save({"logits": LOGITS}, metadata={"forecache-router": "{"}), "not a readable"),
-    "a list": (lambda: save({"logits": LOGITS}, metadata={"forecache-router": "[]"}), "must be an object, not"),
-    "deep lists": (lambda: save({"logits": LOGITS}, metadata={"forecache-router": "[" * 10**5}), "not a readable"),
-    "unknown version": (lambda: ours(version=2), "version is 2; this forecache reads 1"),
-    "version true": (lambda: ours(version=True), "version must be of type int, not True"),
-    "version in words": (lambda: ours(version="1"), "version is '1'"),
-    "no version": (lambda: ours(version=None), "version is None"),
+    "metadata not JSON": (lambda: save({"logits": LOGITS}, metadata={"forecache": "{"}), "not a readable"),
+    "a list": (lambda: save({"logits": LOGITS}, metadata={"forecache": "[]"}), "must be an object, not"),
+    "deep lists": (lambda: save({"logits": LOGITS}, metadata={"forecache": "[" * 10**5}), "not a readable"),
+    "another format": (lambda: ours(format="forecache-plan"), "format is 'forecache-plan', not 'forecache-router'"),
+    "no format": (lambda: ours(format=None), "it lacks format"),
+    "another version": (lambda: ours(version=1), "version is 1; this forecache reads version 2"),
+    "version true": (lambda: ours(version=True), "version is True; this forecache reads version 2"),
+    "version in words": (lambda: ours(version="2"), "version is '2'"),
+    "no version": (lambda: ours(version=None), "it lacks version"),
     "unknown key": (lambda: ours(cls="os.system"), r"unknown keys \['cls'\]"),
     "missing key": (lambda: ours(skippable=None), "lacks skippable"),
     "sites a word": (lambda: ours(sites="abcd"), "sites must be of type list"),
@@ -195,7 +197,7 @@ DAMAGED = {
     "transposed": (lambda: ours(LOGITS.T.contiguous()), "names each of its 6 sites once"),
     "no steps": (lambda: ours(LOGITS[:0]), "float32"),
     "another tensor": (
-        lambda: save({"logits": LOGITS, "x": LOGITS.clone()}, metadata={"forecache-router": json.dumps(DOCUMENT)}),
+        lambda: save({"logits": LOGITS, "x": LOGITS.clone()}, metadata={"forecache": json.dumps(DOCUMENT)}),
         "must hold the tensor 'logits' alone",
     ),
     "another name": (lambda: header(lambda text: text.replace('"logits"', '"Logits"')), "must hold the tensor"),

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from support.statistics import GRID, SITES, D, N, T, measured, same
 
 import forecache as fc
+from forecache.io.tensor_files import KEY
 from forecache.parts import gates
-from forecache.parts.statistics import KEY, Origin, Statistics, inverse_gradient, inverse_table
+from forecache.parts.statistics import Origin, Statistics, inverse_gradient, inverse_table
 
 # ---- the gradient ---------------------------------------------------------------------------------------------------
 
@@ -331,13 +332,18 @@ DAMAGED = {
     "metadata that is not JSON": (text("{"), "property name"),
     "metadata that never ends": (text("[" * 100_000), "nested too deeply"),
     "a list": (text("[]"), "document must be an object"),
-    "another format": (
-        lambda path: save_file(taken_apart(path)[0], path, {"forecache-router": "{}"}),
-        "not \\['forecache-statistics'\\]",
+    "other metadata": (
+        lambda path: save_file(taken_apart(path)[0], path, {"forecache-statistics": "{}"}),
+        r"metadata is \['forecache-statistics'\], not \['forecache'\]",
     ),
-    "another version": (document(lambda d: d.update(version=2)), "version is 2; this forecache reads 1"),
-    "version true": (document(lambda d: d.update(version=True)), "version must be of type int, not True"),
-    "version 1.0": (document(lambda d: d.update(version=1.0)), r"version must be of type int, not 1\.0"),
+    "another format": (
+        document(lambda d: d.update(format="forecache-router")),
+        "format is 'forecache-router', not 'forecache-statistics'",
+    ),
+    "no format": (document(lambda d: d.pop("format")), "it lacks format"),
+    "another version": (document(lambda d: d.update(version=1)), "version is 1; this forecache reads version 2"),
+    "version true": (document(lambda d: d.update(version=True)), "version is True; this forecache reads version 2"),
+    "version 2.0": (document(lambda d: d.update(version=2.0)), r"version is 2\.0; this forecache reads version 2"),
     "an unknown key": (document(lambda d: d.update(pickle="x")), "unknown keys .*pickle"),
     "no origin": (document(lambda d: d.pop("origin")), "it lacks origin"),
     "an unknown key of the origin": (document(lambda d: d["origin"].update(path="/")), "unknown keys .*path"),

@@ -28,7 +28,7 @@ def published(num_steps=4, blocks=2, seed=0):
 def checkpoint(path):
     """What a checkpoint of a training says about itself."""
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["forecache-router-training"])
+        return json.loads(file.metadata()["forecache"])
 
 
 class Trajectories:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from forecache.errors import InputError
@@ -18,9 +17,11 @@ from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments, Stream
 from forecache.evaluate.imagesets import ImageSet
 from forecache.io import tensor_files
+from forecache.io.document import Document, refusing
+from forecache.io.files import short
 
-FORMAT = "forecache-features"
-VERSION = 1
+DOCUMENT = Document("forecache-features", 2)
+TYPES = {"extractor": str, "count": int}
 MAX_BYTES = 64 * 2**30
 
 OnImages = Callable[[int], None]
@@ -57,31 +58,19 @@ class Features:
 
     def save(self, path: str | Path) -> None:
         """Write the layers atomically as safetensors; `load` reads them."""
-        path = Path(path)
-        document = {"version": VERSION, "extractor": self.extractor, "count": self.count}
-        tensors = {name: each.contiguous().cpu() for name, each in self.layers.items()}
-        tensor_files.write(path, FORMAT, document, tensors)
+        layers = {name: layer_BF.contiguous().cpu() for name, layer_BF in self.layers.items()}
+        tensor_files.write(Path(path), DOCUMENT, {"extractor": self.extractor, "count": self.count}, layers)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
         """Features that were saved; InputError says what is wrong with a file."""
-        path = Path(path)
-        try:
-            document, layers = tensor_files.read(path, FORMAT, MAX_BYTES)
-            if document["version"] != VERSION:
-                raise ValueError(f"it has version {document['version']}; this forecache reads version {VERSION}")
-            found = cls(str(document["extractor"]), int(document["count"]), layers)
-        except FileNotFoundError:
-            raise InputError(f"There are no features at {path}.") from None
-        except KeyError as error:
-            raise InputError(f"{path} is no file of features: it lacks {error}.") from error
-        except (OSError, ValueError, TypeError, OverflowError, SafetensorError) as error:
-            raise InputError(f"{path} is not a readable file of features: {error}.") from error
-        for name, each in layers.items():
-            plain = each.dtype is torch.float32 and each.ndim == 2 and len(each) == found.count
-            if not plain or not bool(each.isfinite().all()):
-                raise InputError(f"{path} is damaged: {name} is not {found.count} rows of finite numbers.")
-        return found
+        with refusing(Path(path), InputError, "file of features", "Make it with forecache evaluate --save-features"):
+            values, layers = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
+            for name, layer_BF in layers.items():
+                rows = layer_BF.dtype is torch.float32 and layer_BF.ndim == 2 and len(layer_BF) == values["count"]
+                if not rows or not bool(layer_BF.isfinite().all()):
+                    raise ValueError(f"{short(name)} is not {values['count']} rows of finite numbers in float32")
+            return cls(values["extractor"], values["count"], layers)
 
     def _names(self) -> str:
         kept = [*self.layers, *(f"moments of {name}" for name in self.streamed)]

@@ -27,7 +27,7 @@ from forecache.environment import environment
 from forecache.errors import InputError, RouterFileError, RunError
 from forecache.fit.lesson import Lesson, frozen
 from forecache.io import tensor_files
-from forecache.io.document import fields, refusing
+from forecache.io.document import Document, refusing
 from forecache.io.files import short
 from forecache.models.find import describe, find, layout
 from forecache.models.layout import Layout
@@ -40,7 +40,8 @@ START = 2.0
 LIMIT = 5.0
 """Logits are clamped to [-LIMIT, LIMIT], as in the paper."""
 SAVE_SECONDS = 30.0
-KEY = "forecache-router-training"
+DOCUMENT = Document("forecache-router-training", 1)
+TYPES = {"settings": dict, "sites": list, "iteration": int, "seconds": float, "loss": float, "error": float}
 MAX_BYTES = 64 * 2**20
 
 
@@ -202,7 +203,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Write everything that decides how the training goes on, atomically."""
         state = self.optimizer.state[self.logits_KS]
-        document = {
+        values = {
             "settings": asdict(self.settings),
             "sites": [site.name for site in self.grid.sites],
             "iteration": self.iteration,
@@ -211,14 +212,12 @@ class Training:
             "error": self.error,
         }
         tensors = {"logits": self.logits_KS, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
-        tensor_files.write(path, KEY, document, {name: each.detach().cpu() for name, each in tensors.items()})
+        tensor_files.write(path, DOCUMENT, values, {name: each.detach().cpu() for name, each in tensors.items()})
 
     def load(self, path: Path, iterations: int) -> None:
         """Go on from a checkpoint; InputError if it belongs to other settings, RouterFileError if it is damaged."""
-        kinds = {"settings": dict, "sites": list, "iteration": int, "seconds": float, "loss": float, "error": float}
         with refusing(path, RouterFileError, "checkpoint of a router", "Remove it to start again"):
-            document, tensors = tensor_files.read(path, KEY, MAX_BYTES)
-            found = fields(document, kinds)
+            found, tensors = tensor_files.read(path, DOCUMENT, TYPES, MAX_BYTES)
             if set(tensors) != {"logits", "exp_avg", "exp_avg_sq"}:
                 raise ValueError(f"it holds {short(sorted(tensors))}")
         self._refuse_others(path, found, iterations)

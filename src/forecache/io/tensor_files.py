@@ -1,4 +1,9 @@
-"""Tensors and one JSON document in a safetensors file: data, checked when it is read."""
+"""Tensors beside one document in a safetensors file: data, checked when it is read.
+
+The document is JSON in the file's metadata, under the key ``forecache``:
+
+    {"__metadata__": {"forecache": "{\\"format\\": \\"forecache-router\\", \\"version\\": 2, ...}"}, "logits": ...}
+"""
 
 from __future__ import annotations
 
@@ -12,34 +17,41 @@ from safetensors.torch import save
 from torch import Tensor
 
 from forecache.io import files
+from forecache.io.document import Document
 from forecache.io.files import short
 
+KEY = "forecache"
 MAX_HEADER = 32 * 2**20
+"""Bytes of a header, which names the tensors and holds the document."""
 
 
-def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write atomically: a reader sees the old file or the new one. ``key`` names the format."""
-    files.write(path, save(dict(tensors), metadata={key: json.dumps(document)}))
+def write(path: Path, document: Document, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the document of these values with its tensors, by the rules of `files.write`."""
+    files.write(path, save(dict(tensors), metadata={KEY: json.dumps(document.wrap(values))}))
 
 
-def read(path: Path, key: str, max_bytes: int) -> tuple[Any, dict[str, Tensor]]:
-    """The document and the tensors of a file that was written under ``key``; use it inside `document.refusing`."""
-    metadata = header(path, max_bytes).get("__metadata__") or {}
-    if not isinstance(metadata, dict) or set(metadata) != {key} or not isinstance(metadata[key], str):
-        raise ValueError(f"its metadata is {short(sorted(metadata))}, not ['{key}']")
-    document = files.parse(metadata[key].encode())
+def read(
+    path: Path, document: Document, types: Mapping[str, type], max_bytes: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The values of a file's document, which has exactly these keys, and its tensors; ValueError for another file."""
+    values = document.fields(read_document(path, max_bytes), types)
     try:
-        with safe_open(path, framework="pt") as file:  # it maps the file, and holds every offset against its length
-            return document, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
+        with safe_open(path, framework="pt") as file:  # it maps the file, and checks every offset against its length
+            return values, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
     except (RuntimeError, TypeError) as error:  # of torch: a shape whose sides overflow
         raise ValueError(str(error).splitlines()[0]) from error
 
 
-def header(path: Path, max_bytes: int) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, by the rules of `files.parse`; use it inside `document.refusing`.
+def read_document(path: Path, max_bytes: int) -> Any:
+    """The document alone, whatever its format; ValueError for a file that has none, or other metadata beside it."""
+    metadata = _header(path, max_bytes).get("__metadata__") or {}
+    if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
+        raise ValueError(f"its metadata is {short(sorted(metadata))}, not ['{KEY}']")
+    return files.parse(metadata[KEY].encode())
 
-    Its sizes are checked before anything is read: of the file, and of the header, at most 32 MiB.
-    """
+
+def _header(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The header of a safetensors file, by the rules of `files.parse`; sizes are checked before anything is read."""
     size = files.check_size(path, max_bytes)
     with files.opened(path) as file:
         start = file.read(8)
@@ -48,7 +60,7 @@ def header(path: Path, max_bytes: int) -> dict[str, Any]:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(MAX_HEADER, size - 8):
             raise ValueError("it does not begin with the length of a safetensors header")
-        found = files.parse(file.read(length))
-    if not isinstance(found, dict):
-        raise ValueError(f"its header must be an object, not {short(found)}")
-    return found
+        header = files.parse(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"its header must be an object, not {short(header)}")
+    return header

@@ -1,8 +1,9 @@
 """Routers, and the two files that hold them: our own safetensors form, and the published one, which is only imported.
 
-Our form has one tensor, ``logits`` (num_steps, sites) float32, and one entry of metadata, ``forecache-router``, JSON:
+Our form has one tensor, ``logits`` (num_steps, sites) float32, and one document:
 
-    {"version": 1, "sites": ["blocks.0.attn", ...], "skippable": [1, 3, 5], "provenance": {"made_by": "train_router"}}
+    {"format": "forecache-router", "version": 2, "sites": ["blocks.0.attn", ...], "skippable": [1, 3, 5],
+     "provenance": {"made_by": "train_router"}}
 
 T steps, S sites.
 """
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from forecache.errors import PlanError, RouterFileError
 from forecache.io import files, published_router, tensor_files
-from forecache.io.document import fields, items, refusing
+from forecache.io.document import Document, items, refusing
 from forecache.io.files import short
 from forecache.parts.grid import Action, Grid, Schedule, Site
 
-VERSION = 1
-KEY = "forecache-router"
+DOCUMENT = Document("forecache-router", 2)
+TYPES = {"sites": list, "skippable": list, "provenance": dict}
 MAX_BYTES = 16 * 2**20
 LEGEND = "# computed   . reused"
 
@@ -165,19 +166,18 @@ class Router:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the router as safetensors, atomically; folders that are missing are made."""
-        document = {
-            "version": VERSION,
+        values = {
             "sites": list(self.sites),
             "skippable": list(self.skippable),
             "provenance": dict(self.provenance),
         }
-        tensor_files.write(Path(path), KEY, document, {"logits": self.logits})
+        tensor_files.write(Path(path), DOCUMENT, values, {"logits": self.logits})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Router:
         """Read a router file of our form; raises RouterFileError with what is wrong and where."""
         with refusing(Path(path), RouterFileError, "router file", "Make it again with Router.save"):
-            return _decode(*tensor_files.read(Path(path), KEY, MAX_BYTES))
+            return _decode(*tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES))
 
     @classmethod
     def from_published(cls, path: str | os.PathLike[str]) -> Router:
@@ -201,9 +201,10 @@ class Router:
 def is_router(path: Path) -> bool:
     """Whether a file says that it is a router of our form; False for one that cannot be read."""
     try:
-        return KEY in (tensor_files.header(path, MAX_BYTES).get("__metadata__") or {})
+        document = tensor_files.read_document(path, MAX_BYTES)
     except (OSError, ValueError):
         return False
+    return isinstance(document, dict) and document.get("format") == DOCUMENT.format
 
 
 def _is_archive(path: Path) -> bool:
@@ -215,17 +216,13 @@ def _is_archive(path: Path) -> bool:
         return False
 
 
-def _decode(document: Any, tensors: Mapping[str, Tensor]) -> Router:
-    """The contents of a file as a router; every key and value is checked."""
-    kinds = {"version": int, "sites": list, "skippable": list, "provenance": dict}
-    if isinstance(document, dict) and document.get("version") != VERSION:
-        raise ValueError(f"its version is {short(document.get('version'))}; this forecache reads {VERSION}")
-    found = fields(document, kinds)
+def _decode(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    """The contents of a file as a router; every item and tensor is checked."""
     if set(tensors) != {"logits"}:
         raise ValueError(f"it must hold the tensor 'logits' alone, not {short(sorted(tensors))}")
-    sites = items(found["sites"], "sites", str)
-    skippable = items(found["skippable"], "skippable", int)
-    return Router(tensors["logits"], sites, skippable, found["provenance"])
+    sites = items(values["sites"], "sites", str)
+    skippable = items(values["skippable"], "skippable", int)
+    return Router(tensors["logits"], sites, skippable, values["provenance"])
 
 
 def _kind(name: str) -> str:

@@ -7,7 +7,7 @@ T steps, S sites, N tokens, D width, G gaps.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as fields_of
 from functools import cached_property
@@ -19,13 +19,12 @@ from torch import Tensor
 
 from forecache.errors import StatisticsError, StatisticsFileError
 from forecache.io import tensor_files
-from forecache.io.document import fields, refusing
-from forecache.io.files import short
+from forecache.io.document import Document, fields, refusing
 from forecache.parts.grid import Grid, Site
 from forecache.parts.identity import is_same, scheduler_differences
 
-VERSION = 1
-KEY = "forecache-statistics"
+DOCUMENT = Document("forecache-statistics", 2)
+TYPES = {"sites": list, "origin": dict}
 MAX_BYTES = 64 * 2**30
 Resolution = Literal["token", "channel"]
 
@@ -154,17 +153,17 @@ class Statistics:
         tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
         tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
         sites = [asdict(site) for site in self.sites]
-        document = {"version": VERSION, "sites": sites, "origin": asdict(self.origin)}
+        values = {"sites": sites, "origin": asdict(self.origin)}
         kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        tensor_files.write(Path(path), KEY, document, kept)
+        tensor_files.write(Path(path), DOCUMENT, values, kept)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read a statistics file; raises StatisticsFileError with what is wrong."""
         advice = "Make it with forecache.calibrate"
         with refusing(Path(path), StatisticsFileError, "statistics file", advice):
-            document, tensors = tensor_files.read(Path(path), KEY, MAX_BYTES)
-            sites, origin = _decode(document)
+            values, tensors = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
+            sites, origin = _decode(values)
             return cls(sites, *_tensors(tensors, sites), origin)
 
 
@@ -188,19 +187,16 @@ def inverse_table(means: Sequence[Tensor]) -> Tensor:
     return table
 
 
-def _decode(document: Any) -> tuple[tuple[Site, ...], Origin]:
+def _decode(values: Mapping[str, Any]) -> tuple[tuple[Site, ...], Origin]:
     """Sites and origin of a file; every key and value is checked."""
-    if isinstance(document, dict) and document.get("version") != VERSION:
-        raise ValueError(f"its version is {short(document.get('version'))}; this forecache reads {VERSION}")
-    found = fields(document, {"version": int, "sites": list, "origin": dict})
     keys = {"name": str, "depth": int, "kind": str}
-    sites = Grid(1, tuple(Site(**fields(each, keys)) for each in found["sites"])).sites
+    sites = Grid(1, tuple(Site(**fields(each, keys)) for each in values["sites"])).sites
     kinds = {"str": str, "float": float, "int": int, "bool": bool}
-    origin = fields(found["origin"], {each.name: kinds.get(str(each.type), list) for each in fields_of(Origin)})
+    origin = fields(values["origin"], {each.name: kinds.get(str(each.type), list) for each in fields_of(Origin)})
     if not all(type(each) in (int, str) for each in origin["conditions"]):
         raise ValueError("the conditions of its origin must be numbers or texts")
-    values: dict[str, Any] = {**origin, "conditions": tuple(origin["conditions"])}
-    return sites, Origin(**values)
+    origin["conditions"] = tuple(origin["conditions"])
+    return sites, Origin(**origin)
 
 
 def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:

@@ -29,15 +29,14 @@ from forecache.io.document import Document, fields, items, refusing
 from forecache.io.files import short
 
 MANIFEST = Document("forecache-shards", 1)
-VERSION = 1
+SHARD = Document("forecache-shard", 2)
 MAX_BYTES = 16 * 2**30
-KEY = "forecache-shard"
 KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {
     "model": str, "weights": dict, "scheduler": str, "dtype": str, "plan": dict,
     "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
 }  # fmt: skip
-SHARD = {"version": int, "run": str, "first": int, "sha256": str, "seconds": float, "made_on": str}
+SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_on": str}
 
 
 @dataclass(frozen=True)
@@ -107,31 +106,29 @@ def _settings(found: Any) -> Settings:
 
 
 def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> None:
-    document = {
-        "version": VERSION,
+    values = {
         "run": settings.run,
         "first": settings.part(number).start,
         "sha256": _digest(shard.images),
         "seconds": shard.seconds,
         "made_on": shard.made_on,
     }
-    tensor_files.write(path, KEY, document, {"images": shard.images})
+    tensor_files.write(path, SHARD, values, {"images": shard.images})
 
 
 def read_shard(path: Path, settings: Settings, number: int) -> Shard:
     """The shard of this number, or a ShardError if the file is not exactly what was written for this run."""
     part = settings.part(number)
     with refusing(path, ShardError, "shard of this run", "It can be deleted, and is then sampled again"):
-        document, tensors = tensor_files.read(path, KEY, MAX_BYTES)
-        found = fields(document, SHARD)
-        if (found["version"], found["run"], found["first"]) != (VERSION, settings.run, part.start):
+        values, tensors = tensor_files.read(path, SHARD, SHARD_TYPES, MAX_BYTES)
+        if (values["run"], values["first"]) != (settings.run, part.start):
             raise ValueError("it belongs to another run, or to another place in it")
         images = tensors.get("images")
         if images is None or images.dtype is not uint8 or images.ndim != 4 or len(images) != len(part):
             raise ValueError(f"it does not hold {len(part)} images")
-        if _digest(images) != found["sha256"]:
+        if _digest(images) != values["sha256"]:
             raise ValueError("its images are not those that its checksum was made of")
-        return Shard(images, found["seconds"], found["made_on"])
+        return Shard(images, values["seconds"], values["made_on"])
 
 
 def _digest(images: Tensor) -> str:
