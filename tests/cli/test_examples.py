@@ -105,7 +105,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_any_work(forecache, tmp
     (tmp_path / "folder").mkdir()
     words = examples(name)[0]
     files = name in ("plan", "show", "report", "evaluate", "calibrate", "import-router", "train-router")
-    for out, sentence in [("file/below/x", "nothing can be put into"), ("folder" if files else "file", None)]:
+    for out, sentence in [("file/below/x", "nothing can be created in"), ("folder" if files else "file", None)]:
         code, said, err = forecache(*words, "-o", out)
         assert (code, said) == (1, "")
         assert err.startswith(f"Error: {out}")

@@ -638,7 +638,7 @@ def test_the_command_writes_continues_and_says_so(forecache, tmp_path):
     flip(shard(tmp_path, 0))
     code, out, _ = forecache(*words, "--png")
     assert code == 0
-    assert "Damaged, and sampled again: 0." in out
+    assert "Damaged shards that were sampled again: 0." in out
     assert "Sampled 1 of 3 shards; 2 were there" in out
     assert digest(tmp_path) == before
     assert len(list((tmp_path / "png").iterdir())) == 10

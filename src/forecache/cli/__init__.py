@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from forecache.errors import ForecacheError, MissingExtraError
 
 
 def load() -> None:
-    """Add every command to the application; MissingExtraError names the extra that it needs."""
+    """Register every command; MissingExtraError names the extra that is not installed."""
     try:
         from forecache.cli import (
             bench,
             calibration,
-            commands,
             compare,
+            demo,
             evaluation,
             methods,
             models,
             report,
             reproduction,
             routers,
+            sample,
             search,
             tune,
         )
@@ -29,7 +31,10 @@ def load() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, with a sentence on stderr, 2 wrong usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 failed with a sentence on stderr, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only gets "?" instead of a traceback
     try:
         load()
         from forecache.cli.terminal import app
@@ -38,9 +43,9 @@ def main() -> None:
     except ForecacheError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(1)
-    except OSError as error:  # a disk that is full, a folder that is gone
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"Error: {where}{error.strerror or error}.\n")
+    except OSError as error:  # a full disk, a deleted folder
+        file = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"Error: {file}{error.strerror or error}.\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

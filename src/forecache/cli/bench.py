@@ -13,7 +13,8 @@ from rich.table import Table
 import forecache as fc
 from forecache.bench import speed
 from forecache.bench.subjects import PRESETS, Subject, open_subject, preset
-from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
+from forecache.cli.terminal import app, console, emit, progress, say
 from forecache.environment import environment
 from forecache.io import files
 from forecache.report import figures
@@ -29,7 +30,9 @@ def bench_command(
     ] = "tiny",
     presets: Annotated[list[str] | None, typer.Option("--preset", help=f"Repeatable: {', '.join(PRESETS)}.")] = None,
     plans: Annotated[list[Path] | None, typer.Option("--plan", help="A plan file; repeatable.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=STEPS, help="Sampling steps; 20, or those of --plan.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps; 20, or those of --plan.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a model call.")] = 1,
     guidance: Annotated[bool, typer.Option(help="Two samples an image, as with classifier-free guidance.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of all plans in turn, after one to warm up.")] = 5,

@@ -11,7 +11,8 @@ import typer
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, progress, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
+from forecache.cli.terminal import app, emit, progress, say
 from forecache.parts.gates import god
 from forecache.parts.router import is_router
 from forecache.report import figures
@@ -35,7 +36,7 @@ class RowsName(StrEnum):
 def calibrate_command(
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
     steps: Annotated[
-        int, typer.Option(min=1, max=STEPS, help="Sampling steps; statistics are for runs of this length.")
+        int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps; statistics are for runs of this length.")
     ] = 20,
     samples: Annotated[int, typer.Option(min=1, help="Samples, the classes or texts in turn.")] = 256,
     labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,

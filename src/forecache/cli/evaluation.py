@@ -13,7 +13,8 @@ import typer
 from rich.table import Table
 
 from forecache import evaluate
-from forecache.cli.terminal import AsJson, app, console, emit, out_file, progress, say
+from forecache.cli.parameters import AsJson, out_file
+from forecache.cli.terminal import app, console, emit, progress, say
 from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import clip, imagesets, tables

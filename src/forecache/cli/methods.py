@@ -15,7 +15,8 @@ import typer
 import forecache as fc
 from forecache.bench.subjects import Subject
 from forecache.cli.options import MethodName, Options
-from forecache.cli.terminal import STEPS, AsJson, app, emit, out_file, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
+from forecache.cli.terminal import app, emit, say
 from forecache.models.find import find
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, call_inputs, shaped
@@ -52,7 +53,7 @@ def plan_command(
     model: Annotated[
         str, typer.Option(help=f"digits, digits-text, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
     ] = "digits",
-    steps: Annotated[int, typer.Option(min=1, max=STEPS, help="Model calls of a run.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Images that the cost is for; each is a guidance pair.")
     ] = 1,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from forecache.cli.terminal import AsJson, app, console, emit
+from forecache.cli.parameters import AsJson
+from forecache.cli.terminal import app, console, emit
 from forecache.models import registry
 
 

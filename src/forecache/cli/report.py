@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from forecache.cli.terminal import AsJson, app, emit, out_file, say
+from forecache.cli.parameters import AsJson, out_file
+from forecache.cli.terminal import app, emit, say
 from forecache.errors import InputError
 from forecache.report import html
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from forecache import distributed
-from forecache.cli.terminal import AsJson, app, emit, out_folder, progress, say
+from forecache.cli.parameters import AsJson, out_folder
+from forecache.cli.terminal import app, emit, progress, say
 from forecache.errors import InputError
 from forecache.evaluate import clip
 from forecache.report import figures

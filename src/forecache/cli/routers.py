@@ -11,7 +11,8 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_file, progress, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
+from forecache.cli.terminal import app, console, emit, progress, say
 from forecache.fit.routers import Progress
 from forecache.zoo.open import open_source
 
@@ -41,7 +42,7 @@ def import_router(
 def train_router(
     model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
     out: Annotated[Path, out_file("The router as safetensors.")] = Path("out/router.safetensors"),
-    steps: Annotated[int, typer.Option(min=2, max=STEPS, help="Sampling steps that the router is for.")] = 20,
+    steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps that the router is for.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
     iterations: Annotated[int, typer.Option(min=1, help="Sampling runs to learn from.")] = 60,
     batch: Annotated[int, typer.Option(min=1, help="Samples of one run, on every process.")] = 4,

@@ -11,7 +11,8 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.terminal import STEPS, AsJson, app, console, emit, out_folder, progress, resumable, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
+from forecache.cli.terminal import app, console, emit, progress, resumable, say
 from forecache.fit.scores import Score
 from forecache.parts.patterns import Constraints
 from forecache.report import figures
@@ -33,7 +34,7 @@ class ProxyName(StrEnum):
 def search_command(
     budget: Annotated[int, typer.Option(min=1, help="Steps that are computed.")],
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    steps: Annotated[int, typer.Option(min=1, max=STEPS, help="Sampling steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps.")] = 20,
     v_min: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at least.")] = 1,
     v_max: Annotated[int, typer.Option(min=0, help="Reused steps after each computed one, at most.")] = 3,
     any_order: Annotated[bool, typer.Option("--any-order", help="Intervals may grow towards the end.")] = False,

@@ -1,11 +1,12 @@
-"""What the commands share: the application, and how it talks."""
+"""The application, and how its commands print: sentences, tables, JSON and progress bars."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
-import tempfile
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,87 +23,39 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from forecache._version import __version__
-from forecache.errors import InputError
+from forecache.cli.parameters import Quiet
 
 console = Console()
+"""Prints results on stdout; silent with --quiet and --json."""
 bars = Console(stderr=True)
-"""Where progress is drawn."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, instead of sentences.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing and draw no progress; errors are still said.")
-]
+"""Draws progress bars on stderr."""
 
 
 class _App(typer.Typer):
-    """An application whose commands all have --quiet; with --json, sentences and tables stay away."""
+    """An application that gives every command the option --quiet, and keeps sentences out of --json output."""
 
-    def command(self, name: str | None = None, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        return lambda command: super(_App, self).command(name, **how)(_spoken(command))
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return lambda command: super(_App, self).command(name, **settings)(_with_quiet(command))
 
 
-def _spoken(command: Callable[..., Any]) -> Callable[..., Any]:
+def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with the option --quiet."""
     own = inspect.signature(command, eval_str=True).parameters.values()
 
     @functools.wraps(command)
-    def run(*, quiet: bool, **given: Any) -> None:
-        console.quiet, bars.quiet = quiet or bool(given.get("as_json")), quiet
-        command(**given)
+    def run(*, quiet: bool, **values: Any) -> None:
+        console.quiet, bars.quiet = quiet or bool(values.get("as_json")), quiet
+        command(**values)
 
-    by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-    by_name.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    parameters.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
     del run.__wrapped__  # type: ignore[attr-defined]
-    run.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in by_name}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def out_file(help: str, *names: str) -> Any:
-    """The option --out, -o, or another one, for a file; one that cannot be written is refused before any work."""
-    return typer.Option(*(names or ("--out", "-o")), help=help, callback=_writable_file)
-
-
-def out_folder(help: str) -> Any:
-    """The option --out, -o for a folder."""
-    return typer.Option("--out", "-o", help=help, callback=_writable_folder)
-
-
-def _writable_file(path: Path | None) -> Path | None:
-    if path is not None and path.is_dir():
-        raise InputError(f"{path} is a folder: name a file in it.")
-    return path if path is None else _writable(path, path.parent)
-
-
-def _writable_folder(path: Path | None) -> Path | None:
-    return path if path is None else _writable(path, path)
-
-
-def _writable(path: Path, folder: Path) -> Path:
-    """The path, if files can be made in a folder, or in what is there of it."""
-    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            return path
-    except OSError as error:
-        reason = "it is a file" if not nearest.is_dir() else error.strerror
-        raise InputError(f"{path} cannot be written, since nothing can be put into {nearest}: {reason}.") from error
-
-
-STEPS = 1000
-"""The most steps of a run: as many as models are trained with, which is what their schedulers take."""
-
-
-@contextmanager
-def resumable(path: Path, *, leads: bool = True) -> Iterator[None]:
-    """Says on Ctrl-C that what stands in this file is not lost. leads: this process talks."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if leads and path.exists():
-            say(f"What was sampled is kept in {path}: the same command continues.")
-        raise
 
 
 app = _App(
@@ -115,16 +68,6 @@ app = _App(
 )
 
 
-def say(text: str) -> None:
-    """Plain text, wrapped by the terminal alone."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def emit(document: Any) -> None:
-    """A result as JSON on stdout, for --json."""
-    typer.echo(json.dumps(document, indent=2))
-
-
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if show:
@@ -132,11 +75,37 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+def say(text: str) -> None:
+    """Print plain text; only the terminal wraps its lines."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def emit(document: Any) -> None:
+    """Print a result as JSON on stdout, for --json."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def results_table(title: str | None = None) -> Table:
+    """An empty table without lines, narrow enough for a terminal of 80 columns."""
+    return Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+
+
+def print_table(table: Table) -> None:
+    """Print a table; one that is piped or written to a file is never cut to a terminal's width."""
+    console.print(table, width=None if console.is_terminal else 1000)
+
+
+def typed_command() -> str:
+    """The command as it was typed, quoted for a shell, for the record of a result."""
+    return shlex.join(["forecache", *sys.argv[1:]])
+
+
 @contextmanager
 def progress(total: int | None, *, shown: bool = True, still: bool = False) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar with the time that is left, on a terminal only; it leaves no line behind.
+    """A progress bar with the remaining time, drawn on a terminal only; it is removed at the end.
 
-    still: it is drawn when it is told to (``refresh=True``) and never by itself, so that nothing runs beside a timing.
+    shown: False draws nothing, for a process that does not print.
+    still: draw only on request (``refresh=True``), so that no thread runs beside a measurement of time.
     """
     columns = TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     shown = shown and console.is_terminal and not bars.quiet
@@ -149,3 +118,25 @@ def progress(total: int | None, *, shown: bool = True, still: bool = False) -> I
         auto_refresh=not still,
     ) as bar:
         yield bar, bar.add_task("", total=total)
+
+
+@contextmanager
+def interruptible(message: Callable[[], str], *, leads: bool = True) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to continue.
+
+    message: returns the sentence; an empty one is not printed.
+    leads: whether this process prints; of several, the first one does.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if leads and (text := message()):
+            say(text)
+        raise
+
+
+def resumable(path: Path, *, leads: bool = True) -> Any:
+    """`interruptible` for a command that keeps its progress in a file or folder."""
+    return interruptible(
+        lambda: f"Finished work is kept in {path}: the same command continues." if path.exists() else "", leads=leads
+    )

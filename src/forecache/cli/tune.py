@@ -10,7 +10,8 @@ import typer
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.terminal import STEPS, AsJson, app, emit, out_folder, progress, resumable, say
+from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
+from forecache.cli.terminal import app, emit, progress, resumable, say
 from forecache.fit.tuning import AtLeast, Milliseconds, Tuned
 from forecache.fit.tuning.budgets import Budget
 from forecache.fit.tuning.trials import FORECASTS, told
@@ -23,7 +24,7 @@ from forecache.zoo.open import open_source
 @app.command("tune")
 def tune_command(
     model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
-    steps: Annotated[int, typer.Option(min=2, max=STEPS, help="Sampling steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps.")] = 20,
     speedup: Annotated[
         list[float] | None, typer.Option(min=1.01, help="So many times fewer MACs; may stand several times [3].")
     ] = None,

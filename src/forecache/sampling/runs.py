@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling import samples_file
 from forecache.sampling.clock import timed
-from forecache.sampling.loop import check_labels
+from forecache.sampling.loop import check_labels, random_labels
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
 
 UNCACHED = "uncached.npz"
@@ -130,6 +130,45 @@ def write(
     return record
 
 
+@dataclass(frozen=True)
+class SavedRun:
+    """A run that was written to a folder.
+
+    record: the contents of run.json.
+    cost: the plan's cost for the first batch; None without a plan, or where nobody knows it.
+    """
+
+    record: Mapping[str, Any]
+    cost: Cost | None
+
+
+def sample_to(
+    out: Path,
+    source: Source,
+    plan: Plan | None,
+    settings: Settings,
+    *,
+    model: str,
+    compare: bool = False,
+    command: str = "",
+    on_phase: Callable[[str], None] | None = None,
+    on_step: OnStep | None = None,
+) -> SavedRun:
+    """Sample a run and write it to a folder, as `write` does.
+
+    compare: sample without the plan too, for the PSNR of every image and the ratio of times.
+    on_phase: called with "sampling" and "sampling without a cache" when they begin. on_step: after every step.
+    """
+    phase = on_phase or (lambda _: None)
+    phase("sampling")
+    run = generate(source, plan, settings, on_step)
+    phase("sampling without a cache")
+    uncached = generate(source, None, settings, on_step) if compare else None
+    costs = cost(source, plan, run) if plan is not None else None
+    record = write(out, run, settings, model=model, plan=plan, cost=costs, uncached=uncached, command=command)
+    return SavedRun(record, costs)
+
+
 def check_folder(out: Path) -> None:
     """Raises InputError for a folder that holds samples in shards: `write` would mix them with others."""
     if (out / "shards.json").exists():
@@ -195,6 +234,17 @@ def conditions(source: Source, count: int, labels: str | None, prompts: Path | N
     if not given:
         raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
     return checked(source, [given[index % len(given)] for index in range(count)])
+
+
+def many_conditions(
+    source: Source, count: int, given: Sequence[Condition], prompts: Path | None, random_seed: int | None = None
+) -> Sequence[Condition]:
+    """The conditions of ``count`` samples: random classes, else ``given``, a file's prompts or all classes, cycled."""
+    if random_seed is not None and source.classes:
+        return random_labels(count, source.classes, random_seed)
+    if given:
+        return [given[index % len(given)] for index in range(count)]
+    return conditions(source, count, None, prompts)
 
 
 def parse_labels(text: str, source: Source) -> tuple[int, ...]:

@@ -1,0 +1,111 @@
+"""`forecache demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+import forecache as fc
+from forecache.bench import demo
+from forecache.cli.parameters import DEFAULT_MODEL, AsJson, Threads, out_folder
+from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
+from forecache.environment import environment
+from forecache.io import files
+from forecache.report import figures
+from forecache.zoo import load_digits, statistics_path
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, out_folder("Folder for the pictures and demo.json.")] = Path("out/demo"),
+    samples: Annotated[int, typer.Option(min=2, help="Number of digits to sample.")] = 64,
+    steps: Annotated[int, typer.Option(help="DDIM steps; the papers' schedules are for 20.", min=20, max=20)] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 2,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sample the bundled, trained digits model with and without a cache, and compare cost and images.
+
+    Example: `forecache demo --samples 64 --out out/demo`
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = load_digits()
+    methods = demo.methods() | demo.calibrated(fc.Statistics.load(statistics_path(steps)))
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        interruptible(lambda: "Nothing was written: the demo writes its results at the end."),
+        progress((len(methods) + 1) * repeats * steps) as (bar, task),
+    ):
+        rows = demo.compare(
+            source,
+            fc.grid(source.target, steps),
+            methods,
+            samples=samples,
+            guidance=guidance,
+            seed=seed,
+            repeats=repeats,
+            on_run=lambda name: bar.update(task, description=name),
+            on_step=lambda _: bar.advance(task),
+        )
+    settings = {"model": DEFAULT_MODEL, "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance}
+    demo.save(rows, out / "demo.json", settings | {"seed": seed, "command": typed_command()})
+    title = f"{DEFAULT_MODEL}, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
+    figures.draw_grids(rows, out / "samples.png")
+    figures.draw_quality(rows, out / "quality.png", title)
+    if as_json:
+        emit(files.document(out / "demo.json", 2**24))
+    print_table(_table(rows, title))
+    best, gain = demo.best_eta(rows)
+    say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
+    say(_legend(samples))
+    if any(row.is_too_fast for row in rows):
+        say("Some rows are faster than their MACs explain: other programs ran meanwhile. Do not trust the times.")
+    say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
+
+
+def _table(rows: list[demo.Row], title: str) -> Table:
+    table = results_table(title)
+    table.add_column("plan", no_wrap=True)
+    table.add_column("schedule", no_wrap=True)
+    for name in ("GMACs/\nimage", "fewer\nMACs", "less\ntime", "PSNR\ndB", "Fré-\nchet", "class\n%", "cache\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    uncached_macs = next(row.cost.macs_uncached for row in rows if row.cost is not None)
+    for row in rows:
+        cost = row.cost
+        table.add_row(
+            row.name,
+            _schedule(row.plan) if row.plan is not None else "every step computed",
+            f"{(cost.macs if cost is not None else uncached_macs) / 1e9:.2f}",
+            f"{cost.speedup:.2f}x" if cost is not None else "",
+            f"{row.speedup:.2f}x" if cost is not None else "",
+            f"{row.psnr:.1f}" if cost is not None else "",
+            f"{row.frechet:.2f}",
+            f"{100 * row.accuracy:.1f}",
+            f"{row.cache_bytes / 2**20:.0f}",
+        )
+    return table
+
+
+def _schedule(plan: fc.Plan) -> str:
+    """The most frequent schedule of the plan's sites, with a star where other sites have others."""
+    first, *others = plan.picture().split("\n")
+    return f"{first} *" if others else first
+
+
+def _legend(samples: int) -> str:
+    machine = environment()
+    return (
+        "GOC is listed with its eta, Taylor (TaylorSeer) with its order; gate and EOC use the bundled statistics.\n"
+        "# computed, . reused, ~ forecast, + corrected; * differs from site to site.\n"
+        "Fewer MACs is the speed-up to expect, less time the measured one; PSNR is to the uncached samples.\n"
+        f"Fréchet distance: classifier features, to the MNIST test set; biased upwards at {samples} samples, so\n"
+        "compare it within the table only.\n"
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, diffusers {machine['diffusers']}."
+    )

@@ -1,0 +1,268 @@
+"""`forecache sample`: a few images with a record, or many in shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import forecache as fc
+from forecache import distributed
+from forecache.cli.methods import Typed, takes_method_options
+from forecache.cli.options import MethodName, Options
+from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Device, Dtype, Guidance, Model, out_folder
+from forecache.cli.terminal import app, emit, interruptible, progress, say, typed_command
+from forecache.sampling import runs, sources
+from forecache.sampling.shards import CALL_SIZE
+from forecache.zoo.open import open_source
+
+
+@app.command("sample")
+@takes_method_options
+def sample_command(
+    *,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes by number or name, one image each: 207,360 or 'shark,umbrella'.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt, for text-to-image models; repeatable.")] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of images, sampled in shards and written as samples.npz; labels or prompts are cycled.",
+        ),
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="--num-samples: a file of prompts, one a line.")] = None,
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, out_folder("Folder for images and run.json; an earlier run in it is replaced.")] = Path(
+        "out/sample"
+    ),
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps [20, or those of --plan].")
+    ] = None,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise: the same seed gives the same images.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Most images in a model call; does not change the noise.")] = 16,
+    plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
+    method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
+    typed: Typed,
+    compare: Annotated[bool, typer.Option(help="Sample without a cache too, for PSNR and speed-up.")] = False,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="--num-samples: images in a file [256].")] = None,
+    call_size: Annotated[
+        int | None, typer.Option(min=1, help="--num-samples: images in every model call, for equal bytes [16].")
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(help="--num-samples: --no-exact calls the model with --batch images; bytes may then differ."),
+    ] = None,
+    random_classes: Annotated[
+        bool | None, typer.Option("--random-classes", help="--num-samples: draw classes at random.")
+    ] = None,
+    png: Annotated[bool | None, typer.Option("--png", help="--num-samples: write PNGs as well.")] = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Sample images from class labels or prompts, with a method or a plan file, and record how they were made.
+
+    Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare --out out/digits`
+
+    Example: `forecache sample --model digits --labels 2,7 --method eoc --stats digits --form additive --compare`
+
+    Example: `forecache sample --model digits --labels 2,7 --method goc --base l2c --router digits-22 --eta 1 --compare`
+
+    Example: `forecache sample --model digits --labels 2,7 --steps 50 --method procache --pattern published --compare`
+
+    Example: `forecache sample --model digits-text --prompt "a seven left of a three" --method goc --compare`
+
+    Example: `forecache sample --model facebook/DiT-XL-2-256 --labels 207,360 --steps 20 --method goc --base fora
+    --interval 2 --eta 1.2 --out out/`
+
+    Example: `forecache sample --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus with a happy face"
+    --steps 20 --method goc --out out/`
+
+    With --num-samples, images are sampled in shards and written as an .npz for ADM's evaluation suite. The same command
+    continues after an interruption, and several GPUs or machines share the work:
+    `torchrun --nproc-per-node 8 -m forecache sample ...`, or `accelerate launch -m forecache sample ...`.
+
+    Example: `forecache sample --model digits --num-samples 1000 --method goc --out out/goc-1000`
+    """
+    many = _Many(num_samples, prompts, shard_size, call_size, exact, random_classes, png)
+    many.check(labels is not None or bool(prompt), compare)
+    options = typed(method)
+    saved_plan = _load(plan, options, steps)
+    num_steps = saved_plan.num_steps if saved_plan is not None else steps or 20
+    built = options.build(num_steps)
+    if num_samples is None:
+        runs.check_folder(out)
+    else:
+        distributed.take_gpu()
+    source = open_source(model, device, dtype)
+    scale = sources.own_guidance(source) if guidance is None else guidance
+    needs_conditions = labels is not None or bool(prompt) or num_samples is None
+    conditions = runs.chosen(source, labels, prompt or []) if needs_conditions else ()
+    settings = runs.Settings(conditions, num_steps, scale, seed, batch)
+    run_plan = saved_plan or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
+    if num_samples is None:
+        _sample_few(out, source, run_plan, settings, model=model, compare=compare, as_json=as_json)
+    else:
+        _sample_many(out, source, run_plan, settings, many, as_json=as_json)
+
+
+def _load(path: Path | None, options: Options, steps: int | None) -> fc.Plan | None:
+    """The plan of --plan. Raises InputError or PlanError for options that contradict it."""
+    if path is None:
+        return None
+    if options.method is not MethodName.none:
+        raise fc.errors.InputError("--plan and --method both say how to sample: give one of them.")
+    plan = fc.Plan.load(path)
+    if steps not in (None, plan.num_steps):
+        raise fc.errors.PlanError(
+            f"{path} is a plan for {plan.num_steps} steps, --steps {steps} was asked for: leave --steps out, or make "
+            "a plan for that number."
+        )
+    if options.given:
+        raise fc.errors.InputError(f"{path} has all that its method needs: leave {', '.join(options.given)} out.")
+    return plan
+
+
+def _sample_few(
+    out: Path,
+    source: sources.Source,
+    plan: fc.Plan | None,
+    settings: runs.Settings,
+    *,
+    model: str,
+    compare: bool,
+    as_json: bool,
+) -> None:
+    batches = -(-len(settings.conditions) // settings.batch)
+    with progress(settings.num_steps * batches * (1 + compare)) as (bar, task):
+        saved = runs.sample_to(
+            out,
+            source,
+            plan,
+            settings,
+            model=model,
+            compare=compare,
+            command=typed_command(),
+            on_phase=lambda phase: bar.update(task, description=phase),
+            on_step=lambda _: bar.advance(task),
+        )
+    if as_json:
+        emit(saved.record)
+        return
+    if plan is not None:
+        say(f"{_description(plan)}\n{saved.cost or 'The cost is not known from shapes alone.'}")
+    if compare:
+        say(_comparison(saved.record))
+    say(f"Wrote {len(saved.record['images'])} images and run.json to {out} ({saved.record['seconds']:.1f} s).")
+
+
+def _description(plan: fc.Plan) -> str:
+    return f"{plan.provenance.get('method', 'plan')}\n{plan.picture()}"
+
+
+def _comparison(record: Mapping[str, Any]) -> str:
+    decibels = [image["psnr_db"] for image in record["images"]]
+    quality = "equal images" if None in decibels else f"PSNR {min(decibels):.1f} to {max(decibels):.1f} dB"
+    return f"Compared with no cache: {record['time_ratio']:.2f}x faster, {quality}"
+
+
+@dataclass(frozen=True)
+class _Many:
+    """The options that belong to --num-samples, as typed; None where one was not given."""
+
+    num_samples: int | None
+    prompts: Path | None
+    shard_size: int | None
+    call_size: int | None
+    exact: bool | None
+    random_classes: bool | None
+    png: bool | None
+
+    def check(self, has_conditions: bool, compare: bool) -> None:
+        """Raises InputError for options that do not apply, or that contradict each other.
+
+        has_conditions: whether --labels or --prompt were given.
+        """
+        if self.num_samples is None:
+            names = ("prompts", "shard_size", "call_size", "exact", "random_classes", "png")
+            if idle := [name for name in names if getattr(self, name) is not None]:
+                raise fc.errors.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
+        elif compare:
+            raise fc.errors.InputError(
+                "--compare is for a few images. Sample twice, with the plan and without one, and compare the folders."
+            )
+        if self.exact is False and self.call_size is not None:
+            raise fc.errors.InputError(
+                "--call-size is what makes a run exact, and --no-exact says that it is not: give one."
+            )
+        if sum((has_conditions, self.prompts is not None, bool(self.random_classes))) > 1:
+            raise fc.errors.InputError(
+                "--labels, --prompt, --prompts and --random-classes all say what to sample: give one of them."
+            )
+
+
+def _sample_many(
+    out: Path,
+    source: sources.Source,
+    plan: fc.Plan | None,
+    settings: runs.Settings,
+    many: _Many,
+    *,
+    as_json: bool,
+) -> None:
+    world, started = distributed.launched(), time.monotonic()
+    count = many.num_samples or 0
+    random_seed = settings.seed if many.random_classes else None
+    with (
+        interruptible(lambda: _kept_shards(out), leads=world.leads),
+        progress(count, shown=world.leads) as (bar, task),
+    ):
+        sampled = fc.sampling.sample_shards(
+            source,
+            runs.many_conditions(source, count, settings.conditions, many.prompts, random_seed),
+            out,
+            num_steps=settings.num_steps,
+            plan=plan,
+            guidance=settings.guidance,
+            seed=settings.seed,
+            shard_size=many.shard_size or 256,
+            batch=settings.batch,
+            call_size=None if many.exact is False else many.call_size or CALL_SIZE,
+            png=bool(many.png),
+            on_progress=lambda phase, done, _: bar.update(task, description=phase, completed=done),
+        )
+    if world.leads and as_json:
+        emit(sampled.record)
+    elif world.leads:
+        _say_shards(sampled, plan, time.monotonic() - started)
+
+
+def _kept_shards(out: Path) -> str:
+    count = len(list(out.glob("shards/*.safetensors")))
+    return f"{count} finished shards are kept in {out}: the same command continues."
+
+
+def _say_shards(sampled: fc.sampling.Sampled, plan: fc.Plan | None, seconds: float) -> None:
+    if plan is not None:
+        say(_description(plan))
+    if sampled.damaged:
+        say(f"Damaged shards that were sampled again: {', '.join(map(str, sampled.damaged))}.")
+    others = sampled.shards - len(sampled.made)
+    say(
+        f"Sampled {len(sampled.made)} of {sampled.shards} shards; {others} existed already or were sampled by other "
+        "processes."
+    )
+    record = sampled.record or {}
+    if len(record["made_on"]) > 1:
+        say("The shards come from different hardware or versions, so their bytes may differ by rounding:")
+        for place, shards in record["made_on"].items():
+            say(f"  {shards} shards: {place}")
+    size = "x".join(map(str, record["shape"]))
+    say(f"{sampled.images}: {size} uint8 and labels ({seconds:.1f} s).")
