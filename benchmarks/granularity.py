@@ -46,7 +46,7 @@ class Study:
         self.source = sources.as_source(model)
         self.grid = fc.grid(self.source.target, STEPS)
         self.pattern, self.name = tuned_pages.pattern(plan), tuned_pages.forecast(plan).removesuffix(", polished")
-        every = sources.everything(self.source)
+        every = sources.all_conditions(self.source)
         self._asked = {seed: [every[index % len(every)] for index in range(count)]
                        for seed, count in ((SEED, samples), (OTHER, held_out))}  # fmt: skip
         how = Sampling(STEPS, GUIDANCE, SEED)
@@ -61,7 +61,7 @@ class Study:
 
     def macs(self, method: fc.Method) -> float:
         """Of a run with guidance."""
-        return method.plan(self.grid).cost(self.source.target, inputs=sources.call(self.source, 2)).macs
+        return method.plan(self.grid).cost(self.source.target, inputs=sources.call_inputs(self.source, 2)).macs
 
     def method(self, patterns: Mapping[Any, str], group: Group) -> fc.Method:
         """The plan's forecast, with a pattern for each group."""

@@ -69,7 +69,7 @@ def found(name: str, on: Ablation = DIGITS) -> fc.fit.SearchResult:
     return fc.search(
         source,
         space,
-        sources.everything(source)[:48] if not source.classes else [index % 10 for index in range(48)],
+        sources.all_conditions(source)[:48] if not source.classes else [index % 10 for index in range(48)],
         score=fc.fit.scores.psnr_to_uncached(),
         method=making,
         guidance=on.guidance,
@@ -95,7 +95,7 @@ def uniform(on: Ablation, count: int) -> fc.Method:
 def at_equal_macs(on: Ablation, base: fc.Method, importance: tokens.Importance) -> fc.Method:
     """Selective computation on a base that computes one step less, with the share that brings its MACs back."""
     source = sources.as_source(on.load())
-    grid, inputs = fc.grid(source.target, on.steps), sources.call(source, 2)
+    grid, inputs = fc.grid(source.target, on.steps), sources.call_inputs(source, 2)
 
     def made(count: int) -> fc.Method:
         return fc.selective(base, on.from_depth, share=count / on.tokens, importance=importance)

@@ -179,7 +179,7 @@ class Seed:
     def measure(self, model: Digits | DigitsText, methods: Mapping[str, fc.Method]) -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
         source = sources.as_source(model)
-        every = sources.everything(source)
+        every = sources.all_conditions(source)
         asked = [every[index % len(every)] for index in range(self.samples)]
         reference = self._reference(source, asked)
         self._keep(UNCACHED, self._figures(model, reference, reference))
@@ -220,7 +220,7 @@ class Seed:
 
 
 def macs_ratio(source: Source, plan: fc.Plan) -> float:
-    return plan.cost(source.target, inputs=sources.call(source, 2)).speedup
+    return plan.cost(source.target, inputs=sources.call_inputs(source, 2)).speedup
 
 
 def spread(values: list[float], digits: int, scale: float = 1.0) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 from digits import ROOT, fill
 
-from forecache.evaluate import Figure, difference
-from forecache.evaluate.figures import Z
+from forecache.evaluate import Estimate, difference
+from forecache.evaluate.estimates import Z
 from forecache.report import figures as figures_module
 from forecache.reproduce.reproduce import Reproduction, reproduce
 from forecache.reproduce.table import open_table
@@ -34,7 +34,7 @@ def short(result: Reproduction) -> list[str]:
     lines = [title, "|---" * 7 + "|"]
     for row in result.table.rows:
         here: Mapping[str, Any] = result.measured[row.name]
-        figures: Mapping[str, Figure] = here["figures"]
+        figures: Mapping[str, Estimate] = here["figures"]
         macs = f"{here['macs_ratio']:.2f}x" if row.recipe else ""
         speed = f"{row.published['speed']}x" if row.recipe and "speed" in row.published else ""
         closeness = str(figures["psnr"]) if row.recipe else ""

@@ -58,7 +58,7 @@ class Rows:
         self.name, self.steps, self.timed = name, steps, timed
         self.model: Any = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
         self.source = sources.as_source(self.model)
-        every = sources.everything(self.source)
+        every = sources.all_conditions(self.source)
         self.asked = [every[index % len(every)] for index in range(samples)]
         self.guidance = sources.own_guidance(self.source)
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Rows:
                 return self.plain(asked)
 
         def about() -> dict[str, Any]:
-            cost = plan.cost(self.source.target, inputs=sources.call(self.source, 2))
+            cost = plan.cost(self.source.target, inputs=sources.call_inputs(self.source, 2))
             return {"fewer_macs": cost.speedup, "schedule": plan.picture()}
 
         self.row(name, computed, sampled, about, hashlib.sha256(repr(plan.rows).encode()).hexdigest()[:16])

@@ -67,7 +67,7 @@ class Others:
     def _toca(self, count: int) -> fc.Plan:
         """Fewer steps are computed, and so many tokens in the others that the MACs are those of ``count``."""
         steps, target = self._steps, self._source.target
-        inputs = sources.call(self._source, 2)
+        inputs = sources.call_inputs(self._source, 2)
         interval = next(each for each in range(2, steps) if -(-steps // each) < count)
 
         def made(share: float) -> fc.Plan:

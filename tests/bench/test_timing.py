@@ -132,7 +132,7 @@ def test_random_weights_switch_no_branch_off(tiny):
     model = torch.nn.Linear(2, 2)
     model.config, model.device, model.dtype = None, None, None
     with pytest.raises(fc.errors.InputError, match="what a Linear is called with"):
-        zoo.call_inputs(model, 1)
+        zoo.random_inputs(model, 1)
 
 
 def test_bench_writes_a_table_a_picture_and_what_was_measured(forecache, tmp_path, tiny):

@@ -13,7 +13,7 @@ from PIL import Image
 import forecache as fc
 from forecache import zoo
 from forecache.bench.subjects import open_subject
-from forecache.sampling.sources import as_source, everything
+from forecache.sampling.sources import all_conditions, as_source
 
 BENCHMARKS = str(Path(__file__).parent.parent.parent / "benchmarks")
 
@@ -70,7 +70,7 @@ def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch, l
             running[name] = put_on()
     assert running, "no threshold gave three steps"
     blocks = model.transformer.config.num_layers
-    two = everything(as_source(model))[:2]
+    two = all_conditions(as_source(model))[:2]
     for name, each in running.items():
         about = peers.about(each)
         assert about["schedule"].count("#") == 3, name

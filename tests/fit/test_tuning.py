@@ -371,7 +371,7 @@ def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
 
 
 def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, tuned):
-    inputs = fc.sampling.sources.call(fc.sampling.sources.as_source(digits), 2)
+    inputs = fc.sampling.sources.call_inputs(fc.sampling.sources.as_source(digits), 2)
     for plan, trial, even, budget in zip(tuned.plans, tuned.chosen, tuned.uniform, HOW["budget"], strict=True):
         assert 1 / plan.cost(digits, guidance=True, inputs=inputs).speedup <= budget
         assert trial.psnr >= even.psnr

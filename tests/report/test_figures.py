@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import forecache as fc
-from forecache.evaluate import Bootstrap, Figure, Moments, Row, difference, frechet_distance, inception_score
+from forecache.evaluate import Bootstrap, Estimate, Moments, Row, difference, frechet_distance, inception_score
 from forecache.evaluate.inception_score import inception_scores
 from forecache.evaluate.metrics import METRICS, chosen
 from forecache.evaluate.tables import best, legend, markdown, rich_table
@@ -21,7 +21,7 @@ def normal(*shape, seed=0):
 
 def psnr_figure(values, seed=0, resamples=200):
     values = torch.as_tensor(values, dtype=torch.float64)
-    return Figure("psnr", values.mean().item(), len(values), Bootstrap(resamples, seed).of_mean(values), seed)
+    return Estimate("psnr", values.mean().item(), len(values), Bootstrap(resamples, seed).of_mean(values), seed)
 
 
 def test_the_error_of_a_mean_is_the_textbook_one():
@@ -38,7 +38,7 @@ def test_draws_depend_on_seed_and_size_alone():
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=False))
     assert all(weight.sum() == 50 for weight in one)
     assert Bootstrap(0).of_mean(values) == ()
-    assert Figure("psnr", 1.0, 50).interval is None
+    assert Estimate("psnr", 1.0, 50).interval is None
 
 
 @pytest.mark.parametrize("size", [5, 60], ids=["many", "fewer than dimensions"])
@@ -57,7 +57,7 @@ def test_the_jackknife_of_a_mean_has_the_textbook_error():
     groups = bootstrap.groups(40)
     without = torch.stack([values[groups != group].mean() for group in range(20)])
     means = torch.stack([values[groups == group].mean() for group in range(20)])
-    figure = Figure("recall", values.mean().item(), 40, bootstrap.of_jackknife(without), 3)
+    figure = Estimate("recall", values.mean().item(), 40, bootstrap.of_jackknife(without), 3)
     assert figure.error == pytest.approx(means.std().item() / 20**0.5, rel=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_intervals_hold_what_they_are_for():
     truth = statistics.mean(values)
     held = 0
     for each, value in zip(sets, values, strict=True):
-        low, high = Figure("fid", value, 150, Bootstrap(40).of_frechet(each, reference), 0).interval
+        low, high = Estimate("fid", value, 150, Bootstrap(40).of_frechet(each, reference), 0).interval
         held += low <= truth <= high
     assert 0.88 <= held / len(sets) <= 1
     resampled = statistics.mean(Bootstrap(40).of_frechet(sets[0], reference))
@@ -107,7 +107,7 @@ def test_a_difference_of_pairs_is_sharper_than_one_of_strangers():
     strangers = difference(psnr_figure(b), psnr_figure(a, seed=1))
     assert strangers.error == pytest.approx(np.hypot(psnr_figure(a, seed=1).error, psnr_figure(b).error))
     assert not strangers.real
-    assert not difference(psnr_figure(b), Figure("psnr", 0.0, 100)).real
+    assert not difference(psnr_figure(b), Estimate("psnr", 0.0, 100)).real
 
 
 def test_independent_sets_of_one_size_get_the_error_of_independent_sets():
@@ -118,10 +118,10 @@ def test_independent_sets_of_one_size_get_the_error_of_independent_sets():
 
 def test_what_does_not_compare_is_refused():
     with pytest.raises(fc.errors.InputError, match="fid of 10 and fid of 20 samples do not compare"):
-        difference(Figure("fid", 1.0, 10), Figure("fid", 2.0, 20))
+        difference(Estimate("fid", 1.0, 10), Estimate("fid", 2.0, 20))
     with pytest.raises(fc.errors.InputError, match="do not compare"):
-        difference(Figure("fid", 1.0, 10), Figure("sfid", 2.0, 10))
-    assert difference(Figure("psnr", 3.0, 10), Figure("psnr", 2.0, 20)).value == 1
+        difference(Estimate("fid", 1.0, 10), Estimate("sfid", 2.0, 10))
+    assert difference(Estimate("psnr", 3.0, 10), Estimate("psnr", 2.0, 20)).value == 1
     with pytest.raises(fc.errors.InputError, match="at least 20 resamples"):
         Bootstrap(19)
 
@@ -151,11 +151,11 @@ def test_what_takes_no_part_is_never_bold():
     assert best(far, "psnr") == 1
     assert best(far[1:3], "psnr") is None  # nothing is left to be better than
     fid = [
-        Row("a", {"fid": Figure("fid", 1.0, 10, (0.9, 1.1), 0)}),
-        Row("b", {"fid": Figure("fid", 9.0, 20, (8, 9), 0)}),
+        Row("a", {"fid": Estimate("fid", 1.0, 10, (0.9, 1.1), 0)}),
+        Row("b", {"fid": Estimate("fid", 9.0, 20, (8, 9), 0)}),
     ]
     assert best(fid, "fid") is None
-    alike = [Row(str(i), {"fid": Figure("fid", 1 + i * 1e-5, 10, (1 + i * 1e-5, 2 + i * 1e-5), 0)}) for i in (0, 1)]
+    alike = [Row(str(i), {"fid": Estimate("fid", 1 + i * 1e-5, 10, (1 + i * 1e-5, 2 + i * 1e-5), 0)}) for i in (0, 1)]
     assert difference(alike[1].figures["fid"], alike[0].figures["fid"]).real
     assert best(alike, "fid") is None
 
@@ -176,19 +176,19 @@ def test_a_table_says_samples_seeds_and_resamples():
 
 def test_figures_are_data():
     figure = psnr_figure(normal(30))
-    again = Figure.read(json.loads(json.dumps(figure.document())))
+    again = Estimate.read(json.loads(json.dumps(figure.document())))
     assert (again.metric, again.count, again.seed, again.value) == ("psnr", 30, 0, figure.value)
     assert again.draws == pytest.approx(figure.draws, rel=1e-6)
     assert "draws" not in figure.document(draws=False)
     assert figure.document()["interval"] == pytest.approx(figure.interval)
     for broken in ({}, {**figure.document(), "value": "x"}, {**figure.document(), "metric": "beauty"}):
         with pytest.raises(fc.errors.InputError, match="figure of an evaluation|no metric 'beauty'"):
-            Figure.read(broken)
+            Estimate.read(broken)
 
 
 def test_intervals_stay_in_the_range_of_the_metric():
-    assert Figure("precision", 0.99, 9, (0.9, 1.0, 1.0), 0).interval[1] == 1
-    assert Figure("fid", 0.1, 9, (0.1, 9.0), 0).interval[0] == 0
+    assert Estimate("precision", 0.99, 9, (0.9, 1.0, 1.0), 0).interval[1] == 1
+    assert Estimate("fid", 0.1, 9, (0.1, 9.0), 0).interval[0] == 0
 
 
 def test_names_of_metrics():

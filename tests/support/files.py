@@ -2,7 +2,7 @@
 
 import json
 
-from forecache.evaluate import Figure
+from forecache.evaluate import Estimate
 from forecache.fit import search_file as search_file_io
 
 
@@ -18,5 +18,5 @@ def search_file(path):
 
 
 def figures_file(path):
-    figure = Figure("psnr", 31.5, 8, (31.0, 32.0), 3)
+    figure = Estimate("psnr", 31.5, 8, (31.0, 32.0), 3)
     path.write_text(json.dumps({"figures": {"psnr": figure.document()}, "sampling_seeds": [7], "samples": "out"}))

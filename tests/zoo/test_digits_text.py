@@ -119,7 +119,7 @@ def test_what_a_plan_costs_is_what_was_counted(source):
     plan = fc.fora(2).plan(fc.grid(source.target, 4))
     with fc.apply(source.target, plan) as session:
         source.generate(asked()[:3], Sampling(4, GUIDANCE, 0))
-    assert session.stats.peak_cache_bytes == plan.cost(source.target, inputs=source.call(6)).cache_bytes
+    assert session.stats.peak_cache_bytes == plan.cost(source.target, inputs=source.call_inputs(6)).cache_bytes
 
 
 def test_it_is_timed_at_its_own_size(source):
@@ -130,7 +130,7 @@ def test_it_is_timed_at_its_own_size(source):
         out = subject.model(**{**subject.inputs, "timestep": subject.timesteps(3)[1]}, return_dict=False)[0]
     assert out.shape == (2, 1, 24, 48)
     plan = fc.fora(2).plan(subject.grid(4))
-    assert subject.cost(plan).macs == plan.cost(source.target, inputs=source.call(2)).macs
+    assert subject.cost(plan).macs == plan.cost(source.target, inputs=source.call_inputs(2)).macs
 
 
 def test_the_reference_is_of_every_test_image_on_both_sides(digits):

@@ -18,9 +18,9 @@ from forecache.parts.grid import Grid
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
-from forecache.sampling.device import place
-from forecache.sampling.sources import call
-from forecache.zoo import SHAPES, call_inputs, shaped
+from forecache.sampling.device import resolve
+from forecache.sampling.sources import call_inputs
+from forecache.zoo import SHAPES, random_inputs, shaped
 from forecache.zoo.open import open_source
 
 
@@ -55,10 +55,10 @@ def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto"
     if name not in SHAPES:
         source = open_source(name, device, dtype)
         model: Any = find.find(source.target)
-        return Subject(name, model, call(source, rows) or call_inputs(model, rows))
-    where, kind = place(device, dtype)
+        return Subject(name, model, call_inputs(source, rows) or random_inputs(model, rows))
+    where, kind = resolve(device, dtype)
     model = shaped(name, kind, where)
-    return Subject(name, model, call_inputs(model, rows))
+    return Subject(name, model, random_inputs(model, rows))
 
 
 PRESETS: Mapping[str, Callable[[int], Method]] = {

@@ -22,7 +22,7 @@ from forecache.evaluate.evaluation import check, needs_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS, chosen
 from forecache.io import files as files_module
 from forecache.io.document import items
-from forecache.sampling.device import place
+from forecache.sampling.device import resolve
 
 LIST = ", ".join([*METRICS, *(f"{name} ({' '.join(of)})" for name, of in ALIASES.items())])
 
@@ -69,7 +69,7 @@ def evaluate_command(
     """
     names = chosen(metrics)  # first, since it is quickest to be wrong
     _refuse_inputs(samples, [reference, uncached, prompts], {"--out": out, "--save-features": save_features})
-    where, _ = place(device)
+    where, _ = resolve(device)
     images = evaluate.Features.load(samples) if samples.suffix == ".safetensors" else evaluate.open_images(samples)
     against = _against(images, names, reference, uncached, prompts)
     check(images, against, names)
@@ -200,7 +200,7 @@ def tabulate_command(
 
 def _document(row: evaluate.Row, rows: list[evaluate.Row]) -> dict[str, Any]:
     """A row for a JSON; best: the metrics by which it is better than every other, by more than the interval."""
-    figures = {name: each for name, each in row.figures.items() if isinstance(each, evaluate.Figure)}
+    figures = {name: each for name, each in row.figures.items() if isinstance(each, evaluate.Estimate)}
     best = [name for name in figures if (first := tables.best(rows, name)) is not None and rows[first] is row]
     values = {
         name: {"value": each.value, "interval": each.interval, "count": each.count} for name, each in figures.items()
@@ -211,7 +211,7 @@ def _document(row: evaluate.Row, rows: list[evaluate.Row]) -> dict[str, Any]:
 def _row(path: Path) -> evaluate.Row:
     try:
         document = files_module.document(path, 16 * 2**20)
-        figures = {str(name): evaluate.Figure.read(each) for name, each in document["figures"].items()}
+        figures = {str(name): evaluate.Estimate.read(each) for name, each in document["figures"].items()}
         return evaluate.Row(path.stem, figures, seeds=items(document["sampling_seeds"], "seeds", int))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what `forecache evaluate --out` writes: {error}") from error

@@ -19,7 +19,7 @@ from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
 from forecache.cli.terminal import app, emit, say
 from forecache.models.find import find
 from forecache.sampling import sources
-from forecache.zoo import SHAPES, call_inputs, shaped
+from forecache.zoo import SHAPES, random_inputs, shaped
 from forecache.zoo.open import open_source
 
 Typed = Callable[[MethodName], Options]
@@ -72,7 +72,7 @@ def plan_command(
     source = None if model in SHAPES else open_source(model)
     target: Any = shaped(model, torch.float32, "meta") if source is None else source.target
     plan = built.plan(fc.grid(target, steps))
-    inputs = None if source is None else sources.call(source, 2 * batch)
+    inputs = None if source is None else sources.call_inputs(source, 2 * batch)
     cost = _cost(plan, model, target, inputs, 2 * batch)
     plan.save(out)
     if as_json:
@@ -86,6 +86,6 @@ def _cost(plan: fc.Plan, name: str, target: Any, inputs: Mapping[str, Any] | Non
     """What the plan costs for so many rows a call; None where a call takes what only the model's pipeline knows."""
     transformer = find(target)
     try:
-        return Subject(name, transformer, inputs or call_inputs(transformer, rows)).cost(plan)
+        return Subject(name, transformer, inputs or random_inputs(transformer, rows)).cost(plan)
     except fc.errors.InputError:
         return None

@@ -19,7 +19,7 @@ from forecache.models.find import grid
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.sampling import runs
-from forecache.sampling.sources import Sampling, Source, everything, own_guidance
+from forecache.sampling.sources import Sampling, Source, all_conditions, own_guidance
 from forecache.zoo.open import open_source
 
 OnStep = Callable[[int, int], None]
@@ -153,7 +153,7 @@ class Comparer:
             raise InputError(f"There is no model {model[:80]!r} here; there are {', '.join(self.models)}.")
         if model not in self._sources:
             opened = open_source(model, *self._placement)
-            condition = tuple(everything(opened)[:1]) or ("a",)
+            condition = tuple(all_conditions(opened)[:1]) or ("a",)
             opened.generate(condition, Sampling(2, own_guidance(opened), 0))  # a model's first call is slower
             self._sources[model] = opened
         return self._sources[model]

@@ -7,10 +7,10 @@ by name         evaluate, with a bootstrap interval for every figure; `metrics.M
 
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.clip import Clip, load_clip
+from forecache.evaluate.estimates import Difference, Estimate, difference
 from forecache.evaluate.evaluation import Evaluation, evaluate
 from forecache.evaluate.extractors import Extractor, extractor_names, load_extractor, register_extractor
 from forecache.evaluate.features import Features, extract
-from forecache.evaluate.figures import Difference, Figure, difference
 from forecache.evaluate.frechet import Moments, Stream, distance_to, frechet_distance
 from forecache.evaluate.images import psnr, ssim
 from forecache.evaluate.imagesets import Images, ImageSet, open_images
@@ -49,7 +49,7 @@ __all__ = [
     "register_reference",
     "prepared",
     "Bootstrap",
-    "Figure",
+    "Estimate",
     "Difference",
     "difference",
     "Against",

@@ -13,9 +13,9 @@ from typing import Any
 
 from forecache.errors import InputError
 from forecache.evaluate.bootstrap import Bootstrap
+from forecache.evaluate.estimates import Estimate
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features, extract
-from forecache.evaluate.figures import Figure
 from forecache.evaluate.imagesets import ImageSet
 from forecache.evaluate.measure import Against, Judges, OnProgress, Setting, measured
 from forecache.evaluate.metrics import METRICS, chosen
@@ -28,7 +28,7 @@ class Evaluation:
 
     samples: str
     count: int
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Estimate]
     extractor: str | None = None
     reference: str | None = None
     notes: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def evaluate(
         raise InputError(f"There are features of {features.count} images for {count} samples.")
     reference = _reference(names, against, judges, features, batch, tell)
     setting = Setting(images, against, judges, features, reference, bootstrap, batch, device, tell)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Estimate] = {}
     for name in names:
         figures = figures if name in figures else figures | measured(name, names, setting)
     return Evaluation(

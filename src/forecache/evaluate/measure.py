@@ -15,9 +15,9 @@ from torch import Tensor
 from forecache.errors import InputError
 from forecache.evaluate.bootstrap import Bootstrap
 from forecache.evaluate.clip import Clip, load_clip
+from forecache.evaluate.estimates import Estimate
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features
-from forecache.evaluate.figures import Figure
 from forecache.evaluate.frechet import frechet_distance
 from forecache.evaluate.images import EQUAL_DB, psnr, ssim
 from forecache.evaluate.imagesets import ImageSet, paired
@@ -69,7 +69,7 @@ class Setting:
     notes: list[str] = field(default_factory=list)
 
 
-def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Figure]:
+def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Estimate]:
     """The figure of a metric, with those that come in the same pass."""
     if name in ("fid", "sfid"):
         return {name: _frechet(name, setting)}
@@ -85,14 +85,14 @@ def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Fig
     return {each: _mean(each, values, setting.bootstrap) for each, values in pixels.items()}
 
 
-def _mean(name: str, values: Tensor, bootstrap: Bootstrap) -> Figure:
+def _mean(name: str, values: Tensor, bootstrap: Bootstrap) -> Estimate:
     values = values.double().cpu()
     if not bool(values.isfinite().all()):
         raise InputError(f"{name} is NaN or infinite for sample {int((~values.isfinite()).nonzero()[0, 0])}.")
-    return Figure(name, values.mean().item(), len(values), bootstrap.of_mean(values), bootstrap.seed)
+    return Estimate(name, values.mean().item(), len(values), bootstrap.of_mean(values), bootstrap.seed)
 
 
-def _frechet(name: str, setting: Setting) -> Figure:
+def _frechet(name: str, setting: Setting) -> Estimate:
     features, reference, bootstrap = setting.features, setting.reference, setting.bootstrap
     layer = METRICS[name].layer
     assert features is not None
@@ -109,17 +109,17 @@ def _frechet(name: str, setting: Setting) -> Figure:
             f"{METRICS[name].title}: {features.count} samples for {dimensions} dimensions; it is biased upwards, so "
             "compare it with sets of this size only."
         )
-    return Figure(name, value, features.count, draws, bootstrap.seed)
+    return Estimate(name, value, features.count, draws, bootstrap.seed)
 
 
-def _inception_score(setting: Setting) -> Figure:
+def _inception_score(setting: Setting) -> Estimate:
     assert setting.features is not None
     logits = setting.features.layer("logits").to(setting.device)
     draws = setting.bootstrap.of(lambda weights: inception_scores(logits, weights), len(logits))
-    return Figure("is", inception_score(logits), len(logits), draws, setting.bootstrap.seed)
+    return Estimate("is", inception_score(logits), len(logits), draws, setting.bootstrap.seed)
 
 
-def _neighbours(setting: Setting) -> dict[str, Figure]:
+def _neighbours(setting: Setting) -> dict[str, Estimate]:
     assert setting.features is not None
     assert setting.reference is not None
     known = setting.reference.features
@@ -139,11 +139,11 @@ def _neighbours(setting: Setting) -> dict[str, Figure]:
     if resampled:
         groups = bootstrap.groups(len(samples)).to(setting.device)
         draws = bootstrap.of_jackknife(recalls_without(samples, others, groups, on_rows=on_rows))
-    recall = Figure("recall", recalled.double().mean().item(), len(samples), draws, bootstrap.seed)
+    recall = Estimate("recall", recalled.double().mean().item(), len(samples), draws, bootstrap.seed)
     return {"precision": _mean("precision", precise, bootstrap), "recall": recall}
 
 
-def _accuracy(setting: Setting) -> Figure:
+def _accuracy(setting: Setting) -> Estimate:
     assert setting.features is not None
     labels = setting.against.labels or (setting.samples.labels if setting.samples is not None else None)
     logits = setting.features.layer("logits")

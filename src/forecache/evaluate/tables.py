@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forecache.errors import MissingExtraError
-from forecache.evaluate.figures import Figure, comparable, difference
+from forecache.evaluate.estimates import Estimate, comparable, difference
 from forecache.evaluate.metrics import METRICS
 
 
@@ -20,7 +20,7 @@ class Row:
     """
 
     name: str
-    figures: Mapping[str, Figure | float | str | None]
+    figures: Mapping[str, Estimate | float | str | None]
     competes: bool = True
     seeds: tuple[int, ...] = ()
     more: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ def best(rows: Sequence[Row], metric: str) -> int | None:
     measured = {
         index: figure
         for index, row in enumerate(rows)
-        if row.competes and isinstance(figure := row.figures.get(metric), Figure)
+        if row.competes and isinstance(figure := row.figures.get(metric), Estimate)
     }
     if len(measured) < 2:
         return None
@@ -54,7 +54,7 @@ def best(rows: Sequence[Row], metric: str) -> int | None:
     return first if all(_differ(measured[first], other) for other in others) else None
 
 
-def _differ(a: Figure, b: Figure) -> bool:
+def _differ(a: Estimate, b: Estimate) -> bool:
     return comparable(a, b) and difference(a, b).real and a.text != b.text
 
 
@@ -86,7 +86,7 @@ def rich_table(rows: Sequence[Row], metrics: Sequence[str] | None = None, title:
 
 def legend(rows: Sequence[Row]) -> str:
     """What the signs of the table mean, with the number of resamples and the seed."""
-    figures = [figure for row in rows for figure in row.figures.values() if isinstance(figure, Figure)]
+    figures = [figure for row in rows for figure in row.figures.values() if isinstance(figure, Estimate)]
     with_draws = [figure for figure in figures if figure.draws]
     if not with_draws:
         return "No intervals: nothing was resampled, so no difference is judged."
@@ -107,7 +107,7 @@ def _cells(rows: Sequence[Row], metrics: Sequence[str] | None) -> _Cells:
     header = ["", *columns, *titles, "samples", *(["seeds"] if seeded else [])]
     texts = []
     for row in rows:
-        counts = sorted({figure.count for figure in row.figures.values() if isinstance(figure, Figure)})
+        counts = sorted({figure.count for figure in row.figures.values() if isinstance(figure, Estimate)})
         seeds = [", ".join(map(str, row.seeds))] if seeded else []
         cells = [row.more.get(title, "") for title in columns]
         cells += [_text(name, row.figures.get(name)) for name in names]
@@ -117,10 +117,10 @@ def _cells(rows: Sequence[Row], metrics: Sequence[str] | None) -> _Cells:
     return _Cells(header, texts, bold)
 
 
-def _text(metric: str, value: Figure | float | str | None) -> str:
+def _text(metric: str, value: Estimate | float | str | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, Figure | str) else f"{value:.{METRICS[metric].digits}f}"
+    return str(value) if isinstance(value, Estimate | str) else f"{value:.{METRICS[metric].digits}f}"
 
 
 def _range(values: Sequence[int]) -> str:

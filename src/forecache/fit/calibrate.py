@@ -49,7 +49,7 @@ def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int
     model is; twice as many with rows="all" and guidance.
     """
     source = sources.as_source(target)
-    model, inputs = source.target, sources.call(source, 1)
+    model, inputs = source.target, sources.call_inputs(source, 1)
     feature = sum(measure(model, grid(model, num_steps), 1, inputs).site_bytes)
     itemsize = next(find(model).parameters()).dtype.itemsize
     return Need(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
@@ -86,7 +86,7 @@ def calibrate(
     Nothing per sample is kept: see `calibration_bytes`. Raises StatisticsError if ``path`` holds other statistics.
     """
     source = sources.as_source(target)
-    labels = sources.checked(source, conditions)
+    labels = sources.check_conditions(source, conditions)
     rows = getattr(source, "conditional", "first") if rows is None else rows
     if not labels or batch < 1 or gaps < 1:
         raise InputError("Calibration needs at least one condition, and a batch and gaps of at least 1.")

@@ -33,7 +33,7 @@ from forecache.models.find import describe, find, layout
 from forecache.models.layout import Layout
 from forecache.parts.grid import Grid
 from forecache.parts.router import Router
-from forecache.sampling.sources import Sampling, Source, as_source, everything
+from forecache.sampling.sources import Sampling, Source, all_conditions, as_source
 
 START = 2.0
 """Logits begin here, p = 0.88: near the full output, so that a cell is judged among others that are computed."""
@@ -255,7 +255,7 @@ def _is_state(tensor: Tensor, logits_KS: Tensor) -> bool:
 
 def _trajectory(source: Source, settings: Settings, number: int, device: torch.device) -> None:
     """Sample trajectory ``number`` of a training: its conditions and noise depend on the seed and the number alone."""
-    every = everything(source)
+    every = all_conditions(source)
     chosen = np.random.default_rng((settings.seed, number)).integers(len(every), size=settings.batch)
     # a stream of its own: `forecache sample` with the same seed draws other noise
     noise_seed = int(np.random.SeedSequence((settings.seed, 2406, 1733)).generate_state(1)[0])

@@ -26,7 +26,16 @@ from forecache.parts.patterns import Constraints, computed
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
-from forecache.sampling.sources import Condition, OnStep, Sampling, Source, as_source, call, checked, in_batches
+from forecache.sampling.sources import (
+    Condition,
+    OnStep,
+    Sampling,
+    Source,
+    as_source,
+    call_inputs,
+    check_conditions,
+    in_batches,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def search(
     InputError for a score that is not a finite number.
     """
     source = as_source(target)
-    labels = checked(source, conditions)
+    labels = check_conditions(source, conditions)
     if not labels or batch < 1 or candidates < 1:
         raise InputError("A search needs at least one condition, a batch of at least 1 and at least 1 candidate.")
     chosen = constraints.choose(candidates, sampling_seed)
@@ -234,8 +243,8 @@ class _Run:
     def _macs_ratio(self, plan: Plan) -> float | None:
         try:
             pair = self.how.guidance > 1
-            return plan.cost(self.source.target, guidance=pair, inputs=call(self.source, 1 + pair)).speedup
-        except InputError:  # a model without an adapter: nobody knows here what it is called with
+            return plan.cost(self.source.target, guidance=pair, inputs=call_inputs(self.source, 1 + pair)).speedup
+        except InputError:  # a family that is not known: the inputs of a call are not known either
             return None
 
     def _sample(self, on_step: OnStep | None) -> Tensor:

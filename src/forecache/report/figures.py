@@ -13,7 +13,7 @@ from torch import Tensor
 from forecache.bench.demo import Row
 from forecache.bench.speed import KINDS, Timed
 from forecache.errors import MissingExtraError
-from forecache.evaluate.figures import Z
+from forecache.evaluate.estimates import Z
 from forecache.evaluate.metrics import METRICS
 from forecache.fit.search import SearchResult
 from forecache.parts.gates import god

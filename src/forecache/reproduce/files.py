@@ -18,7 +18,7 @@ from typing import Any
 
 from forecache._version import __version__
 from forecache.errors import InputError, TableError
-from forecache.evaluate import Figure
+from forecache.evaluate import Estimate
 from forecache.io import files
 from forecache.io.document import Document, items, refusing
 from forecache.io.document import fields as checked_fields
@@ -112,7 +112,7 @@ def read_row(path: Path) -> dict[str, Any] | None:
         known = {name: kind for name, kind in UNCOUNTED.items() if document.get(name) is not None}
         unknown = {name: type(None) for name in UNCOUNTED if name not in known}
         checked_fields(document, ROW | {"forecache": str} | known | unknown)
-        document["figures"] = {name: Figure.read(each) for name, each in document["figures"].items()}
+        document["figures"] = {name: Estimate.read(each) for name, each in document["figures"].items()}
     except (OSError, ValueError, AttributeError, InputError):
         return None
     return document

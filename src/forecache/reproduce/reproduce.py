@@ -16,8 +16,8 @@ from typing import Any
 
 from forecache._version import __version__
 from forecache.environment import environment
-from forecache.evaluate import Difference, Figure, Row, difference, tables
-from forecache.evaluate.figures import Z
+from forecache.evaluate import Difference, Estimate, Row, difference, tables
+from forecache.evaluate.estimates import Z
 from forecache.evaluate.metrics import METRICS
 from forecache.io import files as io_files
 from forecache.reproduce import files
@@ -49,7 +49,7 @@ class Reproduction:
         for row in self.table.rows:
             if (here := self.measured.get(row.name)) is None:
                 continue
-            figures: Mapping[str, Figure] = here["figures"]
+            figures: Mapping[str, Estimate] = here["figures"]
             macs = f"{here['macs_ratio']:.2f}x" if here["macs_ratio"] else ""
             more = {"fewer MACs": macs, "sampling, s": f"{here['sampling_seconds']:.0f}"}
             found.append(Row(row.name, figures, row.recipe is not None, (here["seed"],), more))

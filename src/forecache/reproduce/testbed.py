@@ -15,7 +15,7 @@ from forecache.parts.router import Router
 from forecache.parts.statistics import Statistics
 from forecache.reproduce.table import SAMPLERS, Table
 from forecache.sampling import sources
-from forecache.sampling.device import place
+from forecache.sampling.device import resolve
 from forecache.sampling.loop import random_labels
 from forecache.sampling.runs import read_prompts
 from forecache.sampling.sources import Condition, Source
@@ -86,10 +86,10 @@ class Testbed:
         """The class or the prompt of every sample, as the table says; prompts are cycled."""
         if self.source.classes and table.conditions == "random classes":
             return tuple(random_labels(count, self.source.classes, seed))
-        cycle: Sequence[Condition] = self.prompts or sources.everything(self.source)
+        cycle: Sequence[Condition] = self.prompts or sources.all_conditions(self.source)
         if not cycle:
             raise InputError("The model takes prompts: give a file of them, one a line, with --prompts.")
-        return sources.checked(self.source, [cycle[index % len(cycle)] for index in range(count)])
+        return sources.check_conditions(self.source, [cycle[index % len(cycle)] for index in range(count)])
 
 
 def open_testbed(
@@ -114,7 +114,7 @@ def open_testbed(
     if is_bundled and (idle := [option for option in ("reference", "weights") if getattr(options, option) is not None]):
         raise InputError(f"{name} brings its own reference and judge: leave --{idle[0]} out.")
     wanted = chosen(options.metrics) if options.metrics is not None else table.metrics
-    placement, _ = place(device, dtype)
+    placement, _ = resolve(device, dtype)
     source = open_source(name, device, dtype)
     metrics, unmeasurable = _metrics(name, source, wanted)
     notes = _with_sampler(source, table)

@@ -103,7 +103,7 @@ class Run:
         how, source = self.table.calibration, self.testbed.source
         assert how is not None
         count = min(how.samples, source.classes) if source.classes else how.samples
-        given = self.testbed.prompts or sources.everything(source)
+        given = self.testbed.prompts or sources.all_conditions(source)
         total, done = 0, 0
 
         def start(calls: int) -> None:
@@ -215,7 +215,7 @@ class Run:
     def _tell(self, row: TableRow, what: str, done: int, total: int) -> None:
         self.tell(f"{row.name}: {what}", done, total)
 
-    def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Figure], list[str]]:
+    def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Estimate], list[str]]:
         """The figures of a row, and what to know when reading them."""
         pairs = row.recipe is not None
         names = [name for name in self.testbed.metrics if pairs or METRICS[name].needs != "pairs"]
@@ -253,7 +253,7 @@ class Run:
             return None
         source, pair = self.testbed.source, self.testbed.guidance > 1
         try:
-            return plan.cost(source.target, guidance=pair, inputs=sources.call(source, 1 + pair))
+            return plan.cost(source.target, guidance=pair, inputs=sources.call_inputs(source, 1 + pair))
         except InputError:  # the model's forward reads values, and nobody knows here what it is called with
             return None
 

@@ -7,7 +7,7 @@ import torch
 from forecache.errors import InputError
 
 
-def place(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
+def resolve(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
     """The device and dtype that these words stand for here; InputError if the device cannot be used."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kind = _dtype(dtype, where)

@@ -24,7 +24,7 @@ from forecache.runtime.stats import Stats
 from forecache.sampling import samples_file
 from forecache.sampling.clock import timed
 from forecache.sampling.loop import check_labels, random_labels
-from forecache.sampling.sources import Condition, OnStep, Sampling, Source, checked, everything, in_batches
+from forecache.sampling.sources import Condition, OnStep, Sampling, Source, all_conditions, check_conditions, in_batches
 
 UNCACHED = "uncached.npz"
 
@@ -230,10 +230,10 @@ def conditions(source: Source, count: int, labels: str | None, prompts: Path | N
     """The conditions of ``count`` samples: the classes, or a file's texts, in turn; or the labels, one sample each."""
     if labels is not None:
         return chosen(source, labels, [] if prompts is None else read_prompts(prompts))
-    given = everything(source) if prompts is None else read_prompts(prompts)
+    given = all_conditions(source) if prompts is None else read_prompts(prompts)
     if not given:
         raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
-    return checked(source, [given[index % len(given)] for index in range(count)])
+    return check_conditions(source, [given[index % len(given)] for index in range(count)])
 
 
 def many_conditions(

@@ -32,7 +32,7 @@ from forecache.sampling import samples_file, shard_file
 from forecache.sampling.loop import check_labels
 from forecache.sampling.shard_file import Settings
 from forecache.sampling.shard_worker import Folder, OnProgress, ShardRun
-from forecache.sampling.sources import Sampling, Source, as_source, checked
+from forecache.sampling.sources import Sampling, Source, as_source, check_conditions
 
 CALL_SIZE = 16
 """Samples in every model call, unless asked for otherwise."""
@@ -94,7 +94,7 @@ def sample_shards(
     labels = samples_file.labels_of(wanted)
     if wanted and labels.dtype.kind == "i" and source.classes:
         check_labels(sorted(set(wanted)), source.classes)
-    checked(source, wanted)
+    check_conditions(source, wanted)
     call = _check_sizes(batch, shard_size, call_size)
     how = Sampling(num_steps, float(guidance), seed)
     folder, world = Path(out), distributed.launched()

@@ -173,12 +173,12 @@ def _told(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
         hook.remove()
 
 
-def everything(source: Source) -> Sequence[Condition]:
+def all_conditions(source: Source) -> Sequence[Condition]:
     """What the model can be asked for: its classes, or the texts that it names as its ``prompts``; empty without."""
     return range(source.classes) if source.classes else getattr(source, "prompts", ())
 
 
-def checked(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
+def check_conditions(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
     """Labels as whole numbers for a model with classes, texts for one without; InputError for the other kind."""
     given = tuple(conditions)
     if source.classes:
@@ -190,10 +190,10 @@ def checked(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
     return given
 
 
-def call(source: Source, rows: int) -> dict[str, Any] | None:
+def call_inputs(source: Source, rows: int) -> dict[str, Any] | None:
     """The arguments of a model call on so many rows, where the source knows better than its model's configuration."""
-    own = getattr(source, "call", None)
-    return own(rows) if callable(own) else None
+    own: Callable[[int], dict[str, Any]] | None = getattr(source, "call_inputs", None)
+    return None if own is None else own(rows)
 
 
 def in_batches(

@@ -125,7 +125,7 @@ class DigitsText:
         ids, mask = (each.to(self.text_encoder.device) for each in captions.tokens(self.tokenizer, texts))
         return self.text_encoder(ids, attention_mask=mask)[0], mask
 
-    def call(self, rows: int, seed: int = 0) -> dict[str, Any]:
+    def call_inputs(self, rows: int, seed: int = 0) -> dict[str, Any]:
         """The arguments of a call of the transformer on ``rows`` canvases of noise."""
         model, draw = self.transformer, torch.Generator().manual_seed(seed)
         noise = torch.randn(rows, model.config.in_channels, HEIGHT, WIDTH, generator=draw)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from forecache.errors import InputError, MissingExtraError
-from forecache.sampling.device import as_dtype, place
+from forecache.sampling.device import as_dtype, resolve
 from forecache.sampling.sources import Source, as_source, takes_texts
 from forecache.zoo.digits import load_digits
 from forecache.zoo.digits_text import load_digits_text
@@ -20,7 +20,7 @@ def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
 
     device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU.
     """
-    where, kind = place(device, dtype)
+    where, kind = resolve(device, dtype)
     if name == "digits":
         return load_digits(kind, where)
     if name == "digits-text":

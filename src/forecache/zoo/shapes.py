@@ -75,7 +75,7 @@ def shaped(name: str, dtype: torch.dtype = torch.float32, device: str | torch.de
     return nn.Module.to(model, dtype).eval()  # diffusers' own `to` talks
 
 
-def call_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
+def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
     """The arguments of a model call on ``rows`` samples, but for the timestep: noise, classes or captions."""
     config, device, dtype = model.config, model.device, model.dtype
     kind = _kind(model)

@@ -18,7 +18,7 @@ from forecache.methods.explicit import explicit
 from forecache.models.find import find, grid
 from forecache.parts.grid import Grid
 from forecache.runtime.apply import apply
-from forecache.sampling.sources import Sampling, Source, call
+from forecache.sampling.sources import Sampling, Source, call_inputs
 
 TIMED = 3
 """So many runs of each kind are timed; their median counts."""
@@ -81,7 +81,7 @@ class Counts:
         steps, paired = self._settings.num_steps, self._settings.guidance > 1
         try:
             plan = explicit(compute=[0]).plan(self._grid)
-            cost = plan.cost(self._source.target, guidance=paired, inputs=call(self._source, 1 + paired))
+            cost = plan.cost(self._source.target, guidance=paired, inputs=call_inputs(self._source, 1 + paired))
         except InputError:
             return 0.0
         return (steps / cost.speedup - 1) / (steps - 1) if steps > 1 else 0.0

@@ -26,7 +26,7 @@ from forecache.parts.identity import is_same
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
-from forecache.sampling.sources import Condition, OnStep, Sampling, Source, as_source, checked
+from forecache.sampling.sources import Condition, OnStep, Sampling, Source, as_source, check_conditions
 
 FINALISTS = 6
 """So many schedules of a budget are sampled with again, the best even ones among them."""
@@ -81,7 +81,7 @@ def tune(
     InputError for a budget that no schedule fits.
     """
     source = as_source(target)
-    labels, others = checked(source, conditions), checked(source, held_out)
+    labels, others = check_conditions(source, conditions), check_conditions(source, held_out)
     budgets = tuple(budget) if isinstance(budget, Sequence) else (budget,)
     for name in forecasts:
         trials.forecast_of(name, Products((), num_steps))

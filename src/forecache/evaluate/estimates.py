@@ -16,7 +16,7 @@ Z = 1.96
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value that was measured on ``count`` samples, and its 95 % interval, if a bootstrap was asked for.
 
     draws: the metric on resamples of the samples (recall: without each of 20 groups, spread likewise). Their spread is
@@ -56,7 +56,7 @@ class Figure:
         return self.text if self.error is None else f"{self.text} ± {Z * self.error:.{self.kind.digits}f}"
 
     def document(self, *, draws: bool = True) -> dict[str, Any]:
-        """For a JSON file; `Figure.read` reads it where draws are in it."""
+        """For a JSON file; `Estimate.read` reads it where draws are in it."""
         found = asdict(self) | {"interval": list(self.interval) if self.interval else None}
         found |= {"resamples": len(self.draws)}
         found["draws"] = [float(f"{draw:.8g}") for draw in self.draws]
@@ -65,7 +65,7 @@ class Figure:
         return found
 
     @classmethod
-    def read(cls, document: dict[str, Any]) -> Figure:
+    def read(cls, document: dict[str, Any]) -> Estimate:
         """The figure of a `document`; InputError if it is none."""
         try:
             metric, count, seed = document["metric"], document["count"], document["seed"]
@@ -98,12 +98,12 @@ class Difference:
         return self.error is not None and abs(self.value) > Z * self.error
 
 
-def comparable(a: Figure, b: Figure) -> bool:
+def comparable(a: Estimate, b: Estimate) -> bool:
     """Whether a difference of the two means anything: one metric, and one number of samples where it is biased."""
     return a.metric == b.metric and (a.count == b.count or not a.kind.biased)
 
 
-def difference(a: Figure, b: Figure) -> Difference:
+def difference(a: Estimate, b: Estimate) -> Difference:
     """a - b with its standard error; InputError if the two are not `comparable`.
 
     Figures of one size and one bootstrap seed were resampled at the same places, so that the spread of the differences
