@@ -19,8 +19,8 @@ import forecache as fc
 from forecache import zoo
 from forecache.environment import environment
 from forecache.report import figures
-from forecache.sampling.clock import timed
 from forecache.sampling.sources import Sampling, in_batches
+from forecache.sampling.timing import timed
 from forecache.zoo.digits import DigitsSource
 
 BATCH = 32

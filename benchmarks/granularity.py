@@ -2,9 +2,9 @@
 
     python benchmarks/granularity.py digits              the table of docs/measured/tuned-plans.md (ten minutes)
 
-Starts from tuned plans, without their polish. Every group of sites by itself moves one computed step by one or two, and
-whole groups compute one step later than the others (staggered); what is best is judged on other samples. Tokens: one
-computed step is given up, whichever, and so many tokens are computed in the gaps that the MACs stay. Writes
+Starts from tuned plans, without their refinement. Every group of sites by itself moves one computed step by one or
+two, and whole groups compute one step later than the others (staggered); the best are judged on other samples. Tokens:
+one computed step is given up, whichever, and so many tokens are computed in the gaps that the MACs stay. Writes
 benchmarks/results/granularity-<model>.json with every trial.
 """
 
@@ -29,8 +29,8 @@ import forecache as fc
 from forecache import zoo
 from forecache.environment import environment
 from forecache.evaluate import psnr
-from forecache.fit.tuning import trials
-from forecache.fit.tuning.products import observe
+from forecache.fit.tuning.forecasts import ForecastSpec
+from forecache.fit.tuning.gram import measure_gram
 from forecache.sampling import sources
 from forecache.sampling.sources import Sampling, in_batches
 
@@ -45,13 +45,13 @@ class Study:
     def __init__(self, model: Any, plan: fc.Plan, samples: int, held_out: int) -> None:
         self.source = sources.as_source(model)
         self.grid = fc.grid(self.source.target, STEPS)
-        self.pattern, self.name = tuned_pages.pattern(plan), tuned_pages.forecast(plan).removesuffix(", polished")
+        self.pattern, self.forecast = tuned_pages.pattern(plan), ForecastSpec.parse(tuned_pages.unrefined(plan))
         every = sources.all_conditions(self.source)
         self._asked = {seed: [every[index % len(every)] for index in range(count)]
                        for seed, count in ((SEED, samples), (OTHER, held_out))}  # fmt: skip
         how = Sampling(STEPS, GUIDANCE, SEED)
-        self._products, mine = observe(self.source, self._asked[SEED], how, samples)
-        self._uncached = {SEED: mine, OTHER: self._sampled(OTHER)}
+        self._gram, uncached = measure_gram(self.source, self._asked[SEED], how, samples)
+        self._uncached = {SEED: uncached, OTHER: self._sampled(OTHER)}
 
     def psnr(self, method: fc.Method, seed: int = SEED) -> float:
         """Mean dB to the samples without a cache."""
@@ -69,8 +69,7 @@ class Study:
         def schedule(step: int, site: fc.parts.Site, grid: fc.Grid) -> fc.parts.Action:
             return fc.parts.Action.COMPUTE if patterns[group(site)][step] == "#" else fc.parts.Action.SKIP
 
-        forecast = trials.forecast_of(self.name, self._products)
-        correction = trials.correction_of(self.name, self._products)
+        forecast, correction = self.forecast.forecast(self._gram), self.forecast.correction(self._gram)
         return fc.Method("groups", schedule, forecast, correction=correction)
 
     def _sampled(self, seed: int) -> Tensor:
@@ -204,8 +203,10 @@ def main(words: list[str]) -> None:
     for count in args.counts:
         found = Study(model, plans(args.model, None, STEPS)[count], args.samples, args.held_out)
         for by, group in ways.items():
-            print(f"{count} computed ({found.name}), a schedule for each {by}", flush=True)
-            document["studies"].append({"computed": count, "by": by, "forecast": found.name, **study(found, group)})
+            print(f"{count} computed ({found.forecast}), a schedule for each {by}", flush=True)
+            document["studies"].append(
+                {"computed": count, "by": by, "forecast": str(found.forecast), **study(found, group)}
+            )
         whole = found.psnr(found.method({None: found.pattern}, lambda site: None))
         document["tokens"].append({"computed": count, "whole": whole, "rows": tokens(found)})
     results = ROOT / f"benchmarks/results/granularity-{args.model}.json"

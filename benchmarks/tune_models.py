@@ -21,7 +21,7 @@ import torch
 from digits import ROOT, fill
 
 import forecache as fc
-from forecache.fit.tuning import polish, proposals, tuner
+from forecache.fit.tuning import proposals, refine, trial_runner, tuner
 from forecache.zoo import SHAPES
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
@@ -60,11 +60,14 @@ class Subject:
 
     def passes(self) -> float:
         """Whole runs of one sample without a cache that a tuning is worth."""
-        trials = self.schedules + proposals.LAST + tuner.FINALISTS * tuner.NOISES
-        once = polish.rounds() * (2 + tuner.NOISES) + (polish.SCHEDULES - 1) * tuner.NOISES
-        moved = [polish.rounds() * len(polish.WAYS) * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS]
-        runs = [(trials + once + each) / speedup for each, speedup in zip(moved, SPEEDUPS, strict=True)]
-        tuned = self.samples * (1 + tuner.NOISES + sum(runs))
+        noises = trial_runner.NOISES
+        trials = self.schedules + proposals.LAST + tuner.FINALISTS * noises
+        fixed, by_step = refine.most_samplings(0, noises), refine.most_samplings(1, noises)
+        refinements = [
+            fixed + (by_step - fixed) * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS
+        ]  # the skipped steps are not a whole number here
+        runs = [(trials + refinement) / speedup for refinement, speedup in zip(refinements, SPEEDUPS, strict=True)]
+        tuned = self.samples * (1 + noises + sum(runs))
         return tuned + self.held_out * (1 + sum(1 / speedup for speedup in SPEEDUPS))
 
 

@@ -23,6 +23,11 @@ def forecast(plan: fc.Plan) -> str:
     return plan.provenance["method"].split(", ", 1)[1].strip("')")
 
 
+def unrefined(plan: fc.Plan) -> str:
+    """The forecast of a tuned plan before its weights were refined."""
+    return forecast(plan).removesuffix(", refined")
+
+
 def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     timed = any("less_time" in row for row in rows)
     heads = ["computed", "cache", "fewer MACs", *(["less time"] if timed else []), "PSNR, dB", "Fréchet", "as asked"]

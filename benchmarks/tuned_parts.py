@@ -28,9 +28,10 @@ import forecache as fc
 from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.fit.tuning import proposals, surrogate
-from forecache.fit.tuning.optimal import Optimal
-from forecache.fit.tuning.products import Fitted, observe
-from forecache.fit.tuning.trials import correction_of, forecast_of
+from forecache.fit.tuning.fitted import Fitted
+from forecache.fit.tuning.forecasts import ForecastSpec
+from forecache.fit.tuning.gram import measure_gram
+from forecache.fit.tuning.optimal import OptimalSchedules
 from forecache.report import tuning_figures
 from forecache.sampling.sources import Sampling, in_batches
 
@@ -39,10 +40,10 @@ def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[
     """Random schedules: the error that is expected, with gains from the first ``fitting``, against the measured one."""
     labels = rows.asked[:16]
     how = Sampling(rows.steps, rows.guidance, 1000)
-    products, uncached = observe(rows.source, labels, how, 16)
-    forecast = Fitted(products, 2)
-    learned = proposals.Learned(products, ["fitted 2"], 8)
-    search = proposals.Search(learned, count, number, seed=5)
+    gram, uncached = measure_gram(rows.source, labels, how, 16)
+    forecast = Fitted(gram, 2)
+    history = proposals.TrialHistory(gram, [ForecastSpec.parse("fitted 2")], 8)
+    search = proposals.ScheduleSearch(history, count, number, seed=5)
     patterns = list(dict.fromkeys(search.random() for _ in range(5 * number)))[:number]
     measured = []
     for pattern in patterns:
@@ -50,9 +51,9 @@ def correlation(rows: Rows, count: int, number: int, fitting: int = 40) -> dict[
         with fc.apply(rows.source.target, method.plan(fc.grid(rows.source.target, rows.steps))):
             images = in_batches(rows.source, labels, how, 16)
         measured.append(psnr(images, uncached).clamp_max(MOST).mean().item())
-    errors = [products.errors(pattern, forecast) for pattern in patterns]
+    errors = [gram.errors(pattern, forecast) for pattern in patterns]
     fitted = surrogate.fit(errors[:fitting], measured[:fitting])
-    plain = surrogate.uninformed(products.pooled)
+    plain = surrogate.uninformed(gram.pooled)
     told = {"learned gains": fitted, "no gains": plain}
     found = {
         name: [-10 * float(np.log10(gains.predict(each))) for each in errors[fitting:]] for name, gains in told.items()
@@ -96,29 +97,26 @@ def superposition(rows: Rows, samples: int = 10) -> dict[str, float]:
 
 def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, Any]]:
     """What each part of a tuned plan adds: schedule, fitted weights, feedback, and the gains behind the schedule."""
-    products, _ = observe(rows.source, rows.asked[:20], Sampling(rows.steps, rows.guidance, 1000), 20)
+    gram, _ = measure_gram(rows.source, rows.asked[:20], Sampling(rows.steps, rows.guidance, 1000), 20)
     plan = plans(rows.name, folder)[count]
     tuned = tuned_pages.pattern(plan)
-    flat = surrogate.uninformed(products.pooled).gains
+    flat = surrogate.uninformed(gram.pooled).gains
     schedules = {
         "even": even(rows.steps, count),
         "tuned": tuned,
-        "optimal without gains": Optimal(products, Fitted(products, 2)).pattern(flat, count),
+        "optimal without gains": OptimalSchedules(gram, Fitted(gram, 2)).pattern(flat, count),
     }
     found = []
     for schedule, forecast in (
         ("even", "taylor 2"), ("tuned", "taylor 2"), ("even", "taylor 2, feedback 0.5"), ("even", "fitted 2"),
         ("optimal without gains", "fitted 2"), ("tuned", "fitted 2"), ("tuned", "fitted 2, feedback 0.5"),
-        ("tuned", "the plan's, not corrected"), ("tuned", "the plan's, not polished"), ("tuned", ""),
+        ("tuned", "the plan's, not corrected"), ("tuned", "the plan's, not refined"), ("tuned", ""),
     ):  # fmt: skip
         named = tuned_pages.forecast(plan)
         if "the plan's" in forecast:
-            forecast = named.removesuffix(", polished").split(", eoc" if "corrected" in forecast else ", polished")[0]
+            forecast = tuned_pages.unrefined(plan).split(", eoc" if "corrected" in forecast else ", refined")[0]
         if forecast:
-            parts = forecast_of(forecast, products), correction_of(forecast, products)
-            method = fc.Method(
-                "ablation", fc.parts.schedules.by_step(schedules[schedule]), parts[0], correction=parts[1]
-            )
+            method = ForecastSpec.parse(forecast).method(schedules[schedule], gram)
             made = method.plan(fc.grid(rows.source.target, rows.steps))
         else:
             made, forecast = plan, named

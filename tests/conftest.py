@@ -19,7 +19,7 @@ from support.small import small_dit, small_facebook_dit, small_pixart, small_t5,
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
-from forecache.fit.tuning import polish, proposals, tuner
+from forecache.fit.tuning import proposals, refine, tuner
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -91,8 +91,8 @@ def forecache(monkeypatch, capsys):
 @pytest.fixture
 def short_tuning(monkeypatch):
     """Tunings that sample with little, where they are not what is tested."""
-    monkeypatch.setattr(polish, "ROUNDS", 1)
-    monkeypatch.setattr(polish, "SCHEDULES", 1)
+    monkeypatch.setattr(refine, "ROUNDS", 1)
+    monkeypatch.setattr(refine, "SCHEDULES", 1)
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(tuner, "FINALISTS", 2)
     monkeypatch.setattr(tuner, "NOISES", 1)

@@ -55,7 +55,7 @@ def test_macs_are_the_published_ones(models):
 
 def test_hours_are_runs_times_macs(models, monkeypatch):
     """By hand: 32 samples at four speed-ups with 48 + 12 + 18 schedules, two more on three seeds, and five rounds of
-    polishing, which move each skipped step two ways and sample five times more; four runs without a cache; 200 others.
+    refinement, which move each skipped step two ways and sample five times more; four runs without a cache; 200 others.
     """
     each = models.MODELS["DiT-XL/2"]
     monkeypatch.setattr(models, "MODELS", {"DiT-XL/2": each})

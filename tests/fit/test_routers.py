@@ -18,7 +18,7 @@ from torch import nn
 import forecache as fc
 from forecache.evaluate import psnr
 from forecache.fit import routers
-from forecache.fit.lesson import Lesson, frozen
+from forecache.fit.router_loss import RouterLoss, frozen
 from forecache.models import find
 from forecache.sampling.sources import Sampling
 from forecache.zoo import load_digits, router_path
@@ -36,10 +36,10 @@ def logits(sites, seed=3, steps=STEPS):
     return torch.randn(steps // 2, sites, generator=torch.Generator().manual_seed(seed))
 
 
-def lesson(model, values, lam=1e-3, steps=STEPS):
-    """What the library learns from one run: (gradient, errors, losses)."""
+def loss_of_a_run(model, values, lam=1e-3, steps=STEPS):
+    """The library's loss on one run: (gradient, errors, losses)."""
     parameter = nn.Parameter(values.clone())
-    watched = Lesson(find.layout(model), parameter, lam, steps)
+    watched = RouterLoss(find.layout(model), parameter, lam, steps)
     with frozen(model), watched.watching():
         generate(model, steps) if hasattr(model, "config") else by_hand_call(model, steps)
     return parameter.grad, torch.stack(watched.errors), torch.stack(watched.losses)
@@ -52,17 +52,17 @@ def by_hand_call(model, steps):
 def by_hand(forward, model, values, lam=1e-3, steps=STEPS):
     """The published objective written out, with the reference's blocks and sampling loop."""
     values = values.clone().requires_grad_()
-    kept, errors, losses = {}, [], []
+    cached, errors, losses = {}, [], []
     kinds = {"attn": 0, "mlp": 1}
 
     def predict(x, t, step):
         def keep(key, compute):
-            kept[key] = compute()
-            return kept[key]
+            cached[key] = compute()
+            return cached[key]
 
         def mix(key, compute):
             p = torch.sigmoid(values[step // 2, 2 * key[0] + kinds[key[1]]])
-            return (1 - p) * kept[key] + p * compute()
+            return (1 - p) * cached[key] + p * compute()
 
         if step % 2 == 0:
             return forward(model, x, t, labels(), keep)
@@ -85,7 +85,7 @@ def by_hand(forward, model, values, lam=1e-3, steps=STEPS):
 @pytest.mark.parametrize("steps", [2, 5, 6])
 def test_gradient_and_loss_agree_with_the_independent_ones(dit, steps):
     values = logits(6, steps=steps)
-    got = lesson(dit, values, steps=steps)
+    got = loss_of_a_run(dit, values, steps=steps)
     with frozen(dit):
         expected = by_hand(reference.diffusers_dit, dit, values, steps=steps)
     for one, other in zip(got, expected, strict=True):
@@ -95,7 +95,7 @@ def test_gradient_and_loss_agree_with_the_independent_ones(dit, steps):
 
 def test_module_sites_agree_too(facebook):
     values = logits(6)
-    got = lesson(facebook, values)
+    got = loss_of_a_run(facebook, values)
     with frozen(facebook):
         expected = by_hand(reference.facebook_dit, facebook, values)
     for one, other in zip(got, expected, strict=True):
@@ -104,8 +104,8 @@ def test_module_sites_agree_too(facebook):
 
 def test_the_price_of_a_site_is_what_lam_adds(dit):
     values = logits(6)
-    free, error, _ = lesson(dit, values, lam=0.0)
-    priced, same, loss = lesson(dit, values, lam=0.5)
+    free, error, _ = loss_of_a_run(dit, values, lam=0.0)
+    priced, same, loss = loss_of_a_run(dit, values, lam=0.5)
     p = values.sigmoid()
     assert torch.equal(error, same)
     assert torch.allclose(priced - free, 0.5 * p * (1 - p), atol=1e-6)
@@ -114,9 +114,9 @@ def test_the_price_of_a_site_is_what_lam_adds(dit):
 
 def test_computing_everything_has_no_error_and_reusing_everything_that_of_the_plan(dit):
     """p = 1 gives the full output; p = 0 what a plan gives that skips this call."""
-    _, error, _ = lesson(dit, torch.full((1, 6), 40.0), steps=2)
+    _, error, _ = loss_of_a_run(dit, torch.full((1, 6), 40.0), steps=2)
     assert error.item() < 1e-12
-    _, error, _ = lesson(dit, torch.full((1, 6), -40.0), steps=2)
+    _, error, _ = loss_of_a_run(dit, torch.full((1, 6), -40.0), steps=2)
     outputs = {}
     for name, method in (("full", fc.fora(1)), ("skipped", fc.fora(2))):
         with fc.apply(dit, method.plan(fc.grid(dit, 2))):
@@ -128,7 +128,7 @@ def test_computing_everything_has_no_error_and_reusing_everything_that_of_the_pl
 
 def test_samples_are_the_models_own_while_it_learns(dit):
     alone = generate(dit, STEPS)
-    watched = Lesson(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
+    watched = RouterLoss(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
     with frozen(dit), watched.watching():
         assert torch.equal(generate(dit, STEPS), alone)
 
@@ -141,15 +141,15 @@ def test_one_iteration_is_one_step_of_adam_on_the_hand_written_gradient(facebook
             seen.append((args[0], args[1].seed, kwargs["first_index"]))
             return super().generate(*args, **kwargs)
 
-    made = fc.train_router(Recorded(facebook), **SHORT | {"iterations": 1})
-    ((chosen, seed, first),) = seen
+    router = fc.train_router(Recorded(facebook), **SHORT | {"iterations": 1})
+    ((conditions, seed, first),) = seen
     start = torch.full((3, 6), routers.START, requires_grad=True)
-    training = Lesson(find.layout(facebook), start, 1e-4, STEPS)
+    training = RouterLoss(find.layout(facebook), start, 1e-4, STEPS)
     with frozen(facebook), training.watching():
-        source.generate(chosen, Sampling(STEPS, 1.5, seed), first)
+        source.generate(conditions, Sampling(STEPS, 1.5, seed), first)
     expected = routers.START - 0.1 * start.grad / (start.grad.abs() + 1e-8)
-    assert torch.allclose(made.logits[1::2], expected, atol=1e-6)
-    assert made.skippable == (1, 3, 5)
+    assert torch.allclose(router.logits[1::2], expected, atol=1e-6)
+    assert router.skippable == (1, 3, 5)
 
 
 def test_a_dear_site_is_skipped_and_a_free_one_computed(source):
@@ -163,36 +163,36 @@ def test_a_dear_site_is_skipped_and_a_free_one_computed(source):
 
 def test_gradients_reach_the_odd_calls_alone(source):
     """Rows of even calls stay as they were, parameters of the model get nothing."""
-    made = fc.train_router(source, **SHORT)
-    assert not made.logits[::2].any()
-    assert (made.logits[1::2] != routers.START).all()
+    router = fc.train_router(source, **SHORT)
+    assert not router.logits[::2].any()
+    assert (router.logits[1::2] != routers.START).all()
     assert all(parameter.grad is None for parameter in source.target.parameters())
 
 
 def test_training_on_diffusers_branches(dit):
-    made = fc.train_router(Trajectories(dit, diffusers_call), **SHORT)
-    assert made.sites == tuple(site.name for site in fc.grid(dit, STEPS).sites)
-    assert fc.l2c(made, 0.9).plan(fc.grid(dit, STEPS))
+    router = fc.train_router(Trajectories(dit, diffusers_call), **SHORT)
+    assert router.sites == tuple(site.name for site in fc.grid(dit, STEPS).sites)
+    assert fc.l2c(router, 0.9).plan(fc.grid(dit, STEPS))
 
 
 def test_training_on_named_modules(dit):
     patterns = ["transformer_blocks.*.ff"]
-    made = fc.train_router(Trajectories(dit, diffusers_call), sites=patterns, **SHORT)
-    assert made.sites == tuple(f"transformer_blocks.{i}.ff" for i in range(3))
-    assert fc.l2c(made).plan(fc.grid(dit, STEPS, sites=patterns))
+    router = fc.train_router(Trajectories(dit, diffusers_call), sites=patterns, **SHORT)
+    assert router.sites == tuple(f"transformer_blocks.{i}.ff" for i in range(3))
+    assert fc.l2c(router).plan(fc.grid(dit, STEPS, sites=patterns))
 
 
 def test_training_on_a_pipeline(pipe):
-    made = fc.train_router(pipe, num_steps=2, iterations=1, batch=1)
-    assert made.num_steps == 2
-    assert made.provenance["model"] == "DiTTransformer2DModel"
+    router = fc.train_router(pipe, num_steps=2, iterations=1, batch=1)
+    assert router.num_steps == 2
+    assert router.provenance["model"] == "DiTTransformer2DModel"
 
 
 def test_provenance_says_how_it_was_made(source):
-    made = fc.train_router(source, threshold=0.3, **SHORT)
-    assert made.provenance | {"lr": "0.1", "lam": "0.0001", "batch": "2", "iterations": "3"} == made.provenance
-    assert float(made.provenance["level"]) == pytest.approx(made.level(0.3), abs=1e-4)
-    assert {"seconds", "hardware", "torch", "loss", "error", "seed", "processes"} <= set(made.provenance)
+    router = fc.train_router(source, threshold=0.3, **SHORT)
+    assert router.provenance | {"lr": "0.1", "lam": "0.0001", "batch": "2", "iterations": "3"} == router.provenance
+    assert float(router.provenance["level"]) == pytest.approx(router.level(0.3), abs=1e-4)
+    assert {"seconds", "hardware", "torch", "loss", "error", "seed", "processes"} <= set(router.provenance)
 
 
 # ---- what it leaves behind ------------------------------------------------------------------------------------------
@@ -247,8 +247,8 @@ def test_the_model_is_left_as_it_was(facebook, broken):
     else:
         fc.train_router(Trajectories(facebook), **SHORT)
     after = state_of(facebook)
-    for each in (before, after):  # torch leaves an empty dict of hooks behind
-        for attributes in each[3].values():
+    for state in (before, after):  # torch leaves an empty dict of hooks behind
+        for attributes in state[3].values():
             attributes["_forward_pre_hooks"] = attributes["_forward_pre_hooks_with_kwargs"] = None
     assert_same(before, after)
 
@@ -263,10 +263,10 @@ def test_the_users_random_numbers_go_on_as_if_nothing_happened(source):
 
 def test_nothing_of_the_teacher_is_kept(dit):
     """After a pair of calls no feature and no graph is alive."""
-    watched = Lesson(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
+    watched = RouterLoss(find.layout(dit), nn.Parameter(logits(6)), 1e-3, STEPS)
     with frozen(dit), watched.watching():
         generate(dit, STEPS)
-    assert not watched._kept
+    assert not watched._cached
     assert not any(value.requires_grad for value in (*watched.errors, *watched.losses))
 
 
@@ -313,20 +313,20 @@ def test_a_finished_training_is_not_repeated_and_can_be_prolonged(source, tmp_pa
     assert not seen
     longer = fc.train_router(source, checkpoint=tmp_path / "state", **SHORT | {"iterations": 5})
     assert torch.equal(longer.logits, fc.train_router(source, **SHORT | {"iterations": 5}).logits)
-    with pytest.raises(fc.errors.InputError, match="has 5 iterations behind it, 3 were asked for"):
+    with pytest.raises(fc.errors.InputError, match="holds 5 iterations, and 3 were asked for"):
         fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"lr": 0.2}, r"lr is 0\.1 in it, and 0\.2 was asked for\. Repeat its settings"),
-        ({"lam": 0.5}, r"lam is 0\.0001 in it, and 0\.5"),
-        ({"num_steps": 4}, "num_steps is 6 in it, and 4"),
-        ({"batch": 3}, "batch is 2 in it"),
-        ({"seed": 1}, "seed is 0 in it"),
-        ({"guidance": 1.0}, r"guidance is 1\.5 in it"),
-        ({"sites": ["blocks.*.attn"]}, "model is 'DiT"),
+        ({"lr": 0.2}, r"its lr is 0\.1, and 0\.2 was asked for\. Repeat its settings"),
+        ({"lam": 0.5}, r"its lam is 0\.0001, and 0\.5"),
+        ({"num_steps": 4}, "its num_steps is 6, and 4"),
+        ({"batch": 3}, "its batch is 2"),
+        ({"seed": 1}, "its seed is 0"),
+        ({"guidance": 1.0}, r"its guidance is 1\.5"),
+        ({"sites": ["blocks.*.attn"]}, "its model is 'DiT"),
     ],
 )
 def test_other_settings_do_not_continue_a_checkpoint(source, tmp_path, changed, words):
@@ -363,8 +363,8 @@ torch.set_num_threads(1)
 torch.manual_seed(1)
 model = DiT(depth=3, num_classes=10).eval()
 with _distributed.started() as world:
-    made = fc.train_router(Trajectories(model), checkpoint=fc.fit.routers.Path({folder!r} + "/state"), **{settings!r})
-made.save({folder!r} + f"/{{world.rank}}.safetensors")
+    router = fc.train_router(Trajectories(model), checkpoint=fc.fit.routers.Path({folder!r} + "/state"), **{settings!r})
+router.save({folder!r} + f"/{{world.rank}}.safetensors")
 """
 
 
@@ -388,13 +388,13 @@ def test_two_processes_average_their_gradients(facebook, source, tmp_path):
     settings = routers.Settings("", 2, STEPS, 1.5, 2, 0.1, 1e-4, 0)
     for iteration in range(3):
         for rank in range(2):
-            with frozen(facebook), Lesson(find.layout(facebook), values, 1e-4, STEPS).watching():
+            with frozen(facebook), RouterLoss(find.layout(facebook), values, 1e-4, STEPS).watching():
                 routers._trajectory(source, settings, 2 * iteration + rank, torch.device("cpu"))
         values.grad /= 2
         optimizer.step()
         optimizer.zero_grad()
     assert torch.allclose(first.logits[1::2], values.detach(), atol=1e-5)
-    with pytest.raises(fc.errors.InputError, match="processes is 2 in it, and 1"):
+    with pytest.raises(fc.errors.InputError, match="its processes is 2, and 1"):
         fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
 
 
@@ -411,9 +411,9 @@ def test_trajectories_differ_by_number_and_seed_and_not_by_batch(source):
         for number in (0, 1):
             seen.key = (seed, number)
             routers._trajectory(seen, replace(settings, seed=seed), number, torch.device("cpu"))
-    assert len({each[0] for each in drawn.values()}) == 4
+    assert len({draw[0] for draw in drawn.values()}) == 4
     assert drawn[0, 0][1] != drawn[1, 0][1]
-    assert {each[2] for each in drawn.values()} == {0, 16}
+    assert {draw[2] for draw in drawn.values()} == {0, 16}
     assert drawn[0, 0][1] != 0, "sampling with the training's seed draws other noise"
 
 
@@ -454,9 +454,9 @@ class Shorter(Trajectories):
         return super().generate(labels, replace(how, num_steps=how.num_steps - 1), first_index)
 
 
-@pytest.mark.parametrize(("kind", "found"), [(Twice, "more than 6"), (Shorter, "5")])
-def test_a_run_of_another_length_is_refused(facebook, kind, found):
-    with pytest.raises(fc.errors.StepCountError, match=f"trained for 6 steps, and the run made {found} model calls"):
+@pytest.mark.parametrize(("kind", "calls"), [(Twice, "more than 6"), (Shorter, "5")])
+def test_a_run_of_another_length_is_refused(facebook, kind, calls):
+    with pytest.raises(fc.errors.StepCountError, match=f"trained for 6 steps, and the run made {calls} model calls"):
         fc.train_router(kind(facebook), **SHORT)
 
 
@@ -494,7 +494,7 @@ def test_a_site_that_runs_twice_is_refused(facebook):
 
 def test_a_feature_that_is_written_into_is_noticed(facebook):
     handle = facebook.blocks[0].mlp.register_forward_hook(lambda module, args, output: output.mul_(1.0))
-    with pytest.raises(fc.errors.RunError, match=r"What blocks\.0\.mlp gave out was changed in place"):
+    with pytest.raises(fc.errors.RunError, match=r"The output of blocks\.0\.mlp was changed in place"):
         fc.train_router(Trajectories(facebook), sites=["blocks.*.mlp"], **SHORT)
     handle.remove()
 
@@ -506,12 +506,12 @@ def test_a_feature_that_is_written_into_is_noticed(facebook):
 def test_the_bundled_routers_fit_digits_and_are_near_their_level(level, range_):
     digits = load_digits()
     path = router_path(level)
-    made = fc.Router.load(path)
+    router = fc.Router.load(path)
     assert path.stat().st_size < 8192
-    assert range_[0] < made.level() < range_[1]
-    assert float(made.provenance["level"]) == pytest.approx(made.level(), abs=1e-4)
+    assert range_[0] < router.level() < range_[1]
+    assert float(router.provenance["level"]) == pytest.approx(router.level(), abs=1e-4)
     plan = fc.l2c(path).plan(fc.grid(digits.transformer, 20))
-    assert 1 - plan.computed_share == pytest.approx(made.level())
+    assert 1 - plan.computed_share == pytest.approx(router.level())
 
 
 def test_the_bundled_router_is_better_than_skipping_whole_calls():

@@ -1,10 +1,10 @@
-"""Tuning: errors of schedules from inner products, the best schedule under gains, plans that are found again."""
+"""Tuning: errors of schedules from Gram matrices, the best schedule under gains, plans that a second tuning repeats."""
 
 import itertools
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,23 @@ from hypothesis import strategies as st
 import forecache as fc
 from forecache import zoo
 from forecache.distributed import World
-from forecache.fit.tuning import AtLeast, Milliseconds, budgets, polish, proposals, surrogate, trials, tuner
-from forecache.fit.tuning import products as products_module
-from forecache.fit.tuning.optimal import Optimal
-from forecache.fit.tuning.products import Fitted, Products, observe
-from forecache.fit.tuning.settings import settings_of
+from forecache.fit.tuning import (
+    AtLeast,
+    ForecastSpec,
+    Milliseconds,
+    budgets,
+    proposals,
+    refine,
+    surrogate,
+    trials,
+    tuner,
+)
+from forecache.fit.tuning import forecasts as forecasts_module
+from forecache.fit.tuning import gram as gram_module
+from forecache.fit.tuning.fitted import Fitted
+from forecache.fit.tuning.gram import Gram, measure_gram
+from forecache.fit.tuning.optimal import OptimalSchedules
+from forecache.fit.tuning.settings import Settings
 from forecache.parts.forecasts import Feedback, Reuse, Taylor
 
 SITES = tuple(fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
@@ -32,16 +44,16 @@ forecasts = st.one_of(
 )
 
 
-def made(num_steps, seed=0, rows=5):
-    """Random features that change smoothly, [site][step], and their products."""
+def smooth_features(num_steps, seed=0, rows=5):
+    """Random features that change smoothly, [site][step], and their Gram matrices."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(SITES), num_steps, rows, 7, generator=generator, dtype=torch.float64).cumsum(1)
-    products = Products(SITES, num_steps)
+    gram = Gram(SITES, num_steps)
     for site, feature in enumerate(features):
-        products.add(site, list(feature))
-        products.sums.append(feature.sum(1))
-        products.counts.append(torch.full((7,), rows))
-    return features, products
+        gram.add(site, list(feature))
+        gram.sums.append(feature.sum(1))
+        gram.counts.append(torch.full((7,), rows))
+    return features, gram
 
 
 def emitted(features, plan):
@@ -61,19 +73,19 @@ def planned(pattern, forecast):
 
 @given(patterns, forecasts, st.integers(0, 20))
 @settings(deadline=None, max_examples=50)
-def test_errors_from_products_are_those_of_the_features(pattern, forecast, seed):
-    features, products = made(len(pattern), seed)
+def test_errors_from_gram_matrices_are_those_of_the_features(pattern, forecast, seed):
+    features, gram = smooth_features(len(pattern), seed)
     missed = (emitted(features, planned(pattern, forecast)) - features).square().sum((0, 2, 3))
     scale = float(features.square().sum())
-    assert products.errors(pattern, forecast) == pytest.approx(missed.numpy(), rel=1e-6, abs=1e-9 * scale)
+    assert gram.errors(pattern, forecast) == pytest.approx(missed.numpy(), rel=1e-6, abs=1e-9 * scale)
 
 
 @given(patterns, st.integers(0, 2), st.integers(0, 20), st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed, centred):
     """Against torch's solver on the features themselves: with the sum to one built in, or free about the averages."""
-    features, products = made(len(pattern), seed, rows=9)
-    forecast = Fitted(products, order, centred=centred)
+    features, gram = smooth_features(len(pattern), seed, rows=9)
+    forecast = Fitted(gram, order, centred=centred)
     plan = planned(pattern, forecast)
     features = features - features.mean(2, keepdim=True) if centred else features
     computed = []
@@ -89,23 +101,23 @@ def test_fitted_weights_are_least_squares_site_by_site(pattern, order, seed, cen
             target = (features[site, step] - base).flatten()
             changes = [(features[site, source] - base).flatten() for source in read]
             wanted = torch.linalg.lstsq(torch.stack(changes, 1), target).solution.tolist() if read else []
-            found = dict(row[step].reads)
-            assert [found.get(source, 0.0) for source in read] == pytest.approx(wanted, abs=1e-3)
-            assert centred or sum(found.values()) == pytest.approx(1)
+            reads = dict(row[step].reads)
+            assert [reads.get(source, 0.0) for source in read] == pytest.approx(wanted, abs=1e-3)
+            assert centred or sum(reads.values()) == pytest.approx(1)
             left = target - sum((w * change for w, change in zip(wanted, changes, strict=True)), torch.zeros(()))
             total[step] += float(left.square().sum())
-    assert products.errors(pattern, forecast) == pytest.approx(total, rel=1e-3, abs=1e-6)
+    assert gram.errors(pattern, forecast) == pytest.approx(total, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("forecast", [Reuse(), Taylor(1), Taylor(2), "fitted"])
 @pytest.mark.parametrize(("num_steps", "count", "longest"), [(9, 4, 4), (10, 3, 5), (8, 5, 8), (7, 1, 8), (6, 6, 3)])
 def test_the_optimal_pattern_is_the_best_of_all(forecast, num_steps, count, longest):
-    _, products = made(num_steps, seed=3)
-    rule = Fitted(products, 2) if forecast == "fitted" else forecast
+    _, gram = smooth_features(num_steps, seed=3)
+    rule = Fitted(gram, 2) if forecast == "fitted" else forecast
     gains = np.random.default_rng(1).uniform(0.1, 2, num_steps)
 
     def cost(pattern):
-        return float(products.errors(pattern, rule) @ gains)
+        return float(gram.errors(pattern, rule) @ gains)
 
     every = []
     for others in itertools.combinations(range(1, num_steps), count - 1):
@@ -113,20 +125,20 @@ def test_the_optimal_pattern_is_the_best_of_all(forecast, num_steps, count, long
         if max(map(len, pattern.split("#"))) < longest:
             every.append(pattern)
     best = min(every, key=cost)
-    found = Optimal(products, rule, longest).pattern(gains, count)
-    assert found.count("#") == count
-    assert cost(found) == pytest.approx(cost(best), rel=1e-9)
+    optimal = OptimalSchedules(gram, rule, longest).pattern(gains, count)
+    assert optimal.count("#") == count
+    assert cost(optimal) == pytest.approx(cost(best), rel=1e-9)
 
 
-def test_gains_that_made_the_measurements_are_found_again():
+def test_the_gains_behind_the_measurements_are_recovered():
     rng = np.random.default_rng(0)
     truth = surrogate.basis(20, 6) @ rng.uniform(0.5, 3, 6)
     errors = [rng.uniform(0, 1, 20) * (rng.uniform(0, 1, 20) < 0.6) for _ in range(200)]
-    measured = [float(-10 * np.log10(each @ truth * 1e-4)) for each in errors]
-    found = surrogate.fit(errors, measured)
-    expected = [found.decibels(each) for each in errors]
+    measured = [float(-10 * np.log10(row @ truth * 1e-4)) for row in errors]
+    fitted = surrogate.fit(errors, measured)
+    expected = [fitted.decibels(row) for row in errors]
     assert np.abs(np.array(expected) - measured).mean() < 0.25
-    assert np.corrcoef(found.gains, truth)[0, 1] > 0.9
+    assert np.corrcoef(fitted.gains, truth)[0, 1] > 0.9
 
 
 @given(st.integers(1, 6), st.integers(0, 30))
@@ -135,36 +147,36 @@ def test_nonnegative_least_squares_meets_its_conditions(size, seed):
     """At the optimum every entry is zero with an uphill slope, or positive with none."""
     rng = np.random.default_rng(seed)
     system, target = rng.normal(size=(size + 4, size)), rng.normal(size=size + 4)
-    found = surrogate.nonnegative(system, target)
-    slope = system.T @ (system @ found - target)
-    assert (found >= 0).all()
+    solution = surrogate.nonnegative(system, target)
+    slope = system.T @ (system @ solution - target)
+    assert (solution >= 0).all()
     assert (slope > -1e-4).all()
-    assert np.abs(slope[found > 1e-9]).max(initial=0) < 1e-4
+    assert np.abs(slope[solution > 1e-9]).max(initial=0) < 1e-4
 
 
 @pytest.mark.parametrize(("num_steps", "count"), [(50, 17), (20, 7), (20, 13), (9, 2), (5, 4), (24, 3)])
 def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num_steps, count):
-    _, products = made(num_steps)
-    learned = proposals.Learned(products, ["taylor 2", "taylor 1"], 8)
-    search = proposals.Search(learned, count, 30, seed=0)
+    _, gram = smooth_features(num_steps)
+    history = proposals.TrialHistory(gram, [ForecastSpec.parse(name) for name in ("taylor 2", "taylor 1")], 8)
+    search = proposals.ScheduleSearch(history, count, 30, seed=0)
     seen = set()
-    while (proposed := search.propose()) is not None:
-        pattern, name = proposed
-        assert proposed not in seen
+    while (proposal := search.propose()) is not None:
+        pattern, forecast = proposal
+        assert proposal not in seen
         assert (len(pattern), pattern.count("#"), pattern[0]) == (num_steps, count, "#")
         assert max(map(len, pattern.split("#"))) < 8
-        seen.add(proposed)
-        score = -10 * np.log10(products.errors(pattern, learned.forecast(name)).sum() + 1e-9)
-        search.tell(trials.Trial(pattern, name, float(score)))
+        seen.add(proposal)
+        score = -10 * np.log10(gram.errors(pattern, history.forecast(forecast)).sum() + 1e-9)
+        search.tell(trials.Trial(pattern, forecast, float(score)))
     assert len(seen) <= 30 + proposals.LAST
     assert len({pattern for pattern, _ in list(seen)}) <= 30
     finalists = search.finalists(5)
     assert search.best in finalists
     assert len(finalists) == min(5, len(seen))
     assert sum(map(search.is_even, finalists)) >= 2
-    best = search.schedules(3)
+    best = search.best_by_schedule(3)
     assert best[0] == search.best
-    assert len({each.pattern for each in best}) == len(best) == min(3, len({pattern for pattern, _ in seen}))
+    assert len({trial.pattern for trial in best}) == len(best) == min(3, len({pattern for pattern, _ in seen}))
     assert best == sorted(best, key=lambda trial: -trial.psnr)
     assert len(seen) >= 30 or num_steps < 10 or count * 8 == num_steps  # then only one pattern fits
 
@@ -172,83 +184,90 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
 @pytest.mark.parametrize("correcting", [True, False])
 def test_feedback_and_correction_are_tried_when_the_schedules_are_used_up(correcting):
     """A stand-in for samples that likes both: feedback of 0.3, and a correction of 0.7."""
-    _, products = made(9)
-    learned = proposals.Learned(products, ["taylor 1"], 8, correcting)
-    search = proposals.Search(learned, 3, 1, seed=0)
-    while (proposed := search.propose()) is not None:
-        pattern, name = proposed
-        strength, theta = (float(trials.NAME.fullmatch(name)[part] or 0) for part in ("strength", "theta"))
-        search.tell(trials.Trial(pattern, name, 40 - abs(strength - 0.3) - abs(theta - 0.7)))
-    assert search.best.forecast == "taylor 1, feedback 0.3" + (", eoc 0.7" if correcting else "")
-    assert len({trial.pattern for trial in learned.trials}) == 1
-    assert any("eoc" in trial.forecast for trial in learned.trials) == correcting
+    _, gram = smooth_features(9)
+    history = proposals.TrialHistory(gram, [ForecastSpec.parse("taylor 1")], 8, correcting)
+    search = proposals.ScheduleSearch(history, 3, 1, seed=0)
+    while (proposal := search.propose()) is not None:
+        pattern, forecast = proposal
+        strength, theta = dict(forecast.parameters).get("feedback", 0.0), forecast.theta or 0.0
+        search.tell(trials.Trial(pattern, forecast, 40 - abs(strength - 0.3) - abs(theta - 0.7)))
+    assert str(search.best.forecast) == "taylor 1, feedback 0.3" + (", eoc 0.7" if correcting else "")
+    assert len({trial.pattern for trial in history.trials}) == 1
+    assert any(trial.forecast.theta for trial in history.trials) == correcting
 
 
 @given(patterns, st.integers(0, 20), st.data())
 @settings(deadline=None, max_examples=30)
-def test_weights_are_moved_to_the_newest_feature_and_scaled(pattern, seed, data):
+def test_a_shift_moves_weight_to_the_newest_feature_and_a_scale_makes_all_larger(pattern, seed, data):
     plan = planned(pattern, Taylor(2))
     skipped = [step for step, sign in enumerate(pattern) if sign == "."]
-    by = {(way, step): data.draw(st.floats(-0.3, 0.3)) for way in polish.WAYS for step in skipped}
-    found = planned(pattern, polish.Moved(Taylor(2), by))
-    for before, after in zip(plan.rows, found.rows, strict=True):
+    by = {(way, step): data.draw(st.floats(-0.3, 0.3)) for way in forecasts_module.WAYS for step in skipped}
+    adjusted = planned(pattern, forecasts_module.Adjusted(Taylor(2), by))
+    for before, after in zip(plan.rows, adjusted.rows, strict=True):
         for step, (was, now) in enumerate(zip(before, after, strict=True)):
             if was.computed:
                 assert now == was
                 continue
             newest, *others = [weight for _, weight in was.reads]
             if others:
-                newest, others[0] = newest + by["moved", step], others[0] - by["moved", step]
-            wanted = [weight * (1 + by["scaled", step]) for weight in (newest, *others)]
+                newest, others[0] = newest + by["shift", step], others[0] - by["shift", step]
+            wanted = [weight * (1 + by["scale", step]) for weight in (newest, *others)]
             assert [weight for _, weight in now.reads] == pytest.approx(wanted)
-    movable = polish.movable(plan)
-    assert [step for way, step in movable if way == "scaled"] == skipped
+    adjustable = refine.adjustable(plan)
+    assert [step for way, step in adjustable if way == "scale"] == skipped
     several = [step for step in skipped if len(plan.rows[0][step].reads) > 1]
-    assert [step for way, step in movable if way == "moved"] == several
-    name = trials.moved("fitted 1, feedback 0.5, eoc 0.6", pattern, by)
-    assert trials.moves_of(name, pattern) == {place: pytest.approx(value, abs=1e-4) for place, value in by.items()}
-    assert trials.unmoved(name) == "fitted 1, feedback 0.5, eoc 0.6"
-    twice = trials.moves_of(trials.moved(name, pattern, by), pattern)
+    assert [step for way, step in adjustable if way == "shift"] == several
+    before = ForecastSpec.parse("fitted 1, feedback 0.5, eoc 0.6")
+    once = before.adjusted(pattern, by)
+    assert once.adjustments(pattern) == {place: pytest.approx(value, abs=1e-4) for place, value in by.items()}
+    assert once.unrefined == before
+    twice = once.adjusted(pattern, by).adjustments(pattern)
     assert twice == {place: pytest.approx(2 * value, abs=2e-4) for place, value in by.items()}
 
 
 @given(st.integers(1, 5), st.integers(0, 100))
 @settings(deadline=None, max_examples=30)
-def test_the_weights_are_moved_to_where_least_squares_says(moves, seed):
-    """Images that are linear in the moves: numpy's least squares of the same, every image by one over its error."""
+def test_numbers_change_as_least_squares_says(count, seed):
+    """Images that are linear in the numbers: numpy's least squares, every image weighted with one over its error."""
     rng = np.random.default_rng(seed)
     base, missed = rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(3, 2, 4, 4)) * [[[[0.1]]], [[[1]]], [[[5]]]]
-    directions = rng.normal(size=(moves, 3, 2, 4, 4))
-    slopes = polish.Slopes(torch.from_numpy(base), torch.from_numpy(base + missed))
+    directions = rng.normal(size=(count, 3, 2, 4, 4))
+    jacobian = refine.Jacobian(torch.from_numpy(base), torch.from_numpy(base + missed))
     for direction in directions:
-        slopes.add(torch.from_numpy(base + 0.05 * direction), 0.05)
+        jacobian.add(torch.from_numpy(base + 0.05 * direction), 0.05)
     per_image = 1 / np.sqrt((missed**2).mean((1, 2, 3), keepdims=True))
-    system = (directions * per_image).reshape(moves, -1).T
-    damped = np.diag(np.sqrt(polish.DAMPING * (system**2).sum(0)))
-    augmented = np.concatenate([system, damped]), np.concatenate([(missed * per_image).ravel(), np.zeros(moves)])
+    system = (directions * per_image).reshape(count, -1).T
+    damped = np.diag(np.sqrt(refine.DAMPING * (system**2).sum(0)))
+    augmented = np.concatenate([system, damped]), np.concatenate([(missed * per_image).ravel(), np.zeros(count)])
     expected = np.linalg.lstsq(*augmented, rcond=None)[0].clip(-0.7, 0.7)
-    assert polish.step(slopes.sums(), [0.7] * moves) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    changes = refine.gauss_newton_step(jacobian.normal_equations(), [0.7] * count)
+    assert changes == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_the_schedule_that_is_best_after_a_round_is_polished_to_the_end(monkeypatch):
+class Lenient:
+    """A runner that judges every trial to be what it says."""
+
+    def judge(self, trial):
+        return trial
+
+
+def test_the_schedule_that_is_best_after_a_round_is_refined_to_the_end(monkeypatch):
     """Of the best three, the second gains most in its round; the fourth is not looked at."""
     gains = {"#.#.": 0.1, "##..": 1.0, "#..#": 0.2, "#...": 9.0}
-    found = [trials.Trial(pattern, "goc 1", 40 - 0.3 * rank) for rank, pattern in enumerate(gains)]
+    goc = ForecastSpec.parse("goc 1")
+    best, *others = [trials.Trial(pattern, goc, 40 - 0.3 * rank) for rank, pattern in enumerate(gains)]
     rounds = []
 
-    def polished(self, trial, count):
+    def refined(self, trial, count):
         rounds.append((trial.pattern, count))
         return replace(trial, psnr=trial.psnr + gains[trial.pattern] * count)
 
-    monkeypatch.setattr(tuner._Tuning, "_polished", polished)
-    monkeypatch.setattr(tuner._Tuning, "_again", lambda self, trial: trial)
-    monkeypatch.setattr(polish, "SCHEDULES", 3)
-    monkeypatch.setattr(polish, "ROUNDS", 4)
-    search = proposals.Search.__new__(proposals.Search)
-    search._mine = found
-    best = tuner._Tuning._polished_of(tuner._Tuning.__new__(tuner._Tuning), found[0], search)
+    monkeypatch.setattr(refine.Refiner, "refine", refined)
+    monkeypatch.setattr(refine, "SCHEDULES", 3)
+    monkeypatch.setattr(refine, "ROUNDS", 4)
+    refined_best = refine.Refiner(Lenient()).best(best, others)
     assert rounds == [("#.#.", 1), ("##..", 1), ("#..#", 1), ("##..", 3)]
-    assert (best.pattern, best.psnr) == ("##..", pytest.approx(40 - 0.3 + 4))
+    assert (refined_best.pattern, refined_best.psnr) == ("##..", pytest.approx(40 - 0.3 + 4))
 
 
 # ---- on the bundled model -------------------------------------------------------------------------------------------
@@ -259,10 +278,10 @@ HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 6, "longest": 4}
 
 @pytest.fixture(scope="module", autouse=True)
 def _short():
-    """One round of polishing, and few finalists."""
+    """One round of refining, and few finalists."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(polish, "ROUNDS", 1)
-        patch.setattr(polish, "SCHEDULES", 1)
+        patch.setattr(refine, "ROUNDS", 1)
+        patch.setattr(refine, "SCHEDULES", 1)
         patch.setattr(tuner, "FINALISTS", 3)
         yield
 
@@ -277,55 +296,52 @@ def tuned(digits):
     return fc.tune(digits, LABELS, **HOW, held_out=LABELS)
 
 
-def test_products_are_those_of_the_features_that_the_model_gives_out(digits):
+def test_gram_matrices_are_those_of_the_features_that_the_model_computes(digits):
     source = fc.sampling.sources.as_source(digits)
     how = fc.sampling.sources.Sampling(4, 1.5, 0)
-    products, images = observe(source, LABELS, how, batch=2)
+    gram, images = measure_gram(source, LABELS, how, batch=2)
     assert torch.equal(images, torch.cat([source.generate(LABELS[:2], how), source.generate(LABELS[2:], how, 2)]))
-    norms = np.diagonal(products.table, axis1=1, axis2=2)
+    norms = np.diagonal(gram.matrices, axis1=1, axis2=2)
     assert (norms > 0).all()
-    assert (np.abs(products.table) <= np.sqrt(norms[:, :, None] * norms[:, None, :]) * (1 + 1e-6)).all()
+    assert (np.abs(gram.matrices) <= np.sqrt(norms[:, :, None] * norms[:, None, :]) * (1 + 1e-6)).all()
 
 
-def test_products_about_the_averages_are_those_of_the_features_less_their_channels_means(digits, monkeypatch):
+def test_centred_gram_matrices_are_those_of_the_features_less_their_channels_means(digits, monkeypatch):
     """All entries of the features, by hand."""
     source, how, seen = fc.sampling.sources.as_source(digits), fc.sampling.sources.Sampling(3, 1.5, 0), {}
-    monkeypatch.setattr(products_module, "COORDINATES", 10**9)
-    watched = products_module._Watch.see
+    monkeypatch.setattr(gram_module, "COORDINATES", 10**9)
+    watched = gram_module._Recorder.record
 
     def see(self, step, site, feature):
         seen.setdefault((site, step), []).append(feature)
         watched(self, step, site, feature)
 
-    monkeypatch.setattr(products_module._Watch, "see", see)
-    products, _ = observe(source, LABELS, how, batch=2)
-    for site in range(len(products.sites)):
+    monkeypatch.setattr(gram_module._Recorder, "record", see)
+    gram, _ = measure_gram(source, LABELS, how, batch=2)
+    for site in range(len(gram.sites)):
         features = [torch.cat(seen[site, step]).double() for step in range(3)]
-        about = torch.stack([(each - each.mean((0, 1))).flatten() for each in features])
-        assert products.spread[site] == pytest.approx((about @ about.T).numpy(), rel=1e-5, abs=1e-4)
-        assert products.means[site].numpy() == pytest.approx(
-            torch.stack(features).mean((1, 2)).numpy(), rel=1e-4, abs=1e-5
-        )
+        about = torch.stack([(feature - feature.mean((0, 1))).flatten() for feature in features])
+        assert gram.centred[site] == pytest.approx((about @ about.T).numpy(), rel=1e-5, abs=1e-4)
+        assert gram.means[site].numpy() == pytest.approx(torch.stack(features).mean((1, 2)).numpy(), rel=1e-4, abs=1e-5)
 
 
 def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
     """As `fc.eoc` makes it of `fc.calibrate`'s averages over both halves of the pair."""
     source, pattern = fc.sampling.sources.as_source(digits), "#..#.#"
-    products, _ = observe(source, LABELS, fc.sampling.sources.Sampling(6, 1.5, 3), batch=2)
+    gram, _ = measure_gram(source, LABELS, fc.sampling.sources.Sampling(6, 1.5, 3), batch=2)
     statistics = fc.calibrate(digits, LABELS, num_steps=6, seed=3, batch=4, rows="all")
     base = fc.feedback(fc.explicit(pattern=pattern), 1, 0.5)
     grid = fc.grid(digits, 6)
     expected = fc.eoc(base, statistics, 0.6, form="additive", judge="all", per="channel").plan(grid)
-    name = "taylor 1, feedback 0.5, eoc 0.6"
-    made = replace(base, forecast=trials.forecast_of(name, products), correction=trials.correction_of(name, products))
-    plan = made.plan(grid)
+    method = ForecastSpec.parse("taylor 1, feedback 0.5, eoc 0.6").method(pattern, gram)
+    plan = method.plan(grid)
     assert plan.rows == expected.rows
     assert {name.split("/")[1] for name in plan.constants} == {"1", "2", "4"}
     for name, shift in expected.constants.items():
         assert torch.allclose(plan.constants[name], shift, rtol=1e-4, atol=1e-5)
-    assert trials.correction_of("taylor 1, feedback 0.5", products) is None
+    assert ForecastSpec.parse("taylor 1, feedback 0.5").correction(gram) is None
     with pytest.raises(fc.errors.StatisticsError):
-        made.plan(fc.grid(digits, 7))
+        method.plan(fc.grid(digits, 7))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +356,8 @@ def test_a_correction_is_eocs_on_the_averages_of_the_same_samples(digits):
     ],
 )
 def test_corrections_are_strengthened_step_by_step(name, by, expected):
-    assert trials.corrected(name, by) == expected
+    stronger = ForecastSpec.parse(name).corrected(by)
+    assert (stronger and str(stronger)) == expected
 
 
 @pytest.mark.parametrize(
@@ -350,41 +367,124 @@ def test_corrections_are_strengthened_step_by_step(name, by, expected):
         ("fitted 1, feedback 0.15, eoc 0.3", -0.15, "fitted 1, eoc 0.3"),
         ("taylor 2", 0.15, "taylor 2, feedback 0.15"),
         ("taylor 2, feedback 0.95", 0.15, None),
+        ("reuse, eoc 1", 0.15, "goc 0.15, eoc 1"),
+        ("reuse", -0.15, None),
     ],
 )
 def test_feedback_is_strengthened_step_by_step(name, by, expected):
-    assert trials.varied(name, by) == expected
+    stronger = ForecastSpec.parse(name).strengthened(by)
+    assert (stronger and str(stronger)) == expected
+
+
+numbers = {
+    "fitted": st.fixed_dictionaries({"order": st.integers(0, 9)}, optional={"feedback": st.floats(0, 1)}),
+    "taylor": st.fixed_dictionaries({"order": st.integers(0, 9)}, optional={"feedback": st.floats(0, 1)}),
+    "goc": st.fixed_dictionaries({"eta": st.floats(0, 10)}),
+    "reuse": st.just({}),
+}
+thetas = st.none() | st.floats(0, 2, exclude_min=True, exclude_max=True)
+
+
+@given(st.sampled_from(sorted(numbers)).flatmap(lambda rule: st.tuples(st.just(rule), numbers[rule])), thetas, patterns)
+def test_a_forecast_is_read_back_from_its_document(rule, theta, pattern):
+    spec = ForecastSpec.of(*rule, theta)
+    refined = spec.adjusted(pattern, {(way, 1): 0.12345 for way in forecasts_module.WAYS})
+    for forecast in (spec, refined):
+        assert ForecastSpec.from_document(json.loads(json.dumps(forecast.as_document()))) == forecast
+    assert refined.is_refined == ("." in pattern)
+
+
+@pytest.mark.parametrize(
+    "text", ["fitted 2, feedback 0.5, eoc 0.6", "taylor 1", "goc 0.8", "reuse", "reuse, eoc 1.8", "fitted 0, eoc 1"]
+)
+def test_a_forecast_is_read_back_from_its_text(text):
+    assert str(ForecastSpec.parse(text)) == text
+
+
+NO_FORECASTS = [
+    *("", "magic", "goc", "reuse 1", "taylor", "taylor 1.5", "taylor 12", "taylor -1", "taylor 1, eta 2", "taylor ²"),
+    *("goc 0.8, goc 0.8", "goc nan", "goc 1e0", "goc 0.8,eoc 1", "goc 0.8, eoc 0", "goc 0.8, eoc 2", "taylor 1 2"),
+    *("goc 0.8, refined", "goc 0.8, shift 0.1", "taylor 1, order 2", "taylor 1, feedback 0.5, feedback 0.5"),
+    "taylor 1, feedback 1.2",
+]
+
+
+@pytest.mark.parametrize("text", NO_FORECASTS)
+def test_a_text_that_names_no_forecast_is_refused(text):
+    with pytest.raises(fc.errors.InputError, match=r"There is no forecast .*; there are: fitted ORDER\[, feedback"):
+        ForecastSpec.parse(text)
+
+
+NO_DOCUMENTS = [
+    *(None, [], {}, {"rule": 3}, {"rule": "magic"}, {"rule": "goc"}, {"rule": "goc", "eta": "1"}),
+    *({"rule": "goc", "eta": 1e9}, {"rule": "taylor", "order": 1.0}, {"rule": "taylor", "order": True}),
+    *({"rule": "reuse", "theta": 1.0}, {"rule": "reuse", "eoc": 2.5}, {"rule": "reuse", "shifts": [0.1]}),
+    *({"rule": "reuse", "shifts": 1, "scales": 1}, {"rule": "reuse", "shifts": ["a"], "scales": ["b"]}),
+    {"rule": "reuse", "rules": 1},
+]
+
+
+@pytest.mark.parametrize("document", NO_DOCUMENTS)
+def test_a_document_that_is_no_forecast_is_refused(document):
+    with pytest.raises(ValueError, match=r"."):
+        ForecastSpec.from_document(document)
+
+
+def test_a_rule_of_ones_own_is_tuned_with(digits, monkeypatch, tmp_path):
+    """One entry of the table: it is written, sampled with, made stronger, and kept in the file."""
+
+    @dataclass(frozen=True)
+    class Damped:
+        share: float
+
+        def reads(self, step, computed, site=None):
+            return {computed[0]: 1 - self.share, computed[-1]: self.share} if len(computed) > 1 else {computed[0]: 1.0}
+
+    share = forecasts_module.Parameter("share", float, 0, 0.5)
+    rule = forecasts_module.Rule(
+        (share,),
+        lambda gram, numbers, centred: Damped(numbers["share"]),
+        strength="share",
+        is_searched=lambda value: 0 < value < 0.5,
+    )
+    monkeypatch.setitem(forecasts_module.RULES, "damped", rule)
+    assert "; damped SHARE; each also" in forecasts_module.vocabulary()
+    how = FEW | {"forecasts": ["damped 0.1"], "path": tmp_path / "tune.json"}
+    tuned = fc.tune(digits, LABELS[:1], **how, budget=0.55)
+    names = [str(trial.forecast) for trial in tuned.trials]
+    assert {"damped 0.1", "damped 0.25"} <= set(names)
+    assert [str(trial.forecast) for trial in fc.tune(digits, LABELS[:1], **how, budget=0.55).trials] == names
 
 
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
     source = fc.sampling.sources.as_source(digits)
-    for plan, trial, unseen in zip(tuned.plans, tuned.chosen, tuned.held_out, strict=True):
+    for plan, trial, unseen in zip(tuned.plans, tuned.best, tuned.held_out, strict=True):
         for seeds, said in ((range(1000, 1004), trial.psnr), ([2000], unseen)):
-            found = []
+            decibels = []
             for seed in seeds:
                 how = fc.sampling.sources.Sampling(6, 1.5, seed)
                 uncached = source.generate(LABELS, how)
                 with fc.apply(digits, plan):
                     images = source.generate(LABELS, how)
-                found.append(fc.evaluate.psnr(images, uncached).mean().item())
-            assert sum(found) / len(found) == pytest.approx(said, abs=1e-4)
+                decibels.append(fc.evaluate.psnr(images, uncached).mean().item())
+            assert sum(decibels) / len(decibels) == pytest.approx(said, abs=1e-4)
 
 
 def test_a_tuned_plan_keeps_its_budget_and_is_no_worse_than_even_steps(digits, tuned):
     inputs = fc.sampling.sources.call_inputs(fc.sampling.sources.as_source(digits), 2)
-    for plan, trial, even, budget in zip(tuned.plans, tuned.chosen, tuned.uniform, HOW["budget"], strict=True):
+    for plan, trial, even, budget in zip(tuned.plans, tuned.best, tuned.even, HOW["budget"], strict=True):
         assert 1 / plan.cost(digits, guidance=True, inputs=inputs).speedup <= budget
         assert trial.psnr >= even.psnr
         assert trial.computed == even.computed
-        assert "on others" in plan.provenance["psnr"]
+        assert "on held-out samples" in plan.provenance["psnr"]
 
 
-def test_polishing_makes_it_better_or_leaves_it(digits, tuned):
-    plain = fc.tune(digits, LABELS, **HOW, polishing=False)
-    for rough, fine in zip(plain.chosen, tuned.chosen, strict=True):
-        assert (fine.pattern, trials.unmoved(fine.forecast)) == (rough.pattern, rough.forecast)
-        assert fine.psnr > rough.psnr if "moved" in fine.forecast else fine == rough
-    assert any("moved" in trial.forecast for trial in tuned.chosen)
+def test_refinement_makes_it_better_or_leaves_it(digits, tuned):
+    plain = fc.tune(digits, LABELS, **HOW, refining=False)
+    for rough, fine in zip(plain.best, tuned.best, strict=True):
+        assert (fine.pattern, fine.forecast.unrefined) == (rough.pattern, rough.forecast)
+        assert fine.psnr > rough.psnr if fine.forecast.is_refined else fine == rough
+    assert any(trial.forecast.is_refined for trial in tuned.best)
 
 
 def test_the_same_tuning_gives_the_same_plans_also_after_an_interruption(digits, tuned, tmp_path):
@@ -421,11 +521,11 @@ def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
 
 
 def test_no_more_model_calls_are_made_than_were_announced(digits, monkeypatch):
-    monkeypatch.setattr(polish, "SCHEDULES", 2)
-    announced, made = [], []
+    monkeypatch.setattr(refine, "SCHEDULES", 2)
+    announced, calls = [], []
     few = {"num_steps": 4, "budget": 0.6, "number": 3, "held_out": LABELS[1:2]}
-    fc.tune(digits, LABELS[:1], **few, on_start=announced.append, on_step=lambda *_: made.append(1))
-    assert announced[0] / 3 < len(made) <= announced[0]
+    fc.tune(digits, LABELS[:1], **few, on_start=announced.append, on_step=lambda *_: calls.append(1))
+    assert announced[0] / 3 < len(calls) <= announced[0]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +539,10 @@ def test_no_more_model_calls_are_made_than_were_announced(digits, monkeypatch):
         ({"budget": [0.5, Milliseconds(float("nan"))]}, r"Milliseconds\(value=nan\) was asked for.* over 0"),
         ({"budget": AtLeast(float("inf"))}, "over 0"),
         ({"budget": AtLeast(-3)}, "over 0"),
-        ({"forecasts": ["goc 0.8, moved 0.1"]}, "tuning moves them itself: 'goc 0.8'"),
+        (
+            {"forecasts": [replace(ForecastSpec.parse("goc 0.8"), shifts=(0.1,), scales=(0.0,))]},
+            "'goc 0.8, refined' has refined weights; tuning refines them itself: give 'goc 0.8'",
+        ),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
         ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),
@@ -453,17 +556,17 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
 
 
-FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "polishing": False}
+FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "refining": False}
 
 
 def test_the_cheapest_plan_that_is_good_enough(digits):
-    """What is found by halving is what looking at every number of computed steps finds."""
-    every = {count: fc.tune(digits, LABELS, **FEW, budget=count / 5 + 0.03).chosen[0] for count in (2, 3, 4)}
+    """Bisection gives what looking at every number of computed steps gives."""
+    every = {count: fc.tune(digits, LABELS, **FEW, budget=count / 5 + 0.03).best[0] for count in (2, 3, 4)}
     assert [trial.computed for trial in every.values()] == [2, 3, 4]
     wanted = (every[2].psnr + every[3].psnr) / 2
-    found = fc.tune(digits, LABELS, **FEW, budget=[AtLeast(wanted), AtLeast(1.0)])
-    assert [trial.computed for trial in found.chosen] == [3, 2]
-    assert found.chosen[0] == every[3]
+    tuned = fc.tune(digits, LABELS, **FEW, budget=[AtLeast(wanted), AtLeast(1.0)])
+    assert [trial.computed for trial in tuned.best] == [3, 2]
+    assert tuned.best[0] == every[3]
     best = max(every.values(), key=lambda trial: trial.psnr).psnr
     with pytest.raises(fc.errors.InputError, match=rf"At least 75 dB .* {best:.2f} dB"):
         fc.tune(digits, LABELS, **FEW, budget=AtLeast(75.0))
@@ -473,17 +576,28 @@ def test_the_cheapest_plan_that_is_good_enough(digits):
 def test_a_time_is_as_many_steps_as_fit_into_it(digits, monkeypatch, budget, count):
     """A run without a cache takes 100 ms and one with a single computed step 40, so that each further one takes 15."""
     times = itertools.cycle([100.0, 40.0])
-    monkeypatch.setattr(budgets.Counts, "_timed", lambda counts, how: next(times))
-    assert fc.tune(digits, LABELS, **FEW, budget=Milliseconds(budget)).chosen[0].computed == count
+    monkeypatch.setattr(budgets.BudgetConverter, "_batch_milliseconds", lambda converter: next(times))
+    assert fc.tune(digits, LABELS, **FEW, budget=Milliseconds(budget)).best[0].computed == count
 
 
 def test_a_time_that_is_asked_for_is_measured(digits):
     source = fc.sampling.sources.as_source(digits)
-    settings = settings_of(source, (1, 2), 6, 1.5, 0, 2, ("reuse",), 4, 1, 0)
-    counts = budgets.Counts(source, settings, World())
-    full, least = counts._milliseconds
+    settings = Settings.of_source(
+        source,
+        (1, 2),
+        num_steps=6,
+        guidance=1.5,
+        seed=0,
+        batch=2,
+        forecasts=(ForecastSpec.parse("reuse"),),
+        longest=4,
+        trials=1,
+        search_seed=0,
+    )
+    converter = budgets.BudgetConverter(source, settings, World())
+    full, least = converter._milliseconds
     assert full > least > 0
-    assert counts.of(Milliseconds(full - 1e-3 * (full - least))) == 5
+    assert converter.computed_steps(Milliseconds(full - 1e-3 * (full - least))) == 5
 
 
 PROCESSES = """
@@ -492,10 +606,10 @@ import torch
 import forecache as fc
 from forecache import zoo
 from forecache.distributed import started
-from forecache.fit.tuning import polish, tuner
+from forecache.fit.tuning import refine, trial_runner, tuner
 
 torch.set_num_threads(1)
-polish.ROUNDS, polish.SCHEDULES, tuner.FINALISTS, tuner.NOISES = 1, 1, 2, 1
+refine.ROUNDS, refine.SCHEDULES, tuner.FINALISTS, trial_runner.NOISES = 1, 1, 2, 1
 with started() as world:
     calls = []
     tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=4, longest=3, number=2, budget=0.55, batch=1,
@@ -512,11 +626,12 @@ def test_two_processes_find_what_one_does(tmp_path):
         done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (json.loads((tmp_path / name).read_text()) for name in ("1.json.0", "2.json.0", "2.json.1"))
-    assert [each[0] for each in (one, *two)] == [1, 2, 2]
+    assert [size for size, _, _ in (one, *two)] == [1, 2, 2]
     judging = 2 * 4  # the held-out sample, without a cache and with the plan
-    share = [(each[1][0] - judging * (rank == 0)) / (one[1][0] - judging) for rank, each in enumerate(two)]
+    calls = [announced for _, (announced,), _ in (one, *two)]
+    share = [(count - judging * (rank == 0)) / (calls[0] - judging) for rank, count in enumerate(calls[1:])]
     assert share == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
-    assert [each[2] for each in two] == [one[2]] * 2
+    assert [text for _, _, text in two] == [one[2]] * 2
     alone, shared = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
     assert alone["settings"] == shared["settings"]
     for mine, theirs in zip(alone["trials"], shared["trials"], strict=True):
@@ -534,7 +649,7 @@ def test_the_plans_that_ship_fit_their_model(model, computed):
     assert {sum(cell.computed for cell in row) for row in plan.rows} == {computed}
     with fc.apply(target, plan):
         pass
-    assert "on others" in plan.provenance["psnr"]
+    assert "on held-out samples" in plan.provenance["psnr"]
 
 
 def test_a_plan_that_does_not_ship_is_named_with_those_that_do():

@@ -1,1 +1,1 @@
-"""Timing of plans on models: seconds, MACs and memory, in turn, so that their ratios can be trusted."""
+"""Timing of plans on models: latency, MACs and peak memory, measured in alternating rounds."""

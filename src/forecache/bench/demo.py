@@ -1,17 +1,19 @@
-"""The demo: the bundled model sampled with and without a cache, and what that did to cost and images."""
+"""The demo: a bundled model sampled with and without a cache, with cost, latency and quality of each plan."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from forecache.bench import timing as timing_module
 from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import Moments, frechet_distance, psnr
@@ -26,7 +28,10 @@ from forecache.parts.statistics import Statistics
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.runtime.apply import apply
+from forecache.runtime.stats import Stats
 from forecache.sampling.sources import Sampling, in_batches
+from forecache.sampling.timing import alternate, timed
 from forecache.zoo.digits import Digits
 
 ETAS = (0.6, 0.8, 1.0, 1.2)
@@ -35,11 +40,18 @@ UNCACHED = "no cache"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a plan, what it costs for one image, what it did to all of them.
+    """One row of the demo's table.
 
-    speedup: median time of the uncached run over this one's. psnr: dB to the uncached samples, mean over images.
-    frechet: distance of the classifier's features to the MNIST test set. accuracy: share of samples recognised as the
-    class asked for. cache_bytes: measured peak, for one batch.
+    name: of the plan.
+    plan: what the images were sampled under; None for the bare model.
+    cost: predicted for one image; None for the bare model.
+    images: (B, C, H, W) in [0, 1].
+    seconds: latency of sampling all images, in every round.
+    speedup: median latency without a cache over this one.
+    psnr: to the uncached images in dB, mean over images.
+    frechet: distance of the judge's features to the reference.
+    accuracy: share of images recognised as the class asked for.
+    cache_bytes: measured peak, for one batch.
     """
 
     name: str
@@ -55,11 +67,11 @@ class Row:
 
     @property
     def is_too_fast(self) -> bool:
-        """Whether it took less time than its MACs can explain: something else ran beside the one or the other."""
+        """Whether the speed-up is larger than MACs explain, because something else ran on the machine."""
         return self.cost is not None and self.speedup > 1.25 * self.cost.speedup
 
     def figures(self) -> dict[str, Any]:
-        """The row without plan and images, for a JSON file."""
+        """The row as plain data, without plan and images."""
         return {
             "name": self.name,
             "method": self.plan.provenance.get("method") if self.plan else None,
@@ -76,9 +88,9 @@ class Row:
 
 
 def methods() -> dict[str, Method]:
-    """The demo's methods, by the names of its table: the GOC paper's schedules at 20 steps, and TaylorSeer.
+    """The demo's methods by name: the GOC paper's schedules at 20 steps, and TaylorSeer.
 
-    The number behind GOC is its eta, the one behind Taylor the order.
+    The number after GOC is eta, the number after Taylor the order.
     """
     half = fora_paper(50)
     gocs = {f"GOC 50 %, {eta:.1f}": goc(half, eta, steps=goc_paper_steps(50)) for eta in ETAS}
@@ -92,7 +104,7 @@ def methods() -> dict[str, Method]:
 
 
 def calibrated(stats: Statistics) -> dict[str, Method]:
-    """What calibration adds: GOC with its gate, and EOC in both forms."""
+    """The methods that need statistics: GOC with its gate, and EOC in both forms."""
     half = fora_paper(50)
     return {
         "GOC 50 %, gate": goc(half, 0.8, gate=god(stats, gamma=0.5, threshold=0.45)),
@@ -104,7 +116,7 @@ def calibrated(stats: Statistics) -> dict[str, Method]:
 def compare(
     source: Digits,
     grid: Grid,
-    chosen: Mapping[str, Method],
+    compared: Mapping[str, Method],
     *,
     samples: int,
     guidance: float,
@@ -114,12 +126,17 @@ def compare(
     on_run: Callable[[str], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Row]:
-    """Sample the same digits under every method and without a cache; label i is i mod 10. The first row is uncached."""
+    """Sample the same images without a cache, which is the first row, and under every method.
+
+    source: the bundled model. compared: methods by name. samples: images; image i has the label i modulo the number of
+    classes. repeats: timed rounds, in which all plans alternate. on_run: called with the name of the plan that starts.
+    on_step: called after each model call. Raises InputError for less than two samples.
+    """
     if samples < 2:
         raise InputError(f"A comparison needs at least 2 samples; {samples} was asked for.")
     labels = [index % source.classes for index in range(samples)]
     plans: dict[str, Plan | None] = {UNCACHED: None}
-    plans |= {name: method.plan(grid) for name, method in chosen.items()}
+    plans |= {name: method.plan(grid) for name, method in compared.items()}
 
     how = Sampling(grid.num_steps, guidance, seed)
 
@@ -127,7 +144,7 @@ def compare(
         return in_batches(source, labels, how, batch, on_step)
 
     source.generate(labels[:batch], Sampling(1, guidance, seed))  # warm up
-    timings = timing_module.run(source.target, generate, plans, repeats=repeats, on_run=on_run)
+    timings = _time_plans(source.target, generate, plans, rounds=repeats, on_plan=on_run)
     bare = timings[UNCACHED]
     rows = []
     for name, timing in timings.items():
@@ -150,15 +167,61 @@ def compare(
     return rows
 
 
+@dataclass(frozen=True)
+class _PlanTiming:
+    """The images and the times of one plan.
+
+    images: (B, C, H, W), of the last round.
+    seconds: latency of the run in every round.
+    stats: of the session of the last round; None for the bare model.
+    """
+
+    images: Tensor
+    seconds: tuple[float, ...]
+    stats: Stats | None
+
+    @property
+    def median(self) -> float:
+        """Median latency of a run, in seconds."""
+        return statistics.median(self.seconds)
+
+
+def _time_plans(
+    target: Any,
+    generate: Callable[[], Tensor],
+    plans: Mapping[str, Plan | None],
+    *,
+    rounds: int = 1,
+    on_plan: Callable[[str], None] | None = None,
+) -> dict[str, _PlanTiming]:
+    """Time ``generate`` under every plan, in alternating rounds.
+
+    target: what a plan is applied to. plans: by name; None is the bare model. on_plan: called with the name of the
+    plan that starts. There is no warm-up: call ``generate`` before.
+    """
+    last: dict[str, tuple[Tensor, Stats | None]] = {}
+
+    def run(name: str) -> float:
+        plan = plans[name]
+        with apply(target, plan) if plan is not None else nullcontext() as session:
+            images, seconds = timed(generate)
+        last[name] = images, session.stats if session is not None else None
+        return seconds
+
+    calls = {name: partial(run, name) for name in plans}
+    seconds = alternate(calls, rounds, warmup=0, on_call=on_plan)
+    return {name: _PlanTiming(images, tuple(seconds[name]), stats) for name, (images, stats) in last.items()}
+
+
 def best_eta(rows: Sequence[Row]) -> tuple[Row, float]:
-    """The GOC row with the highest PSNR, and by how many dB it is above FORA at the same level."""
+    """The GOC row with the highest PSNR, and its distance in dB above FORA at the same level."""
     gocs = [row for row in rows if row.name in {f"GOC 50 %, {eta:.1f}" for eta in ETAS}]
     best = max(gocs, key=lambda row: row.psnr)
     return best, best.psnr - next(row.psnr for row in rows if row.name == "FORA 50 %")
 
 
 def save(rows: Sequence[Row], path: Path, settings: Mapping[str, Any]) -> None:
-    """The table's figures with settings, hardware and versions as JSON."""
+    """Write the rows with settings, hardware and versions as JSON."""
     document = {
         "settings": dict(settings),
         "environment": environment(),

@@ -1,17 +1,15 @@
-"""How long the steps and runs of plans take on one model, in one process, round by round in turn.
+"""Speed of plans on one model: latency of full, skipped and mixed steps and of whole runs, beside what MACs promise.
 
-A shared machine gets slower and faster while it is measured. So every ratio is formed within a round, from runs that
-followed one another, and the median over the rounds counts; quartiles say how far to trust it.
+All plans run in alternating rounds in one process (`sampling.timing`).
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -24,37 +22,27 @@ from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
+from forecache.sampling.timing import Clock, Spread, alternate
 
 BARE = "no cache"
 Kind = Literal["full", "skipped", "mixed"]
 KINDS: tuple[Kind, ...] = ("full", "skipped", "mixed")
-"""Of a step: every site is computed, none is, or some are or some of their tokens."""
+"""Kinds of a step: every site is computed, none is, or some sites or some tokens are."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Many measurements of one thing: their median and quartiles."""
+class PlanSpeed:
+    """The speed of one plan, or of the bare model, which has neither plan nor cost.
 
-    median: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        found = list(values)
-        low, _, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
-        return cls(statistics.median(found), low, high, len(found))
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One plan, timed; the bare model has neither plan nor cost.
-
-    runs: seconds of the whole run of every round. time_ratio: the bare run of the same round over it. steps: seconds of
-    a step, by kind. step_ratios: the same over a step of the bare run of the same round. each_step: median seconds of
-    every step.
-    cache_bytes: the peak that the session counted.
+    name: of the plan in tables.
+    plan: what ran; None for the bare model.
+    cost: what was predicted; None for the bare model.
+    runs: latency of the whole run in every round, in seconds.
+    time_ratio: latency of the bare model's run over the plan's, within a round.
+    steps: latency of a step, by kind, in seconds.
+    step_ratios: latency of a step over that of a step of the bare model, by kind, within a round.
+    each_step: median latency of every step, in seconds.
+    cache_bytes: peak of the cache, as the session counted it.
     """
 
     name: str
@@ -69,16 +57,16 @@ class Timed:
 
     @property
     def run(self) -> Spread:
-        """Seconds of a whole run."""
+        """Latency of a whole run, in seconds."""
         return Spread.of(self.runs)
 
-    def over(self, other: Timed) -> Spread:
-        """Its run over the run of another plan in the same round."""
-        return Spread.of(own / theirs for own, theirs in zip(self.runs, other.runs, strict=True))
+    def over(self, other: PlanSpeed) -> Spread:
+        """Latency of its run over that of another plan's, within a round."""
+        return Spread.of_ratios(self.runs, other.runs)
 
     @property
     def realised(self) -> float:
-        """The share of the speed-up that MACs promise which the clock shows: time ratio over MAC ratio."""
+        """Share of the promised speed-up that was measured: time ratio over MAC ratio."""
         return self.time_ratio.median / (self.cost.speedup if self.cost else 1.0)
 
     def figures(self) -> dict[str, Any]:
@@ -104,11 +92,11 @@ class Timed:
 
 
 def kinds(plan: Plan | None, num_steps: int) -> list[Kind]:
-    """The kind of every step of a plan; the bare model's are full."""
+    """The kind of every step of a plan; all are full without one."""
     if plan is None:
         return ["full"] * num_steps
-    found = [{cell.sign for cell in cells} for cells in zip(*plan.rows, strict=True)]
-    return ["full" if signs == {"#"} else "skipped" if signs <= set(".~+") else "mixed" for signs in found]
+    steps = [{cell.sign for cell in cells} for cells in zip(*plan.rows, strict=True)]
+    return ["full" if signs == {"#"} else "skipped" if signs <= set(".~+") else "mixed" for signs in steps]
 
 
 def measure(
@@ -118,13 +106,14 @@ def measure(
     rounds: int = 5,
     compiled: bool = False,
     on_run: Callable[[str], None] | None = None,
-) -> list[Timed]:
-    """Time the bare model and every plan; the first row is the bare model.
+) -> list[PlanSpeed]:
+    """The speed of the bare model, which is the first row, and of every plan.
 
-    Every turn is a session of two generations of which the second counts, as of a pipeline that stays.
+    In every round each plan has a session of two generations, of which the second counts: so it is for a pipeline that
+    keeps its plan.
 
-    plans: by name, all of one number of steps. compiled: `model.compile()` first. on_run: called with the name of the
-    plan whose turn begins.
+    plans: by name, all with the same number of steps. compiled: call ``model.compile()`` first. on_run: called with the
+    name of the plan that starts. Raises InputError for plans of different lengths or less than one round.
     """
     lengths = {plan.num_steps for plan in plans.values()}
     if len(lengths) != 1:
@@ -132,38 +121,44 @@ def measure(
     if rounds < 1:
         raise InputError(f"At least one round is timed; {rounds} were asked for.")
     num_steps = lengths.pop()
-    everything: dict[str, Plan | None] = {BARE: None, **plans}
-    seconds: dict[str, list[list[float]]] = {name: [] for name in everything}
+    rows: dict[str, Plan | None] = {BARE: None, **plans}
     stats: dict[str, Stats | None] = {}
     if compiled:
         subject.model.compile()
-    for _, (name, plan) in itertools.product(range(rounds), everything.items()):
-        if on_run is not None:
-            on_run(name)
-        told = Told(subject)
-        target = SimpleNamespace(transformer=subject.model, scheduler=told)
+
+    def second_generation(name: str) -> list[float]:
+        plan, scheduler = rows[name], AnnouncingScheduler(subject)
+        target = SimpleNamespace(transformer=subject.model, scheduler=scheduler)
         with apply(target, plan) if plan is not None else nullcontext() as session:
-            one_run(subject, num_steps, told)
-            seconds[name].append(one_run(subject, num_steps, told))
+            one_run(subject, num_steps, scheduler)
+            seconds = one_run(subject, num_steps, scheduler)
         stats[name] = session.stats if session is not None else None
-    return [_row(subject, name, plan, seconds, stats[name]) for name, plan in everything.items()]
+        return seconds
+
+    calls = {name: partial(second_generation, name) for name in rows}
+    seconds = alternate(calls, rounds, warmup=0, on_call=on_run)
+    return [_row(subject, name, plan, seconds[name], seconds[BARE], stats[name]) for name, plan in rows.items()]
 
 
-class Told:
-    """Tells the timesteps of a run as a pipeline's scheduler does, so that no call waits for a GPU to read its own."""
+class AnnouncingScheduler:
+    """Announces the timesteps of a run as a pipeline's scheduler does, so that no call waits for a GPU to read its own.
+
+    timesteps: of the run that was announced last.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self.timesteps: list[float] = []
 
     def set_timesteps(self, count: int) -> None:
-        self.timesteps = [float(each[0]) for each in self._subject.timesteps(count)]
+        """Announces a run of ``count`` steps."""
+        self.timesteps = [float(timestep[0]) for timestep in self._subject.timesteps(count)]
 
 
 @torch.no_grad()
-def one_run(subject: Subject, num_steps: int, told: Told) -> list[float]:
-    """Seconds of every call of one run on inputs that stay the same: what a call takes does not depend on values."""
-    told.set_timesteps(num_steps)
+def one_run(subject: Subject, num_steps: int, scheduler: AnnouncingScheduler) -> list[float]:
+    """The latency of every call of one run, in seconds; the inputs, on which it does not depend, stay the same."""
+    scheduler.set_timesteps(num_steps)
     timesteps = subject.timesteps(num_steps)
     clock = Clock(subject.model.device)
     clock.mark()
@@ -173,58 +168,42 @@ def one_run(subject: Subject, num_steps: int, told: Told) -> list[float]:
     return clock.seconds()
 
 
-class Clock:
-    """Seconds between marks; on a GPU by its own events, so that the calls between them are not held up."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._marks: list[Any] = []
-
-    def mark(self) -> None:
-        if self._device is None:
-            self._marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        self._marks.append(event)
-
-    def seconds(self) -> list[float]:
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if self._device is None:
-            return [after - before for before, after in pairs]
-        torch.cuda.synchronize(self._device)
-        return [before.elapsed_time(after) / 1e3 for before, after in pairs]
-
-
 def _row(
-    subject: Subject, name: str, plan: Plan | None, timed: Mapping[str, list[list[float]]], stats: Stats | None
-) -> Timed:
-    runs, bare = timed[name], timed[BARE]
+    subject: Subject,
+    name: str,
+    plan: Plan | None,
+    runs: Sequence[Sequence[float]],
+    bare: Sequence[Sequence[float]],
+    stats: Stats | None,
+) -> PlanSpeed:
     of_kind: dict[Kind, list[int]] = {}
     for step, kind in enumerate(kinds(plan, len(runs[0]))):
         of_kind.setdefault(kind, []).append(step)
-    return Timed(
+    return PlanSpeed(
         name,
         plan,
         subject.cost(plan) if plan is not None else None,
         tuple(map(sum, runs)),
-        Spread.of(sum(reference) / sum(run) for run, reference in zip(runs, bare, strict=True)),
+        Spread.of_ratios(map(sum, bare), map(sum, runs)),
         {kind: Spread.of(run[step] for run in runs for step in steps) for kind, steps in of_kind.items()},
-        {
-            kind: Spread.of(
-                statistics.median(run[step] for step in steps) / statistics.median(reference)
-                for run, reference in zip(runs, bare, strict=True)
-            )
-            for kind, steps in of_kind.items()
-        },
+        {kind: step_ratios(runs, bare, steps) for kind, steps in of_kind.items()},
         tuple(statistics.median(run[step] for run in runs) for step in range(len(runs[0]))),
         stats.peak_cache_bytes if stats is not None else 0,
     )
 
 
-def document(subject: Subject, rows: Sequence[Timed], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures with settings, model, hardware and versions, for a JSON file."""
-    parameters = sum(each.numel() for each in subject.model.parameters())
+def step_ratios(runs: Sequence[Sequence[float]], bare: Sequence[Sequence[float]], steps: Sequence[int]) -> Spread:
+    """The latency of some steps over that of a step of the bare model, medians within each round.
+
+    runs, bare: seconds of every step, one sequence for each round.
+    """
+    medians = [statistics.median(run[step] for step in steps) for run in runs]
+    return Spread.of_ratios(medians, map(statistics.median, bare))
+
+
+def document(subject: Subject, rows: Sequence[PlanSpeed], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows with settings, model, hardware and versions, for a JSON file."""
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     return {
         "settings": dict(settings),
         "model": {
@@ -240,8 +219,8 @@ def document(subject: Subject, rows: Sequence[Timed], settings: Mapping[str, Any
     }
 
 
-def table(rows: Sequence[Timed]) -> list[str]:
-    """The rows as lines of markdown; what the columns mean is said in `LEGEND`."""
+def table(rows: Sequence[PlanSpeed]) -> list[str]:
+    """The rows as lines of a markdown table, whose columns `LEGEND` explains."""
     lines = [
         "| plan | schedule | fewer MACs | less time | realised | full step | skipped step | mixed step | cache, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -262,9 +241,10 @@ def table(rows: Sequence[Timed]) -> list[str]:
 
 
 LEGEND = (
-    "Less time: runs of the bare model over the plan's in the same round, median (quartiles). Realised: less time over "
-    "fewer MACs. Steps: share of a step of the bare model; full, skipped: every site is computed, none is. * differs "
-    "from site to site. Cache: counted at the peak; where `plan.cost` predicts another figure, it stands beside it."
+    "Less time: latency of the bare model's run over the plan's in the same round, median (quartiles). Realised: less "
+    "time over fewer MACs. Steps: share of a step of the bare model; full: every site is computed, skipped: none is. "
+    "*: the schedule differs between sites. Cache: counted at the peak; another prediction of `plan.cost` is in "
+    "brackets."
 )
 
 
@@ -272,14 +252,14 @@ def _ratio(spread: Spread) -> str:
     return f"{spread.median:.2f}x ({spread.low:.2f} to {spread.high:.2f})"
 
 
-def _cache(row: Timed) -> str:
+def _cache(row: PlanSpeed) -> str:
     if row.cost is None:
         return ""
     predicted = f" (predicted {row.cost.cache_bytes / 2**20:.2f})" if row.cost.cache_bytes != row.cache_bytes else ""
     return f"{row.cache_bytes / 2**20:.2f}{predicted}"
 
 
-def _share(row: Timed, kind: Kind) -> str:
+def _share(row: PlanSpeed, kind: Kind) -> str:
     if kind not in row.steps:
         return ""
     ratio = row.step_ratios[kind]

@@ -1,4 +1,4 @@
-"""What speed is measured on: models by name, ready to be called by hand, and plans by name."""
+"""Benchmark subjects: models and plans by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from forecache.zoo.open import open_source
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to time. inputs: the arguments of one call, but for the timestep."""
+    """A model to time.
+
+    name: as it was opened.
+    model: the transformer.
+    inputs: arguments of one call, without the timestep.
+    """
 
     name: str
     model: Any
@@ -38,20 +43,24 @@ class Subject:
         return len(self.inputs["hidden_states"])
 
     def timesteps(self, count: int) -> list[torch.Tensor]:
-        """The timestep of every call of a run, from noise to image."""
+        """The timestep of every call of a run, each (rows,), from noise to image."""
         values = torch.linspace(999, 0, count).round().long()
         return [value.to(self.model.device).expand(self.rows) for value in values]
 
     def grid(self, num_steps: int) -> Grid:
+        """The model's grid."""
         return find.grid(self.model, num_steps)
 
     def cost(self, plan: Plan) -> Cost:
-        """What the plan costs for these inputs."""
+        """The cost of a plan for these inputs."""
         return plan.cost(self.model, inputs={**self.inputs, "timestep": self.timesteps(1)[0]})
 
 
 def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto") -> Subject:
-    """A shape with random weights (`zoo.SHAPES`), a bundled model, or a pipeline's transformer; ``rows`` a call."""
+    """A shape with random weights (`zoo.SHAPES`), a bundled model, or a pipeline's transformer.
+
+    rows: samples in one call.
+    """
     if name not in SHAPES:
         source = open_source(name, device, dtype)
         model: Any = find.find(source.target)
@@ -71,11 +80,13 @@ PRESETS: Mapping[str, Callable[[int], Method]] = {
     "taylor-50": lambda steps: taylorseer(fora(2), 1),
     "taylor-75": lambda steps: taylorseer(fora(4), 1),
 }
-"""Plans that speed is compared on, by number of steps: the schedules of the GOC and EOC papers at 20."""
+"""Methods that speed is compared on, by name, each for a number of steps: at 20 steps, the schedules of the GOC and EOC
+papers.
+"""
 
 
 def preset(name: str, num_steps: int) -> Method:
-    """The method of this name; InputError if there is none."""
+    """The preset of a name; InputError if there is none."""
     if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     return PRESETS[name](num_steps)

@@ -40,7 +40,7 @@ def bench_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch first.")] = False,
-    out: Annotated[Path, out_folder("Folder for timing.json, timing.md and timing.png.")] = Path("out/bench"),
+    out: Annotated[Path, out_folder("Folder for bench.json, bench.md and bench.png.")] = Path("out/bench"),
     as_json: AsJson = False,
 ) -> None:
     """Time plans on a model: full and skipped steps, whole runs, and the cache, each against what was predicted.
@@ -74,13 +74,13 @@ def bench_command(
         emit(document)
     console.print(_table(rows, title))
     say(_legend())
-    say(f"Wrote {out / 'timing.json'}, {out / 'timing.md'}, {out / 'timing.png'}.")
+    say(f"Wrote {out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}.")
 
 
-def _write(out: Path, rows: list[speed.Timed], document: dict[str, Any], title: str) -> None:
-    files.write_json(out / "timing.json", document)
-    files.write(out / "timing.md", "\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
-    figures.draw_speed(rows, out / "timing.png", title)
+def _write(out: Path, rows: list[speed.PlanSpeed], document: dict[str, Any], title: str) -> None:
+    files.write_json(out / "bench.json", document)
+    files.write(out / "bench.md", "\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
+    figures.draw_speed(rows, out / "bench.png", title)
 
 
 def _title(subject: Subject, num_steps: int, rounds: int) -> str:
@@ -89,7 +89,7 @@ def _title(subject: Subject, num_steps: int, rounds: int) -> str:
     return f"{subject.name}, {num_steps} steps, {subject.rows} samples a call, {rounds} rounds, {where}"
 
 
-def _table(rows: list[speed.Timed], title: str) -> Table:
+def _table(rows: list[speed.PlanSpeed], title: str) -> Table:
     """Narrow enough for a terminal of 80 columns."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("plan", no_wrap=True)

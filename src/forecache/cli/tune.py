@@ -14,8 +14,8 @@ from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
 from forecache.cli.terminal import app, emit, progress, resumable, say
 from forecache.fit.tuning import AtLeast, Milliseconds, Tuned
 from forecache.fit.tuning.budgets import Budget
-from forecache.fit.tuning.trials import FORECASTS, told
-from forecache.fit.tuning.tuner import USUAL
+from forecache.fit.tuning.forecasts import vocabulary
+from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
 from forecache.report import tuning_figures
 from forecache.sampling import runs, sources
 from forecache.zoo.open import open_source
@@ -42,7 +42,7 @@ def tune_command(
         Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
     ] = None,
     forecast: Annotated[
-        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {FORECASTS}.")
+        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {vocabulary()}.")
     ] = None,
     schedules: Annotated[int, typer.Option(min=1, help="Schedules that are sampled with for every speed-up.")] = 48,
     longest: Annotated[int, typer.Option(min=2, help="The longest interval between computed steps.")] = 8,
@@ -53,8 +53,8 @@ def tune_command(
     correct: Annotated[
         bool, typer.Option(help="Try EOC's correction, whose tensors stand in a file beside the plan.")
     ] = True,
-    polish: Annotated[
-        bool, typer.Option(help="Move the weights of what was found by what that does to the images.")
+    refine: Annotated[
+        bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
     ] = True,
     batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
@@ -64,7 +64,7 @@ def tune_command(
 ) -> None:
     """Find the best plan for a budget: schedule and forecast together, on your model, judged on other samples.
 
-    Ctrl-C loses one schedule, or one round of polishing, at most, and the same command continues. Each plan is a file
+    Ctrl-C loses one schedule, or one round of refinement, at most, and the same command continues. Each plan is a file
     for `forecache sample --plan` and `forecache.Plan.load`.
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
@@ -94,7 +94,7 @@ def tune_command(
                 num_steps=steps,
                 budget=list(budgets.values()),
                 held_out=others,
-                forecasts=forecast or USUAL,
+                forecasts=forecast or DEFAULT_FORECASTS,
                 guidance=sources.own_guidance(source) if guidance is None else guidance,
                 seed=seed,
                 held_out_seed=held_out_seed,
@@ -103,7 +103,7 @@ def tune_command(
                 longest=longest,
                 search_seed=search_seed,
                 correcting=correct,
-                polishing=polish,
+                refining=refine,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
                 on_step=lambda _: bar.advance(task),
@@ -129,15 +129,17 @@ def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
     tuning_figures.draw_tuned(tuned, out / "tune.png")
     if as_json:
         rows = [
-            asdict(trial) | {"plan": str(file), "even_psnr": even.psnr, "held_out_psnr": held}
+            asdict(trial)
+            | {"forecast": str(trial.forecast), "plan": str(file)}
+            | {"even_psnr": even.psnr, "held_out_psnr": held}
             for trial, even, file, held in zip(
-                tuned.chosen, tuned.uniform, files, tuned.held_out or [None] * len(files), strict=True
+                tuned.best, tuned.even, files, tuned.held_out or [None] * len(files), strict=True
             )
         ]
         emit({"trials": len(tuned.trials), "plans": rows})
         return
-    for place, (trial, even) in enumerate(zip(tuned.chosen, tuned.uniform, strict=True)):
-        held = f", {tuned.held_out[place]:.2f} dB on others" if tuned.held_out else ""
-        say(f"{names[place]:<8}{trial.pattern}  {told(trial.forecast)}")
+    for place, (trial, even) in enumerate(zip(tuned.best, tuned.even, strict=True)):
+        held = f", {tuned.held_out[place]:.2f} dB on held-out samples" if tuned.held_out else ""
+        say(f"{names[place]:<8}{trial.pattern}  {trial.forecast}")
         say(f"        {trial.psnr:.2f} dB{held} (even steps: {even.psnr:.2f} dB)  {files[place]}")
     say(f"{len(tuned.trials)} schedules sampled with. Wrote the plans and {out / 'tune.png'}.")

@@ -38,7 +38,7 @@ class Forecast(Protocol):
 
         computed: the steps before ``step`` at which the feature was computed, newest first, at least one. A step
         between them gave out an estimate. The known rules have weights that sum to one and do not look at the site;
-        those that were measured (`tuning.products.Fitted`) may differ from site to site, and sum to less.
+        those that were measured (`fit.tuning.fitted.Fitted`) may differ from site to site, and sum to less.
         """
         ...
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from forecache.bench.demo import Row
-from forecache.bench.speed import KINDS, Timed
+from forecache.bench.speed import KINDS, PlanSpeed
 from forecache.errors import MissingExtraError
 from forecache.evaluate.estimates import Z
 from forecache.evaluate.metrics import METRICS
@@ -102,7 +102,7 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
     plt.close(figure)
 
 
-def draw_speed(rows: Sequence[Timed], path: Path, title: str = "") -> None:
+def draw_speed(rows: Sequence[PlanSpeed], path: Path, title: str = "") -> None:
     """Time against MACs, with the line on which all of the saving is realised; and what a step of each kind takes."""
     plt = pyplot()
     plans = [row for row in rows if row.cost is not None]

@@ -23,18 +23,18 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
         label="searched, first noise",
     )
     for rows, style, name in (
-        (tuned.uniform, "s--", "even steps, all noise"),
-        (tuned.chosen, "o-", "tuned, all noise"),
+        (tuned.even, "s--", "even steps, all noise"),
+        (tuned.best, "o-", "tuned, all noise"),
     ):
         ordered = sorted(rows, key=lambda each: each.computed)
         front.plot([each.computed for each in ordered], [each.psnr for each in ordered], style, label=name)
     front.set(xlabel=f"computed of {steps} steps", ylabel="PSNR to uncached, dB")
-    counts = [each.computed for each in (*tuned.trials, *tuned.uniform, *tuned.chosen)]
+    counts = [each.computed for each in (*tuned.trials, *tuned.even, *tuned.best)]
     front.set_xlim(min(counts) - 1, max(counts) + 1)
     front.locator_params(axis="x", integer=True)
     front.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)  # on no point
     _expected(expected, tuned.predicted, [each.psnr for each in tuned.trials])
-    for place, trial in enumerate(tuned.chosen):
+    for place, trial in enumerate(tuned.best):
         marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
         gains.plot(marks, [-0.06 * (place + 1)] * len(marks), "|", markersize=8, color=f"C{place}")
     gains.plot(tuned.surrogate.gains / tuned.surrogate.gains.max())

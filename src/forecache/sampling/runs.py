@@ -22,9 +22,9 @@ from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling import samples_file
-from forecache.sampling.clock import timed
 from forecache.sampling.loop import check_labels, random_labels
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source, all_conditions, check_conditions, in_batches
+from forecache.sampling.timing import timed
 
 UNCACHED = "uncached.npz"
 

@@ -1,20 +1,25 @@
 """Tuning: which steps to compute and how to forecast the others, found together on the user's model.
 
-products          how alike the features of two steps are, from one pass without a cache
-surrogate         what a schedule's error is expected to do to the images: a model that is fitted to measured ones
-optimal           the best schedule under that model, by dynamic programming
-budgets           MACs, milliseconds or quality as a number of computed steps
-samples           each batch made by one of several processes
-polish            weights moved by what that does to the images
-tuner             propose, sample, learn, until the budget of samples is used up
+gram          Gram matrices of the features, from one pass without a cache
+fitted        a forecast with weights fitted to them
+forecasts     the table of forecasts that tuning chooses from
+surrogate     the expected error of the images under a schedule, learned from samples
+optimal       the best schedule under that model, by dynamic programming
+proposals     which schedule to sample with next
+trials        what was sampled with, and its file
+trial_runner  samples under a schedule, and their PSNR
+refine        weights adjusted by their effect on the images
+budgets       MACs, milliseconds or quality as a number of computed steps
+tuner         proposes, samples and learns until the budget of samples is used up
 """
 
 from __future__ import annotations
 
 from forecache.fit.tuning.budgets import AtLeast, Milliseconds
+from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.result import Tuned
 from forecache.fit.tuning.settings import Settings
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import tune
 
-__all__ = ["AtLeast", "Milliseconds", "Settings", "Trial", "Tuned", "tune"]
+__all__ = ["AtLeast", "ForecastSpec", "Milliseconds", "Settings", "Trial", "Tuned", "tune"]

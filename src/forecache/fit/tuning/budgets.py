@@ -1,39 +1,44 @@
-"""What a plan may cost, as a number of computed steps."""
+"""Budgets: the cost that a plan may have, as a number of computed steps."""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from forecache.distributed import World
 from forecache.errors import InputError
 from forecache.fit.tuning.settings import Settings
 from forecache.methods.explicit import explicit
-from forecache.models.find import find, grid
+from forecache.models.find import grid
 from forecache.parts.grid import Grid
 from forecache.runtime.apply import apply
 from forecache.sampling.sources import Sampling, Source, call_inputs
+from forecache.sampling.timing import Spread, alternate, seconds_of
 
-TIMED = 3
-"""So many runs of each kind are timed; their median counts."""
+ROUNDS = 3
+"""Timed rounds, after one that warms up; their median counts."""
 
 
 @dataclass(frozen=True)
 class Milliseconds:
-    """A batch of images may take so long on this machine, decoding and all."""
+    """A budget in time: the latency of a batch of images on this machine, decoding included.
+
+    value: in milliseconds.
+    """
 
     value: float
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The cheapest plan whose images come so close to those without a cache: mean PSNR in dB."""
+    """A budget in quality: the cheapest plan whose images are that close to those without a cache.
+
+    decibels: mean PSNR in dB.
+    """
 
     decibels: float
 
@@ -42,16 +47,22 @@ Budget = float | Milliseconds | AtLeast
 """A number is a share of the multiply-accumulates of a run without a cache."""
 
 
-class Counts:
-    """How many steps a budget computes, for a source and the settings of a tuning."""
+class BudgetConverter:
+    """Converts budgets to numbers of computed steps, for a source and the settings of a tuning.
+
+    possible: the numbers of computed steps that the longest interval allows.
+    """
 
     def __init__(self, source: Source, settings: Settings, world: World) -> None:
         self._source, self._settings, self._world = source, settings, world
         self._grid: Grid = grid(source.target, settings.num_steps)
         self.possible = range(-(-settings.num_steps // settings.longest), settings.num_steps)
 
-    def of(self, budget: Budget) -> int | AtLeast:
-        """Computed steps; AtLeast as it is. InputError for what no schedule fits, or a run without a cache keeps."""
+    def computed_steps(self, budget: Budget) -> int | AtLeast:
+        """The number of computed steps; an `AtLeast` unchanged, whose number the tuning has to find.
+
+        Raises InputError for a budget that no schedule fits, or that a run without a cache keeps.
+        """
         match budget:
             case Milliseconds(amount) | AtLeast(amount) if not 0 < amount < math.inf:
                 raise InputError(f"{budget!r} was asked for; milliseconds and decibels are numbers over 0.")
@@ -66,18 +77,18 @@ class Counts:
         steps = self._settings.num_steps
         if not 0 < budget < 1:
             raise InputError(f"A budget is a share of the MACs between 0 and 1, such as 1/3; {budget!r} was asked for.")
-        found = int((budget * steps - self._skipped_share * steps) / (1 - self._skipped_share) + 1e-9)
-        if found not in self.possible:
+        count = int((budget * steps - self._skipped_share * steps) / (1 - self._skipped_share) + 1e-9)
+        if count not in self.possible:
             raise InputError(
-                f"A budget of {budget:.3g} of the MACs ({1 / budget:.3g}x fewer) computes {found} of {steps} steps; "
+                f"A budget of {budget:.3g} of the MACs ({1 / budget:.3g}x fewer) computes {count} of {steps} steps; "
                 f"intervals of at most {self._settings.longest} need {self.possible[0]} to {self.possible[-1]}: choose "
                 "another budget, or a longer interval."
             )
-        return found
+        return count
 
     @cached_property
     def _skipped_share(self) -> float:
-        """What a skipped step costs, as a share of a computed one; 0 where nobody knows."""
+        """MACs of a skipped step as a share of those of a computed one; 0 where they cannot be counted."""
         steps, paired = self._settings.num_steps, self._settings.guidance > 1
         try:
             plan = explicit(compute=[0]).plan(self._grid)
@@ -88,8 +99,8 @@ class Counts:
 
     def _in_time(self, budget: float) -> int:
         steps, (full, least) = self._settings.num_steps, self._milliseconds
-        found = 1 + int((budget - least) / (full - least) * (steps - 1) + 1e-9) if full > least else 0
-        if found not in self.possible:
+        count = 1 + int((budget - least) / (full - least) * (steps - 1) + 1e-9) if full > least else 0
+        if count not in self.possible:
             size = min(self._settings.batch, len(self._settings.conditions))
             between = [least + (full - least) * (count - 1) / (steps - 1) for count in self.possible]
             raise InputError(
@@ -97,26 +108,25 @@ class Counts:
                 f"{between[0]:.4g} to {between[-1]:.4g} ms with {self.possible[0]} to {self.possible[-1]} of {steps} "
                 "steps computed: choose a time between these."
             )
-        return found
+        return count
 
     @cached_property
     def _milliseconds(self) -> tuple[float, float]:
-        """Of a batch without a cache, and with its first step alone computed; of the process that leads."""
-        how = Sampling(self._settings.num_steps, self._settings.guidance, self._settings.seed)
+        """Latency of a batch without a cache, and with only its first step computed, in the process that leads."""
         one = explicit(compute=[0]).plan(self._grid)
-        rounds: list[tuple[float, float]] = []
-        for _ in range(1 + TIMED if self._world.leads else 0):
-            without = self._timed(how)
-            with apply(self._source.target, one):
-                rounds.append((without, self._timed(how)))
-        full, least = zip(*rounds[1:], strict=True) if rounds else ((0.0,), (0.0,))  # the first round warms up
-        found = self._world.totals(np.array([statistics.median(full), statistics.median(least)]))
-        return float(found[0]), float(found[1])
 
-    def _timed(self, how: Sampling) -> float:
-        labels = self._settings.conditions[: self._settings.batch]
-        started = time.perf_counter()
-        self._source.generate(labels, how, 0)
-        if next(find(self._source.target).parameters()).is_cuda:
-            torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - started)
+        def cached() -> float:
+            with apply(self._source.target, one):
+                return self._batch_milliseconds()
+
+        runs: dict[str, Callable[[], float]] = {"uncached": self._batch_milliseconds, "cached": cached}
+        medians = [0.0, 0.0]
+        if self._world.leads:
+            medians = [Spread.of(times).median for times in alternate(runs, ROUNDS).values()]
+        full, least = self._world.totals(np.array(medians))
+        return float(full), float(least)
+
+    def _batch_milliseconds(self) -> float:
+        how = Sampling(self._settings.num_steps, self._settings.guidance, self._settings.seed)
+        batch = self._settings.conditions[: self._settings.batch]
+        return 1e3 * seconds_of(lambda: self._source.generate(batch, how, 0))

@@ -1,239 +1,256 @@
-"""Which schedule to sample with next: even and random ones first, then what the surrogate takes for the best.
+"""Which schedule to sample with next: even and random ones first, then those that the surrogate expects to be best.
 
 A search for one number of computed steps goes through stages: the even schedule under every forecast; random smooth
-schedules, for the surrogate to learn from; the optimal schedule under gains that are a little off, round by round; then
-neighbours of the best one, those first that the surrogate likes best. The forecast follows the best trial, and when the
-schedules are used up, feedback and correction of the best one are made stronger and weaker once more.
+schedules, from which the surrogate learns; the optimal schedule under gains that are a little off, round by round; then
+neighbours of the best one, in the surrogate's order. The forecast is that of the best trial, and when the schedules are
+used up, feedback and correction of the best one are made stronger and weaker once more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from forecache.fit.tuning import surrogate
-from forecache.fit.tuning.optimal import Optimal
-from forecache.fit.tuning.products import Products, Table
+from forecache.fit.tuning.forecasts import ForecastSpec, scheduling_forecast
+from forecache.fit.tuning.gram import Array, Gram
+from forecache.fit.tuning.optimal import OptimalSchedules
 from forecache.fit.tuning.surrogate import Surrogate
-from forecache.fit.tuning.trials import Trial, corrected, forecast_of, varied
-from forecache.parts.forecasts import Feedback, Forecast, Gradient, Taylor
+from forecache.fit.tuning.trials import Trial
+from forecache.parts.forecasts import Forecast
 
+Proposal = tuple[str, ForecastSpec]
+"""Pattern and forecast."""
 RANDOM = 6
-"""Random schedules of a search, if nothing was learned before; half of them otherwise."""
-TRIES = 200
-"""How often a random schedule is drawn again whose intervals are too long."""
+"""Random schedules of the first search; half as many in the later ones, which know its trials."""
+DRAWS = 200
+"""Draws of a random schedule before the search takes an even one, because the intervals were always too long."""
 ROUND = 3
 """Schedules that are proposed before the surrogate learns again."""
 OPTIMAL_SHARE = 0.45
-"""Of the trials after the random ones, so many are optimal under the surrogate; the rest are neighbours."""
+"""Share of the trials after the random ones that are optimal under the surrogate; the rest are neighbours."""
 ENOUGH = 8
-"""Trials of one forecast from which its gains are learned by themselves."""
+"""Trials of one forecast from which its gains are learned without the trials of the others."""
 STRETCH = 1.75
-"""A schedule that is proposed as optimal has no interval over so many times the mean one: there, errors are large."""
+"""Longest interval of a schedule proposed as optimal, in mean intervals; over longer ones errors are large."""
 LAST = 12
-"""Trials of a search after its schedules, at most."""
-STEPS = (-2, -1, 1, 2)
-"""How far a neighbour moves a computed step."""
+"""Largest number of trials of a search after its schedules."""
+MOVES = (-2, -1, 1, 2)
+"""How far a neighbour moves a computed step, in steps."""
 
 
-class Learned:
-    """What all trials of a tuning taught, for every number of computed steps."""
+class TrialHistory:
+    """All trials of a tuning, and what they teach about every number of computed steps.
 
-    def __init__(self, products: Products, forecasts: Sequence[str], longest: int, correcting: bool = True) -> None:
-        self.products, self.forecasts, self.longest, self.correcting = products, tuple(forecasts), longest, correcting
+    gram: the Gram matrices of the model's features.
+    forecasts: the forecasts to choose from.
+    longest: longest interval between computed steps, in steps.
+    correcting: whether EOC's correction is tried.
+    trials: the trials so far, in order.
+    """
+
+    def __init__(self, gram: Gram, forecasts: Sequence[ForecastSpec], longest: int, correcting: bool = True) -> None:
+        self.gram, self.forecasts, self.longest, self.correcting = gram, tuple(forecasts), longest, correcting
         self.trials: list[Trial] = []
-        self._made: dict[str, Forecast] = {}
-        self._errors: dict[tuple[str, str], Table] = {}
-        self._optimal: dict[tuple[str, int], Optimal] = {}
+        self._forecasts: dict[ForecastSpec, Forecast] = {}
+        self._errors: dict[Proposal, Array] = {}
+        self._optimal: dict[tuple[ForecastSpec, int], OptimalSchedules] = {}
 
-    def forecast(self, name: str) -> Forecast:
-        if name not in self._made:
-            self._made[name] = forecast_of(name, self.products)
-        return self._made[name]
+    def forecast(self, spec: ForecastSpec) -> Forecast:
+        """The forecast of a spec, built once."""
+        if spec not in self._forecasts:
+            self._forecasts[spec] = spec.forecast(self.gram)
+        return self._forecasts[spec]
 
     def add(self, trial: Trial) -> None:
+        """Adds a trial, unless it is there."""
         if trial not in self.trials:
             self.trials.append(trial)
 
-    def errors(self, trial: Trial) -> Table:
-        """The errors (T,) that a trial's schedule is expected to make."""
-        return self.errors_of(trial.pattern, trial.forecast)
-
-    def errors_of(self, pattern: str, forecast: str) -> Table:
+    def errors(self, pattern: str, forecast: ForecastSpec) -> Array:
+        """The expected squared errors (T,) of the features under a pattern and a forecast."""
         if (pattern, forecast) not in self._errors:
-            self._errors[pattern, forecast] = self.products.errors(pattern, self.forecast(forecast))
+            self._errors[pattern, forecast] = self.gram.errors(pattern, self.forecast(forecast))
         return self._errors[pattern, forecast]
 
-    def surrogate(self, forecast: str) -> Surrogate:
-        """The gains by what is known now of one forecast, or of all as long as that is little.
+    def surrogate(self, forecast: ForecastSpec) -> Surrogate:
+        """The surrogate learned from the trials of a forecast, or from all trials where it has few.
 
         Feedback lets errors cancel, so that the same error counts for less than under another forecast.
         """
         own = [trial for trial in self.trials if trial.forecast == forecast]
-        known = own if len(own) >= ENOUGH else self.trials
-        if len(known) < 2:
-            return surrogate.uninformed(self.products.pooled)
-        return surrogate.fit([self.errors(trial) for trial in known], [trial.psnr for trial in known])
+        trials = own if len(own) >= ENOUGH else self.trials
+        if len(trials) < 2:
+            return surrogate.uninformed(self.gram.pooled)
+        errors = [self.errors(trial.pattern, trial.forecast) for trial in trials]
+        return surrogate.fit(errors, [trial.psnr for trial in trials])
 
-    def optimal(self, forecast: str, longest: int) -> Optimal:
-        """For feedback and GOC, that of the Taylor forecast below: their estimates look back without end."""
+    def optimal(self, forecast: ForecastSpec, longest: int) -> OptimalSchedules:
+        """The optimal schedules under a forecast, computed once."""
         if (forecast, longest) not in self._optimal:
-            rule = self.forecast(forecast)
-            below = Taylor(min(rule.order, 2)) if isinstance(rule, Feedback) else rule
-            below = Taylor(1) if isinstance(rule, Gradient) else below
-            self._optimal[forecast, longest] = Optimal(self.products, below, longest)
+            rule = scheduling_forecast(self.forecast(forecast))
+            self._optimal[forecast, longest] = OptimalSchedules(self.gram, rule, longest)
         return self._optimal[forecast, longest]
 
 
-class Search:
-    """The trials of one number of computed steps: `propose` names the next, `tell` is told how it went."""
+class ScheduleSearch:
+    """The search for one number of computed steps: `propose` names the next trial, `tell` hands in its outcome."""
 
-    def __init__(self, learned: Learned, count: int, number: int, seed: int) -> None:
-        self._learned, self._count, self._number = learned, count, number
+    def __init__(self, history: TrialHistory, count: int, number: int, seed: int) -> None:
+        self._history, self._count, self._number = history, count, number
         self._rng = np.random.default_rng([seed, count])
-        self._mine: list[Trial] = []
-        self._seen: set[tuple[str, str]] = set()
-        self._stages, self._last = self._all(), self._strengths()
+        self._trials: list[Trial] = []
+        self._proposed: set[Proposal] = set()
+        self._stages, self._last_stage = self._all_stages(), self._strengths()
 
     @property
     def best(self) -> Trial:
-        return max(self._mine, key=lambda trial: trial.psnr)
+        """The best trial so far."""
+        return max(self._trials, key=lambda trial: trial.psnr)
 
     def is_even(self, trial: Trial) -> bool:
-        """Whether its schedule is an even one."""
+        """Whether the trial's schedule is an even one."""
         return trial.pattern in self._even()
 
     def finalists(self, count: int) -> list[Trial]:
-        """The best trials, at most ``count``, and among them the best two with an even schedule."""
-        ranked = sorted(self._mine, key=lambda trial: -trial.psnr)
+        """The best trials, at most ``count``, the best two with an even schedule among them."""
+        ranked = sorted(self._trials, key=lambda trial: -trial.psnr)
         even = [trial for trial in ranked if self.is_even(trial)][:2]
         others = [trial for trial in ranked if trial not in even]
         return [*even, *others[: max(0, count - len(even))]]
 
-    def schedules(self, count: int) -> list[Trial]:
-        """The best trial of each of the best schedules, at most ``count``."""
+    def best_by_schedule(self, count: int) -> list[Trial]:
+        """The best trial of each of the ``count`` best schedules."""
         best: dict[str, Trial] = {}
-        for trial in sorted(self._mine, key=lambda trial: -trial.psnr):
+        for trial in sorted(self._trials, key=lambda trial: -trial.psnr):
             best.setdefault(trial.pattern, trial)
         return list(best.values())[:count]
 
-    def propose(self) -> tuple[str, str] | None:
-        """A pattern and a forecast that were not tried; None when the search is over."""
-        stages = self._stages if len(self._mine) < self._number else self._last
-        for proposed in stages if len(self._mine) < self._number + LAST else ():
-            if proposed not in self._seen:
-                self._seen.add(proposed)
-                return proposed
+    def propose(self) -> Proposal | None:
+        """A pattern and a forecast that were not proposed before; None when the search is over."""
+        stages = self._stages if len(self._trials) < self._number else self._last_stage
+        for proposal in stages if len(self._trials) < self._number + LAST else ():
+            if proposal not in self._proposed:
+                self._proposed.add(proposal)
+                return proposal
         return None
 
     def tell(self, trial: Trial) -> None:
-        self._mine.append(trial)
-        self._learned.add(trial)
+        """Hands in the outcome of the last proposal."""
+        self._trials.append(trial)
+        self._history.add(trial)
 
-    def _all(self) -> Iterator[tuple[str, str]]:
-        for forecast in self._learned.forecasts:
+    def _all_stages(self) -> Iterator[Proposal]:
+        for forecast in self._history.forecasts:
             for pattern in self._even():
                 yield pattern, forecast
-        known = len(self._learned.trials) > len(self._mine)
-        for _ in range(RANDOM // 2 if known else RANDOM):
+        informed = len(self._history.trials) > len(self._trials)
+        for _ in range(RANDOM // 2 if informed else RANDOM):
             yield self.random(), self.best.forecast
-        last = len(self._mine) + OPTIMAL_SHARE * (self._number - len(self._mine))
+        last = len(self._trials) + OPTIMAL_SHARE * (self._number - len(self._trials))
         idle = 0
-        while len(self._mine) < last and idle < 8:
-            before = len(self._mine)
+        while len(self._trials) < last and idle < 8:
+            before = len(self._trials)
             yield from self._optimal()
-            idle = idle + 1 if len(self._mine) == before else 0
-        for forecast in self._learned.forecasts:
+            idle = idle + 1 if len(self._trials) == before else 0
+        for forecast in self._history.forecasts:
             yield self.best.pattern, forecast
         yield from self._strengths()
         reach = 0
         while reach < 3:
-            before = self.best
+            best = self.best
             yield from self._neighbours(reach)
-            reach = 0 if self.best is not before else reach + 1
+            reach = 0 if self.best is not best else reach + 1
             if reach == 1:
                 yield from self._strengths()
 
     def _even(self) -> tuple[str, ...]:
-        """Computed steps as evenly as they go, and FORA's if an interval gives so many."""
-        steps = len(self._learned.products.pooled)
-        spread = {round(number * steps / self._count - 1e-9) for number in range(self._count)}
-        fora = set(range(0, steps, -(-steps // self._count)))
-        return tuple(dict.fromkeys(_picture(each, steps) for each in (fora, spread) if len(each) == self._count))
+        """The evenly spread schedule, and FORA's before it if an interval gives that number of computed steps."""
+        num_steps = self._history.gram.num_steps
+        spread = {round(number * num_steps / self._count - 1e-9) for number in range(self._count)}
+        fora = set(range(0, num_steps, -(-num_steps // self._count)))
+        schedules = [steps for steps in (fora, spread) if len(steps) == self._count]
+        return tuple(dict.fromkeys(_pattern(steps, num_steps) for steps in schedules))
 
     def random(self) -> str:
-        """Steps of a random smooth density, no interval longer than the longest; even ones where hardly any fits."""
-        steps = len(self._learned.products.pooled)
-        for _ in range(TRIES):
+        """A schedule with a random smooth density of computed steps; an even one where hardly any is allowed."""
+        num_steps = self._history.gram.num_steps
+        for _ in range(DRAWS):
             knots = self._rng.normal(0, 0.5, 5)
-            density = np.exp(np.interp(np.arange(steps), np.linspace(0, steps - 1, 5), knots))
+            density = np.exp(np.interp(np.arange(num_steps), np.linspace(0, num_steps - 1, 5), knots))
             share = np.cumsum(density) / density.sum()
             wanted = (np.arange(1, self._count) + self._rng.uniform(-0.3, 0.3, self._count - 1)) / self._count
-            chosen = {0, *np.searchsorted(share, wanted).tolist()}
-            spare = [step for step in range(steps) if step not in chosen]
-            chosen |= set(self._rng.permutation(spare)[: self._count - len(chosen)].tolist())
-            pattern = _picture(chosen, steps)
-            if self._allowed(pattern):
+            computed = {0, *np.searchsorted(share, wanted).tolist()}
+            spare = [step for step in range(num_steps) if step not in computed]
+            computed |= set(self._rng.permutation(spare)[: self._count - len(computed)].tolist())
+            pattern = _pattern(computed, num_steps)
+            if self._is_allowed(pattern):
                 return pattern
         return self._even()[0]
 
-    def _allowed(self, pattern: str) -> bool:
-        return max(map(len, pattern.split("#"))) < self._learned.longest
+    def _is_allowed(self, pattern: str) -> bool:
+        return max(map(len, pattern.split("#"))) < self._history.longest
 
-    def _optimal(self) -> Iterator[tuple[str, str]]:
-        """The optimal schedule by the surrogate, and by others that might be true."""
+    def _optimal(self) -> Iterator[Proposal]:
+        """The optimal schedule under the surrogate, then under others that might be true."""
         forecast = self.best.forecast
-        found = self._learned.surrogate(forecast)
-        mean = len(found.gains) / self._count
-        optimal = self._learned.optimal(forecast, min(self._learned.longest, math.ceil(STRETCH * mean)))
+        learned = self._history.surrogate(forecast)
+        mean = len(learned.gains) / self._count
+        optimal = self._history.optimal(forecast, min(self._history.longest, math.ceil(STRETCH * mean)))
         for number in range(ROUND):
-            gains = found.gains if number == 0 else found.jittered(self._rng).gains
+            gains = learned.gains if number == 0 else learned.jittered(self._rng).gains
             yield optimal.pattern(gains, self._count), forecast
 
-    def _strengths(self) -> Iterator[tuple[str, str]]:
-        """The best schedule with more feedback, and with less, as long as that helps; then EOC likewise."""
-        changes = [(varied, 0.15), (varied, -0.15)]
-        changes += [(corrected, 0.3), (corrected, -0.3)] if self._learned.correcting else []
+    def _strengths(self) -> Iterator[Proposal]:
+        """The best schedule with more feedback, and with less, as long as that helps; then the correction likewise."""
+        changes = [(ForecastSpec.strengthened, 0.15), (ForecastSpec.strengthened, -0.15)]
+        if self._history.correcting:
+            changes += [(ForecastSpec.corrected, 0.3), (ForecastSpec.corrected, -0.3)]
         for change, by in changes:
             best = None
             while best is not self.best:
                 best = self.best
-                other = change(best.forecast, by)
-                if other is not None:
-                    yield best.pattern, other
+                forecast = change(best.forecast, by)
+                if forecast is not None:
+                    yield best.pattern, forecast
 
-    def _neighbours(self, reach: int) -> Iterator[tuple[str, str]]:
-        """Of the schedules that move one or two computed steps of the best, the next few by the surrogate."""
+    def _neighbours(self, reach: int) -> Iterator[Proposal]:
+        """The next schedules, in the surrogate's order, that move one or (reach > 0) two computed steps of the best."""
         best = self.best
-        found = self._learned.surrogate(best.forecast)
-        steps = [step for step, sign in enumerate(best.pattern) if sign == "#"]
-        moved = [self._moved(steps, at, by) for at in range(1, len(steps)) for by in STEPS]
+        learned = self._history.surrogate(best.forecast)
+        steps = _computed(best.pattern)
+        neighbours = [self._moved(steps, index, by) for index in range(1, len(steps)) for by in MOVES]
         if reach:
             pairs = self._rng.integers(1, len(steps), (200, 2)) if len(steps) > 1 else []
-            ways = self._rng.choice(STEPS, (200, 2))
-            moved += [
-                self._moved(_chosen(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
-                for (a, b), (x, y) in zip(pairs, ways, strict=True)
+            moves = self._rng.choice(MOVES, (200, 2))
+            neighbours += [
+                self._moved(_computed(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
+                for (a, b), (x, y) in zip(pairs, moves, strict=True)
             ]
-        fresh = {each for each in moved if each and (each, best.forecast) not in self._seen and self._allowed(each)}
-        ranked = sorted(fresh, key=lambda each: (found.predict(self._learned.errors_of(each, best.forecast)), each))
-        for pattern in ranked[: 2 * ROUND]:
+        fresh = {
+            pattern
+            for pattern in neighbours
+            if pattern and (pattern, best.forecast) not in self._proposed and self._is_allowed(pattern)
+        }
+        expected = {pattern: learned.predict(self._history.errors(pattern, best.forecast)) for pattern in fresh}
+        for pattern in sorted(fresh, key=lambda pattern: (expected[pattern], pattern))[: 2 * ROUND]:
             yield pattern, best.forecast
             if self.best is not best:
                 return
 
-    def _moved(self, chosen: list[int], at: int, by: int) -> str | None:
-        steps, place = len(self._learned.products.pooled), chosen[at] + by
-        if not 0 < place < steps or place in chosen:
+    def _moved(self, computed: list[int], index: int, by: int) -> str | None:
+        """The pattern with one computed step moved; None if it would leave the run or meet another one."""
+        num_steps, step = self._history.gram.num_steps, computed[index] + by
+        if not 0 < step < num_steps or step in computed:
             return None
-        return _picture({*chosen[:at], *chosen[at + 1 :], place}, steps)
+        return _pattern({*computed[:index], *computed[index + 1 :], step}, num_steps)
 
 
-def _chosen(pattern: str) -> list[int]:
+def _computed(pattern: str) -> list[int]:
     return [step for step, sign in enumerate(pattern) if sign == "#"]
 
 
-def _picture(chosen: set[int], steps: int) -> str:
-    return "".join("#" if step in chosen else "." for step in range(steps))
+def _pattern(computed: Collection[int], num_steps: int) -> str:
+    return "".join("#" if step in computed else "." for step in range(num_steps))

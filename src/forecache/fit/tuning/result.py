@@ -1,26 +1,30 @@
-"""What a tuning found."""
+"""The result of a tuning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from forecache.fit.tuning.surrogate import Surrogate
-from forecache.fit.tuning.trials import Trial, told
+from forecache.fit.tuning.trials import Trial
 from forecache.plan.plan import Plan
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found. plans: one a budget, in the order of the budgets, with its provenance; chosen: their trials.
+    """The plans that a tuning found, and all it measured on the way.
 
-    held_out: their mean PSNR in dB on samples that they were not tuned on; empty if there were none. trials: everything
-    that was sampled with. uniform: for every budget, the best that the even schedule did under any of the forecasts.
-    surrogate: the model of the error, fitted to the trials; predicted: what it says of every trial, in dB.
+    plans: one for each budget, in the order of the budgets, with its provenance.
+    best: the trials of these plans; their PSNR is the mean over all noises.
+    even: for each budget, the best trial with evenly spaced steps, under any of the forecasts.
+    held_out: mean PSNR of each plan on held-out samples, in dB; empty if there were none.
+    trials: every trial of the searches.
+    predicted: the PSNR that the surrogate expects of each of these trials, in dB.
+    surrogate: the model of the error, fitted to the trials.
     """
 
     plans: tuple[Plan, ...]
-    chosen: tuple[Trial, ...]
-    uniform: tuple[Trial, ...]
+    best: tuple[Trial, ...]
+    even: tuple[Trial, ...]
     held_out: tuple[float, ...]
     trials: tuple[Trial, ...]
     predicted: tuple[float, ...]
@@ -32,11 +36,11 @@ class Tuned:
         return self.plans[0]
 
     def show(self) -> str:
-        """One line a plan, as text."""
+        """One line of text for each plan."""
         lines = [f"{len(self.trials)} schedules sampled with"]
-        for place, (trial, even) in enumerate(zip(self.chosen, self.uniform, strict=True)):
-            unseen = f", {self.held_out[place]:.2f} dB on others" if self.held_out else ""
+        for place, (trial, even) in enumerate(zip(self.best, self.even, strict=True)):
+            held_out = f", {self.held_out[place]:.2f} dB on held-out samples" if self.held_out else ""
             lines.append(
-                f"{trial.pattern}  {told(trial.forecast)}: {trial.psnr:.2f} dB{unseen} (even steps: {even.psnr:.2f} dB)"
+                f"{trial.pattern}  {trial.forecast}: {trial.psnr:.2f} dB{held_out} (even steps: {even.psnr:.2f} dB)"
             )
         return "\n".join(lines)

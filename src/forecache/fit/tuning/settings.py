@@ -1,12 +1,12 @@
-"""What decides the outcome of a tuning, as its file keeps it."""
+"""The settings of a tuning, as its trials file and the provenance of its plans record them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from forecache._version import __version__
+from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.trials import Trial
 from forecache.models.find import find, grid
 from forecache.sampling.sources import Condition, Source
@@ -14,10 +14,21 @@ from forecache.sampling.sources import Condition, Source
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a tuning, besides the budgets. conditions: one sample each, of noise ``seed``.
+    """Everything that decides the outcome of a tuning, besides its budgets.
 
-    model, fingerprint, scheduler, dtype: of the model. longest: the longest interval between computed steps. trials:
-    how many schedules are sampled with for every budget. search_seed: of what is proposed.
+    model: class of the model.
+    fingerprint: of the model's weights.
+    scheduler: configuration of the scheduler.
+    dtype: of the model's weights.
+    num_steps: sampling steps.
+    guidance: classifier-free guidance scale.
+    seed: of the noise that is tuned on.
+    batch: samples of a generation.
+    conditions: class labels or texts, one for each sample.
+    forecasts: the forecasts to choose from.
+    longest: longest interval between computed steps, in steps.
+    trials: schedules that are sampled with for each budget.
+    search_seed: seed of the proposals.
     """
 
     model: str
@@ -29,46 +40,64 @@ class Settings:
     seed: int
     batch: int
     conditions: tuple[Condition, ...]
-    forecasts: tuple[str, ...]
+    forecasts: tuple[ForecastSpec, ...]
     longest: int
     trials: int
     search_seed: int
 
+    @classmethod
+    def of_source(
+        cls,
+        source: Source,
+        conditions: tuple[Condition, ...],
+        *,
+        num_steps: int,
+        guidance: float,
+        seed: int,
+        batch: int,
+        forecasts: tuple[ForecastSpec, ...],
+        longest: int,
+        trials: int,
+        search_seed: int,
+    ) -> Settings:
+        """The settings of a tuning of the source's model."""
+        whole = grid(source.target, num_steps)
+        return cls(
+            model=whole.model,
+            fingerprint=whole.fingerprint,
+            scheduler=whole.scheduler,
+            dtype=str(next(find(source.target).parameters()).dtype).removeprefix("torch."),
+            num_steps=num_steps,
+            guidance=float(guidance),
+            seed=seed,
+            batch=batch,
+            conditions=conditions,
+            forecasts=forecasts,
+            longest=min(longest, num_steps),
+            trials=trials,
+            search_seed=search_seed,
+        )
 
-def settings_of(
-    source: Source,
-    labels: tuple[Condition, ...],
-    num_steps: int,
-    guidance: float,
-    seed: int,
-    batch: int,
-    forecasts: Sequence[str],
-    longest: int,
-    number: int,
-    search_seed: int,
-) -> Settings:
-    cells = grid(source.target, num_steps)
-    dtype = str(next(find(source.target).parameters()).dtype).removeprefix("torch.")
-    about = (cells.model, cells.fingerprint, cells.scheduler, dtype)
-    longest = min(longest, num_steps)
-    how = (float(guidance), seed, batch, labels, tuple(forecasts), longest, number, search_seed)
-    return Settings(*about, num_steps, *how)
+    def as_document(self) -> dict[str, Any]:
+        """The settings as plain data, with the version of forecache."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["conditions"] = list(self.conditions)
+        values["forecasts"] = [forecast.as_document() for forecast in self.forecasts]
+        return values | {"forecache": __version__}
 
 
-def plain(settings: Settings) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()} | {
-        "forecache": __version__
-    }
+def provenance(settings: Settings, trial: Trial, schedules: int, noises: int, held_out: float | None) -> dict[str, str]:
+    """How a plan was found.
 
-
-def provenance(settings: Settings, trial: Trial, tried: int, noises: int, unseen: float | None) -> dict[str, str]:
-    """How a plan was found. tried: schedules; noises: that finalists were judged on; unseen: dB on others."""
+    schedules: number of schedules sampled with. noises: number of other noises that finalists were judged on.
+    held_out: mean PSNR on held-out samples in dB, None without them.
+    """
     seed = settings.seed
     judged = f"searched on seed {seed}, finalists also on {seed + 1} to {seed + noises}"
     return {
-        "tuned": f"best of {tried} schedules with {trial.computed} of {settings.num_steps} steps computed, search seed "
-        f"{settings.search_seed}",
+        "tuned": f"best of {schedules} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
+        f"seed {settings.search_seed}",
         "samples": f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; {judged}",
-        "psnr": f"{trial.psnr:.2f} dB on these samples" + (f", {unseen:.2f} dB on others" if unseen else ""),
+        "psnr": f"{trial.psnr:.2f} dB on these samples"
+        + (f", {held_out:.2f} dB on held-out samples" if held_out else ""),
     }

@@ -8,32 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from forecache import distributed
-from forecache.errors import InputError, SearchFileError
-from forecache.fit.tuning import polish, proposals, trials
-from forecache.fit.tuning.budgets import AtLeast, Budget, Counts
-from forecache.fit.tuning.products import Products, observe
+from forecache.errors import InputError
+from forecache.fit.tuning import proposals, refine, trial_runner
+from forecache.fit.tuning.budgets import AtLeast, Budget, BudgetConverter
+from forecache.fit.tuning.forecasts import ForecastSpec
+from forecache.fit.tuning.proposals import ScheduleSearch, TrialHistory
+from forecache.fit.tuning.refine import Refiner
 from forecache.fit.tuning.result import Tuned
-from forecache.fit.tuning.samples import Samples, starts
-from forecache.fit.tuning.settings import Settings, plain, provenance, settings_of
+from forecache.fit.tuning.samples import batch_starts
+from forecache.fit.tuning.settings import Settings, provenance
+from forecache.fit.tuning.trial_runner import TrialRunner
 from forecache.fit.tuning.trials import Trial
-from forecache.methods.explicit import explicit
-from forecache.models.find import grid
-from forecache.parts.grid import Grid
-from forecache.parts.identity import is_same
-from forecache.plan.method import Method
 from forecache.plan.plan import Plan
-from forecache.runtime.apply import apply
-from forecache.sampling.sources import Condition, OnStep, Sampling, Source, as_source, check_conditions
+from forecache.sampling.sources import Condition, OnStep, as_source, check_conditions
 
 FINALISTS = 6
-"""So many schedules of a budget are sampled with again, the best even ones among them."""
-NOISES = 3
-"""From so much other noise."""
-USUAL = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor 2", "taylor 1", "goc 0.8")
-"""What is chosen from by default: with and without weights that are fitted, with and without feedback."""
+"""Schedules of a budget that are judged on other noises too, the best even ones among them."""
+DEFAULT_FORECASTS = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor 2", "taylor 1", "goc 0.8")
+"""The forecasts to choose from by default: with and without fitted weights, with and without feedback."""
 
 
 def tune(
@@ -43,7 +36,7 @@ def tune(
     num_steps: int,
     budget: Budget | Sequence[Budget] = 1 / 3,
     held_out: Sequence[Condition] = (),
-    forecasts: Sequence[str] = USUAL,
+    forecasts: Sequence[str | ForecastSpec] = DEFAULT_FORECASTS,
     guidance: float = 1.5,
     seed: int = 1000,
     held_out_seed: int = 2000,
@@ -52,7 +45,7 @@ def tune(
     longest: int = 8,
     search_seed: int = 0,
     correcting: bool = True,
-    polishing: bool = True,
+    refining: bool = True,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
@@ -60,242 +53,162 @@ def tune(
 ) -> Tuned:
     """The schedule and forecast that come closest to the samples without a cache, for each budget.
 
-    One pass without a cache measures how alike the features of different steps are (`products.Products`), and with it
-    the error of every (step, gap, forecast). What an error at a step does to the image is a gain that is learned from
-    schedules that are sampled with (`surrogate`); under these, dynamic programming proposes the best schedule
-    (`optimal`), samples tell how good it is, and so on; then its neighbours. The finalists are sampled with again, from
-    other noise: seeds ``seed + 1`` to ``seed + 3``.
+    One pass without a cache measures the Gram matrices of the features (`gram.Gram`), and with them the error of every
+    step, gap and forecast. The gain of a step says what an error there does to the image; the gains are learned from
+    schedules that are sampled with (`surrogate`). Under them, dynamic programming proposes the best schedule
+    (`optimal`), its samples tell how good it is, and so on; then its neighbours. The finalists are sampled again from
+    other noise, of the seeds ``seed + 1`` to ``seed + 3``.
 
-    target: a DiTPipeline, a text-to-image pipeline, the bundled models, or any `sources.Source`. conditions: class
-    labels or texts, one sample each. budget: a share of the multiply-accumulates of a run without a cache,
-    `Milliseconds` for a batch, `AtLeast` so many dB; or several, which share what is learned. held_out: other
-    conditions, sampled from ``held_out_seed``, that judge what was found. forecasts: names to choose from, as
-    `trials.FORECASTS` says. number: schedules to sample with for each number of computed steps. correcting: try EOC's
-    correction, which brings tensors into the plan. polishing: move the weights of what was found by what that does to
-    the images (`polish`). A plan with either, or with fitted weights, cannot be stretched.
+    target: a DiTPipeline, a text-to-image pipeline, a bundled model, or any `sources.Source`.
+    conditions: class labels or texts, one for each sample.
+    budget: a share of the multiply-accumulates of a run without a cache, `Milliseconds` for a batch, or `AtLeast` a
+        mean PSNR; or several budgets, which share what is learned.
+    held_out: other conditions, sampled from ``held_out_seed``, that the plans are judged on in the end.
+    forecasts: the forecasts to choose from, as `forecasts.vocabulary` lists them.
+    number: schedules that are sampled with for each number of computed steps.
+    longest: longest interval between computed steps, in steps.
+    correcting: whether EOC's correction is tried, which brings tensors into the plan.
+    refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
+        refined weights, fitted weights or a correction cannot be stretched to another number of steps.
+    path: a file, written after every trial; an interrupted tuning continues from it.
+    on_start: called with the number of model calls to come, at most. on_step: after each. on_trial: after each trial.
 
-    path: a file, written after every trial; an interrupted tuning goes on from it. The same arguments give the same
-    plans (a time, as long as it comes to as many steps). Of several processes (torchrun, accelerate launch), each
-    samples its share of the batches, and all return the same. on_start: called with the number of model calls to come;
-    on_step: after each; on_trial: after each schedule. Raises SearchFileError if ``path`` holds another tuning,
-    InputError for a budget that no schedule fits.
+    The same arguments give the same plans; a budget in milliseconds does, as long as it comes to the same number of
+    computed steps. Several processes (torchrun, accelerate launch) share the batches, and all return the same. Raises
+    SearchFileError if ``path`` holds another tuning, InputError for a budget that no schedule fits.
     """
     source = as_source(target)
-    labels, others = check_conditions(source, conditions), check_conditions(source, held_out)
+    tuned_on, judged_on = check_conditions(source, conditions), check_conditions(source, held_out)
     budgets = tuple(budget) if isinstance(budget, Sequence) else (budget,)
-    for name in forecasts:
-        trials.forecast_of(name, Products((), num_steps))
-        if trials.unmoved(name) != name:
-            raise InputError(
-                f"{name!r} names weights that were moved; tuning moves them itself: {trials.unmoved(name)!r}."
-            )
-    if not labels or not budgets or not forecasts or min(batch, number, num_steps) < 1 or longest < 2:
+    specs = tuple(ForecastSpec.parse(name) if isinstance(name, str) else name for name in forecasts)
+    if refined := [spec for spec in specs if spec.is_refined]:
+        raise InputError(
+            f"{str(refined[0])!r} has refined weights; tuning refines them itself: give {str(refined[0].unrefined)!r}."
+        )
+    if not tuned_on or not budgets or not specs or min(batch, number, num_steps) < 1 or longest < 2:
         raise InputError(
             "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps from 1 on; "
             "and a longest interval of at least 2."
         )
-    if set(others) & set(labels) and seed <= held_out_seed <= seed + NOISES:
+    noises = trial_runner.NOISES
+    if set(judged_on) & set(tuned_on) and seed <= held_out_seed <= seed + noises:
         raise InputError(
-            f"held_out shares conditions and noise with what is tuned on (seeds {seed} to {seed + NOISES}): give "
+            f"held_out shares conditions and noise with what is tuned on (seeds {seed} to {seed + noises}): give "
             "another held_out_seed."
         )
-    run = _Tuning(source, settings_of(source, labels, num_steps, guidance, seed, batch, forecasts, longest, number,
-                                    search_seed), correcting, polishing, path, on_step, on_trial)  # fmt: skip
-    asked = [run.counts.of(each) for each in budgets]
+    settings = Settings.of_source(
+        source,
+        tuned_on,
+        num_steps=num_steps,
+        guidance=guidance,
+        seed=seed,
+        batch=batch,
+        forecasts=specs,
+        longest=longest,
+        trials=number,
+        search_seed=search_seed,
+    )
+    world = distributed.current()
+    converter = BudgetConverter(source, settings, world)
+    runner = TrialRunner(source, settings, world, Path(path) if path is not None else None, on_step, on_trial)
+    tuning = _Tuning(runner, converter.possible, correcting, refining)
+    goals = [converter.computed_steps(budget) for budget in budgets]
     if on_start is not None:
-        judging = run.calls(len(others), 0) * (1 + len(asked))
-        on_start(run.calls(len(labels), run.searches(asked)) + judging)
-    return run.finish(asked, others, held_out_seed)
+        judging = tuning.most_calls(len(judged_on), 0) * (1 + len(goals))
+        on_start(tuning.most_calls(len(tuned_on), tuning.most_searches(goals)) + judging)
+    return tuning.run(goals, judged_on, held_out_seed)
 
 
 class _Tuning:
-    """One tuning: samples with schedules, remembers what they did."""
+    """Searches the numbers of computed steps that the budgets ask for, one after the other, with one history.
 
-    def __init__(
-        self,
-        source: Source,
-        settings: Settings,
-        correcting: bool,
-        polishing: bool,
-        path: str | os.PathLike[str] | None,
-        on_step: OnStep | None,
-        on_trial: Callable[[Trial], None] | None,
-    ) -> None:
-        self._world = distributed.current()
-        self._source, self._settings = source, settings
-        self._correct, self._polish = correcting, polishing
-        self._path = Path(path) if path is not None else None
-        self._on_step, self._on_trial = on_step, on_trial
-        self.counts = Counts(source, settings, self._world)
-        self._samples = Samples(source, settings.batch, self._world, on_step)
-        self._grid: Grid = grid(source.target, settings.num_steps)
-        self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
-        self._known: dict[tuple[str, str, int], Trial] = self._load()
-        self._uncached: dict[int, Tensor] = {}
-        self._found: dict[int, tuple[Trial, Trial]] = {}
-        self._products: Products
+    possible: numbers of computed steps that the longest interval allows.
+    """
 
-    def searches(self, asked: Sequence[int | AtLeast]) -> int:
-        """How many numbers of computed steps are searched, at most."""
-        return sum(len(self.counts.possible).bit_length() if isinstance(each, AtLeast) else 1 for each in asked)
+    def __init__(self, runner: TrialRunner, possible: range, correcting: bool, refining: bool) -> None:
+        self._runner, self._settings = runner, runner.settings
+        self._possible, self._correcting, self._refining = possible, correcting, refining
+        self._searched: dict[int, tuple[Trial, Trial]] = {}
+        self._history: TrialHistory
 
-    def calls(self, samples: int, searches: int) -> int:
-        """Model calls of this process, at most: of a pass without a cache and of all trials."""
-        batches, steps = len(starts(self._world, samples, self._settings.batch)), self._settings.num_steps
-        runs = self._settings.trials + proposals.LAST + FINALISTS * NOISES
-        if self._polish:
-            once = 1 + len(polish.WAYS) * (steps - self.counts.possible[0]) + 1 + NOISES
-            runs += polish.rounds() * once + (polish.SCHEDULES - 1) * NOISES
-        return batches * steps * (1 + NOISES * bool(searches) + searches * runs)
+    def most_searches(self, goals: Sequence[int | AtLeast]) -> int:
+        """The largest number of searches for the goals."""
+        return sum(len(self._possible).bit_length() if isinstance(goal, AtLeast) else 1 for goal in goals)
 
-    def finish(self, asked: Sequence[int | AtLeast], others: tuple[Condition, ...], held_out_seed: int) -> Tuned:
-        """asked: computed steps, or how good the images have to be."""
-        settings = self._settings
-        self._products, self._uncached[0] = observe(
-            self._source, settings.conditions, self._how, settings.batch, self._on_step, self._world
+    def most_calls(self, samples: int, searches: int) -> int:
+        """The largest number of model calls of this process: of a pass without a cache, and of so many searches."""
+        steps, noises = self._settings.num_steps, trial_runner.NOISES
+        batches = len(batch_starts(self._runner.world, samples, self._settings.batch))
+        samplings = self._settings.trials + proposals.LAST + FINALISTS * noises
+        if self._refining:
+            samplings += refine.most_samplings(steps - self._possible[0], noises)
+        return batches * steps * (1 + noises * bool(searches) + searches * samplings)
+
+    def run(self, goals: Sequence[int | AtLeast], held_out: tuple[Condition, ...], held_out_seed: int) -> Tuned:
+        """The plans of the goals: numbers of computed steps, or the PSNR that the images have to reach."""
+        self._history = TrialHistory(
+            self._runner.measure_gram(), self._settings.forecasts, self._settings.longest, self._correcting
         )
-        learned = proposals.Learned(self._products, settings.forecasts, settings.longest, self._correct)
-        chosen = [
-            self._cheapest(learned, each, number) if isinstance(each, AtLeast) else self._tuned(learned, each, number)
-            for number, each in enumerate(asked)
+        pairs = [
+            self._cheapest(goal, number) if isinstance(goal, AtLeast) else self._search(goal, number)
+            for number, goal in enumerate(goals)
         ]
-        everything = tuple(learned.trials)
-        unseen = self._judged([trial for trial, _ in chosen], others, held_out_seed) if others else ()
-        plans = tuple(
-            self._described(trial, unseen[place] if unseen else None) for place, (trial, _) in enumerate(chosen)
+        best, even = zip(*pairs, strict=True)
+        trials = tuple(self._history.trials)
+        plans = [self._runner.plan(trial.pattern, trial.forecast) for trial in best]
+        decibels = self._runner.held_out(plans, held_out, held_out_seed) if held_out else ()
+        described = tuple(
+            self._described(trial, decibels[place] if decibels else None) for place, trial in enumerate(best)
         )
-        best, even = zip(*chosen, strict=True)
-        surrogate = learned.surrogate(trials.unmoved(best[0].forecast))
-        predicted = tuple(surrogate.decibels(learned.errors(trial)) for trial in everything)
-        return Tuned(plans, best, even, unseen, everything, predicted, surrogate)
+        surrogate = self._history.surrogate(best[0].forecast.unrefined)
+        predicted = tuple(surrogate.decibels(self._history.errors(trial.pattern, trial.forecast)) for trial in trials)
+        return Tuned(described, best, even, decibels, trials, predicted, surrogate)
 
-    def _cheapest(self, learned: proposals.Learned, wanted: AtLeast, number: int) -> tuple[Trial, Trial]:
-        """The best trial of the fewest computed steps that reach so many dB, found by halving what is possible."""
-        found, left = None, self.counts.possible
+    def _cheapest(self, goal: AtLeast, number: int) -> tuple[Trial, Trial]:
+        """The best trial of the fewest computed steps that reach the goal, found by bisection."""
+        cheapest, left = None, self._possible
         while left:
             middle = len(left) // 2
-            tuned = self._tuned(learned, left[middle], number)
-            if tuned[0].psnr >= wanted.decibels:
-                found, left = tuned, left[:middle]
+            pair = self._search(left[middle], number)
+            if pair[0].psnr >= goal.decibels:
+                cheapest, left = pair, left[:middle]
             else:
                 left = left[middle + 1 :]
-        if found is None:
-            best = max((each for each, _ in self._found.values()), key=lambda trial: trial.psnr)
+        if cheapest is None:
+            best = max((trial for trial, _ in self._searched.values()), key=lambda trial: trial.psnr)
             raise InputError(
-                f"At least {wanted.decibels:g} dB were asked for, and no plan comes to that: the best had "
+                f"At least {goal.decibels:g} dB were asked for, and no plan comes to that: the best had "
                 f"{best.psnr:.2f} dB with {best.computed} of {len(best.pattern)} steps computed. Ask for less, or "
                 "sample without a cache; with path= (or --out) nothing that was sampled is lost to other budgets."
             )
-        return found
+        return cheapest
 
-    def _tuned(self, learned: proposals.Learned, count: int, number: int) -> tuple[Trial, Trial]:
-        """The best trial of a budget, and the best one with an even schedule, both judged on more noise.
+    def _search(self, count: int, number: int) -> tuple[Trial, Trial]:
+        """The best trial with ``count`` computed steps, and the best one with an even schedule; on all noises.
 
-        What is best of many on few samples is partly luck, so the finalists are sampled with again.
+        What is best of many on few samples is partly luck, so the finalists are sampled again.
         """
-        if count not in self._found:
-            search = proposals.Search(learned, count, self._settings.trials, self._settings.search_seed + number)
-            while (proposed := search.propose()) is not None:
-                search.tell(self._try(*proposed))
-            judged = [self._again(trial) for trial in search.finalists(FINALISTS)]
-            even = [trial for trial in judged if search.is_even(trial)]
-            best = max(judged, key=lambda trial: trial.psnr)
-            best = self._polished_of(best, search) if self._polish else best
-            self._found[count] = best, max(even, key=lambda trial: trial.psnr)
-        return self._found[count]
+        if count not in self._searched:
+            runner, seed = self._runner, self._settings.search_seed + number
+            search = ScheduleSearch(self._history, count, self._settings.trials, seed)
+            while (proposal := search.propose()) is not None:
+                search.tell(runner.run(*proposal))
+            finalists = [runner.judge(trial) for trial in search.finalists(FINALISTS)]
+            even = [trial for trial in finalists if search.is_even(trial)]
+            best = max(finalists, key=lambda trial: trial.psnr)
+            if self._refining:
+                schedules = search.best_by_schedule(refine.SCHEDULES)
+                others = [trial for trial in schedules if trial.pattern != best.pattern]
+                best = Refiner(runner).best(best, others)
+            self._searched[count] = best, max(even, key=lambda trial: trial.psnr)
+        return self._searched[count]
 
-    def _polished_of(self, best: Trial, search: proposals.Search) -> Trial:
-        """The best trial or one with another schedule, whichever is best after a round, polished to the end."""
-        others = [trial for trial in search.schedules(polish.SCHEDULES) if trial.pattern != best.pattern]
-        tried = [best, *map(self._again, others[: polish.SCHEDULES - 1])]
-        once = [self._polished(trial, 1) for trial in tried]
-        return self._polished(max(once, key=lambda trial: trial.psnr), polish.ROUNDS - 1)
-
-    def _polished(self, trial: Trial, rounds: int) -> Trial:
-        """The trial with the weights of its steps moved, as long as that is better on all noise."""
-        labels = self._settings.conditions
-        for _ in range(rounds):
-            plan = self._plan(trial.pattern, trial.forecast)
-            places = polish.movable(plan)
-            if not places:
-                break
-            slopes = polish.Slopes(self._sampled(plan, labels, self._how), self._uncached[0])
-            for place in places:
-                by = polish.MOVE[place[0]]
-                alone = self._plan(trial.pattern, trials.moved(trial.forecast, trial.pattern, {place: by}))
-                slopes.add(self._sampled(alone, labels, self._how), by)
-            found = polish.step(self._world.totals(slopes.sums()), [polish.MOST[way] for way, _ in places])
-            moves = dict(zip(places, found, strict=True))
-            tried = self._again(replace(trial, forecast=trials.moved(trial.forecast, trial.pattern, moves)))
-            if tried.psnr <= trial.psnr:
-                break
-            trial = tried
-        return trial
-
-    def _again(self, trial: Trial) -> Trial:
-        """The trial with the mean PSNR over all noise."""
-        found = [self._try(trial.pattern, trial.forecast, noise).psnr for noise in range(NOISES + 1)]
-        return replace(trial, psnr=sum(found) / len(found))
-
-    def _try(self, pattern: str, forecast: str, noise: int = 0) -> Trial:
-        if (pattern, forecast, noise) in self._known:
-            return self._known[pattern, forecast, noise]
-        labels, how = self._settings.conditions, replace(self._how, seed=self._settings.seed + noise)
-        if noise not in self._uncached:
-            self._uncached[noise] = self._samples.images(labels, how)
-        near = self._near(self._plan(pattern, forecast), labels, how, self._uncached[noise])
-        trial = Trial(pattern, forecast, near, noise)
-        self._known[trial.key] = trial
-        if self._path is not None and self._world.leads:
-            trials.write(self._path, plain(self._settings), self._known)
-        if self._on_trial is not None:
-            self._on_trial(trial)
-        return trial
-
-    def _sampled(self, plan: Plan, labels: Sequence[Condition], how: Sampling) -> Tensor:
-        with apply(self._source.target, plan):
-            return self._samples.images(labels, how)
-
-    def _near(self, plan: Plan, labels: Sequence[Condition], how: Sampling, uncached: Tensor) -> float:
-        return self._samples.psnr(self._sampled(plan, labels, how), uncached)
-
-    def _plan(self, pattern: str, forecast: str) -> Plan:
-        base = explicit(pattern=pattern)
-        found = trials.forecast_of(forecast, self._products)
-        moves = trials.moves_of(forecast, pattern)
-        method = Method(
-            f"tuned({pattern!r}, {trials.told(forecast)!r})",
-            base.schedule,
-            polish.Moved(found, moves) if moves else found,
-            correction=trials.correction_of(forecast, self._products),
-        )
-        return method.plan(self._grid)
-
-    def _judged(self, found: Sequence[Trial], others: tuple[Condition, ...], seed: int) -> tuple[float, ...]:
-        how = replace(self._how, seed=seed)
-        uncached = self._samples.images(others, how)
-        plans = [self._plan(trial.pattern, trial.forecast) for trial in found]
-        return tuple(self._near(plan, others, how, uncached) for plan in plans)
-
-    def _described(self, trial: Trial, unseen: float | None) -> Plan:
-        mine = [each for each in self._known.values() if each.computed == trial.computed and not each.noise]
-        tried = sum(trials.unmoved(each.forecast) == each.forecast for each in mine)
-        plan = self._plan(trial.pattern, trial.forecast)
-        return replace(plan, provenance={**plan.provenance, **provenance(self._settings, trial, tried, NOISES, unseen)})
-
-    def _load(self) -> dict[tuple[str, str, int], Trial]:
-        if self._path is None or not self._path.exists():
-            return {}
-        settings, known = trials.read(self._path)
-        mine = plain(self._settings)
-        differ = [name for name in mine if name != "fingerprint" and settings.get(name) != mine[name]]
-        if not is_same(str(settings.get("fingerprint")), self._settings.fingerprint):
-            differ.append("fingerprint")
-        if differ:
-            raise SearchFileError(
-                f"{self._path} holds another tuning ({', '.join(differ)} differ): write to another file, or delete it "
-                "first."
-            )
-        if strange := [each.pattern for each in known.values() if len(each.pattern) != self._settings.num_steps]:
-            raise SearchFileError(f"{self._path} has a pattern of another length, {strange[0]}: delete it.")
-        return known
+    def _described(self, trial: Trial, held_out: float | None) -> Plan:
+        """The plan of a trial, with its provenance."""
+        rivals = [
+            known for known in self._runner.known.values() if known.computed == trial.computed and not known.noise
+        ]
+        schedules = sum(not rival.forecast.is_refined for rival in rivals)
+        plan = self._runner.plan(trial.pattern, trial.forecast)
+        about = provenance(self._settings, trial, schedules, trial_runner.NOISES, held_out)
+        return replace(plan, provenance={**plan.provenance, **about})

@@ -1,9 +1,8 @@
-"""`forecache bench` and what it measures: counts and predictions; never how long something takes."""
+"""`forecache bench`, and the speed of plans: counts and predictions; never how long something takes."""
 
 import json
 import re
 import shlex
-import statistics
 from dataclasses import replace
 
 import pytest
@@ -88,13 +87,6 @@ def test_ratios_are_formed_within_a_round(monkeypatch, tiny):
     assert (bare.run.low, bare.run.median, bare.run.high) == (4, 4, 6)
 
 
-def test_the_spread_is_the_quartiles():
-    values = [5.0, 1.0, 4.0, 2.0, 3.0]
-    assert speed.Spread.of(values) == speed.Spread(3, 2, 4, 5)
-    assert speed.Spread.of(values[:1]) == speed.Spread(5, 5, 5, 1)
-    assert speed.Spread.of(values).median == statistics.median(values)
-
-
 SIZES = {"tiny": 13.3e6, "dit-cpu": 39.8e6, "dit-xl-2": 750e6, "pixart-alpha": 611e6}
 """Parameters; the blocks of DiT-XL/2 hold an embedding each in diffusers, which makes it larger than the original."""
 
@@ -102,7 +94,7 @@ SIZES = {"tiny": 13.3e6, "dit-cpu": 39.8e6, "dit-xl-2": 750e6, "pixart-alpha": 6
 @pytest.mark.parametrize("name", zoo.SHAPES)
 def test_shapes_are_those_of_the_models(name):
     model = zoo.shaped(name, device="meta")
-    assert sum(each.numel() for each in model.parameters()) == pytest.approx(SIZES[name], rel=0.01)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(SIZES[name], rel=0.01)
 
 
 def test_the_cost_of_dit_xl_is_the_published_one():
