@@ -76,6 +76,14 @@ def graph() -> dict[str, set[str]]:
     return {name: modules_imported(name) for name in MODULES}
 
 
+def package_graph() -> dict[str, set[str]]:
+    """Every package, and module beside them, with those that it imports."""
+    edges: dict[str, set[str]] = {}
+    for name, others in graph().items():
+        edges.setdefault(package(name), set()).update(package(other) for other in others)
+    return {name: others - {name} for name, others in edges.items()}
+
+
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     """Groups of modules that import one another in a circle."""
     order: list[str] = []
