@@ -18,6 +18,7 @@ import torch
 from forecache.bench.subjects import Subject
 from forecache.environment import environment
 from forecache.errors import InputError
+from forecache.io.text import MIB, dtype_name
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
@@ -210,7 +211,7 @@ def document(subject: Subject, rows: Sequence[PlanSpeed], settings: Mapping[str,
             "name": subject.name,
             "class": type(subject.model).__name__,
             "parameters": parameters,
-            "dtype": str(subject.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(subject.model.dtype),
             "device": str(subject.model.device),
             "rows": subject.rows,
         },
@@ -255,8 +256,8 @@ def _ratio(spread: Spread) -> str:
 def _cache(row: PlanSpeed) -> str:
     if row.cost is None:
         return ""
-    predicted = f" (predicted {row.cost.cache_bytes / 2**20:.2f})" if row.cost.cache_bytes != row.cache_bytes else ""
-    return f"{row.cache_bytes / 2**20:.2f}{predicted}"
+    predicted = f" (predicted {row.cost.cache_bytes / MIB:.2f})" if row.cost.cache_bytes != row.cache_bytes else ""
+    return f"{row.cache_bytes / MIB:.2f}{predicted}"
 
 
 def _share(row: PlanSpeed, kind: Kind) -> str:

@@ -17,6 +17,7 @@ from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
 from forecache.cli.terminal import app, console, emit, progress, say
 from forecache.environment import environment
 from forecache.io import files
+from forecache.io.text import MIB
 from forecache.report import figures
 from forecache.zoo import SHAPES
 
@@ -111,7 +112,7 @@ def _table(rows: list[speed.PlanSpeed], title: str) -> Table:
         shares = [f"{row.step_ratios[kind].median:.1%}" if kind in row.steps else "" for kind in speed.KINDS]
         same = "" if row.cache_bytes == row.cost.cache_bytes else " !"
         times = f"{row.cost.speedup:.2f}x", f"{row.time_ratio.median:.2f}x", f"{row.realised:.0%}"
-        table.add_row(row.name, *times, *shares, f"{row.cache_bytes / 2**20:.2f}{same}")
+        table.add_row(row.name, *times, *shares, f"{row.cache_bytes / MIB:.2f}{same}")
     return table
 
 

@@ -13,6 +13,7 @@ import forecache as fc
 from forecache import distributed
 from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
 from forecache.cli.terminal import app, emit, progress, say
+from forecache.io.text import mib
 from forecache.parts.gates import god
 from forecache.parts.router import is_router
 from forecache.report import figures
@@ -74,7 +75,7 @@ def calibrate_command(
         if world.leads:
             say(
                 f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Holds "
-                f"{need.means / 2**20:.1f} MiB of means and {need.recent / 2**20:.1f} MiB of features, however many."
+                f"{mib(need.means)} of means and {mib(need.recent)} of features, however many."
             )
         with progress(None, shown=world.leads) as (bar, task):
             try:
@@ -107,7 +108,7 @@ def calibrate_command(
         if as_json:
             emit({"statistics": str(out), **_summary(stats)})
         _say_what(stats)
-        say(f"Wrote {out} ({out.stat().st_size / 2**20:.1f} MiB). See it: forecache show {out}")
+        say(f"Wrote {out} ({mib(out.stat().st_size)}). See it: forecache show {out}")
 
 
 def _summary(stats: fc.Statistics) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from forecache.cli.parameters import DEFAULT_MODEL, AsJson, Threads, out_folder
 from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
 from forecache.environment import environment
 from forecache.io import files
+from forecache.io.text import MIB
 from forecache.report import figures
 from forecache.zoo import load_digits, statistics_path
 
@@ -88,7 +89,7 @@ def _table(rows: list[demo.Row], title: str) -> Table:
             f"{row.psnr:.1f}" if cost is not None else "",
             f"{row.frechet:.2f}",
             f"{100 * row.accuracy:.1f}",
-            f"{row.cache_bytes / 2**20:.0f}",
+            f"{row.cache_bytes / MIB:.0f}",
         )
     return table
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from forecache.compare.choices import BUNDLED, Choices
 from forecache.errors import InputError
 from forecache.evaluate import psnr
+from forecache.io.text import mib
 from forecache.models.find import grid
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
@@ -83,7 +84,7 @@ class Comparison:
         if cost is not None:
             rows.append(("MACs", _macs(cost.macs_uncached), _macs(cost.macs), f"{cost.speedup:.2f}x fewer"))
         if stats is not None:
-            rows.append(("peak cache memory", "0", f"{stats.peak_cache_bytes / 2**20:.1f} MiB", ""))
+            rows.append(("peak cache memory", "0", mib(stats.peak_cache_bytes), ""))
         share = f"{self.plan.computed_share:.1%}"
         return [*rows, ("features computed", "100.0%", share, ""), ("PSNR", "", *_psnr_summary(self.psnr))]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from forecache.errors import InputError
 from forecache.evaluate.metrics import METRICS, Metric
-from forecache.io.files import short
+from forecache.io.text import short
 
 Z = 1.96
 """Standard errors on either side of a 95 % interval."""

@@ -18,7 +18,7 @@ from forecache.evaluate.frechet import Moments, Stream
 from forecache.evaluate.imagesets import ImageSet
 from forecache.io import tensor_files
 from forecache.io.document import Document, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 
 DOCUMENT = Document("forecache-features", 2)
 TYPES = {"extractor": str, "count": int}

@@ -28,7 +28,7 @@ from forecache.errors import InputError, RouterFileError, RunError
 from forecache.fit.router_loss import RouterLoss, frozen
 from forecache.io import tensor_files
 from forecache.io.document import Document, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 from forecache.models.find import describe, find, layout
 from forecache.models.layout import Layout
 from forecache.parts.grid import Grid

@@ -18,6 +18,7 @@ from forecache.errors import InputError, SearchFileError
 from forecache.fit import search_file
 from forecache.fit.scores import Context, Score
 from forecache.fit.search_file import Candidate, Settings
+from forecache.io.text import dtype_name
 from forecache.methods.explicit import explicit
 from forecache.models.find import find, grid
 from forecache.parts.grid import Grid
@@ -194,7 +195,7 @@ class _Run:
 
     def settings(self) -> Settings:
         grid, space, how = self._grid(), self.constraints, self.how
-        dtype = str(next(find(self.source.target).parameters()).dtype).removeprefix("torch.")
+        dtype = dtype_name(next(find(self.source.target).parameters()).dtype)
         method = self.method(explicit(compute=[0])).name
         return Settings(
             *(grid.model, grid.fingerprint, grid.scheduler, dtype),

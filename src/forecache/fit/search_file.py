@@ -18,7 +18,7 @@ from forecache._version import __version__
 from forecache.errors import SearchFileError
 from forecache.io import files
 from forecache.io.document import Document, fields, items, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 
 DOCUMENT = Document("forecache-search", 1)
 MAX_BYTES = 16 * 2**20

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from forecache.errors import ForecacheError
 from forecache.io import files
-from forecache.io.files import short
+from forecache.io.text import short
 
 
 @dataclass(frozen=True)

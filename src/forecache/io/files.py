@@ -13,10 +13,12 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from forecache.io.text import short
 
 MAX_VALUES = 2**20
 """Values of a document, counted by the signs that part them; CPython needs up to 100 bytes for one of them."""
@@ -150,19 +152,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the key {short(twice)} stands twice in an object")
     return found
-
-
-def short(value: Any) -> str:
-    """The value in at most 60 signs; a long one is not spelled out first."""
-    if isinstance(value, str | bytes) and len(value) > 80:
-        value = value[:80]
-    elif isinstance(value, list | tuple) and len(value) > 20:
-        value = value[:20]
-    elif isinstance(value, dict) and len(value) > 20:
-        value = dict(_first(value.items(), 20))
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _first(items: Iterable[Any], count: int) -> list[Any]:
-    return [item for item, _ in zip(items, range(count), strict=False)]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from forecache.io import files
-from forecache.io.files import short
+from forecache.io.text import short
 
 MAX_BYTES = 16 * 2**20
 MAX_CELLS = 2**22

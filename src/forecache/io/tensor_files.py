@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forecache.io import files
 from forecache.io.document import Document
-from forecache.io.files import short
+from forecache.io.text import short
 
 KEY = "forecache"
 MAX_HEADER = 32 * 2**20

@@ -25,7 +25,7 @@ from torch import Tensor
 from forecache.errors import PlanError, RouterFileError
 from forecache.io import files, published_router, tensor_files
 from forecache.io.document import Document, items, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 from forecache.parts.grid import Action, Grid, Schedule, Site
 
 DOCUMENT = Document("forecache-router", 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forecache.errors import PlanFileError
 from forecache.io import files
-from forecache.io.files import short
+from forecache.io.text import mib, short
 
 MAX_BYTES = 16 * 2**30
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -45,7 +45,7 @@ class Constants(Mapping[str, Tensor]):
         return hash(frozenset(self._tensors))
 
     def __repr__(self) -> str:
-        return f"Constants({len(self)} tensors, {self.nbytes / 2**20:.1f} MiB)"
+        return f"Constants({len(self)} tensors, {mib(self.nbytes)})"
 
     @property
     def nbytes(self) -> int:

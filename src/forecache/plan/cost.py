@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from forecache.io.text import mib
 from forecache.models.counting import CallCost, CountRequest
 from forecache.plan import slots
 
@@ -32,10 +33,10 @@ class Cost:
 
     def __str__(self) -> str:
         unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
-        constants = f", {self.constant_bytes / 2**20:.1f} MiB of corrections" if self.constant_bytes else ""
+        constants = f", {mib(self.constant_bytes)} of corrections" if self.constant_bytes else ""
         return (
             f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
-            f"({self.speedup:.2f}x fewer), {self.cache_bytes / 2**20:.1f} MiB of cache at the peak{constants}"
+            f"({self.speedup:.2f}x fewer), {mib(self.cache_bytes)} of cache at the peak{constants}"
         )
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from forecache.errors import PlanError, PlanFileError
 from forecache.io import files
-from forecache.io.files import short
+from forecache.io.text import short
 from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
 
 VERSION = 1

@@ -30,7 +30,7 @@ from forecache.errors import TableError
 from forecache.evaluate.metrics import METRICS
 from forecache.io import files
 from forecache.io.document import Document, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 
 FOLDER = Path(__file__).parent / "tables"
 DOCUMENT = Document("forecache-table", 1)

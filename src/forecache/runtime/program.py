@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from forecache.errors import CacheBudgetError
+from forecache.io.text import mib
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import OWN, Gates, Own
 from forecache.models.find import measure
@@ -176,10 +177,10 @@ class Budget:
             self._known[key] = max(slots_module.alive(program.rows, parts.kept_bytes(self._dtype), parts.site_tokens))
         need = self._known[key]
         if beside + need > self._max_bytes:
-            others = f", {beside / 2**20:,.1f} MiB for other calls of a step," if beside else ""
+            others = f", {mib(beside)} for other calls of a step," if beside else ""
             raise CacheBudgetError(
-                f"The plan keeps {need / 2**20:,.1f} MiB of features at its peak for this batch{others} and "
-                f"max_cache_bytes allows {self._max_bytes / 2**20:,.1f} MiB: sample fewer images at a time, keep "
+                f"The plan keeps {mib(need)} of features at its peak for this batch{others} and "
+                f"max_cache_bytes allows {mib(self._max_bytes)}: sample fewer images at a time, keep "
                 "features in cache_dtype=torch.bfloat16, or take a forecast with a shorter history."
             )
         return need

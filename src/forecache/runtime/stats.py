@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from forecache.io.text import mib
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -30,7 +32,7 @@ class Stats:
         fallbacks = f"{self.fallbacks} estimates fell back to reuse, " if self.fallbacks else ""
         return (
             f"{self.generations} generations, {self.calls} model calls, {share:.1%} of features computed, "
-            f"{partial}{fallbacks}{self.peak_cache_bytes / 2**20:.1f} MiB of cache at the peak"
+            f"{partial}{fallbacks}{mib(self.peak_cache_bytes)} of cache at the peak"
         )
 
 

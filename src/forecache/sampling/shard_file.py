@@ -26,7 +26,7 @@ from forecache._version import __version__
 from forecache.errors import ShardError
 from forecache.io import files, tensor_files
 from forecache.io.document import Document, fields, items, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 
 MANIFEST = Document("forecache-shards", 1)
 SHARD = Document("forecache-shard", 2)

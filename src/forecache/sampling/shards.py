@@ -23,6 +23,7 @@ from torch import nn
 
 from forecache import distributed
 from forecache.errors import InputError, ShardError
+from forecache.io.text import dtype_name
 from forecache.models.find import find
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.parts.identity import is_same, scheduler_differences
@@ -145,7 +146,7 @@ def settings_of(
         type(model).__name__,
         {name: fingerprint(part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)},
         describe_scheduler(getattr(source.target, "scheduler", None)),
-        str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype_name(next(model.parameters()).dtype),
         {"method": plan.provenance.get("method", "plan"), "sha256": plan_digest(plan)} if plan is not None else {},
         how.num_steps,
         how.guidance,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from forecache.errors import InputError
 from forecache.fit.tuning.fitted import Fitted
 from forecache.fit.tuning.gram import Gram
-from forecache.io.files import short
+from forecache.io.text import short
 from forecache.methods.explicit import explicit
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor

@@ -8,6 +8,7 @@ from typing import Any
 from forecache._version import __version__
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.trials import Trial
+from forecache.io.text import dtype_name
 from forecache.models.find import find, grid
 from forecache.sampling.sources import Condition, Source
 
@@ -66,7 +67,7 @@ class Settings:
             model=whole.model,
             fingerprint=whole.fingerprint,
             scheduler=whole.scheduler,
-            dtype=str(next(find(source.target).parameters()).dtype).removeprefix("torch."),
+            dtype=dtype_name(next(find(source.target).parameters()).dtype),
             num_steps=num_steps,
             guidance=float(guidance),
             seed=seed,

@@ -17,7 +17,7 @@ from forecache.errors import SearchFileError
 from forecache.fit.tuning.forecasts import ForecastSpec, skipped_steps
 from forecache.io import files
 from forecache.io.document import Document, fields, refusing
-from forecache.io.files import short
+from forecache.io.text import short
 
 DOCUMENT = Document("forecache-tuning", 2)
 MAX_BYTES = 16 * 2**20

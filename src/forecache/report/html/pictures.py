@@ -12,6 +12,7 @@ import numpy as np
 
 from forecache.errors import InputError, MissingExtraError
 from forecache.io import files
+from forecache.io.text import short
 from forecache.report.html.data import Image, listed, mapping, number, text
 from forecache.sampling import samples_file
 
@@ -49,7 +50,7 @@ def images_of_samples(path: Path) -> tuple[tuple[Image, ...], int]:
 def _png(folder: Path, name: Any) -> bytes:
     """A PNG beside run.json: no other folder's, and no other kind of file."""
     if not isinstance(name, str) or not name.endswith(".png") or Path(name).name != name or "\\" in name:
-        raise InputError(f"The run.json in {folder} must name PNGs that stand beside it, not {files.short(name)}.")
+        raise InputError(f"The run.json in {folder} must name PNGs that stand beside it, not {short(name)}.")
     try:
         data = files.contents(folder / name, MAX_PNG)
     except (OSError, ValueError) as error:

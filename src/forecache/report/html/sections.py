@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from forecache.io.text import MIB
 from forecache.parts.grid import Cell
 from forecache.parts.statistics import Statistics
 from forecache.plan.plan import Plan
@@ -200,7 +201,7 @@ def comparison(data: ReportData) -> Html:
     }
     for name, better in data.better.items():
         columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in data.rows]
-    caches = [row.cache_bytes / 2**20 if row.cache_bytes is not None else None for row in data.rows]
+    caches = [row.cache_bytes / MIB if row.cache_bytes is not None else None for row in data.rows]
     columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
     kept = {name: cells for name, cells in columns.items() if any(cells)}
     left = f"{data.left_out} more are left out." if data.left_out else ""
