@@ -242,7 +242,7 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
     words = ["calibrate", "--steps", 8, "--samples", 10, "--out", tmp_path / "made.safetensors"]
     code, out, err = forecache(*words)
     assert (code, err) == (0, "")
-    assert "8 steps x 24 sites, 10 samples. Holds 3.8 MiB of means" in out  # 9 x 24 x 36 x 128 float32
+    assert "8 steps x 24 sites, 10 samples. Memory: 3.8 MiB of means" in out  # 9 x 24 x 36 x 128 float32
     made, ours = fc.Statistics.load(tmp_path / "made.safetensors"), fc.Statistics.load(statistics)
     assert all(torch.equal(a, b) for a, b in zip(made.means, ours.means, strict=True))
     code, out, _ = forecache(*words, "--keep", "channel")  # finished: nothing is sampled again

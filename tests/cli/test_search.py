@@ -22,7 +22,7 @@ def test_search_ranks_draws_and_writes_the_winner_and_continues(forecache, tmp_p
     words = ["search", *TINY, "--out", tmp_path]
     code, out, err = forecache(*words)
     assert (code, err) == (0, "")
-    assert "2 patterns fit: all are sampled with, 3 images each." in out
+    assert "2 patterns fit the constraints: all are sampled with, 3 images each." in out
     assert "The best of all 2 patterns: explicit(compute=" in out
     scores = {each["pattern"]: each["score"] for each in written(tmp_path)["candidates"]}
     best = max(scores, key=scores.get)
@@ -52,7 +52,7 @@ def test_search_takes_a_forecast_any_order_and_a_sample_of_the_space(forecache, 
     words = ["--any-order", "--order", 1, "--candidates", 2, "--sampling-seed", 5, "--proxy", "frechet"]
     code, out, _ = forecache("search", *TINY, *words, "--v-max", 2, "--out", tmp_path)
     assert code == 0
-    assert "3 patterns fit: 2 of them, drawn by stick-breaking, are sampled with" in out
+    assert "3 patterns fit the constraints: 2 of them, drawn by stick-breaking, are sampled with" in out
     assert "Fréchet distance to MNIST test" in out
     found = written(tmp_path)
     assert {each["pattern"] for each in found["candidates"]} == set(
@@ -79,7 +79,7 @@ def test_what_cannot_be_searched_is_answered_with_a_sentence(forecache, tmp_path
 
 
 def test_frechet_is_for_digits_and_clip_takes_the_names_of_classes(pipe):
-    with pytest.raises(fc.errors.InputError, match="for the bundled models alone: use --proxy psnr, or in Python"):
+    with pytest.raises(fc.errors.InputError, match="only the bundled models have: use --proxy psnr, or in Python"):
         command._score(command.ProxyName.frechet, DiTSource(pipe), [1])
     assert command._score(command.ProxyName.frechet, load_digits(), [1]).better == "lower"
     pipe.labels = {"tench": 0, "white shark": 2}

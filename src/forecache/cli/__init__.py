@@ -13,17 +13,18 @@ def load() -> None:
     try:
         from forecache.cli import (
             bench,
-            calibration,
+            calibrate,
             compare,
             demo,
             evaluation,
             methods,
             models,
             report,
-            reproduction,
+            reproduce,
             routers,
             sample,
             search,
+            show,
             tune,
         )
     except ImportError as error:

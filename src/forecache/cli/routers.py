@@ -1,4 +1,4 @@
-"""The commands for routers: reading published ones, training one's own."""
+"""`forecache import-router` and `forecache train-router`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
-from forecache.cli.terminal import app, console, emit, progress, say
+from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Device, Model, Threads, out_file
+from forecache.cli.terminal import app, emit, print_table, progress, results_table, resumable, say
 from forecache.fit.routers import Progress
 from forecache.zoo.open import open_source
 
-Threshold = Annotated[float, typer.Option(min=0, max=0.999, help="Compute where the router's probability is over it.")]
+Threshold = Annotated[
+    float, typer.Option(min=0, max=0.999, help="A site is computed where its probability is above this.")
+]
 
 
 @app.command("import-router")
@@ -26,40 +28,42 @@ def import_router(
     threshold: Threshold = 0.1,
     as_json: AsJson = False,
 ) -> None:
-    """Read a published Learning-to-Cache router without executing anything in it, and say what it skips.
+    """Convert a published Learning-to-Cache router without executing anything in it, and print what it skips.
 
     Example: `forecache import-router ddim20_router.pt --out out/router.safetensors`
     """
-    found = fc.Router.from_published(path)
-    found.save(out)
+    router = fc.Router.from_published(path)
+    router.save(out)
     if as_json:
-        emit(_document(found, out, threshold))
-    console.print(_table(found, threshold))
-    say(f"{_level(found, threshold)}\nWrote {out}; in Python: forecache.l2c({str(out)!r}, threshold={threshold:g})")
+        emit(_document(router, out, threshold))
+    print_table(_table(router, threshold))
+    say(f"{_level(router, threshold)}\nWrote {out}; in Python: forecache.l2c({str(out)!r}, threshold={threshold:g})")
 
 
 @app.command("train-router")
 def train_router(
-    model: Annotated[str, typer.Option(help="digits, a pipeline folder, or a hub repository.")] = "digits",
+    model: Model = DEFAULT_MODEL,
     out: Annotated[Path, out_file("The router as safetensors.")] = Path("out/router.safetensors"),
     steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps that the router is for.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
     iterations: Annotated[int, typer.Option(min=1, help="Sampling runs to learn from.")] = 60,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of one run, on every process.")] = 4,
-    lr: Annotated[float, typer.Option(help="AdamW; the paper's 0.001 needs thousands of iterations.")] = 0.2,
-    lam: Annotated[float, typer.Option(help="What computing a site costs; more skips more.")] = 5e-5,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a run, on every process.")] = 4,
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of AdamW; the paper's 0.001 needs thousands of iterations.")
+    ] = 0.2,
+    lam: Annotated[float, typer.Option(help="Penalty on every computed site; a larger one skips more.")] = 5e-5,
     threshold: Threshold = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same router.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise: the same seed gives the same router.")] = 0,
+    device: Device = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; less than float32 blurs the loss.")
+        str, typer.Option(help="float32, bfloat16 or float16; below float32 the loss loses precision.")
     ] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Learn which attentions and MLPs the model's sampling can do without (Learning-to-Cache).
+    """Learn which attention and MLP branches the model's sampling can skip (Learning-to-Cache).
 
-    Interrupted, the same command goes on where it stopped; with more --iterations a finished training goes on. Every
+    The same command continues an interrupted training; with more --iterations it continues a finished one. Every
     process of `torchrun` or `accelerate launch` samples runs of its own.
 
     Example: `forecache train-router --model digits --steps 20 --lam 5e-5 --out out/router.safetensors`
@@ -69,13 +73,13 @@ def train_router(
     checkpoint = out.with_name(out.stem + ".training.safetensors")
     with distributed.started() as world:
         source = open_source(model, device, dtype)
-        with progress(iterations, shown=world.leads) as (bar, task):
+        with resumable(checkpoint, leads=world.leads), progress(iterations, shown=world.leads) as (bar, task):
 
-            def advance(now: Progress) -> None:
-                words = f"loss {now.loss:.3g}, {now.level:.1%} skipped"
-                bar.update(task, completed=now.iteration, description=words)
+            def on_iteration(training: Progress) -> None:
+                description = f"loss {training.loss:.3g}, {training.level:.1%} skipped"
+                bar.update(task, completed=training.iteration, description=description)
 
-            found = fc.train_router(
+            router = fc.train_router(
                 source,
                 num_steps=steps,
                 iterations=iterations,
@@ -86,30 +90,34 @@ def train_router(
                 seed=seed,
                 threshold=threshold,
                 checkpoint=checkpoint,
-                on_iteration=advance,
+                on_iteration=on_iteration,
             )
         if world.leads:
-            found.save(out)
+            router.save(out)
             if as_json:
-                emit(_document(found, out, threshold))
-            say(found.show(threshold))
-            made = found.provenance
-            say(f"{made['iterations']} iterations in {made['seconds']} s, loss {made['loss']} (MSE {made['error']})")
-            say(f"{_level(found, threshold)}\nWrote {out}; {checkpoint} lets the training go on.")
+                emit(_document(router, out, threshold))
+            origin = router.provenance
+            say(
+                f"{router.show(threshold)}\n"
+                f"{origin['iterations']} iterations in {origin['seconds']} s, loss {origin['loss']} "
+                f"(MSE {origin['error']})\n"
+                f"{_level(router, threshold)}\n"
+                f"Wrote {out}. To continue the training, keep {checkpoint} and ask for more --iterations."
+            )
 
 
-def _document(found: fc.Router, out: Path, threshold: float) -> dict[str, Any]:
-    counts = {"skipped": int(found.skips(threshold).sum()), "cells": found.logits.numel()}
-    return {"router": str(out), "threshold": threshold, **counts, "provenance": dict(found.provenance)}
+def _document(router: fc.Router, out: Path, threshold: float) -> dict[str, Any]:
+    counts = {"skipped": int(router.skips(threshold).sum()), "cells": router.logits.numel()}
+    return {"router": str(out), "threshold": threshold, **counts, "provenance": dict(router.provenance)}
 
 
-def _table(found: fc.Router, threshold: float) -> Table:
-    """How many sites of every kind each call skips; the calls that always compute are left out."""
-    counts = found.skipped_by_kind(threshold)
-    table = Table(title="skipped in each call", title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _table(router: fc.Router, threshold: float) -> Table:
+    """The number of skipped sites of each kind in every call that may skip any."""
+    counts = router.skipped_by_kind(threshold)
+    table = results_table("skipped sites by call")
     for name in ("call", *counts, "all"):
         table.add_column(name, justify="right")
-    for step in found.skippable:
+    for step in router.skippable:
         row = [by_step[step] for by_step in counts.values()]
         table.add_row(str(step), *map(str, row), str(sum(row)))
     totals = [sum(by_step) for by_step in counts.values()]
@@ -117,6 +125,6 @@ def _table(found: fc.Router, threshold: float) -> Table:
     return table
 
 
-def _level(found: fc.Router, threshold: float) -> str:
-    skipped, cells = int(found.skips(threshold).sum()), found.logits.numel()
+def _level(router: fc.Router, threshold: float) -> str:
+    skipped, cells = int(router.skips(threshold).sum()), router.logits.numel()
     return f"{skipped} of {cells} cells are skipped at threshold {threshold:g}: caching level {skipped / cells:.2%}"

@@ -228,5 +228,19 @@ class _Run:
         return kept
 
 
+def with_resolution(stats: Statistics, resolution: Literal["full", "half", "channel"], path: Path) -> Statistics:
+    """Finished statistics in the resolution asked for; the file is rewritten where it has another one.
+
+    full: a mean a token in float32, half: in float16, channel: a mean a channel. Raises StatisticsError if the file
+    holds compact statistics and full ones are asked for.
+    """
+    if resolution != "full":
+        stats = stats.compact(per="token" if resolution == "half" else "channel")
+        stats.save(path)
+    elif stats.means[0].dtype is not torch.float32:
+        raise StatisticsError(f"{path} holds compact statistics of this run: delete it to keep full ones.")
+    return stats
+
+
 def _nothing() -> Statistics:
     raise StatisticsError("No site was seen: the source did not call the model that it names as its target.")

@@ -20,6 +20,10 @@ from torch import Tensor
 from forecache.errors import InputError
 from forecache.evaluate import Moments, clip, frechet_distance, psnr
 from forecache.evaluate.images import EQUAL_DB
+from forecache.sampling.sources import Condition, Source
+
+NAMES = ("psnr", "frechet", "clip")
+"""The scores of `by_name`."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,38 @@ def clip_score(prompts: Sequence[str], model: str = clip.USUAL, batch: int = 32)
         return torch.cat([loaded[0].score(pixels[part], prompts[part]) for part in parts]).mean().item()
 
     return Score(f"CLIP score ({model}, {prompts[0]!r}...)", of)
+
+
+def by_name(name: str, source: Source, conditions: Sequence[Condition]) -> Score:
+    """The score ``psnr``, ``frechet`` or ``clip`` for samples of these conditions.
+
+    Raises InputError for a model without what the score needs: ``frechet`` takes a bundled model, which has features
+    and a reference; ``clip`` takes a model of prompts, or one whose classes have names.
+    """
+    match name:
+        case "psnr":
+            return psnr_to_uncached()
+        case "frechet":
+            features, reference = getattr(source, "features", None), getattr(source, "reference", None)
+            if features is None or reference is None:
+                raise InputError(
+                    "--proxy frechet needs features and a reference, which only the bundled models have: use --proxy "
+                    "psnr, or in Python forecache.search with scores.frechet(features, reference)."
+                )
+            return frechet(features, reference, "Fréchet distance to MNIST test")
+        case "clip":
+            return clip_score(_texts(source, conditions))
+    raise InputError(f"There is no score {name!r}; there are {', '.join(NAMES)}.")
+
+
+def _texts(source: Source, conditions: Sequence[Condition]) -> list[str]:
+    """A text for every condition: the prompt itself, or a sentence with the name of the class."""
+    if not source.classes:
+        return [str(prompt) for prompt in conditions]
+    names = {label: name for name, label in getattr(getattr(source, "pipe", None), "labels", {}).items()}
+    if unnamed := [label for label in conditions if label not in names]:
+        raise InputError(
+            f"--proxy clip needs a text for every class, and the model has no name for class {unnamed[0]}: use --proxy "
+            "psnr, or in Python forecache.search with scores.clip_score(prompts)."
+        )
+    return [f"a photo of a {names[label]}" for label in conditions]

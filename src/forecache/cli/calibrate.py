@@ -1,0 +1,138 @@
+"""`forecache calibrate`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import forecache as fc
+from forecache import distributed
+from forecache.cli.parameters import (
+    DEFAULT_MODEL,
+    AsJson,
+    Batch,
+    Device,
+    Dtype,
+    Guidance,
+    Labels,
+    Model,
+    NoiseSeed,
+    Prompts,
+    Steps,
+    out_file,
+)
+from forecache.cli.terminal import app, emit, interruptible, progress, say
+from forecache.fit.calibrate import with_resolution
+from forecache.io.text import mib
+from forecache.parts.gates import god
+from forecache.sampling import runs, sources
+from forecache.zoo.open import open_source
+
+
+class KeepName(StrEnum):
+    full = "full"
+    half = "half"
+    channel = "channel"
+
+
+class RowsName(StrEnum):
+    first = "first"
+    second = "second"
+    all = "all"
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Model = DEFAULT_MODEL,
+    steps: Steps = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Number of samples; classes or prompts are cycled.")] = 256,
+    labels: Labels = None,
+    prompts: Prompts = None,
+    guidance: Guidance = None,
+    seed: NoiseSeed = 1000,
+    shared_noise: Annotated[
+        bool, typer.Option("--shared-noise", help="Start all samples from the same noise, as the EOC paper does.")
+    ] = False,
+    batch: Batch = 32,
+    gaps: Annotated[int, typer.Option(min=1, help="Measure changes over 1 to this many steps.")] = 3,
+    rows: Annotated[RowsName | None, typer.Option(help="Half of a guidance pair [the conditional one].")] = None,
+    keep: Annotated[
+        KeepName, typer.Option(help="Means per token in float32 or float16, or per channel.")
+    ] = KeepName.full,
+    keep_on: Annotated[str | None, typer.Option(help="Device of the means; cpu saves GPU memory.")] = None,
+    out: Annotated[Path, out_file("The statistics file; a partial one is continued.")] = Path("statistics.safetensors"),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model's mean features and their changes without a cache, for GOC's gate, EOC and SmoothCache.
+
+    Ctrl-C keeps what was measured, and the same command continues. Several GPUs share the work:
+    `torchrun --nproc-per-node 8 -m forecache calibrate ...`, or `accelerate launch -m forecache calibrate ...`.
+
+    Example: `forecache calibrate --model digits --steps 20 --samples 256 --out statistics.safetensors`
+
+    Example: `forecache calibrate --model facebook/DiT-XL-2-256 --steps 20 --samples 1000 --keep-on cpu --out
+    dit.safetensors`
+    """
+    with distributed.started() as world:
+        source = open_source(model, device, dtype)
+        conditions = runs.conditions(source, samples, labels, prompts)
+        if world.leads:
+            memory = fc.fit.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
+            grid = fc.grid(source.target, steps)
+            say(
+                f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Memory: "
+                f"{mib(memory.means)} of means and {mib(memory.recent)} of features, for any "
+                "number of samples."
+            )
+        with (
+            interruptible(lambda: _kept_samples(out), leads=world.leads),
+            progress(None, shown=world.leads) as (bar, task),
+        ):
+            stats = fc.calibrate(
+                source,
+                conditions,
+                num_steps=steps,
+                guidance=sources.own_guidance(source) if guidance is None else guidance,
+                seed=seed,
+                batch=batch,
+                gaps=gaps,
+                rows=rows.value if rows is not None else None,
+                shared_noise=shared_noise,
+                keep_on=keep_on,
+                path=out,
+                on_start=lambda calls: bar.update(task, description="calibrating", total=calls),
+                on_step=lambda _: bar.advance(task),
+            )
+        if world.leads:
+            stats = with_resolution(stats, keep.value, out)
+            if as_json:
+                emit({"statistics": str(out), **summary(stats)})
+            say(
+                f"{stats.count} samples, one mean per {stats.resolution}. N: share of sites with an inverse gradient.\n"
+                f"{god(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n"
+                f"Wrote {out} ({mib(out.stat().st_size)}). See it: forecache show {out}"
+            )
+
+
+def _kept_samples(out: Path) -> str:
+    if not out.exists():
+        return ""
+    return f"{fc.Statistics.load(out).count} samples are kept in {out}: the same command continues."
+
+
+def summary(stats: fc.Statistics) -> dict[str, Any]:
+    """What the statistics were measured on, for JSON."""
+    return {
+        "model": stats.origin.model,
+        "guidance": stats.origin.guidance,
+        "steps": stats.num_steps,
+        "sites": [site.name for site in stats.sites],
+        "samples": stats.count,
+        "of": len(stats.origin.conditions),
+        "resolution": stats.resolution,
+    }

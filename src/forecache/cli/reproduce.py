@@ -1,0 +1,107 @@
+"""`forecache reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forecache import distributed
+from forecache.cli.parameters import BUNDLED, AsJson, Device, Dtype, out_folder
+from forecache.cli.terminal import app, emit, progress, resumable, say, typed_command
+from forecache.errors import InputError
+from forecache.evaluate import clip
+from forecache.report import figures
+from forecache.reproduce import Protocol, Reproduction, TestbedOptions, open_table, open_testbed, reproduce
+from forecache.reproduce.table import bundled
+
+
+@app.command("reproduce")
+def reproduce_command(
+    table: Annotated[
+        str | None, typer.Argument(help="The name of a table, or a .toml file; without one, the tables are listed.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help=f"{BUNDLED}, a pipeline folder, or a hub repository [the paper's model].")
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Measure only this row; repeatable.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per row [the table's; 320 on bundled models].")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in memory at a time [the table's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of random classes.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for the intervals; 0 for none.")] = 100,
+    reference: Annotated[str | None, typer.Option(help="Real images: ADM's .npz, or a folder.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file of Inception's weights [downloaded].")] = None,
+    router: Annotated[str | None, typer.Option(help="For rows with L2C: a router file, published or ours.")] = None,
+    stats: Annotated[str | None, typer.Option(help="For rows with EOC: a statistics file [measured].")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="For a text-to-image model: a file of prompts, one a line.")
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="CLIP, for the metric clip: a folder or repository.")] = clip.USUAL,
+    metrics: Annotated[str | None, typer.Option(help="Metrics as in `forecache evaluate` [the table's].")] = None,
+    out: Annotated[Path | None, out_folder("Folder of the results [out/reproduce/TABLE or TABLE-ON].")] = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure a paper's table again, and print its published figures beside the measured ones.
+
+    The same command continues after an interruption: finished rows and shards are kept. Several GPUs or machines share
+    the sampling: `torchrun --nproc-per-node 8 -m forecache reproduce ...`, or `accelerate launch`.
+
+    Example: `forecache reproduce`
+
+    Example: `forecache reproduce goc-table-3 --on digits`
+
+    Example: `forecache reproduce goc-table-3 --reference VIRTUAL_imagenet256_labeled.npz --router ddim20_router.pt`
+    """
+    if table is None:
+        if on or row:
+            raise InputError("Which table? `forecache reproduce` without arguments lists them.")
+        _list(as_json)
+        return
+    paper_table = open_table(table)
+    options = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics)
+    folder = out or Path("out/reproduce") / "-".join([paper_table.name, *([Path(on).name] if on else [])])
+    world = distributed.launched()
+    distributed.take_gpu()
+    with resumable(folder, leads=world.leads), progress(None, shown=world.leads) as (bar, task):
+        testbed = open_testbed(paper_table, on, options, device, dtype, judges=world.leads)
+        result = reproduce(
+            paper_table,
+            testbed,
+            folder,
+            Protocol(samples, batch, seed, bootstrap),
+            rows=row or (),
+            command=typed_command(),
+            on_progress=lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total),
+        )
+    if not world.leads:
+        return
+    figures.draw_reproduction(result, folder / "quality.png")
+    if as_json:
+        emit(result.document)
+    else:
+        _say_result(result, folder)
+
+
+def _list(as_json: bool) -> None:
+    tables = [open_table(name) for name in bundled()]
+    if as_json:
+        emit([{"name": table.name, "title": table.title, "source": table.source} for table in tables])
+    for table in tables:
+        say(f"{table.name:<18}{table.title} ({table.source})")
+
+
+def _say_result(result: Reproduction, folder: Path) -> None:
+    say("\n".join([result.table.title, *result.markdown()]))
+    for note in (*result.table.notes, *result.document["notes"]):
+        say(note)
+    for row in result.document["rows"]:
+        if row["note"]:
+            say(f"{row['name']}: {row['note']}.")
+    if missing := result.document["missing"]:
+        say(f"Not measured yet: {', '.join(missing)}.")
+    say(f"Wrote {folder / 'result.json'}, table.md, quality.png.")
