@@ -36,8 +36,8 @@ from support.statistics import same as same_statistics
 
 import forecache as fc
 from forecache import errors
-from forecache.cli import evaluation
 from forecache.evaluate import Features, open_images, open_reference
+from forecache.evaluate import files as evaluation_files
 from forecache.fit import routers
 from forecache.fit import search_file as search_file_io
 from forecache.io import files, npz
@@ -278,7 +278,7 @@ KINDS = {
     "features": Kind(
         ".safetensors", features_file, Features.load, Features.save, errors.InputError, tensor_file, same_features
     ),
-    "evaluation": Kind(".json", figures_file, evaluation._row, save_row, errors.InputError, text, same_row),
+    "evaluation": Kind(".json", figures_file, evaluation_files.read_row, save_row, errors.InputError, text, same_row),
 }  # fmt: skip
 BY_NAME = pytest.mark.parametrize("name", KINDS)
 

@@ -16,7 +16,7 @@ def load() -> None:
             calibrate,
             compare,
             demo,
-            evaluation,
+            evaluate,
             methods,
             models,
             report,
