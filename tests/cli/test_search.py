@@ -7,9 +7,6 @@ import pytest
 from PIL import Image
 
 import forecache as fc
-from forecache.cli import search as command
-from forecache.sampling.sources import DiTSource
-from forecache.zoo import load_digits
 
 TINY = ["--steps", 4, "--budget", 2, "--v-min", 0, "--samples", 3]
 
@@ -76,14 +73,3 @@ def test_what_cannot_be_searched_is_answered_with_a_sentence(forecache, tmp_path
     assert sentence in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_frechet_is_for_digits_and_clip_takes_the_names_of_classes(pipe):
-    with pytest.raises(fc.errors.InputError, match="only the bundled models have: use --proxy psnr, or in Python"):
-        command._score(command.ProxyName.frechet, DiTSource(pipe), [1])
-    assert command._score(command.ProxyName.frechet, load_digits(), [1]).better == "lower"
-    pipe.labels = {"tench": 0, "white shark": 2}
-    score = command._score(command.ProxyName.clip, DiTSource(pipe), [2, 0])
-    assert score.name == "CLIP score (openai/clip-vit-base-patch16, 'a photo of a white shark'...)"
-    with pytest.raises(fc.errors.InputError, match="no name for class 1"):
-        command._score(command.ProxyName.clip, DiTSource(pipe), [2, 1])

@@ -72,7 +72,7 @@ def demo_command(
 
 
 def _table(rows: list[demo.Row], title: str) -> Table:
-    table = results_table(title)
+    table = results_table(title, gap=1)  # fits a terminal of 80 columns
     table.add_column("plan", no_wrap=True)
     table.add_column("schedule", no_wrap=True)
     for name in ("GMACs/\nimage", "fewer\nMACs", "less\ntime", "PSNR\ndB", "Fré-\nchet", "class\n%", "cache\nMiB"):

@@ -114,7 +114,7 @@ def _document(router: fc.Router, out: Path, threshold: float) -> dict[str, Any]:
 def _table(router: fc.Router, threshold: float) -> Table:
     """The number of skipped sites of each kind in every call that may skip any."""
     counts = router.skipped_by_kind(threshold)
-    table = results_table("skipped sites by call")
+    table = results_table("skipped in each call")
     for name in ("call", *counts, "all"):
         table.add_column(name, justify="right")
     for step in router.skippable:

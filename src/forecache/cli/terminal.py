@@ -85,9 +85,9 @@ def emit(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2))
 
 
-def results_table(title: str | None = None) -> Table:
-    """An empty table without lines, narrow enough for a terminal of 80 columns."""
-    return Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+def results_table(title: str | None = None, *, gap: int = 2) -> Table:
+    """An empty table without lines. gap: blanks between its columns."""
+    return Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, gap, 0, 0))
 
 
 def print_table(table: Table) -> None:
