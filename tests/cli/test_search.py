@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import forecache as fc
+from forecache.zoo import load_digits
 
 TINY = ["--steps", 4, "--budget", 2, "--v-min", 0, "--samples", 3]
 

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.table import Table
 
 import forecache as fc
-from forecache.bench import speed
-from forecache.bench.subjects import PRESETS, Subject, open_subject, preset
-from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
-from forecache.cli.terminal import app, console, emit, progress, say
+from forecache.bench import benchmark, speed
+from forecache.bench.subjects import PRESETS
+from forecache.cli.parameters import BUNDLED, MAX_STEPS, AsJson, Device, Dtype, Threads, out_folder
+from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
 from forecache.environment import environment
-from forecache.io import files
 from forecache.io.text import MIB
 from forecache.report import figures
 from forecache.zoo import SHAPES
-
-DEFAULTS = ("all-computed", "fora-25", "fora-50", "fora-75", "goc-50", "taylor-50")
 
 
 @app.command("bench")
 def bench_command(
     model: Annotated[
-        str, typer.Option(help=f"digits, {', '.join(SHAPES)} (random weights), a pipeline folder, or a hub repository.")
+        str,
+        typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (random weights), a pipeline folder, or a hub repository."),
     ] = "tiny",
-    presets: Annotated[list[str] | None, typer.Option("--preset", help=f"Repeatable: {', '.join(PRESETS)}.")] = None,
+    presets: Annotated[
+        list[str] | None, typer.Option("--preset", help=f"A method by name; repeatable: {', '.join(PRESETS)}.")
+    ] = None,
     plans: Annotated[list[Path] | None, typer.Option("--plan", help="A plan file; repeatable.")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps; 20, or those of --plan.")
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps [20, or those of --plan].")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images a model call.")] = 1,
-    guidance: Annotated[bool, typer.Option(help="Two samples an image, as with classifier-free guidance.")] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of all plans in turn, after one to warm up.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images in a model call.")] = 1,
+    guidance: Annotated[
+        bool, typer.Option(help="Two samples for each image, as classifier-free guidance needs.")
+    ] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; each times all plans in turn.")] = 5,
+    threads: Threads = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch first.")] = False,
     out: Annotated[Path, out_folder("Folder for bench.json, bench.md and bench.png.")] = Path("out/bench"),
     as_json: AsJson = False,
 ) -> None:
-    """Time plans on a model: full and skipped steps, whole runs, and the cache, each against what was predicted.
+    """Time plans on a model: whole runs, full and skipped steps, and the cache, each against its prediction.
 
     All plans run in one process in turn; ratios are to the bare model in the same round. No weights are needed.
 
@@ -54,72 +55,53 @@ def bench_command(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = {path.stem: fc.Plan.load(path) for path in plans or ()}
-    num_steps = steps or next((plan.num_steps for plan in loaded.values()), 20)
-    methods = {name: preset(name, num_steps) for name in presets or (() if loaded else DEFAULTS)}
-    subject = open_subject(model, batch * (2 if guidance else 1), device, dtype)
-    grid = subject.grid(num_steps)
-    chosen = {name: method.plan(grid) for name, method in methods.items()} | loaded
-    with progress(rounds * (len(chosen) + 1), still=True) as (bar, task):
-
-        def show(name: str) -> None:
-            bar.update(task, advance=1, description=name, refresh=True)
-
-        rows = speed.measure(subject, chosen, rounds=rounds, compiled=compiled, on_run=show)
-    settings = {"command": " ".join(["forecache", *sys.argv[1:]]), "steps": num_steps, "rounds": rounds}
-    settings |= {"batch": batch, "guidance": guidance, "compiled": compiled}
-    title = _title(subject, num_steps, rounds)
-    document = speed.document(subject, rows, settings)
-    _write(out, rows, document, title)
+    saved_plans = {path.stem: fc.Plan.load(path) for path in plans or ()}
+    setup = benchmark.Setup(presets or (), saved_plans, steps, batch, guidance, rounds, compiled)
+    subject = setup.open(model, device, dtype)
+    timed_plans = setup.all_plans(subject)
+    with (
+        interruptible(lambda: "Nothing was written: a benchmark writes its results at the end."),
+        progress(rounds * (len(timed_plans) + 1), still=True) as (bar, task),
+    ):
+        result = benchmark.run(
+            subject,
+            timed_plans,
+            setup,
+            command=typed_command(),
+            on_run=lambda name: bar.update(task, advance=1, description=name, refresh=True),
+        )
+    result.write(out)
+    figures.draw_speed(result.rows, out / "bench.png", result.title)
     if as_json:
-        emit(document)
-    console.print(_table(rows, title))
+        emit(result.document)
+    print_table(_table(result))
     say(_legend())
     say(f"Wrote {out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}.")
 
 
-def _write(out: Path, rows: list[speed.PlanSpeed], document: dict[str, Any], title: str) -> None:
-    files.write_json(out / "bench.json", document)
-    files.write(out / "bench.md", "\n".join([*speed.table(rows), "", f"{title}. {speed.LEGEND}"]) + "\n")
-    figures.draw_speed(rows, out / "bench.png", title)
-
-
-def _title(subject: Subject, num_steps: int, rounds: int) -> str:
-    place = environment()
-    where = place["gpu"] if subject.model.device.type == "cuda" else f"{place['cpu']}, {place['threads']} threads"
-    return f"{subject.name}, {num_steps} steps, {subject.rows} samples a call, {rounds} rounds, {where}"
-
-
-def _table(rows: list[speed.PlanSpeed], title: str) -> Table:
-    """Narrow enough for a terminal of 80 columns."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+def _table(result: benchmark.Benchmark) -> Table:
+    table = results_table(result.title, gap=1)  # fits a terminal of 80 columns
     table.add_column("plan", no_wrap=True)
-    for name in (
-        "fewer\nMACs",
-        "less\ntime",
-        "reali-\nsed",
-        "full\nstep",
-        "skipped\nstep",
-        "mixed\nstep",
-        "cache\nMiB",
-    ):
+    names = "fewer\nMACs", "less\ntime", "reali-\nsed", "full\nstep", "skipped\nstep", "mixed\nstep", "cache\nMiB"
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for row in result.rows:
         if row.cost is None:
             step = f"{row.steps['full'].median * 1e3:.2f} ms"
             table.add_row(row.name, "", f"{row.run.median:.3f} s", "", step, "", "", "")
             continue
         shares = [f"{row.step_ratios[kind].median:.1%}" if kind in row.steps else "" for kind in speed.KINDS]
-        same = "" if row.cache_bytes == row.cost.cache_bytes else " !"
-        times = f"{row.cost.speedup:.2f}x", f"{row.time_ratio.median:.2f}x", f"{row.realised:.0%}"
-        table.add_row(row.name, *times, *shares, f"{row.cache_bytes / MIB:.2f}{same}")
+        differs = "" if row.cache_bytes == row.cost.cache_bytes else " !"
+        ratios = f"{row.cost.speedup:.2f}x", f"{row.time_ratio.median:.2f}x", f"{row.realised:.0%}"
+        table.add_row(row.name, *ratios, *shares, f"{row.cache_bytes / MIB:.2f}{differs}")
     return table
 
 
 def _legend() -> str:
-    place = environment()
+    machine = environment()
     return (
-        "Fewer MACs is what to expect, less time what was measured, realised the one over the other. Steps are shares\n"
-        "of a step of the bare model: every site computed, none, or some. ! where the cache is not as predicted.\n"
-        f"torch {place['torch']}, diffusers {place['diffusers']}."
+        "Fewer MACs: the speed-up to expect. Less time: the measured one. Realised: the one divided by the other.\n"
+        "Steps: share of the bare model's time, with every site computed (full), none (skipped), or some (mixed).\n"
+        "! marks a cache that is not as large as predicted.\n"
+        f"torch {machine['torch']}, diffusers {machine['diffusers']}."
     )

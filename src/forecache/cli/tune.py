@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,23 @@ import typer
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.parameters import MAX_STEPS, AsJson, out_folder
+from forecache.cli.parameters import (
+    DEFAULT_MODEL,
+    MAX_STEPS,
+    AsJson,
+    Batch,
+    Device,
+    Dtype,
+    Guidance,
+    Labels,
+    Model,
+    Prompts,
+    out_folder,
+)
 from forecache.cli.terminal import app, emit, progress, resumable, say
-from forecache.fit.tuning import AtLeast, Milliseconds, Tuned
-from forecache.fit.tuning.budgets import Budget
+from forecache.fit.tuning import Tuned, budgets
 from forecache.fit.tuning.forecasts import vocabulary
+from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
 from forecache.report import tuning_figures
 from forecache.sampling import runs, sources
@@ -23,48 +35,43 @@ from forecache.zoo.open import open_source
 
 @app.command("tune")
 def tune_command(
-    model: Annotated[str, typer.Option(help="digits, digits-text, a pipeline folder, or a hub repository.")] = "digits",
+    model: Model = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps.")] = 20,
     speedup: Annotated[
-        list[float] | None, typer.Option(min=1.01, help="So many times fewer MACs; may stand several times [3].")
+        list[float] | None, typer.Option(min=1.01, help="Budget as a MAC reduction; repeatable [3].")
     ] = None,
     milliseconds: Annotated[
-        list[float] | None,
-        typer.Option(min=0.01, help="Or so long for a batch, measured here; may stand several times."),
+        list[float] | None, typer.Option(min=0.01, help="Budget as the latency of a batch on this machine; repeatable.")
     ] = None,
     at_least: Annotated[
-        list[float] | None, typer.Option(min=1, help="Or the cheapest plan with so many dB; may stand several times.")
+        list[float] | None, typer.Option(min=1, help="Budget as the lowest mean PSNR in dB; repeatable.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples a schedule, the classes or texts in turn.")] = 16,
-    held_out: Annotated[int, typer.Option(min=0, help="Other samples that judge what was found; 0 for none.")] = 32,
-    labels: Annotated[str | None, typer.Option(help="These classes instead, one sample each: 207,360.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="A file of texts, one a line, for a text-to-image model.")
-    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per schedule; classes or prompts are cycled.")] = 16,
+    held_out: Annotated[int, typer.Option(min=0, help="Held-out samples that judge the best plans; 0 for none.")] = 32,
+    labels: Labels = None,
+    prompts: Prompts = None,
     forecast: Annotated[
-        list[str] | None, typer.Option(help=f"To choose from, may stand several times: {vocabulary()}.")
+        list[str] | None, typer.Option(help=f"A forecast to choose from; repeatable: {vocabulary()}.")
     ] = None,
-    schedules: Annotated[int, typer.Option(min=1, help="Schedules that are sampled with for every speed-up.")] = 48,
-    longest: Annotated[int, typer.Option(min=2, help="The longest interval between computed steps.")] = 8,
-    guidance: Annotated[float | None, typer.Option(help="Its scale [1.5 for classes, else the pipeline's].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that is tuned on.")] = 1000,
-    held_out_seed: Annotated[int, typer.Option(min=0, help="Of the noise that judges.")] = 2000,
-    search_seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
-    correct: Annotated[
-        bool, typer.Option(help="Try EOC's correction, whose tensors stand in a file beside the plan.")
-    ] = True,
+    schedules: Annotated[int, typer.Option(min=1, help="Schedules to sample with, for each budget.")] = 48,
+    longest: Annotated[int, typer.Option(min=2, help="Longest interval between computed steps.")] = 8,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that plans are tuned on.")] = 1000,
+    held_out_seed: Annotated[int, typer.Option(min=0, help="Seed of the held-out noise.")] = 2000,
+    search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposed schedules.")] = 0,
+    correct: Annotated[bool, typer.Option(help="Try EOC's correction; its tensors are a file beside the plan.")] = True,
     refine: Annotated[
         bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
     ] = True,
-    batch: Annotated[int, typer.Option(min=1, help="Samples a model call.")] = 32,
+    batch: Batch = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
     as_json: AsJson = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
-    """Find the best plan for a budget: schedule and forecast together, on your model, judged on other samples.
+    """Find the best plan for a budget: schedule and forecast together, on your model, judged on held-out samples.
 
-    Ctrl-C loses one schedule, or one round of refinement, at most, and the same command continues. Each plan is a file
+    Ctrl-C loses at most one schedule or one round of refinement, and the same command continues. Each plan is a file
     for `forecache sample --plan` and `forecache.Plan.load`.
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
@@ -76,24 +83,25 @@ def tune_command(
 
     Example: `forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 8 --batch 8 --out out/dit-tune`
     """
-    budgets = _budgets(speedup or [], milliseconds or [], at_least or [])
+    asked = budgets.by_name(speedup or (), milliseconds or (), at_least or ())
     with distributed.started() as world:
         source = open_source(model, device, dtype)
         conditions = runs.conditions(source, samples, labels, prompts)
-        others = runs.conditions(source, held_out, labels, prompts) if held_out else ()
+        held_out_conditions = runs.conditions(source, held_out, labels, prompts) if held_out else ()
         with resumable(out / "tune.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
-            best = [float("-inf")]
+            best = float("-inf")
 
-            def show(trial: fc.fit.tuning.Trial) -> None:
-                best[0] = max(best[0], trial.psnr)
-                bar.update(task, description=f"{trial.psnr:.1f} dB, best {best[0]:.1f}")
+            def on_trial(trial: Trial) -> None:
+                nonlocal best
+                best = max(best, trial.psnr)
+                bar.update(task, description=f"{trial.psnr:.1f} dB, best {best:.1f}")
 
             tuned = fc.tune(
                 source,
                 conditions,
                 num_steps=steps,
-                budget=list(budgets.values()),
-                held_out=others,
+                budget=list(asked.values()),
+                held_out=held_out_conditions,
                 forecasts=forecast or DEFAULT_FORECASTS,
                 guidance=sources.own_guidance(source) if guidance is None else guidance,
                 seed=seed,
@@ -107,39 +115,19 @@ def tune_command(
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
                 on_step=lambda _: bar.advance(task),
-                on_trial=show,
+                on_trial=on_trial,
             )
         if world.leads:
-            _tell(tuned, list(budgets), out, as_json)
+            paths = tuned.save(out, list(asked))
+            tuning_figures.draw_tuned(tuned, out / "tune.png")
+            if as_json:
+                emit(tuned.document(paths))
+            _say_result(tuned, list(asked), paths)
+            say(f"{len(tuned.trials)} schedules sampled with. Wrote the plans and {out / 'tune.png'}.")
 
 
-def _budgets(speedups: list[float], times: list[float], qualities: list[float]) -> dict[str, Budget]:
-    """What was asked for, by its name in a table and in a file's name; three times fewer MACs if nothing was."""
-    found: dict[str, Budget] = {f"{each:g}x": 1 / each for each in speedups}
-    found |= {f"{each:g}ms": Milliseconds(each) for each in times}
-    found |= {f"{each:g}dB": AtLeast(each) for each in qualities}
-    return found or {"3x": 1 / 3}
-
-
-def _tell(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
-    """The table, the picture and the plans."""
-    files = [out / f"plan-{name}.json" for name in names]
-    for plan, file in zip(tuned.plans, files, strict=True):
-        plan.save(file)
-    tuning_figures.draw_tuned(tuned, out / "tune.png")
-    if as_json:
-        rows = [
-            asdict(trial)
-            | {"forecast": str(trial.forecast), "plan": str(file)}
-            | {"even_psnr": even.psnr, "held_out_psnr": held}
-            for trial, even, file, held in zip(
-                tuned.best, tuned.even, files, tuned.held_out or [None] * len(files), strict=True
-            )
-        ]
-        emit({"trials": len(tuned.trials), "plans": rows})
-        return
-    for place, (trial, even) in enumerate(zip(tuned.best, tuned.even, strict=True)):
-        held = f", {tuned.held_out[place]:.2f} dB on held-out samples" if tuned.held_out else ""
-        say(f"{names[place]:<8}{trial.pattern}  {trial.forecast}")
-        say(f"        {trial.psnr:.2f} dB{held} (even steps: {even.psnr:.2f} dB)  {files[place]}")
-    say(f"{len(tuned.trials)} schedules sampled with. Wrote the plans and {out / 'tune.png'}.")
+def _say_result(tuned: Tuned, names: Sequence[str], paths: Sequence[Path]) -> None:
+    for index, (name, trial, even, path) in enumerate(zip(names, tuned.best, tuned.even, paths, strict=True)):
+        held_out = f", {tuned.held_out[index]:.2f} dB on held-out samples" if tuned.held_out else ""
+        say(f"{name:<8}{trial.pattern}  {trial.forecast}")
+        say(f"        {trial.psnr:.2f} dB{held_out} (even steps: {even.psnr:.2f} dB)  {path}")

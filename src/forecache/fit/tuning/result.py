@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from forecache.fit.tuning.surrogate import Surrogate
 from forecache.fit.tuning.trials import Trial
@@ -34,6 +37,23 @@ class Tuned:
     def plan(self) -> Plan:
         """The plan of the first budget."""
         return self.plans[0]
+
+    def save(self, folder: Path, names: Sequence[str]) -> list[Path]:
+        """Write every plan as ``plan-NAME.json``, by the names of the budgets; returns the paths."""
+        paths = [folder / f"plan-{name}.json" for name in names]
+        for plan, path in zip(self.plans, paths, strict=True):
+            plan.save(path)
+        return paths
+
+    def document(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """The plans, saved at these paths, with their scores, for JSON."""
+        held_out = self.held_out or (None,) * len(self.plans)
+        rows = [
+            asdict(trial)
+            | {"forecast": str(trial.forecast), "plan": str(path), "even_psnr": even.psnr, "held_out_psnr": psnr}
+            for trial, even, path, psnr in zip(self.best, self.even, paths, held_out, strict=True)
+        ]
+        return {"trials": len(self.trials), "plans": rows}
 
     def show(self) -> str:
         """One line of text for each plan."""
