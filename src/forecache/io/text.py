@@ -30,4 +30,4 @@ def mib(nbytes: float, digits: int = 1) -> str:
 
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype without its module: ``float32``."""
-    return dtype_name(dtype)
+    return str(dtype).removeprefix("torch.")
