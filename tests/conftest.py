@@ -19,7 +19,7 @@ from support.small import small_dit, small_facebook_dit, small_pixart, small_t5,
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
-from forecache.fit.tuning import proposals, refine, tuner
+from forecache.fit.tuning import proposals, refine, trial_runner, tuner
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -95,7 +95,7 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(refine, "SCHEDULES", 1)
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(tuner, "FINALISTS", 2)
-    monkeypatch.setattr(tuner, "NOISES", 1)
+    monkeypatch.setattr(trial_runner, "NOISES", 1)
 
 
 @pytest.fixture(scope="session")
