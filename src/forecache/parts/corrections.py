@@ -1,4 +1,4 @@
-"""Corrections: calibrated knowledge added to the estimates of skipped cells.
+"""Corrections: calibrated knowledge that is added to the estimates of skipped cells.
 
 N tokens, D width.
 """
@@ -29,39 +29,39 @@ class Averages(Protocol):
         ...
 
     def check(self, grid: Grid) -> None:
-        """Raises StatisticsError if they are not of this grid's model, scheduler and steps."""
+        """Raises StatisticsError if the averages are not of this grid's model, scheduler and steps."""
         ...
 
 
-class Walk(Protocol):
-    """One row of the grid, corrected from left to right."""
+class RowCorrector(Protocol):
+    """Corrects the cells of one row of the grid, from left to right."""
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
-        """The tensors that the row's cells name."""
+        """The tensors that the corrected cells name."""
         ...
 
-    def amend(self, step: int, cell: Cell) -> Cell:
-        """The cell with its correction. Called for every step in order, computed ones too."""
+    def correct(self, step: int, cell: Cell) -> Cell:
+        """The cell with its correction. Every step has to be passed in order, computed ones too."""
         ...
 
 
 class Correction(Protocol):
-    """Adds a gain and a shift to estimates."""
+    """A rule that adds a gain and a shift to estimates."""
 
     @property
     def steps(self) -> Sequence[int]:
-        """The steps that it was asked to correct, if they were listed."""
+        """The steps to correct, where they were listed; else none."""
         ...
 
-    def walk(self, site: Site, grid: Grid) -> Walk:
-        """Starts the row of a site; raises StatisticsError if it was calibrated on another grid."""
+    def corrector(self, site: Site, grid: Grid) -> RowCorrector:
+        """A corrector for the row of a site; raises StatisticsError if the rule was calibrated on another grid."""
         ...
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The estimate is moved along the mean drift of the feature (EOC, arXiv 2501.19243).
+    """A correction that moves estimates along the mean drift of the feature (EOC, arXiv 2501.19243).
 
     With A the average feature without a cache and E(c) = A(c) - A(c-1) its trend:
 
@@ -69,11 +69,16 @@ class Drift:
     * ``additive`` (ours): cached + theta * (the sum of E over the calls since the cached one). On a forecast of several
       features it is theta times what the forecast misses on the averages.
 
-    The result overwrites the cache: in a gap of several steps the next correction starts from it, and a step that is
-    not corrected gives it out again. In a partial cell the tokens that are not computed are corrected; the next
-    correction starts from the amended feature. judge: ``all`` corrects everywhere; ``prior`` where the averages say
-    that it helps, that is where A(c) is closer to the corrected average than to the cached one (sum of absolute
-    values); or a tuple of steps. per: ``token`` keeps the prior's shape (N, D), ``channel`` its mean over tokens (D,).
+    The corrected feature overwrites the cache: in a gap of several steps the next correction starts from it, and a step
+    that is not corrected emits it again. In a partial cell only the tokens that are not computed are corrected, and the
+    next correction starts from the feature with both.
+
+    stats: averages of the model without a cache.
+    theta: strength of the correction, finite; 0 changes nothing.
+    form: ``relative`` [default] or ``additive``; ``relative`` corrects reused features only.
+    judge: ``prior`` [default] corrects the steps at which A(c) is closer, in the sum of absolute values, to the
+        corrected average than to the cached one; ``all`` corrects every step; a tuple of steps corrects these.
+    per: ``token`` [default] keeps the shape (N, D) of the averages, ``channel`` their mean over tokens, (D,).
     """
 
     stats: Averages
@@ -98,16 +103,23 @@ class Drift:
     def steps(self) -> Sequence[int]:
         return () if isinstance(self.judge, str) else self.judge
 
-    def walk(self, site: Site, grid: Grid) -> Walk:
+    def corrector(self, site: Site, grid: Grid) -> RowCorrector:
         self.stats.check(grid)
         if self.per == "token":
-            self.stats.mean(0, site)  # the error of compact statistics, before anything is built
-        return _Drifting(self, site)
+            self.stats.mean(0, site)  # raises for statistics per channel, before anything is built
+        return _DriftCorrector(self, site)
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """What the cache holds inside a gap: the correction so far, what it gives on the averages, and since which step."""
+class _Cached:
+    """The feature that the cache holds inside a gap, seen on the averages.
+
+    cell: reads of the estimate, and its correction so far.
+    factor: 1 + gain of that correction, (N, D) or (D,).
+    offset: shift of that correction, (N, D) or (D,).
+    mean: average of the cached feature, (N, D) or (D,).
+    since: the step up to which the drift is accounted for.
+    """
 
     cell: Cell
     factor: Tensor
@@ -116,35 +128,35 @@ class _Standing:
     since: int
 
 
-class _Drifting:
-    """One row under `Drift`: what each step gives out on the averages, and the corrections that this needs."""
+class _DriftCorrector:
+    """The corrector of one row under `Drift`."""
 
     def __init__(self, rule: Drift, site: Site) -> None:
         self._rule, self._site = rule, site
-        self._emitted: list[Tensor] = []
-        self._standing: _Standing | None = None
+        self._emitted: list[Tensor] = []  # the average of what every step so far emitted
+        self._cached: _Cached | None = None  # the corrected feature of this gap, once a step of it was corrected
         self.constants: dict[str, Tensor] = {}
 
-    def amend(self, step: int, cell: Cell) -> Cell:
+    def correct(self, step: int, cell: Cell) -> Cell:
         truth = self._average(step)
         if cell.computed:
-            self._standing = None
+            self._cached = None
             self._emitted.append(truth)
             return cell
-        standing = self._cached(cell)
-        corrected = self._corrected(step, standing)
-        if self._judged(step, truth, standing.mean, corrected.mean):
-            self._standing = standing = self._named(step, corrected)
-        self._emitted.append(standing.mean)
-        return replace(standing.cell, tokens=cell.tokens)
+        cached = self._uncorrected(cell)
+        corrected = self._corrected(step, cached)
+        if self._helps(step, truth, cached.mean, corrected.mean):
+            self._cached = cached = self._named(step, corrected)
+        self._emitted.append(cached.mean)
+        return replace(cached.cell, tokens=cell.tokens)
 
     def _average(self, step: int) -> Tensor:
         return self._rule.stats.mean(step, self._site, self._rule.per)
 
-    def _cached(self, cell: Cell) -> _Standing:
-        """What would be given out without a new correction: in a gap, what the last correction left in the cache."""
-        if self._standing is not None and self._standing.cell.reads == cell.reads:
-            return self._standing
+    def _uncorrected(self, cell: Cell) -> _Cached:
+        """What the cell emits without a correction of its own: in a gap, the feature that was corrected last."""
+        if self._cached is not None and self._cached.cell.reads == cell.reads:
+            return self._cached
         mean = torch.stack([weight * self._emitted[source] for source, weight in cell.reads]).sum(0)
         since = cell.reads[0][0]
         if not cell.is_reuse and self._rule.form == "relative":
@@ -152,27 +164,27 @@ class _Drifting:
                 f"The relative form of EOC corrects a reused feature, and step {len(self._emitted)} of "
                 f"{self._site.name} is a forecast: use form='additive', or a base with plain reuse."
             )
-        return _Standing(cell, torch.ones_like(mean), torch.zeros_like(mean), mean, since)
+        return _Cached(cell, torch.ones_like(mean), torch.zeros_like(mean), mean, since)
 
-    def _corrected(self, step: int, standing: _Standing) -> _Standing:
+    def _corrected(self, step: int, cached: _Cached) -> _Cached:
         theta, truth = self._rule.theta, self._average(step)
         if self._rule.form == "relative":
             change = 1 + theta * (truth - self._average(step - 1))
-            return replace(standing, factor=standing.factor * change, mean=standing.mean * change, since=step)
-        read = self._average(standing.since) if standing.cell.is_reuse else standing.mean
-        missed = theta * (truth - read)
-        return replace(standing, offset=standing.offset + missed, mean=standing.mean + missed, since=step)
+            return replace(cached, factor=cached.factor * change, mean=cached.mean * change, since=step)
+        expected = self._average(cached.since) if cached.cell.is_reuse else cached.mean
+        missed = theta * (truth - expected)
+        return replace(cached, offset=cached.offset + missed, mean=cached.mean + missed, since=step)
 
-    def _judged(self, step: int, truth: Tensor, cached: Tensor, corrected: Tensor) -> bool:
+    def _helps(self, step: int, truth: Tensor, cached: Tensor, corrected: Tensor) -> bool:
         judge = self._rule.judge
         if isinstance(judge, tuple):
             return step in judge
         return judge == "all" or bool((truth - corrected).abs().sum() < (truth - cached).abs().sum())
 
-    def _named(self, step: int, standing: _Standing) -> _Standing:
+    def _named(self, step: int, cached: _Cached) -> _Cached:
         """The correction as a constant of the plan, and the cell that names it."""
         field = "gain" if self._rule.form == "relative" else "shift"
         name = f"{self._site.name}/{step}/{field}"
-        self.constants[name] = standing.factor - 1 if field == "gain" else standing.offset
+        self.constants[name] = cached.factor - 1 if field == "gain" else cached.offset
         gain, shift = (name, None) if field == "gain" else (None, name)
-        return replace(standing, cell=Cell(standing.cell.reads, gain, shift))
+        return replace(cached, cell=Cell(cached.cell.reads, gain, shift))

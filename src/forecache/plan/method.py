@@ -87,7 +87,7 @@ class Method:
             )
 
     def _row(self, site: Site, grid: Grid, opened: set[int], constants: dict[str, Tensor]) -> tuple[Cell, ...]:
-        walk = self.correction.walk(site, grid) if self.correction is not None else None
+        corrector = self.correction.corrector(site, grid) if self.correction is not None else None
         row: list[Cell] = []
         computed: list[int] = []  # newest first
         found: Reads = {}  # what partial cells found since then: their output less the forecast for it
@@ -111,9 +111,9 @@ class Method:
                 if action is Action.PARTIAL:
                     cell = replace(cell, tokens=self._chosen(step, site, grid))
                     found = _sum({step: 1.0}, forecast, -1.0)
-            row.append(cell if walk is None else walk.amend(step, cell))
-        if walk is not None:
-            constants.update(walk.constants)
+            row.append(cell if corrector is None else corrector.correct(step, cell))
+        if corrector is not None:
+            constants.update(corrector.constants)
         return tuple(row)
 
     def _forecast(self, step: int, row: list[Cell], computed: list[int], site: Site) -> Reads:
