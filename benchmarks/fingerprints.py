@@ -21,13 +21,17 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import forecache as fc
+from forecache import zoo
+from forecache.environment import environment
+from forecache.parts import gates, schedules
+from forecache.sampling.sources import Sampling
+from forecache.zoo import digits_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/fingerprints.json"
@@ -44,27 +48,9 @@ CAPTIONS = (
     "two fives",
     "a nine left of a four",
 )
+STATISTICS = {"digits": zoo.statistics_path(STEPS), "digits-text": digits_text.statistics_path(STEPS)}
+ROUTERS = {level: zoo.router_path(level) for level in (22, 40)}
 Row = dict[str, Any]
-
-
-def internals() -> SimpleNamespace:
-    """Everything that is used here and is not in `forecache` itself: what to port when modules move."""
-    from forecache.sources import DigitsSource, Sampling
-
-    from forecache import zoo
-    from forecache.bench import environment
-    from forecache.zoo import digits_text
-
-    return SimpleNamespace(
-        environment=environment,
-        Sampling=Sampling,  # (num_steps, guidance, seed)
-        DigitsSource=DigitsSource,
-        load_digits=zoo.load_digits,
-        load_digits_text=zoo.load_digits_text,
-        statistics={"digits": zoo.statistics_path(STEPS), "digits-text": digits_text.statistics_path(STEPS)},
-        routers={level: zoo.router_path(level) for level in (22, 40)},
-        tuned_folder=zoo.tuned_folder,
-    )
 
 
 @dataclass(frozen=True)
@@ -92,25 +78,24 @@ class Model:
 
 def open_model(name: str, *, compiled: bool = False) -> Model:
     """A bundled model by its name; with ``compiled``, its transformer by torch.compile's backend "eager"."""
-    inside = internals()
-    parts = inside.load_digits() if name == "digits" else inside.load_digits_text()
+    parts = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
     if compiled:
         torch.compiler.reset()
         parts = replace(parts, transformer=torch.compile(parts.transformer, backend="eager"))
     source, conditions, guidance, inputs = parts, CAPTIONS, 2.0, None
     if name == "digits":
-        source, conditions, guidance = inside.DigitsSource(parts), LABELS, 1.5
+        source, conditions, guidance = parts, LABELS, 1.5
     else:
-        inputs = parts.call(2 * len(CAPTIONS))
+        inputs = parts.call_inputs(2 * len(CAPTIONS))
     return Model(
         name,
         source.target,
-        lambda steps: source.generate(conditions, inside.Sampling(steps, guidance, SEED)),
+        lambda steps: source.generate(conditions, Sampling(steps, guidance, SEED)),
         len(conditions),
         inputs,
-        fc.Statistics.load(inside.statistics[name]),
-        inside.routers if name == "digits" else {},
-        sorted(inside.tuned_folder(name).glob("plan-*.json")),
+        fc.Statistics.load(STATISTICS[name]),
+        ROUTERS if name == "digits" else {},
+        sorted(zoo.tuned_folder(name).glob("plan-*.json")),
     )
 
 
@@ -125,11 +110,11 @@ class Case:
 
 
 def bases(model: Model) -> dict[str, fc.Method]:
-    """The schedules of the matrix in tests/test_matrix.py, with what was measured and trained on the model."""
+    """The schedules of the matrix in tests/methods/test_matrix.py, with what was measured and trained on the model."""
     return {
-        "FORA 25": fc.fora_paper(25),
-        "FORA 50": fc.fora_paper(50),
-        "FORA 75": fc.fora_paper(75),
+        "FORA 25": fc.methods.fora_paper(25),
+        "FORA 50": fc.methods.fora_paper(50),
+        "FORA 75": fc.methods.fora_paper(75),
         "FORA N=3": fc.fora(3),
         "FORA N=3 end": fc.fora(3, anchor="end"),
         **{f"L2C {level}": fc.l2c(path) for level, path in model.routers.items()},
@@ -141,7 +126,7 @@ def bases(model: Model) -> dict[str, fc.Method]:
 def corrections(model: Model) -> dict[str, Callable[[fc.Method], fc.Method]]:
     """What the matrix adds to a schedule."""
     stats = model.statistics
-    gate = fc.gates.god(stats, gamma=0.3, threshold=0.25)  # shut at late steps, on digits-text at an early one too
+    gate = gates.god(stats, gamma=0.3, threshold=0.25)  # shut at late steps, on digits-text at an early one too
     return {
         "none": lambda base: base,
         "GOC gated": lambda base: fc.goc(base, 0.9, gate=gate),
@@ -180,14 +165,14 @@ def forecasts(model: Model) -> dict[str, fc.Method]:
         "by kind": fc.Method("by kind", by_kind()),
         "by depth": fc.Method("by depth", by_depth()),
         "published SmoothCache": published_smoothcache(),
-        "GOC of the paper, 25": fc.goc(fc.fora_paper(25), 1.9, steps=fc.goc_paper_steps(25)),
-        "GOC of the paper, 50": fc.goc(fc.fora_paper(50), 1.2, steps=fc.goc_paper_steps(50)),
+        "GOC of the paper, 25": fc.goc(fc.methods.fora_paper(25), 1.9, steps=fc.methods.goc_paper_steps(25)),
+        "GOC of the paper, 50": fc.goc(fc.methods.fora_paper(50), 1.2, steps=fc.methods.goc_paper_steps(50)),
         "GOC computed": fc.goc(fc.fora(3), 0.9, history="computed"),
         "GOC computed, gated": fc.goc(
-            fc.fora(2), 0.9, gate=fc.gates.god(stats, gamma=0.3, threshold=0.25), history="computed"
+            fc.fora(2), 0.9, gate=gates.god(stats, gamma=0.3, threshold=0.25), history="computed"
         ),
         "GOC of single branches": fc.goc(fc.smoothcache(stats, 0.3), 0.9, whole_blocks=False),
-        "GOC of some blocks": fc.goc(fc.fora(2), 0.9, gate=fc.gates.at_depth(3, 7)),
+        "GOC of some blocks": fc.goc(fc.fora(2), 0.9, gate=gates.at_depth(3, 7)),
         "feedback 2": fc.feedback(fc.fora(2)),
         "feedback 1": fc.feedback(fc.fora(3), 1, 0.7),
         "feedback, SmoothCache": fc.feedback(fc.smoothcache(stats, 0.3), 1),
@@ -204,14 +189,14 @@ def forecasts(model: Model) -> dict[str, fc.Method]:
     }
 
 
-def by_kind() -> fc.Schedule:
+def by_kind() -> fc.parts.Schedule:
     """Every second step of the MLPs, every third one of the others."""
-    return fc.schedules.at(fc.schedules.kind("mlp"), fc.schedules.every(2), fc.schedules.every(3))
+    return schedules.at(schedules.kind("mlp"), schedules.every(2), schedules.every(3))
 
 
-def by_depth() -> fc.Schedule:
+def by_depth() -> fc.parts.Schedule:
     """Every fourth step of some blocks, every second one of the others."""
-    return fc.schedules.at(fc.schedules.depth(2, 6), fc.schedules.every(4), fc.schedules.every(2))
+    return schedules.at(schedules.depth(2, 6), schedules.every(4), schedules.every(2))
 
 
 def published_smoothcache() -> fc.Method:
@@ -219,18 +204,18 @@ def published_smoothcache() -> fc.Method:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "schedule.json"
         path.write_text(json.dumps({"attn1": [1, 0, 0, 0] * 5, "ff": [1, 0] * 10}), encoding="utf-8")
-        return fc.smoothcache_file(path)
+        return fc.methods.smoothcache_file(path)
 
 
 def partial(model: Model) -> dict[str, fc.Method]:
     """Methods that compute some tokens."""
-    stats, tokens = model.statistics, fc.tokens
+    stats, tokens = model.statistics, fc.parts.tokens
     shared = tokens.top(0.3, "attention", age=0.1, halves="shared")
     return {
         "ToCa": fc.toca(fc.fora(3)),
         "ToCa by norm": fc.toca(fc.fora(2), 0.4, "attn_norm"),
         "ToCa at random": fc.toca(fc.fora(3), 0.3, "random"),
-        "ToCa of ProCache's code": fc.toca(fc.fora_paper(75), tokens=tokens.released()),
+        "ToCa of ProCache's code": fc.toca(fc.methods.fora_paper(75), tokens=tokens.released()),
         "ToCa of Taylor": fc.toca(fc.taylorseer(fc.fora(3), 1), 0.3),
         "ProCache": fc.procache("#...#..#...#..#.#.#."),
         "ProCache by attention": fc.procache("#...#...#...#..#..#.", 0.5, 0.3, "attention"),
@@ -242,18 +227,18 @@ def partial(model: Model) -> dict[str, fc.Method]:
         "selective of feedback": fc.selective(fc.feedback(fc.fora(3), 1), 0, 0.5, every=1),
         "selective of feedback by attention": fc.selective(fc.feedback(fc.fora(4)), 0, 0.3, "attention"),
         "selective of GOC computed": fc.selective(fc.goc(fc.fora(3), 0.9, history="computed"), 0, 0.5, every=1),
-        "selective of EOC": fc.selective(fc.eoc(fc.fora_paper(75), stats, 0.05, judge="all"), 0, 0.5, every=1),
+        "selective of EOC": fc.selective(fc.eoc(fc.methods.fora_paper(75), stats, 0.05, judge="all"), 0, 0.5, every=1),
         "selective, warmup": fc.selective(fc.warmup(fc.fora(4), 3), 0.25, 0.5, every=1),
     }
 
 
 def settings(model: Model) -> Iterator[Case]:
     """Cases with settings of `forecache.apply`, and one compiled."""
-    goc, taylor = fc.goc(fc.fora(2), 0.9), fc.taylorseer(fc.fora_paper(75), 2)
+    goc, taylor = fc.goc(fc.fora(2), 0.9), fc.taylorseer(fc.methods.fora_paper(75), 2)
     half = {"cache_dtype": torch.bfloat16}
     yield Case("GOC, kept in bfloat16", model.plan(goc), half)
     yield Case("Taylor 2, kept in bfloat16", model.plan(taylor), half)
-    yield Case("Taylor 2, max_error", model.plan(taylor), {"guards": fc.Guards(max_error=0.3)})
+    yield Case("Taylor 2, max_error", model.plan(taylor), {"guards": fc.runtime.Guards(max_error=0.3)})
     compiled = goc if model.name == "digits" else fc.toca(fc.fora(3))
     yield Case("compiled", model.plan(compiled), compiled=True)
 
@@ -269,8 +254,8 @@ def cases(model: Model) -> Iterator[Case]:
             "GOC of single branches, L2C", model.plan(fc.goc(fc.l2c(model.routers[22]), 1.0, whole_blocks=False))
         )
         yield Case("L2C 40, threshold", model.plan(fc.l2c(model.routers[40], 0.5)))
-        yield Case("ProCache of the paper", model.plan(fc.procache_paper(), 50))
-        yield Case("ProCache of the paper, its pattern", model.plan(fc.procache_paper(partial=False), 50))
+        yield Case("ProCache of the paper", model.plan(fc.methods.procache_paper(), 50))
+        yield Case("ProCache of the paper, its pattern", model.plan(fc.methods.procache_paper(partial=False), 50))
     for path in model.plans:
         yield Case(f"shipped {path.stem}", fc.Plan.load(path))
 
@@ -360,7 +345,7 @@ def write(path: Path, table: Mapping[tuple[str, str], Row], cpu_seconds: float) 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     head = {
         "command": "python benchmarks/fingerprints.py",
-        "environment": internals().environment(),
+        "environment": environment(),
         "commit": commit.strip() or None,
         "cpu_seconds": round(cpu_seconds),
     }
@@ -370,9 +355,9 @@ def write(path: Path, table: Mapping[tuple[str, str], Row], cpu_seconds: float) 
 
 def check(document: Mapping[str, Any], table: Mapping[tuple[str, str], Row], only: str) -> int:
     """Compare rows with those of a file, print what differs; gives how many rows do."""
-    environment = internals().environment()
-    if environment != document["environment"]:
-        print(f"recorded with {document['environment']},\nmeasured with {environment}", file=sys.stderr)
+    place = environment()
+    if place != document["environment"]:
+        print(f"recorded with {document['environment']},\nmeasured with {place}", file=sys.stderr)
     recorded = keyed(row for row in document["rows"] if only in row["name"])
     count = 0
     for key in dict.fromkeys((*recorded, *table)):
