@@ -390,14 +390,17 @@ def test_clip_features_and_scores(tmp_path):
     features = load_extractor("clip", folder).of(images)["pool"]
     with torch.no_grad():
         pixels = clip.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        text = clip.processor(text=["a cat"], return_tensors="pt", padding=True)
+        text = clip.processor(text=["queen of hearts"], return_tensors="pt", padding=True)
         output = clip.model(pixel_values=pixels, **text)
     torch.testing.assert_close(nn.functional.normalize(features), nn.functional.normalize(output.image_embeds))
     cosine = nn.functional.normalize(features) @ nn.functional.normalize(output.text_embeds).T
-    torch.testing.assert_close(clip.score(images, ["a cat"] * 3), 100 * cosine[:, 0].clamp_min(0), rtol=1e-4, atol=1e-4)
-    against = Against(prompts=("a cat",) * 3)
+    assert cosine.min() > 0.1, "a score that is clamped to 0 would compare equal whatever its factor is"
+    prompts = ["queen of hearts"] * 3
+    torch.testing.assert_close(clip.score(images, prompts), 100 * cosine[:, 0], rtol=1e-4, atol=1e-4)
+    assert clip.score(images, ["zebra"] * 3).tolist() == [0, 0, 0]  # cosines below 0
+    against = Against(prompts=tuple(prompts))
     found = evaluate(Images(images), against, "clip", Judges(clip=clip), batch=2).figures["clip"]
-    assert found.value == pytest.approx(100 * cosine.clamp_min(0).mean().item(), abs=1e-3)
+    assert found.value == pytest.approx(100 * cosine.mean().item(), abs=1e-3)
     with pytest.raises(fc.errors.InputError, match="3 prompts for 2 images"):
         clip.score(images[:2], ["a"] * 3)
     with pytest.raises(fc.errors.InputError, match="3 prompts for 2 samples"):
