@@ -19,7 +19,8 @@ from digits import ROOT, fill
 from forecache.evaluate import Estimate, difference
 from forecache.evaluate.estimates import Z
 from forecache.report import figures as figures_module
-from forecache.reproduce.reproduce import Reproduction, reproduce
+from forecache.reproduce.reproduce import reproduce
+from forecache.reproduce.result import Reproduction
 from forecache.reproduce.table import open_table
 from forecache.reproduce.testbed import TestbedOptions, open_testbed
 from forecache.reproduce.worker import Protocol
@@ -30,7 +31,7 @@ RESULT = ROOT / f"benchmarks/results/reproduce-{TABLE}-{ON}.json"
 
 def short(result: Reproduction) -> list[str]:
     """FID, PSNR and speed alone, measured and published in one line a row."""
-    title = "| plan | fewer MACs | published | FID | less no cache | FID, published | PSNR, dB |"
+    title = "| plan | fewer MACs | published | FID | minus no cache | FID, published | PSNR, dB |"
     lines = [title, "|---" * 7 + "|"]
     for row in result.table.rows:
         here: Mapping[str, Any] = result.measured[row.name]
@@ -60,14 +61,14 @@ BASES = {
 
 
 def gains(result: Reproduction) -> str:
-    """FID and PSNR of each correction less those of its base."""
+    """FID and PSNR of each correction minus those of its base."""
     texts = []
     for name, base in BASES.items():
         of, other = result.measured[name]["figures"], result.measured[base]["figures"]
         found = {key: difference(of[key], other[key]) for key in ("fid", "psnr")}
         cells = [f"{each.value:+.2f} ± {Z * (each.error or 0):.2f}" for each in found.values()]
         texts.append(f"{name}: FID {cells[0]}, PSNR {cells[1]} dB")
-    return f"Less its base: {'; '.join(texts)}."
+    return f"Minus its base: {'; '.join(texts)}."
 
 
 def main() -> None:

@@ -338,7 +338,7 @@ def test_changes_are_those_of_pairs_with_the_same_noise(whole):
     none, fora = (result.measured[name]["figures"] for name in ("no cache", "FORA 50 %"))
     assert result.changes("no cache") == {}
     lines = result.changes_markdown()
-    assert lines[0] == "| less no cache | FID | sFID | IS | Prec. | Recall |"
+    assert lines[0] == "| minus no cache | FID | sFID | IS | Prec. | Recall |"
     cells = next(line for line in lines if line.startswith("| FORA 50 % |")).split("|")[2:-1]
     for name, cell in zip(("fid", "sfid", "is", "precision", "recall"), cells, strict=True):
         draws = np.array(fora[name].draws) - np.array(none[name].draws)

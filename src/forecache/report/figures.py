@@ -19,7 +19,7 @@ from forecache.fit.search import SearchResult
 from forecache.parts.gates import god
 from forecache.parts.grid import Grid
 from forecache.parts.statistics import Statistics
-from forecache.reproduce.reproduce import Reproduction
+from forecache.reproduce.result import Reproduction
 
 
 def pyplot() -> Any:

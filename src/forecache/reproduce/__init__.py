@@ -5,7 +5,8 @@ result = reproduce(table, open_testbed(table, "digits"), "out/goc-table-3", Prot
 print("\\n".join(result.markdown()))
 """
 
-from forecache.reproduce.reproduce import Reproduction, reproduce
+from forecache.reproduce.reproduce import reproduce
+from forecache.reproduce.result import Reproduction
 from forecache.reproduce.table import Table, open_table
 from forecache.reproduce.testbed import Testbed, TestbedOptions, open_testbed
 from forecache.reproduce.worker import Protocol

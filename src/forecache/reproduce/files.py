@@ -1,4 +1,4 @@
-"""The files of a reproduction: the manifest, which says what is measured, and a file for each row that is finished.
+"""The files of a reproduction: a manifest of its settings, and one file for each finished row.
 
 reproduction.json, versioned JSON, checked when it is read:
 
@@ -6,7 +6,7 @@ reproduction.json, versioned JSON, checked when it is read:
      "settings": {"table": "goc-table-3", "table_sha256": "...", "sampling": {...}, "metrics": ["fid", ...],
                   "resamples": 100, "extractor": "digits", "reference": "digits"}}
 
-rows/fora-50.json: the figures of a row with their resamples, what its plan is, seconds, hardware and versions.
+rows/fora-50.json: the figures of a row with their resamples, its plan, seconds, hardware and versions.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ ROW = {
     "sampling_seconds": float, "evaluation_seconds": float, "made_on": dict, "figures": dict, "notes": list,
     "environment": dict,
 }  # fmt: skip
-UNCOUNTED = {"macs": int, "macs_ratio": float, "cache_bytes": int}
-"""What a row says of its cost, null where the model's cost is not known from shapes."""
+COST = {"macs": int, "macs_ratio": float, "cache_bytes": int}
+"""The cost of a row; null where the model's cost is not known from shapes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures of a reproduction. sampling: that of its row without a cache.
+    """The settings that determine the figures of a reproduction.
 
-    resamples: of the bootstrap. extractor, reference: their names, None where no metric needs one.
+    table: name of the table.
+    table_sha256: hash of its file.
+    sampling: settings of the row without a cache.
+    metrics: names of the metrics.
+    resamples: bootstrap resamples.
+    extractor: name of the network that extracts features; None if no metric needs one.
+    reference: name of the real images; None if no metric needs any.
     """
 
     table: str
@@ -54,65 +60,67 @@ class Settings:
     reference: str | None
 
     def differences(self, other: Settings) -> list[str]:
-        """What this one has otherwise than the other."""
-        found = differences(self.sampling, other.sampling)
-        found = [each.replace("count ", "samples ", 1) for each in found]
+        """The settings in which this reproduction differs from another one, as phrases."""
         if self.table != other.table:
             return [f"table {self.table}, not {other.table}"]
+        phrases = [phrase.replace("count ", "samples ", 1) for phrase in differences(self.sampling, other.sampling)]
         if self.table_sha256 != other.table_sha256:
-            found.insert(0, f"another version of the table {self.table}")
+            phrases.insert(0, f"another version of the table {self.table}")
         for name in ("metrics", "resamples", "extractor", "reference"):
-            a, b = getattr(self, name), getattr(other, name)
-            if a != b:
-                found.append(f"{name} {_text(a)}, not {_text(b)}")
-        return found
+            own, others = getattr(self, name), getattr(other, name)
+            if own != others:
+                phrases.append(f"{name} {_text(own)}, not {_text(others)}")
+        return phrases
 
 
 def _text(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def join(folder: Path, asked: Settings) -> None:
-    """The folder holds this reproduction, whose manifest is written by the first; TableError if it holds another."""
+def join(folder: Path, settings: Settings) -> None:
+    """Take part in the reproduction in a folder; the first process writes its manifest.
+
+    Raises TableError if the folder holds a reproduction with other settings.
+    """
     path = folder / "reproduction.json"
-    for left in (*folder.glob("*.tmp"), *folder.glob("rows/*.tmp")):  # by a process that was killed
-        left.unlink(missing_ok=True)
+    for temporary in (*folder.glob("*.tmp"), *folder.glob("rows/*.tmp")):  # of a process that was killed
+        temporary.unlink(missing_ok=True)
     if not path.exists():
-        MANIFEST.write(path, {"forecache": __version__, "settings": asdict(asked)})
-    if differ := read_manifest(path).differences(asked):
+        MANIFEST.write(path, {"forecache": __version__, "settings": asdict(settings)})
+    if phrases := read_manifest(path).differences(settings):
         raise TableError(
-            f"{folder} holds another reproduction ({'; '.join(differ)}): choose another folder, or delete it."
+            f"{folder} holds another reproduction ({'; '.join(phrases)}): choose another folder, or delete it."
         )
 
 
 def read_manifest(path: Path) -> Settings:
-    """The settings of the reproduction in a folder, or a TableError that names the file and what is wrong with it."""
+    """The settings of the reproduction in a folder. Raises TableError, which says what is wrong with the file."""
     with refusing(path, TableError, "reproduction", "Choose another folder, or delete this one"):
         document = MANIFEST.fields(files.document(path, 16 * 2**20), KEYS)
-        found = document["settings"]
-        optional = {name: str for name in ("extractor", "reference") if found.get(name) is not None}
-        rest = {name: type(None) for name in ("extractor", "reference") if name not in optional}
-        found = checked_fields(found, SETTINGS | optional | rest)
-        names = {each.name for each in fields(Sampling)}
-        if set(found["sampling"]) != names:
+        values = document["settings"]
+        named = {name: str for name in ("extractor", "reference") if values.get(name) is not None}
+        unnamed = {name: type(None) for name in ("extractor", "reference") if name not in named}
+        values = checked_fields(values, SETTINGS | named | unnamed)
+        names = {entry.name for entry in fields(Sampling)}
+        if set(values["sampling"]) != names:
             raise ValueError(f"its sampling does not hold {', '.join(sorted(names))}")
-        metrics = items(found["metrics"], "metrics", str)
-        return Settings(**found | {"sampling": Sampling(**found["sampling"]), "metrics": metrics})
+        metrics = items(values["metrics"], "metrics", str)
+        return Settings(**values | {"sampling": Sampling(**values["sampling"]), "metrics": metrics})
 
 
 def write_row(path: Path, row: Mapping[str, Any]) -> None:
-    """A finished row."""
+    """Write a finished row."""
     files.write_json(path, {**row, "forecache": __version__}, indent=1)
 
 
 def read_row(path: Path) -> dict[str, Any] | None:
-    """A finished row; None where there is none, or where the file is damaged, so that it is measured again."""
+    """A finished row; None if there is no file or it is damaged, so that the row is measured again."""
     try:
         document = files.document(path, 16 * 2**20)
-        known = {name: kind for name, kind in UNCOUNTED.items() if document.get(name) is not None}
-        unknown = {name: type(None) for name in UNCOUNTED if name not in known}
+        known = {name: kind for name, kind in COST.items() if document.get(name) is not None}
+        unknown = {name: type(None) for name in COST if name not in known}
         checked_fields(document, ROW | {"forecache": str} | known | unknown)
-        document["figures"] = {name: Estimate.read(each) for name, each in document["figures"].items()}
+        document["figures"] = {name: Estimate.read(figure) for name, figure in document["figures"].items()}
     except (OSError, ValueError, AttributeError, InputError):
         return None
     return document

@@ -1,4 +1,4 @@
-"""One process of a reproduction: rows are sampled in shards, and by the first process evaluated and written."""
+"""One process of a reproduction: every process samples shards of the rows; the first one evaluates and writes them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from forecache.sampling.shards import CALL_SIZE, Sampled, plan_digest, sample_sh
 
 OnProgress = Callable[[str, int, int], None]
 BUNDLED_SAMPLES = 320
-"""Samples a row on a bundled model, unless asked for otherwise: ten minutes for eight rows on one CPU core."""
+"""Default samples per row on a bundled model: ten minutes for eight rows on one CPU core."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a user may change of a table's protocol; None is the table's own.
+    """The settings that a user may change of a table's protocol.
 
-    samples: a row. batch: samples that are held at a time, and in a model call if it is below 16. seed: of the noise,
-    and of random classes. resamples: of the bootstrap of every figure, 0 for none.
+    samples: samples per row. None: the table's, or `BUNDLED_SAMPLES` on a bundled model.
+    batch: samples in memory at a time, and in a model call if it is below 16. None: the table's.
+    seed: of the noise and of random classes.
+    resamples: bootstrap resamples of every figure; 0 for none.
     """
 
     samples: int | None = None
@@ -45,15 +47,23 @@ class Protocol:
     resamples: int = 100
 
 
-class Run:
-    """One process of a reproduction."""
+class Worker:
+    """One process of a reproduction.
 
-    def __init__(self, table: Table, testbed: Testbed, out: Path, protocol: Protocol, tell: OnProgress) -> None:
-        self.table, self.testbed, self.out, self.tell = table, testbed, out, tell
+    table: the paper's table.
+    testbed: the model that it is measured on.
+    out: folder of the reproduction.
+    on_progress: called with the phase, the number of finished samples, and their total.
+    world: the processes that take part.
+    samples, batch, call_size, seed, resamples: the protocol, with the table's values where none were given.
+    """
+
+    def __init__(self, table: Table, testbed: Testbed, out: Path, protocol: Protocol, on_progress: OnProgress) -> None:
+        self.table, self.testbed, self.out, self.on_progress = table, testbed, out, on_progress
         self.world = distributed.launched()
         self.seed, self.resamples = protocol.seed, protocol.resamples
-        usual = BUNDLED_SAMPLES if testbed.is_bundled else table.samples
-        self.samples = usual if protocol.samples is None else protocol.samples
+        default = BUNDLED_SAMPLES if testbed.is_bundled else table.samples
+        self.samples = default if protocol.samples is None else protocol.samples
         self.batch = table.batch if protocol.batch is None else protocol.batch
         self.call_size = min(CALL_SIZE, self.batch)
         self.conditions = list(testbed.conditions(table, self.samples, self.seed))
@@ -61,17 +71,17 @@ class Run:
         self._reference = testbed.reference
         self._uncached: Sampled | None = None
 
-    def chosen(self, names: Sequence[str]) -> list[TableRow]:
-        """The rows of these names, or of their slugs, and the one without a cache before them; all without names."""
+    def select(self, names: Sequence[str]) -> list[TableRow]:
+        """The rows with these names or slugs, after the row without a cache; all rows if there are no names."""
         by_name = {key: row for row in self.table.rows for key in (row.name.lower(), row.slug)}
         if unknown := [name for name in names if name.lower() not in by_name]:
-            there = ", ".join(repr(row.name) for row in self.table.rows)
-            raise TableError(f"{self.table.name} has no row {unknown[0]!r}; it has {there}.")
+            known = ", ".join(repr(row.name) for row in self.table.rows)
+            raise TableError(f"{self.table.name} has no row {unknown[0]!r}; it has {known}.")
         wanted = {by_name[name.lower()].name for name in names}
         return [row for row in self.table.rows if row.recipe is None or not names or row.name in wanted]
 
     def check(self, rows: Sequence[TableRow]) -> None:
-        """InputError, before any work, for what the rows or their metrics lack."""
+        """Raises InputError, before any work, if a row or a metric lacks what it needs."""
         for name in self.testbed.metrics:
             metric = METRICS[name]
             if self.samples < metric.at_least:
@@ -88,7 +98,7 @@ class Run:
         self._planned([row for row in rows if not _calibrated(row)], Ingredients(self.testbed.routers))
 
     def plans(self, rows: Sequence[TableRow]) -> dict[str, Plan | None]:
-        """The plan of every row, so that one that cannot be made is refused before anything is sampled."""
+        """The plan of every row; an impossible plan is refused here, before anything is sampled."""
         needed = any(_calibrated(row) for row in rows)
         return self._planned(rows, Ingredients(self.testbed.routers, self._statistics() if needed else None))
 
@@ -97,13 +107,13 @@ class Run:
         return {row.name: method_of(row.recipe, ingredients).plan(cells) if row.recipe else None for row in rows}
 
     def _statistics(self) -> Statistics:
-        """Those of the testbed, or measured as the table says, in a file that an interruption leaves valid."""
+        """The testbed's statistics, or ones measured as the table says; an interrupted measurement continues."""
         if self.testbed.statistics is not None:
             return self.testbed.statistics
-        how, source = self.table.calibration, self.testbed.source
-        assert how is not None
-        count = min(how.samples, source.classes) if source.classes else how.samples
-        given = self.testbed.prompts or sources.all_conditions(source)
+        calibration, source = self.table.calibration, self.testbed.source
+        assert calibration is not None
+        count = min(calibration.samples, source.classes) if source.classes else calibration.samples
+        cycle = self.testbed.prompts or sources.all_conditions(source)
         total, done = 0, 0
 
         def start(calls: int) -> None:
@@ -113,23 +123,24 @@ class Run:
         def step(_: int) -> None:
             nonlocal done
             done += 1
-            self.tell("calibrating", done, total)
+            self.on_progress("calibrating", done, total)
 
         with distributed.started():
             return calibrate(
                 source,
-                [given[index % len(given)] for index in range(count)],
+                [cycle[index % len(cycle)] for index in range(count)],
                 num_steps=self.table.steps,
-                guidance=how.guidance,
-                seed=how.seed,
+                guidance=calibration.guidance,
+                seed=calibration.seed,
                 batch=min(self.batch, 32),
-                shared_noise=how.shared_noise,
+                shared_noise=calibration.shared_noise,
                 path=self.out / "statistics.safetensors",
                 on_start=start,
                 on_step=step,
             )
 
     def settings(self) -> Settings:
+        """The settings that determine the figures."""
         how = sources.Sampling(self.table.steps, self.testbed.guidance, self.seed)
         sampling = settings_of(self.testbed.source, self.conditions, how, None, self._shard_size(), self.call_size)
         extractor, reference = self.testbed.judges.extractor, self.testbed.reference
@@ -147,30 +158,30 @@ class Run:
         return 256 // self.call_size * self.call_size
 
     def file(self, row: TableRow) -> Path:
-        """Where a finished row stands."""
+        """The file of a finished row."""
         return self.out / "rows" / f"{row.slug}.json"
 
     def refuse_other_plans(self, plans: Mapping[str, Plan | None]) -> None:
-        """TableError for a finished row whose plan was another one: of another router, or other statistics."""
+        """Raises TableError if a finished row was measured with another plan, by another router or other statistics."""
         for row in (row for row in self.table.rows if row.name in plans):
-            kept, plan = files.read_row(self.file(row)), plans[row.name]
-            if kept is not None and kept["plan_sha256"] != (plan_digest(plan) if plan else ""):
+            finished, plan = files.read_row(self.file(row)), plans[row.name]
+            if finished is not None and finished["plan_sha256"] != (plan_digest(plan) if plan else ""):
                 raise TableError(
-                    f"{self.out} holds {row.name!r} by another plan (another router, other statistics, or another "
+                    f"{self.out} holds {row.name!r} with another plan (another router, other statistics, or another "
                     "forecache): choose another folder, or delete it."
                 )
 
     def measure(self, row: TableRow, plan: Plan | None) -> None:
-        """The row is sampled, and by the first process evaluated and written, unless it was."""
+        """Sample a row, and in the first process evaluate and write it; a finished row is skipped."""
         if files.read_row(self.file(row)) is not None:
             return
-        done = self._sample(row, plan)
+        sampled = self._sample(row, plan)
         if not self.world.leads:
             return
-        assert done.images is not None
-        assert done.record is not None
+        assert sampled.images is not None
+        assert sampled.record is not None
         started = time.monotonic()
-        figures, notes = self._evaluate(row, evaluate.open_images(done.images))
+        figures, notes = self._evaluate(row, evaluate.open_images(sampled.images))
         cost = self._cost(plan)
         document = {
             "name": row.name,
@@ -180,12 +191,12 @@ class Run:
             "macs": cost.macs if cost else None,
             "macs_ratio": cost.speedup if cost else None,
             "cache_bytes": cost.cache_bytes if cost else None,
-            "samples_sha256": done.record["sha256"],
+            "samples_sha256": sampled.record["sha256"],
             "samples": self.samples,
             "seed": self.seed,
-            "sampling_seconds": done.record["seconds"],
+            "sampling_seconds": sampled.record["seconds"],
             "evaluation_seconds": time.monotonic() - started,
-            "made_on": done.record["made_on"],
+            "made_on": sampled.record["made_on"],
             "figures": {name: figure.document() for name, figure in figures.items()},
             "notes": notes,
             "environment": environment(),
@@ -194,8 +205,8 @@ class Run:
 
     def _sample(self, row: TableRow, plan: Plan | None) -> Sampled:
         if plan is not None and self.world.leads and self._uncached is None:
-            self._uncached = self._sample(self.table.rows[0], None)  # finished: only checked
-        done = sample_shards(
+            self._uncached = self._sample(self.table.rows[0], None)  # finished before: its shards are only checked
+        sampled = sample_shards(
             self.testbed.source,
             self.conditions,
             self.out / "samples" / row.slug,
@@ -206,20 +217,20 @@ class Run:
             shard_size=self._shard_size(),
             batch=self.batch,
             call_size=self.call_size,
-            on_progress=partial(self._tell, row),
+            on_progress=partial(self._report, row),
         )
         if plan is None:
-            self._uncached = done
-        return done
+            self._uncached = sampled
+        return sampled
 
-    def _tell(self, row: TableRow, what: str, done: int, total: int) -> None:
-        self.tell(f"{row.name}: {what}", done, total)
+    def _report(self, row: TableRow, phase: str, done: int, total: int) -> None:
+        self.on_progress(f"{row.name}: {phase}", done, total)
 
     def _evaluate(self, row: TableRow, images: evaluate.ImageSet) -> tuple[Mapping[str, evaluate.Estimate], list[str]]:
-        """The figures of a row, and what to know when reading them."""
+        """The figures of a row, and notes on how to read them."""
         pairs = row.recipe is not None
         names = [name for name in self.testbed.metrics if pairs or METRICS[name].needs != "pairs"]
-        if not names:  # all are to the uncached samples, which is this row
+        if not names:  # every metric compares with the uncached samples, which are this row
             return {}, []
         assert self._uncached is not None
         assert self._uncached.images is not None
@@ -228,24 +239,35 @@ class Run:
             evaluate.open_images(self._uncached.images) if pairs else None,
             tuple(map(str, self.conditions)) if "clip" in names else None,
         )
-        tell, judges, device = partial(self._tell, row), self.testbed.judges, self.testbed.device
-        bootstrap, batch = self.bootstrap, self.batch
-        found = evaluate.evaluate(
-            images, against, names, judges, bootstrap=bootstrap, batch=batch, device=device, on_progress=tell
+        evaluation = evaluate.evaluate(
+            images,
+            against,
+            names,
+            self.testbed.judges,
+            bootstrap=self.bootstrap,
+            batch=self.batch,
+            device=self.testbed.device,
+            on_progress=partial(self._report, row),
         )
-        return found.figures, list(found.notes)
+        return evaluation.figures, list(evaluation.notes)
 
     def _prepared(self, names: Sequence[str]) -> evaluate.Reference | None:
-        """The reference with the features that the metrics read, extracted once for all rows."""
-        extractor, held = self.testbed.judges.extractor, self._reference
-        if held is None or extractor is None:
-            return held
+        """The reference with the features that the metrics need, extracted once for all rows."""
+        extractor, reference = self.testbed.judges.extractor, self._reference
+        if reference is None or extractor is None:
+            return reference
         metrics = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
-        keep = list(dict.fromkeys(each.layer for each in metrics if each.kept and each.layer))
-        stream = list(dict.fromkeys(each.layer for each in metrics if not each.kept and each.layer))
-        total = len(held.images) if held.images is not None else 0
-        on_images = lambda done: self.tell("reference", done, total)  # noqa: E731
-        self._reference = evaluate.prepared(held, extractor, keep, stream=stream, batch=self.batch, on_images=on_images)
+        keep = list(dict.fromkeys(metric.layer for metric in metrics if metric.kept and metric.layer))
+        stream = list(dict.fromkeys(metric.layer for metric in metrics if not metric.kept and metric.layer))
+        total = len(reference.images) if reference.images is not None else 0
+        self._reference = evaluate.prepared(
+            reference,
+            extractor,
+            keep,
+            stream=stream,
+            batch=self.batch,
+            on_images=lambda done: self.on_progress("reference", done, total),
+        )
         return self._reference
 
     def _cost(self, plan: Plan | None) -> Cost | None:
@@ -254,10 +276,10 @@ class Run:
         source, pair = self.testbed.source, self.testbed.guidance > 1
         try:
             return plan.cost(source.target, guidance=pair, inputs=sources.call_inputs(source, 1 + pair))
-        except InputError:  # the model's forward reads values, and nobody knows here what it is called with
+        except InputError:  # the model's forward depends on input values that are not known here
             return None
 
 
 def _calibrated(row: TableRow) -> bool:
-    """Whether its plan needs statistics of the model."""
+    """Whether the row's plan needs statistics of the model."""
     return row.recipe is not None and row.recipe.uses("eoc", "smoothcache")
