@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forecache as fc
-from forecache.parts.patterns import Constraints, computed, intervals
+from forecache.parts.grid import Action, Cell, Tokens
+from forecache.parts.patterns import (
+    SIGNS,
+    Constraints,
+    computed,
+    distinct,
+    from_segments,
+    from_steps,
+    intervals,
+    is_pattern,
+    legend,
+    line,
+    skipped,
+)
 from forecache.parts.schedules import by_step, picture
 
 PUBLISHED = {
@@ -77,6 +90,40 @@ def test_enumeration_is_what_brute_force_finds(num_steps, monotone):
         made = list(constraints.enumerate())
         assert set(made) == expected
         assert len(made) == len(expected) == constraints.count()
+
+
+@given(text=st.text("#.", min_size=1, max_size=30))
+def test_a_pattern_its_steps_and_its_segments_say_the_same(text):
+    pattern = "#" + text
+    assert is_pattern(pattern)
+    assert from_steps(set(computed(pattern)), len(pattern)) == pattern
+    assert from_segments(gap + 1 for gap in intervals(pattern)) == pattern
+    assert sorted((*computed(pattern), *skipped(pattern))) == list(range(len(pattern)))
+
+
+@pytest.mark.parametrize("text", ["", ".#", "#o", "#~.", "#. ", "1001"])
+def test_what_is_no_pattern(text):
+    assert not is_pattern(text)
+    with pytest.raises(fc.errors.PlanError, match="starts with '#'"):
+        intervals(text)
+
+
+def test_a_picture_has_a_sign_for_every_kind_of_cell_and_the_legend_names_it():
+    cells = [
+        Cell(),
+        Cell(((0, 1.0),)),
+        Cell(((0, 1.5), (1, -0.5))),
+        Cell(((0, 1.0),), gain="a/3/gain"),
+        Cell(((0, 1.0),), tokens=Tokens(0.5, "random")),
+    ]
+    assert line(cells) == "#.~+o" == "".join(SIGNS)
+    assert legend() == "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
+    assert legend("#.") == "# computed   . reused"
+    assert {action.value for action in Action} <= set(SIGNS)
+
+
+def test_distinct_lines_stand_in_the_order_of_their_frequency():
+    assert distinct(["#..", "#.#", "###", "#.#", "###", "#.#"]) == "#.#\n###\n#.."
 
 
 @st.composite

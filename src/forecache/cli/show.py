@@ -11,6 +11,7 @@ import forecache as fc
 from forecache.cli.calibrate import summary
 from forecache.cli.parameters import AsJson, out_file
 from forecache.cli.terminal import app, emit, say
+from forecache.parts import patterns
 from forecache.parts.gates import god
 from forecache.parts.router import is_router
 from forecache.report import figures
@@ -46,7 +47,7 @@ def show_command(
 def _plan(file: Path) -> tuple[str, dict[str, Any]]:
     plan = fc.Plan.load(file)
     rows = [
-        {"site": site.name, "cells": "".join(cell.sign for cell in cells)}
+        {"site": site.name, "cells": patterns.line(cells)}
         for site, cells in zip(plan.grid.sites, plan.rows, strict=True)
     ]
     return plan.show(), {"plan": str(file), "provenance": dict(plan.provenance), "rows": rows}

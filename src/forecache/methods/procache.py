@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from forecache.errors import PlanError
 from forecache.methods.explicit import explicit
-from forecache.parts import schedules
+from forecache.parts import patterns, schedules
 from forecache.parts.grid import Action, Grid, Importance, Selector, Site
 from forecache.parts.tokens import Share, released, top
 from forecache.plan.method import Method
@@ -40,7 +40,7 @@ def procache_paper(*, partial: bool = True) -> Method:
     return replace(selective(base, tokens=released()), name=base.name)
 
 
-PROCACHE_PATTERN = "".join("#" + "." * (length - 1) for length in 6 * [4] + 4 * [3] + 7 * [2])
+PROCACHE_PATTERN = patterns.from_segments(6 * [4] + 4 * [3] + 7 * [2])
 """The pattern that ProCache found for DiT-XL/2 at 50 steps: 17 computed, gaps of 3, 2 and 1."""
 
 

@@ -1,7 +1,7 @@
-"""Patterns: which steps of a run are computed, in all branches alike, and the space that a search looks through.
+"""Patterns: the plan of one site as text, one sign a step; and the space of patterns that a search looks through.
 
     "#...#..#."        steps 0, 4 and 7 are computed, the others reused; `schedules.by_step` reads it
-    (3, 2, 1)          its reuse intervals v_i: the skipped steps after each computed one
+    (3, 2, 1)          its reuse intervals v_i: the number of steps skipped after each computed one
 
 ProCache (arXiv 2512.17298) searches patterns of ``budget`` computed steps whose intervals lie between v_min and v_max
 and never grow, so that computed steps stand closer together towards the end of the run.
@@ -11,22 +11,53 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from forecache.errors import PlanError
+from forecache.parts.grid import Cell
+
+SIGNS = {
+    "#": "computed",
+    ".": "reused",
+    "~": "forecast",
+    "+": "corrected",
+    "o": "some tokens computed",
+}
+"""The signs of a plan's pictures, `Cell.sign`. A pattern has the first two alone."""
 
 TRIES = 200
-"""How often `Constraints.sample` cuts for each pattern that it is asked for, before it says that it found too few."""
+"""How many sticks `Constraints.sample` may break for each pattern that it is asked for."""
+
+
+def legend(signs: Iterable[str] = SIGNS) -> str:
+    """What signs stand for, in one line."""
+    return "   ".join(f"{sign} {SIGNS[sign]}" for sign in signs)
+
+
+def line(cells: Iterable[Cell]) -> str:
+    """A row of cells as text, one sign a step."""
+    return "".join(cell.sign for cell in cells)
+
+
+def distinct(lines: Iterable[str]) -> str:
+    """The distinct lines of a picture, the most frequent first."""
+    return "\n".join(text for text, _ in Counter(lines).most_common())
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text is a pattern: ``#`` and ``.`` alone, the first step computed."""
+    return text.startswith("#") and set(text) <= {"#", "."}
 
 
 def intervals(pattern: str) -> tuple[int, ...]:
-    """The skipped steps after each computed one: ``intervals("#...#..#.") == (3, 2, 1)``."""
-    if not _starts_computed(pattern):
+    """The number of steps skipped after each computed one: ``intervals("#...#..#.") == (3, 2, 1)``."""
+    if not is_pattern(pattern):
         raise PlanError(
             f"A pattern starts with '#' (compute) and goes on with '#' and '.' (skip); {pattern!r} does not."
         )
-    return tuple(len(skipped) for skipped in pattern.split("#")[1:])
+    return tuple(len(gap) for gap in pattern.split("#")[1:])
 
 
 def computed(pattern: str) -> tuple[int, ...]:
@@ -34,23 +65,34 @@ def computed(pattern: str) -> tuple[int, ...]:
     return tuple(step for step, sign in enumerate(pattern) if sign == "#")
 
 
-def _starts_computed(pattern: str) -> bool:
-    return pattern.startswith("#") and set(pattern) <= {"#", "."}
+def skipped(pattern: str) -> tuple[int, ...]:
+    """The skipped steps: ``skipped("#...#..#.") == (1, 2, 3, 5, 6, 8)``."""
+    return tuple(step for step, sign in enumerate(pattern) if sign == ".")
 
 
-def _pattern(segments: Sequence[int]) -> str:
+def from_steps(steps: Collection[int], num_steps: int) -> str:
+    """The pattern that computes these steps: ``from_steps({0, 4, 7}, 9) == "#...#..#."``."""
+    return "".join("#" if step in steps else "." for step in range(num_steps))
+
+
+def from_segments(segments: Iterable[int]) -> str:
+    """The pattern of segments, each a computed step and the skipped ones after it: (4, 3, 2) is ``#...#..#.``."""
     return "".join("#" + "." * (length - 1) for length in segments)
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """The patterns of ``num_steps`` steps, of which exactly ``budget`` are computed, the first among them.
+    """A space of patterns: those of ``num_steps`` steps that compute exactly ``budget``, the first step among them.
 
-    v_min, v_max: after each computed step, so many are skipped at least and at most. monotone: an interval is never
-    longer than the one before it, as in ProCache; otherwise they stand in any order.
+    num_steps: model calls of the run.
+    budget: number of computed steps.
+    v_min: fewest steps skipped after a computed one.
+    v_max: most steps skipped after a computed one.
+    monotone: whether an interval is never longer than the one before it, as in ProCache [default]; otherwise intervals
+        stand in any order.
 
     The paper speaks of at most ``budget`` computed steps; the sizes that it gives for its spaces are those of exactly
-    so many, and fewer would only be cheaper. Raises PlanError if no pattern fits.
+    ``budget``, and fewer would only be cheaper. Raises PlanError if no pattern fits.
     """
 
     num_steps: int
@@ -61,7 +103,7 @@ class Constraints:
 
     def __post_init__(self) -> None:
         numbers = (self.num_steps, self.budget, self.v_min, self.v_max)
-        if not all(type(each) is int for each in numbers) or min(self.num_steps, self.budget) < 1 or self.v_min < 0:
+        if not all(type(number) is int for number in numbers) or min(self.num_steps, self.budget) < 1 or self.v_min < 0:
             raise PlanError(
                 "A search takes whole numbers: num_steps and budget of at least 1, v_min of at least 0; "
                 f"num_steps={self.num_steps!r}, budget={self.budget!r}, v_min={self.v_min!r}, v_max={self.v_max!r} "
@@ -74,7 +116,7 @@ class Constraints:
 
     @property
     def _shortest(self) -> int:
-        """Steps of a segment, which is a computed step and the skipped ones after it."""
+        """Steps of the shortest segment: a computed step and the skipped ones after it."""
         return self.v_min + 1
 
     @property
@@ -83,7 +125,7 @@ class Constraints:
 
     def _why_none(self) -> str:
         steps, low, high = self.num_steps, self.budget * self._shortest, self.budget * self._longest
-        made = f"{low}" if low == high else f"{low} to {high}"
+        lengths = f"{low}" if low == high else f"{low} to {high}"
         least, most = math.ceil(steps / self._longest), steps // self._shortest
         wider = "a smaller v_min" if low > steps else "a larger v_max"
         if least > most:
@@ -92,37 +134,37 @@ class Constraints:
             advice = f"for {steps} steps, take a budget of {least}{f' to {most}' if most > least else ''}, or {wider}"
         return (
             f"No pattern of {steps} steps has {self.budget} computed ones with {self.v_min} to {self.v_max} skipped "
-            f"after each. Those make {made} steps; {advice}."
+            f"after each. Such a pattern has {lengths} steps; {advice}."
         )
 
     def count(self) -> int:
-        """How many patterns there are, without making them."""
+        """The number of patterns, without listing them."""
         rest, most = self.num_steps - self.budget * self._shortest, self.v_max - self.v_min
         return _partitions(rest, self.budget, most) if self.monotone else _compositions(rest, self.budget, most)
 
     def allows(self, pattern: str) -> bool:
-        """Whether a pattern is one of these."""
-        found = intervals(pattern) if _starts_computed(pattern) else ()
+        """Whether a pattern lies in this space."""
+        gaps = intervals(pattern) if is_pattern(pattern) else ()
         return (
             len(pattern) == self.num_steps
-            and len(found) == self.budget
-            and all(self.v_min <= each <= self.v_max for each in found)
-            and (not self.monotone or list(found) == sorted(found, reverse=True))
+            and len(gaps) == self.budget
+            and all(self.v_min <= gap <= self.v_max for gap in gaps)
+            and (not self.monotone or list(gaps) == sorted(gaps, reverse=True))
         )
 
     def enumerate(self) -> Iterator[str]:
-        """Every pattern once; those that skip most at the start come first."""
+        """Every pattern once; those with the longest intervals at the start come first."""
         pending: list[tuple[int, ...]] = [()]
         while pending:
             segments = pending.pop()
             if len(segments) == self.budget:
-                yield _pattern(segments)
+                yield from_segments(segments)
             else:
                 lowest, highest = self._next(segments)
                 pending.extend((*segments, length) for length in range(lowest, highest + 1))
 
     def _next(self, segments: Sequence[int]) -> tuple[int, int]:
-        """The shortest and the longest segment that can come next, so that the ones after it can fill the run."""
+        """The shortest and the longest next segment with which the ones after it can still fill the run."""
         left, after = self.num_steps - sum(segments), self.budget - len(segments) - 1
         highest = min(self._longest, left - after * self._shortest)
         if not self.monotone:
@@ -134,21 +176,21 @@ class Constraints:
     def sample(self, count: int, seed: int = 0) -> tuple[str, ...]:
         """``count`` distinct patterns by stick-breaking; with the same seed, a larger count begins with the same ones.
 
-        Pieces are broken off a stick of ``num_steps``, shuffled, and sorted descending where intervals must not grow.
-        The paper rejects a stick with a piece beyond the limits; here each piece is drawn from the lengths that let the
-        others keep theirs, so that none is rejected. The draw is not uniform over the space. Raises PlanError if there
-        are fewer patterns, or if so many distinct ones were not met in `TRIES` sticks each.
+        Pieces are broken off a stick of ``num_steps``, shuffled, and sorted in descending order if ``monotone``. The
+        paper rejects a stick with a piece beyond the limits; here each piece is drawn from the lengths that let the
+        others stay within them, so that no stick is rejected. The draw is not uniform over the space. Raises PlanError
+        if the space has fewer patterns, or if `TRIES` sticks a pattern gave fewer distinct ones.
         """
         if count < 1 or count > self.count():
             raise PlanError(f"1 to {self.count()} of these patterns can be sampled; {count} were asked for.")
         generator = random.Random(seed)
-        found: dict[str, None] = {}
+        sample: dict[str, None] = {}  # a set that keeps its order
         for _ in range(TRIES * count):
-            found[self._break(generator)] = None
-            if len(found) == count:
-                return tuple(found)
+            sample[self._break(generator)] = None
+            if len(sample) == count:
+                return tuple(sample)
         raise PlanError(
-            f"{TRIES * count} broken sticks gave {len(found)} distinct patterns, {count} were asked for: ask for "
+            f"{TRIES * count} broken sticks gave {len(sample)} distinct patterns, {count} were asked for: ask for "
             f"fewer, or enumerate all {self.count()}."
         )
 
@@ -158,7 +200,7 @@ class Constraints:
         for _ in range(self.budget):
             segments.append(generator.randint(*free._next(segments)))
         generator.shuffle(segments)
-        return _pattern(sorted(segments, reverse=True) if self.monotone else segments)
+        return from_segments(sorted(segments, reverse=True) if self.monotone else segments)
 
     def choose(self, most: int, seed: int = 0) -> tuple[str, ...]:
         """Every pattern if there are at most ``most``, otherwise ``most`` sampled ones."""
@@ -166,9 +208,9 @@ class Constraints:
 
 
 def _partitions(total: int, parts: int, largest: int) -> int:
-    """Ways to write a number as at most ``parts`` parts of at most ``largest``, whatever their order.
+    """The number of ways to write a number as at most ``parts`` parts of at most ``largest``, in any order.
 
-    That is the coefficient of q^total in the Gaussian binomial of parts + largest over parts, which is the product over
+    It is the coefficient of q^total in the Gaussian binomial of parts + largest over parts, which is the product over
     i = 1 ... a of (1 - q^(b + i)) / (1 - q^i), a and b being the smaller and the larger of the two.
     """
     small, large = sorted((parts, largest))
@@ -182,7 +224,10 @@ def _partitions(total: int, parts: int, largest: int) -> int:
 
 
 def _compositions(total: int, parts: int, largest: int) -> int:
-    """Ways to write a number as ``parts`` numbers of 0 to ``largest`` in order, by inclusion and exclusion."""
+    """The number of ways to write a number as a sequence of ``parts`` numbers from 0 to ``largest``.
+
+    By inclusion and exclusion of the numbers over ``largest``.
+    """
     return sum(
         (-1) ** over * math.comb(parts, over) * math.comb(total - over * (largest + 1) + parts - 1, parts - 1)
         for over in range(min(parts, total // (largest + 1)) + 1)

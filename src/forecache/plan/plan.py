@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -14,14 +13,13 @@ import torch
 
 from forecache.errors import InputError, PlanError, PlanFileError
 from forecache.models.find import find, layout_for, measure
+from forecache.parts import patterns
 from forecache.parts.grid import Cell, Grid, check_reads
 from forecache.plan import constants as constants_module
 from forecache.plan import file as file_module
 from forecache.plan import hub, slots
 from forecache.plan.constants import Constants
 from forecache.plan.cost import Cost, count_request, macs
-
-LEGEND = "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Plan:
 
     def picture(self) -> str:
         """The distinct rows as lines of signs, the most frequent first."""
-        return "\n".join(line for line, _ in Counter(_line(row) for row in self.rows).most_common())
+        return patterns.distinct(map(patterns.line, self.rows))
 
     def show(self) -> str:
         """The whole plan as text: one line a site, one sign a step."""
@@ -87,9 +85,11 @@ class Plan:
             f"{self.provenance.get('method', 'plan')}: {self.num_steps} steps x {len(self.grid.sites)} sites, "
             f"{self.computed_share:.1%} computed"
         )
-        lines = [f"{site.name:<{width}}  {_line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)]
+        lines = [
+            f"{site.name:<{width}}  {patterns.line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)
+        ]
         gate = [self.provenance["gate"]] if "gate" in self.provenance else []
-        return "\n".join([title, *lines, LEGEND, *gate])
+        return "\n".join([title, *lines, patterns.legend(), *gate])
 
     def cost(
         self,
@@ -159,7 +159,3 @@ class Plan:
         told = "" if cost is None else str(cost)
         card = hub.card(repo, self.grid, self.computed_share, self.show(), self.provenance, told)
         return hub.push(repo, self.save, card, private, token)
-
-
-def _line(row: tuple[Cell, ...]) -> str:
-    return "".join(cell.sign for cell in row)

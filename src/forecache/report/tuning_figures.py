@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache.fit.tuning import Tuned
+from forecache.parts import patterns
 from forecache.report.figures import pyplot
 
 
@@ -35,7 +36,7 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
     front.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)  # on no point
     _expected(expected, tuned.predicted, [each.psnr for each in tuned.trials])
     for place, trial in enumerate(tuned.best):
-        marks = [step for step, sign in enumerate(trial.pattern) if sign == "#"]
+        marks = patterns.computed(trial.pattern)
         gains.plot(marks, [-0.06 * (place + 1)] * len(marks), "|", markersize=8, color=f"C{place}")
     gains.plot(tuned.surrogate.gains / tuned.surrogate.gains.max())
     gains.set(xlabel="step (0 is the noisiest); marks: computed", ylabel="what an error matters for the image")

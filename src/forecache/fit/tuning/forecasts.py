@@ -16,6 +16,7 @@ from forecache.fit.tuning.fitted import Fitted
 from forecache.fit.tuning.gram import Gram
 from forecache.io.text import short
 from forecache.methods.explicit import explicit
+from forecache.parts import patterns
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 from forecache.parts.grid import Site
@@ -247,7 +248,7 @@ class ForecastSpec:
         return {
             (way, step): number
             for way in WAYS
-            for step, number in zip(skipped_steps(pattern), by_way[way], strict=False)
+            for step, number in zip(patterns.skipped(pattern), by_way[way], strict=False)
         }
 
     def adjusted(self, pattern: str, by: Adjustments) -> ForecastSpec:
@@ -256,7 +257,7 @@ class ForecastSpec:
         shifts, scales = (
             tuple(
                 round(before.get((way, step), 0.0) + by.get((way, step), 0.0), 4) + 0.0
-                for step in skipped_steps(pattern)
+                for step in patterns.skipped(pattern)
             )
             for way in WAYS
         )
@@ -268,11 +269,6 @@ def _number(text: str, kind: type[int] | type[float]) -> float:
     if not (digits.isascii() and digits.isdecimal()):
         raise ValueError(f"{short(text)} is no number of type {kind.__name__}")
     return kind(text)
-
-
-def skipped_steps(pattern: str) -> list[int]:
-    """The steps of a pattern that are not computed."""
-    return [step for step, sign in enumerate(pattern) if sign == "."]
 
 
 @dataclass(frozen=True)

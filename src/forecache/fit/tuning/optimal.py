@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from forecache.fit.tuning.gram import Array, Gram
+from forecache.parts import patterns
 from forecache.parts.forecasts import Forecast
 
 LONGEST = 8
@@ -79,4 +80,4 @@ class OptimalSchedules:
         for number in range(count - 1, 0, -1):
             newest, second, third = newest - second, third, int(previous_third[number, newest, second, third])
             computed.add(newest)
-        return "".join("#" if step in computed else "." for step in range(self._steps))
+        return patterns.from_steps(computed, self._steps)

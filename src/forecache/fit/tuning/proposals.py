@@ -9,7 +9,7 @@ used up, feedback and correction of the best one are made stronger and weaker on
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from forecache.fit.tuning.gram import Array, Gram
 from forecache.fit.tuning.optimal import OptimalSchedules
 from forecache.fit.tuning.surrogate import Surrogate
 from forecache.fit.tuning.trials import Trial
+from forecache.parts import patterns
 from forecache.parts.forecasts import Forecast
 
 Proposal = tuple[str, ForecastSpec]
@@ -172,7 +173,7 @@ class ScheduleSearch:
         spread = {round(number * num_steps / self._count - 1e-9) for number in range(self._count)}
         fora = set(range(0, num_steps, -(-num_steps // self._count)))
         schedules = [steps for steps in (fora, spread) if len(steps) == self._count]
-        return tuple(dict.fromkeys(_pattern(steps, num_steps) for steps in schedules))
+        return tuple(dict.fromkeys(patterns.from_steps(steps, num_steps) for steps in schedules))
 
     def random(self) -> str:
         """A schedule with a random smooth density of computed steps; an even one where hardly any is allowed."""
@@ -185,7 +186,7 @@ class ScheduleSearch:
             computed = {0, *np.searchsorted(share, wanted).tolist()}
             spare = [step for step in range(num_steps) if step not in computed]
             computed |= set(self._rng.permutation(spare)[: self._count - len(computed)].tolist())
-            pattern = _pattern(computed, num_steps)
+            pattern = patterns.from_steps(computed, num_steps)
             if self._is_allowed(pattern):
                 return pattern
         return self._even()[0]
@@ -220,13 +221,13 @@ class ScheduleSearch:
         """The next schedules, in the surrogate's order, that move one or (reach > 0) two computed steps of the best."""
         best = self.best
         learned = self._history.surrogate(best.forecast)
-        steps = _computed(best.pattern)
+        steps = patterns.computed(best.pattern)
         neighbours = [self._moved(steps, index, by) for index in range(1, len(steps)) for by in MOVES]
         if reach:
             pairs = self._rng.integers(1, len(steps), (200, 2)) if len(steps) > 1 else []
             moves = self._rng.choice(MOVES, (200, 2))
             neighbours += [
-                self._moved(_computed(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
+                self._moved(patterns.computed(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
                 for (a, b), (x, y) in zip(pairs, moves, strict=True)
             ]
         fresh = {
@@ -240,17 +241,9 @@ class ScheduleSearch:
             if self.best is not best:
                 return
 
-    def _moved(self, computed: list[int], index: int, by: int) -> str | None:
+    def _moved(self, computed: Sequence[int], index: int, by: int) -> str | None:
         """The pattern with one computed step moved; None if it would leave the run or meet another one."""
         num_steps, step = self._history.gram.num_steps, computed[index] + by
         if not 0 < step < num_steps or step in computed:
             return None
-        return _pattern({*computed[:index], *computed[index + 1 :], step}, num_steps)
-
-
-def _computed(pattern: str) -> list[int]:
-    return [step for step, sign in enumerate(pattern) if sign == "#"]
-
-
-def _pattern(computed: Collection[int], num_steps: int) -> str:
-    return "".join("#" if step in computed else "." for step in range(num_steps))
+        return patterns.from_steps({*computed[:index], *computed[index + 1 :], step}, num_steps)

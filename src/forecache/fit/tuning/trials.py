@@ -14,10 +14,11 @@ from typing import Any
 
 from forecache._version import __version__
 from forecache.errors import SearchFileError
-from forecache.fit.tuning.forecasts import ForecastSpec, skipped_steps
+from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.io import files
 from forecache.io.document import Document, fields, refusing
 from forecache.io.text import short
+from forecache.parts import patterns
 
 DOCUMENT = Document("forecache-tuning", 2)
 MAX_BYTES = 16 * 2**20
@@ -81,9 +82,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[TrialKey, Trial]]:
 def _trial(row: Any) -> Trial:
     values = fields(row, {"pattern": str, "forecast": dict, "psnr": float, "noise": int})
     pattern, forecast = values["pattern"], ForecastSpec.from_document(values["forecast"])
-    if not set(pattern) <= set("#.") or not pattern.startswith("#"):
+    if not patterns.is_pattern(pattern):
         raise ValueError(f"{short(pattern)} is not a pattern")
-    if forecast.is_refined and len(forecast.shifts) != len(skipped_steps(pattern)):
+    if forecast.is_refined and len(forecast.shifts) != len(patterns.skipped(pattern)):
         raise ValueError(f"the forecast of {short(pattern)} has {len(forecast.shifts)} shifts")
     if not math.isfinite(values["psnr"]):
         raise ValueError(f"the PSNR of {short(pattern)} is not finite")
