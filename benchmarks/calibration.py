@@ -21,7 +21,6 @@ from forecache.environment import environment
 from forecache.report import figures
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.sampling.timing import timed
-from forecache.zoo.digits import DigitsSource
 
 BATCH = 32
 
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    source = DigitsSource(zoo.load_digits())
+    source = zoo.load_digits()
     labels = [index % 10 for index in range(args.samples)]
     how = Sampling(20, 1.5, 1000)
     plain, calibrating = [], []
@@ -61,7 +60,7 @@ def main() -> None:
         f"{place['cpu']}, {args.threads} threads, torch {place['torch']})."
     )
     fill(ROOT / "docs/calibration.md", "calibration", [sentence])
-    stats = fc.Statistics.load(zoo.statistics_path(20))
+    stats = fc.Statistics.load(zoo.record("digits").statistics_path(20))
     figures.draw_statistics(stats, fc.parts.gates.god(stats, 0.5, 0.45), ROOT / "docs/images/statistics.png")
     print(sentence)
 

@@ -24,14 +24,14 @@ from forecache.report import figures
 from forecache.sampling.runs import save_png
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
-from forecache.zoo.digits import FOLDER, DigitsSource
+from forecache.zoo.digits import FOLDER, Digits
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/digits.json"
 SETTINGS = {"guidance": 1.5, "seed": 0}
 
 
-def samples_themselves(source: DigitsSource, count: int) -> dict:
+def samples_themselves(source: Digits, count: int) -> dict:
     """DDIM-50, guidance 2, without a cache: how many samples are the digit that was asked for."""
     labels = [index % 10 for index in range(count)]
     images = in_batches(source, labels, Sampling(num_steps=50, guidance=2.0, seed=0), 250)
@@ -81,7 +81,7 @@ def fill(path: Path, name: str, lines: list[str]) -> None:
     path.write_text(new, encoding="utf-8")
 
 
-def measure_quality(source: DigitsSource, grid: fc.Grid, samples: int) -> dict:
+def measure_quality(source: Digits, grid: fc.Grid, samples: int) -> dict:
     """The uncached samples by themselves, and every plan of the demo against them."""
     itself = samples_themselves(source, samples)
     print(f"DDIM-50, guidance 2: {itself['class_accuracy']:.1%} recognised", flush=True)
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11, help="timed rounds of 64 samples; the median counts")
     parser.add_argument("--times-only", action="store_true", help="measure time again, keep the recorded quality")
     args = parser.parse_args()
-    source = DigitsSource(load_digits())
+    source = load_digits()
     grid = fc.grid(source.target, 20)
     kept = json.loads(RESULT.read_text()) if args.times_only else measure_quality(source, grid, args.samples)
     timed = demo.compare(source, grid, demo.methods(), samples=64, repeats=args.repeats, on_run=print, **SETTINGS)

@@ -26,7 +26,7 @@ from forecache.evaluate import psnr
 from forecache.models.find import find, layout
 from forecache.models.mount import mounted
 from forecache.sampling.sources import Sampling
-from forecache.zoo.digits import DigitsSource
+from forecache.zoo.digits import Digits
 
 SKIPPED = (3, 6, 9, 12, 15, 18)
 
@@ -36,7 +36,7 @@ STEPS = TABLES["corrections"].steps
 class Watched:
     """One generation: the features of every site at the chosen step, the model's outputs at it, and the images."""
 
-    def __init__(self, source: DigitsSource, labels: list[int], step: int, plan: fc.Plan | None) -> None:
+    def __init__(self, source: Digits, labels: list[int], step: int, plan: fc.Plan | None) -> None:
         self.features: dict[int, Tensor] = {}
         self.calls = -1
         self.output = torch.empty(0)
@@ -71,7 +71,7 @@ def rms(value: Tensor) -> float:
     return value.double().square().mean().sqrt().item()
 
 
-def measure(source: DigitsSource, labels: list[int], step: int, stats: fc.Statistics) -> dict[str, Any]:
+def measure(source: Digits, labels: list[int], step: int, stats: fc.Statistics) -> dict[str, Any]:
     grid = fc.grid(source.target, STEPS)
     base = fc.explicit(skip=[step])
     plans = {
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    source = DigitsSource(zoo.load_digits())
+    source = zoo.load_digits()
     stats, labels = per_token(), [index % 10 for index in range(args.samples)]
     rows = {step: measure(source, labels, step, stats) for step in SKIPPED}
     names = list(rows[SKIPPED[0]]["output"])

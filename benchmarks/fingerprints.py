@@ -31,7 +31,6 @@ from forecache import zoo
 from forecache.environment import environment
 from forecache.parts import gates, schedules
 from forecache.sampling.sources import Sampling
-from forecache.zoo import digits_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/fingerprints.json"
@@ -48,8 +47,11 @@ CAPTIONS = (
     "two fives",
     "a nine left of a four",
 )
-STATISTICS = {"digits": zoo.statistics_path(STEPS), "digits-text": digits_text.statistics_path(STEPS)}
-ROUTERS = {level: zoo.router_path(level) for level in (22, 40)}
+STATISTICS = {
+    "digits": zoo.record("digits").statistics_path(STEPS),
+    "digits-text": zoo.record("digits-text").statistics_path(STEPS),
+}
+ROUTERS = {level: zoo.record("digits").router_path(level) for level in (22, 40)}
 Row = dict[str, Any]
 
 
@@ -95,7 +97,7 @@ def open_model(name: str, *, compiled: bool = False) -> Model:
         inputs,
         fc.Statistics.load(STATISTICS[name]),
         ROUTERS if name == "digits" else {},
-        sorted(zoo.tuned_folder(name).glob("plan-*.json")),
+        sorted(zoo.record(name).tuned_folder.glob("plan-*.json")),
     )
 
 

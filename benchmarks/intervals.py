@@ -1,6 +1,6 @@
 """Whether bootstrap errors are as large as metrics really scatter: disjoint sets of MNIST images, features of digits.
 
-    python benchmarks/intervals.py --data mnist.npz
+    python -m benchmarks.intervals --data mnist.npz
 
 Writes benchmarks/results/intervals.json and the table of docs/evaluation.md.
 """
@@ -18,7 +18,7 @@ from forecache.environment import environment
 from forecache.evaluate import Against, Bootstrap, Features, Images, Judges, evaluate, extract, load_extractor
 from forecache.evaluate.metrics import ALIASES, METRICS
 from forecache.evaluate.reference import open_reference
-from forecache.zoo import mnist
+from training import mnist
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evaluation.md"

@@ -133,7 +133,7 @@ def draw() -> None:
     """How features change from step to step, and under it every pattern of the search with its score."""
     plt.switch_backend("Agg")
     steps = DIGITS.steps
-    stats = fc.Statistics.load(zoo.statistics_path(steps))
+    stats = fc.Statistics.load(zoo.record("digits").statistics_path(steps))
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 5.4), sharex=True, layout="constrained")
     for gap in (1, 2, 3):
         upper.plot(

@@ -102,7 +102,7 @@ def l2c() -> dict[str, fc.Method]:
     grid = fc.grid(digits, 20)
     rows = {}
     for level in (22,):
-        router = fc.Router.load(zoo.router_path(level))
+        router = fc.Router.load(zoo.record("digits").router_path(level))
         base, count = fc.l2c(router), int(router.skips().sum())
         rows[f"FORA {level} %, first odd calls"] = in_order(grid, count, list(range(1, 20, 2)))
         rows[f"random router {level} %"] = at_random(grid, count, 0)
@@ -114,7 +114,7 @@ def l2c() -> dict[str, fc.Method]:
 
 def intervals() -> dict[str, fc.Method]:
     """Every base schedule with every forecast that needs no calibration, and what stands beside them."""
-    stats = fc.Statistics.load(zoo.statistics_path(20))
+    stats = fc.Statistics.load(zoo.record("digits").statistics_path(20))
     rows = {}
     for interval in (2, 3, 4):
         base, name = fc.fora(interval), f"N = {interval}"
@@ -129,7 +129,7 @@ def intervals() -> dict[str, fc.Method]:
         rows[f"SmoothCache {change:g}"] = fc.smoothcache(stats, change)
     rows["SmoothCache 0.5, Taylor 1"] = fc.taylorseer(fc.smoothcache(stats, 0.5), 1)
     rows["ToCa 25 %, N = 4"] = fc.toca(fc.fora(4), 0.25)
-    router = fc.Router.load(zoo.router_path(40))
+    router = fc.Router.load(zoo.record("digits").router_path(40))
     rows["L2C 39 %"] = fc.l2c(router)
     rows["L2C 39 %, GOC 1.0"] = fc.goc(fc.l2c(router), 1.0)
     return rows

@@ -22,11 +22,12 @@ from digits import ROOT, fill
 from torch import Tensor
 
 import forecache as fc
+from forecache import zoo
 from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.fit.routers import Progress
 from forecache.sampling.sources import Sampling, in_batches
-from forecache.zoo import load_digits, router_path
+from forecache.zoo import load_digits
 from forecache.zoo.digits import FOLDER, Digits
 
 RESULT = ROOT / "benchmarks/results/routers.json"
@@ -53,7 +54,7 @@ def train(source: Digits, level: int, lam: float) -> dict:
 
     before = peak_mib()
     router = fc.train_router(source, num_steps=STEPS, guidance=GUIDANCE, lam=lam, on_iteration=say, **TRAINING)
-    router.save(router_path(level))
+    router.save(zoo.record("digits").folder / f"router-{level}.safetensors")
     return {"peak_mib_before": before, "peak_mib": peak_mib()}
 
 
@@ -77,7 +78,7 @@ def cells(name: str, grid: fc.Grid, skipped: list[tuple[int, str]]) -> fc.Method
 def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict:
     """PSNR of the router and of other schedules with as many skipped cells, to the uncached samples."""
     grid = fc.grid(source.target, STEPS)
-    router = fc.Router.load(router_path(level))
+    router = fc.Router.load(zoo.record("digits").router_path(level))
     count = int(router.skips().sum())
     odd = list(range(1, STEPS, 2))
     methods = {
@@ -199,7 +200,7 @@ def main() -> None:
     document["routers"] = {}
     for level, lam in LAM.items():
         row = old["routers"][str(level)]["memory"] if args.keep else train(source, level, lam)
-        training = dict(fc.Router.load(router_path(level)).provenance)
+        training = dict(fc.Router.load(zoo.record("digits").router_path(level)).provenance)
         found = compare(source, level, args.samples, uncached)
         document["routers"][str(level)] = {"training": training, "memory": row, **found}
     RESULT.write_text(json.dumps(document, indent=2) + "\n")

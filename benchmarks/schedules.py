@@ -31,14 +31,14 @@ def methods() -> dict[str, Callable[[], fc.Method]]:
     """One plan a page, with what is bundled."""
 
     def stats() -> fc.Statistics:
-        return fc.Statistics.load(zoo.statistics_path(STEPS))
+        return fc.Statistics.load(zoo.record("digits").statistics_path(STEPS))
 
     return {
         "fora": lambda: fc.fora(3),
         "taylorseer": lambda: fc.taylorseer(fc.warmup(fc.fora(3), 3), order=2),
         "goc": lambda: fc.goc(fc.fora(2), eta=0.8, gate=fc.parts.gates.god(stats(), gamma=0.5, threshold=0.45)),
         "eoc": lambda: fc.eoc(fc.methods.fora_paper(75), stats()),
-        "l2c": lambda: fc.goc(fc.l2c(fc.Router.load(zoo.router_path(22))), eta=1.0),
+        "l2c": lambda: fc.goc(fc.l2c(fc.Router.load(zoo.record("digits").router_path(22))), eta=1.0),
         "smoothcache": lambda: fc.smoothcache(stats(), 0.5),
         "procache": lambda: fc.procache("#...#...#..#..#..#.#"),
         "toca": lambda: fc.toca(fc.fora(4), share=0.25, importance="attn_norm"),

@@ -26,7 +26,6 @@ import forecache as fc
 from forecache.environment import environment
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
-from forecache.zoo.digits import DigitsSource
 
 RESULT = Path(__file__).parent / "results" / "shards.json"
 STEPS = 10
@@ -84,7 +83,7 @@ def two_processes(out: Path, samples: int, steps: int, seed: int) -> tuple[float
 def sizes(samples: int, rounds: int) -> list[dict[str, float]]:
     """Calls of other sizes: fastest CPU time, and what differs from calls of 16, as floats and as 8-bit pixels."""
     torch.set_num_threads(1)
-    source = DigitsSource(load_digits())
+    source = load_digits()
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(source.target, STEPS))
     labels = [index % 10 for index in range(samples)]
     seconds: dict[int, list[float]] = {size: [] for size in CALLS}

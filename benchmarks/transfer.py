@@ -67,7 +67,7 @@ def measure(samples: int) -> list[dict[str, object]]:
         how, grid = Sampling(num_steps, guidance, SEED), fc.grid(source.target, num_steps)
         uncached = in_batches(source, labels, how, BATCH)
         for count in COUNTS:
-            plans = stretched(fc.Plan.load(zoo.tuned_path("digits", count)), num_steps)
+            plans = stretched(fc.Plan.load(zoo.record("digits").tuned_path(count)), num_steps)
             plans |= {name: method.plan(grid) for name, method in untuned(-(-TUNED_AT[0] // count)).items()}
             for name, plan in plans.items():
                 with fc.apply(source.target, plan):

@@ -41,7 +41,7 @@ from forecache.environment import environment
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.sampling import sources
 from forecache.sampling.sources import Condition, Sampling, in_batches
-from forecache.zoo import DigitsText, digits_text
+from forecache.zoo import DigitsText
 from forecache.zoo.captions import pairs
 
 BATCH, SEED = 100, 0
@@ -153,7 +153,7 @@ def faster(without: Callable[[], object], run: Callable[[], object]) -> float:
 
 def plans(name: str, folder: Path | None, steps: int = 20) -> dict[int, fc.Plan]:
     """The tuned plans for so many steps, by computed steps."""
-    files = sorted((folder or zoo.tuned_folder(name)).glob("plan-*.json"))
+    files = sorted((folder or zoo.record(name).tuned_folder).glob("plan-*.json"))
     found = [plan for plan in map(fc.Plan.load, files) if plan.num_steps == steps]
     return {tuned_pages.pattern(plan).count("#"): plan for plan in found}
 
@@ -201,7 +201,7 @@ def main(words: list[str]) -> None:
 def ship(model: str, folder: Path) -> None:
     """Plans by what they compute, in place of those that shipped before, and the list of all."""
     for plan in map(fc.Plan.load, sorted(folder.glob("plan-*.json"))):
-        path = zoo.tuned_folder(model) / f"plan-{tuned_pages.pattern(plan).count('#')}-of-{plan.num_steps}.json"
+        path = zoo.record(model).tuned_folder / f"plan-{tuned_pages.pattern(plan).count('#')}-of-{plan.num_steps}.json"
         for before in path.parent.glob(f"{path.stem}.*"):
             before.unlink()
         plan.save(path)
@@ -253,8 +253,8 @@ def measure_ours(rows: Rows, args: argparse.Namespace) -> None:
     for count, plan in plans(args.model, args.plans, args.steps).items():
         if count in args.counts:
             rows.measure("tuned", plan, count)
-    paths = {"digits": zoo.statistics_path, "digits-text": digits_text.statistics_path}
-    statistics = fc.Statistics.load(paths[args.model](20)) if args.steps == 20 else None
+    path = zoo.record(args.model).statistics.get(20) if args.steps == 20 else None
+    statistics = fc.Statistics.load(path) if path is not None else None
     others = Others(rows.source, args.model, args.steps, statistics)
     for count in args.counts:
         rows.fewer_steps(count)

@@ -57,7 +57,7 @@ class Others:
                 base, self._statistics, 0.3, form="additive", per="channel"
             )
         if (self._model, steps, count) == ("digits", 20, 13):
-            methods["L2C, router 40 %"] = fc.l2c(zoo.router_path(40))
+            methods["L2C, router 40 %"] = fc.l2c(zoo.record("digits").router_path(40))
         for name, method in methods.items():
             yield name, lambda method=method: method.plan(self._grid)
         yield "ToCa: some tokens at every skipped step", lambda: self._toca(count)

@@ -116,7 +116,7 @@ from pathlib import Path
 import torch
 from torch import nn
 import forecache as fc
-from forecache.zoo import router_path, statistics_path
+from forecache import zoo
 
 class Block(nn.Module):
     def __init__(self):
@@ -144,8 +144,8 @@ with torch.no_grad(), fc.apply(model, plan) as session:
     for step in range(4):
         model(x, torch.tensor(900 - 100 * step))
 assert (session.stats.computed, session.stats.skipped) == (6, 6)
-assert fc.Statistics.load(statistics_path(20)).num_steps == 20
-assert fc.Router.load(router_path(22)).num_steps == 20
+assert fc.Statistics.load(zoo.record("digits").statistics_path(20)).num_steps == 20
+assert fc.Router.load(zoo.record("digits").router_path(22)).num_steps == 20
 print(fc.__file__)
 """
 

@@ -22,7 +22,8 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from forecache.zoo import mnist
+from forecache.zoo.classifier import SIZE
+from training import mnist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ def build(layers: int = 12, heads: int = 4, head_dim: int = 32, patch: int = 4) 
         in_channels=1,
         out_channels=1,
         num_layers=layers,
-        sample_size=mnist.SIZE,
+        sample_size=SIZE,
         patch_size=patch,
         num_embeds_ada_norm=CLASSES,
     )

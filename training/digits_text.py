@@ -22,9 +22,10 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5EncoderModel
 
 from forecache.evaluate import Moments
-from forecache.zoo import captions, mnist
+from forecache.zoo import captions
 from forecache.zoo.digits import load_classifier
 from forecache.zoo.digits_text import WIDTH, halves
+from training import mnist, tokenizer
 from training.digits import Trainer, parser, train, write_record
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class TextTrainer(Trainer):
     """A run on pairs of digits: any two training images, one of their captions, none with some probability."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.tokenizer = captions.build_tokenizer()
+        self.tokenizer = tokenizer.build_tokenizer()
         asked = [captions.captions(pair // 10, pair % 10) for pair in range(100)]
         self.first = torch.tensor([sum(map(len, asked[:pair])) for pair in range(100)])
         self.counts = torch.tensor([len(texts) for texts in asked])

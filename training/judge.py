@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from forecache.evaluate import Images, extract
-from forecache.zoo import mnist
-from forecache.zoo.classifier import DigitClassifier, digits_extractor
+from forecache.zoo.classifier import SIZE, DigitClassifier, digits_extractor
 from forecache.zoo.digits import load_classifier
+from training import mnist
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -33,7 +33,7 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     edge = 2
     padded = pad(images, (edge,) * 4, value=-1.0)
     rows, columns = torch.randint(2 * edge + 1, (2, len(images), 1), generator=generator)
-    index = torch.arange(mnist.SIZE)
+    index = torch.arange(SIZE)
     batch = torch.arange(len(images))[:, None, None]
     return padded[batch, 0, (rows + index)[:, :, None], (columns + index)[:, None, :]][:, None]
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import forecache as fc
+from forecache import zoo
 from forecache.cli.terminal import resumable
 from forecache.sampling.loop import sample
-from forecache.zoo import load_digits, router_path
+from forecache.zoo import load_digits
 
 COMMANDS = [
     "demo",
@@ -305,9 +306,9 @@ def test_show_draws_statistics_and_prints_plans(forecache, tmp_path, statistics)
     code, out, _ = forecache("show", tmp_path / "plan.json")
     assert code == 0
     assert out.rstrip("\n") == plan.show()
-    code, out, _ = forecache("show", router_path(22))
+    code, out, _ = forecache("show", zoo.record("digits").router_path(22))
     assert code == 0
-    assert out.rstrip("\n") == fc.Router.load(router_path(22)).show()
+    assert out.rstrip("\n") == fc.Router.load(zoo.record("digits").router_path(22)).show()
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     code, _, err = forecache("show", tmp_path / "other.safetensors")
     assert code == 1

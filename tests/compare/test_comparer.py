@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import forecache as fc
+from forecache import zoo
 from forecache.compare import comparer as comparer_module
 from forecache.compare.choices import Choices, bases, corrections
 from forecache.compare.comparer import Comparer
 from forecache.sampling.loop import sample, to_images
-from forecache.zoo import digits_text, load_digits, load_digits_text, router_path, statistics_path
+from forecache.zoo import load_digits, load_digits_text
+
+DIGITS = zoo.record("digits")
 
 FEW = {"images": "3,1", "steps": 4, "seed": 7}
 
@@ -57,15 +60,21 @@ PICKED = {
         {"base": "explicit", "by_hand": "#.#.################"},
         lambda: fc.goc(fc.explicit(pattern="#.#.################"), 0.8),
     ),
-    "l2c": ({"base": "l2c", "router": "digits-40"}, lambda: fc.goc(fc.l2c(fc.Router.load(router_path(40))), 0.8)),
-    "l2c alone": ({"base": "l2c", "correction": "none"}, lambda: fc.l2c(fc.Router.load(router_path(22)))),
+    "l2c": (
+        {"base": "l2c", "router": "digits-40"},
+        lambda: fc.goc(fc.l2c(fc.Router.load(DIGITS.router_path(40))), 0.8),
+    ),
+    "l2c alone": (
+        {"base": "l2c", "correction": "none"},
+        lambda: fc.l2c(fc.Router.load(DIGITS.router_path(22))),
+    ),
     "smoothcache": (
         {"base": "smoothcache", "change": 0.4, "correction": "none"},
-        lambda: fc.smoothcache(fc.Statistics.load(statistics_path(20)), 0.4),
+        lambda: fc.smoothcache(fc.Statistics.load(DIGITS.statistics_path(20)), 0.4),
     ),
     "eoc": (
         {"correction": "eoc", "form": "additive", "theta": 0.5},
-        lambda: fc.eoc(fc.fora(2), fc.Statistics.load(statistics_path(20)), 0.5, form="additive"),
+        lambda: fc.eoc(fc.fora(2), fc.Statistics.load(DIGITS.statistics_path(20)), 0.5, form="additive"),
     ),
     "procache": (
         {"correction": "procache", "interval": 4, "share": 0.5},
@@ -93,7 +102,7 @@ def test_the_other_models_have_what_they_have():
     assert "eoc" in corrections("digits-text")
     assert bases("facebook/DiT-XL-2-256") == ("fora", "explicit")
     assert "eoc" not in corrections("facebook/DiT-XL-2-256")
-    stats = fc.Statistics.load(digits_text.statistics_path(20))
+    stats = fc.Statistics.load(zoo.record("digits-text").statistics_path(20))
     grid = fc.grid(load_digits_text(), 20)
     picked = Choices(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
     assert picked.method().plan(grid) == fc.eoc(fc.fora(2), stats, 0.01, form="relative").plan(grid)

@@ -16,12 +16,13 @@ from support.small import generate, labels, noise
 from torch import nn
 
 import forecache as fc
+from forecache import zoo
 from forecache.evaluate import psnr
 from forecache.fit import routers
 from forecache.fit.router_loss import RouterLoss, frozen
 from forecache.models import find
 from forecache.sampling.sources import Sampling
-from forecache.zoo import load_digits, router_path
+from forecache.zoo import load_digits
 
 STEPS = 6
 SHORT = {"num_steps": STEPS, "iterations": 3, "batch": 2, "lr": 0.1, "lam": 1e-4}
@@ -505,7 +506,7 @@ def test_a_feature_that_is_written_into_is_noticed(facebook):
 @pytest.mark.parametrize(("level", "range_"), [(22, (0.2, 0.24)), (40, (0.38, 0.42))])
 def test_the_bundled_routers_fit_digits_and_are_near_their_level(level, range_):
     digits = load_digits()
-    path = router_path(level)
+    path = zoo.record("digits").router_path(level)
     router = fc.Router.load(path)
     assert path.stat().st_size < 8192
     assert range_[0] < router.level() < range_[1]
@@ -525,12 +526,12 @@ def test_the_bundled_router_is_better_than_skipping_whole_calls():
     uncached = sampled(fc.fora(1))
     calls = ([1, 3, 5, 7], [13, 15, 17, 19], [1, 5, 9, 13])
     whole = [psnr(sampled(fc.explicit(skip=skip)), uncached).mean() for skip in calls]
-    assert psnr(sampled(fc.l2c(router_path(22))), uncached).mean() > max(whole) + 1
+    assert psnr(sampled(fc.l2c(zoo.record("digits").router_path(22))), uncached).mean() > max(whole) + 1
 
 
 def test_a_level_without_a_bundled_router_is_refused():
     with pytest.raises(fc.errors.InputError, match="routers for 22 and 40 % of the cells; 50 was asked for"):
-        router_path(50)
+        zoo.record("digits").router_path(50)
 
 
 def test_a_checkpoint_says_what_it_belongs_to(source, tmp_path):

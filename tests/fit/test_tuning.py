@@ -645,7 +645,7 @@ def test_two_processes_find_what_one_does(tmp_path):
 def test_the_plans_that_ship_fit_their_model(model, computed):
     loaded = zoo.load_digits() if model == "digits" else zoo.load_digits_text()
     target = fc.sampling.sources.as_source(loaded).target
-    plan = fc.Plan.load(zoo.tuned_path(model, computed))
+    plan = fc.Plan.load(zoo.record(model).tuned_path(computed))
     assert {sum(cell.computed for cell in row) for row in plan.rows} == {computed}
     with fc.apply(target, plan):
         pass
@@ -656,4 +656,4 @@ def test_a_plan_that_does_not_ship_is_named_with_those_that_do():
     with pytest.raises(
         fc.errors.InputError, match=r"plans for \[4, 5, 6, 7, 9, 10, 13\] computed steps of 20, not for 8"
     ):
-        zoo.tuned_path("digits", 8)
+        zoo.record("digits").tuned_path(8)

@@ -12,7 +12,7 @@ from PIL import Image
 from support.routers import PUBLISHED, published
 
 import forecache as fc
-from forecache import evaluate
+from forecache import evaluate, zoo
 from forecache.report import figures as figures_module
 from forecache.reproduce import testbed as testbeds
 from forecache.reproduce.recipes import Ingredients, method_of
@@ -20,8 +20,10 @@ from forecache.reproduce.reproduce import reproduce
 from forecache.reproduce.table import Calibration, Recipe, bundled, open_table, read
 from forecache.reproduce.worker import Protocol
 from forecache.sampling import sources
-from forecache.zoo import load_digits, router_path, statistics_path
+from forecache.zoo import load_digits
 from forecache.zoo.open import open_source
+
+DIGITS = zoo.record("digits")
 
 TABLES = list(bundled())
 DIT = [name for name in TABLES if open_table(name).conditions != "prompts"]
@@ -74,7 +76,10 @@ def test_the_tables_ask_for_the_papers_schedules():
     digits = load_digits()
     grid = fc.grid(digits, 20)
     three = {row.name: row.recipe for row in open_table("goc-table-3").rows if row.recipe}
-    made = Ingredients({22: fc.Router.load(router_path(22))}, fc.Statistics.load(statistics_path(20)))
+    made = Ingredients(
+        {22: fc.Router.load(DIGITS.router_path(22))},
+        fc.Statistics.load(DIGITS.statistics_path(20)),
+    )
     pictures = {name: method_of(recipe, made).plan(grid).picture() for name, recipe in three.items()}
     assert pictures["FORA 50 %"] == "#.#.#.#.#.#.#.#.#.#."
     assert pictures["FORA 25 %"] == "#.#.#.#.#.##########"
@@ -175,7 +180,7 @@ def test_other_files_and_names(tmp_path):
 
 
 def test_recipes_are_the_methods(tmp_path):
-    stats = fc.Statistics.load(statistics_path(20))
+    stats = fc.Statistics.load(DIGITS.statistics_path(20))
     base = Recipe("fora", {"interval": 4})
     same = [
         (Recipe("warmup", {"steps": 3}, base), fc.warmup(fc.fora(4), 3)),

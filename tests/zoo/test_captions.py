@@ -4,6 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from forecache.zoo import captions
+from training import tokenizer
 
 
 def test_every_caption_asks_for_one_pair_alone():
@@ -29,10 +30,10 @@ def test_pairs_go_through_every_digit_on_both_sides(count):
 
 
 def test_the_tokenizer_knows_every_word_and_is_loaded_from_a_file(tmp_path):
-    made = captions.build_tokenizer()
+    made = tokenizer.build_tokenizer()
     made.save_pretrained(tmp_path)
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    pad, end, unknown = (made.convert_tokens_to_ids(word) for word in captions.SPECIAL)
+    pad, end, unknown = (made.convert_tokens_to_ids(word) for word in tokenizer.SPECIAL)
     assert (pad, end) == (0, 1), "T5's numbers, which its configuration holds"
     longest = 0
     for pair in captions.pairs(100):
@@ -41,7 +42,7 @@ def test_the_tokenizer_knows_every_word_and_is_loaded_from_a_file(tmp_path):
         assert ids.tolist() == captions.tokens(made, texts)[0].tolist()
         for text, row, kept in zip(texts, ids.tolist(), mask.tolist(), strict=True):
             words = text.split()
-            assert row == [*(captions.words().index(word) for word in words), end] + [pad] * (11 - len(words))
+            assert row == [*(tokenizer.words().index(word) for word in words), end] + [pad] * (11 - len(words))
             assert kept == [1] * (len(words) + 1) + [0] * (11 - len(words))
             assert unknown not in row
             longest = max(longest, len(words) + 1)
@@ -49,8 +50,7 @@ def test_the_tokenizer_knows_every_word_and_is_loaded_from_a_file(tmp_path):
 
 
 def test_other_words_are_unknown_and_nothing_is_an_end_alone():
-    tokenizer = captions.build_tokenizer()
-    ids, mask = captions.tokens(tokenizer, ["A purple SEVEN", ""])
-    seven = captions.words().index("seven")
-    assert ids[0, :4].tolist() == [captions.words().index("a"), 2, seven, 1]
+    ids, mask = captions.tokens(tokenizer.build_tokenizer(), ["A purple SEVEN", ""])
+    seven = tokenizer.words().index("seven")
+    assert ids[0, :4].tolist() == [tokenizer.words().index("a"), 2, seven, 1]
     assert (ids[1].tolist(), mask[1].tolist()) == ([1] + [0] * 11, [1] + [0] * 11)

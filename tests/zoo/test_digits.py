@@ -8,12 +8,13 @@ import torch
 from support import reference
 
 import forecache as fc
+from forecache import zoo
 from forecache.bench import demo
 from forecache.evaluate import psnr
 from forecache.plan.cost import Cost
 from forecache.sampling.loop import sample, to_images
 from forecache.sampling.sources import Sampling
-from forecache.zoo import load_digits, statistics_path
+from forecache.zoo import load_digits
 from forecache.zoo.digits import FOLDER
 
 LABELS = [index % 10 for index in range(30)]
@@ -102,7 +103,7 @@ def test_the_loaded_model_samples_the_same_again(digits):
 
 @pytest.mark.parametrize("steps", [20, 50])
 def test_the_bundled_statistics_are_of_this_model(digits, steps):
-    stats = fc.Statistics.load(statistics_path(steps))
+    stats = fc.Statistics.load(zoo.record("digits").statistics_path(steps))
     stats.check(fc.grid(digits, steps))
     assert (stats.count, stats.is_partial, stats.resolution) == (1000, False, "channel")
     assert stats.origin.seed not in range(10), "quality is measured with these seeds"
@@ -118,7 +119,7 @@ def small_like(transformer):
 
 def test_the_bundled_statistics_are_the_averages_of_its_features(digits):
     """Of 20 other samples: close to those of 1000, far from those of another step."""
-    stats = fc.Statistics.load(statistics_path(20))
+    stats = fc.Statistics.load(zoo.record("digits").statistics_path(20))
     few = fc.calibrate(digits, [index % 10 for index in range(20)], num_steps=20, seed=5, batch=20)
     for site in (0, 11, 23):
         mean, other = stats.means[site].float(), few.means[site].mean(1, keepdim=True)
@@ -130,7 +131,7 @@ def test_no_statistics_are_bundled_for_other_steps():
     with pytest.raises(
         fc.errors.InputError, match="for 20 and 50 steps, not for 30: make them with `forecache calibrate"
     ):
-        statistics_path(30)
+        zoo.record("digits").statistics_path(30)
 
 
 @pytest.mark.parametrize(("macs", "time", "doubted"), [(2.0, 1.9, False), (2.0, 2.4, False), (2.0, 2.6, True)])

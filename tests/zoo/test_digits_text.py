@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import forecache as fc
+from forecache import zoo
 from forecache.bench.subjects import open_subject
 from forecache.sampling import sources
 from forecache.sampling.loop import generators
 from forecache.sampling.sources import Sampling
 from forecache.zoo import captions, load_digits, load_digits_text
-from forecache.zoo.digits_text import CALL, FOLDER, GUIDANCE, statistics_path
+from forecache.zoo.digits_text import CALL, FOLDER, GUIDANCE
 
 PAIRS = captions.pairs(100)[::3]
 """34 pairs, every digit left and right three or four times."""
@@ -154,14 +155,14 @@ def test_the_judge_reads_left_and_right(digits):
 
 
 def test_the_bundled_statistics_are_of_this_model(source):
-    stats = fc.Statistics.load(statistics_path(20))
+    stats = fc.Statistics.load(zoo.record("digits-text").statistics_path(20))
     stats.check(fc.grid(source.target, 20))
     assert (stats.is_partial, stats.resolution, stats.origin.rows) == (False, "channel", "second")
     assert stats.origin.guidance == GUIDANCE
     assert stats.origin.seed not in range(10), "quality is measured with these seeds"
     assert set(stats.origin.conditions) == set(source.prompts)
     with pytest.raises(fc.errors.InputError, match="for 20 steps, not for 30: make them with `forecache calibrate"):
-        statistics_path(30)
+        zoo.record("digits-text").statistics_path(30)
 
 
 def test_loading_it_says_nothing_and_needs_no_network(tmp_path):

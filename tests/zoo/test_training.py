@@ -11,10 +11,11 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file
 
-from forecache.zoo import captions, digits_text, mnist
+from forecache.zoo import captions, digits_text
 from training import digits as train_digits
 from training import digits_text as train_digits_text
 from training import judge as train_judge
+from training import mnist
 
 TRAINERS = {"digits": train_digits.Trainer, "digits-text": train_digits_text.TextTrainer}
 

@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 import typer
 
+from forecache import zoo
 from forecache.cli.parameters import BUNDLED, Device, Dtype, Threads
 from forecache.cli.terminal import app, say
 from forecache.compare import Comparer
-from forecache.compare.comparer import BUNDLED as BUNDLED_MODELS
 from forecache.errors import InputError, MissingExtraError
 
 
@@ -44,7 +44,7 @@ def compare_command(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    comparer = Comparer([*(model or ()), *BUNDLED_MODELS], device, dtype)
+    comparer = Comparer([*(model or ()), *zoo.models()], device, dtype)
     with tempfile.TemporaryDirectory(prefix="forecache-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # where Gradio keeps the files for download
         try:

@@ -17,7 +17,7 @@ from forecache.environment import environment
 from forecache.io import files
 from forecache.io.text import MIB
 from forecache.report import figures
-from forecache.zoo import load_digits, statistics_path
+from forecache.zoo import load_digits, record
 
 
 @app.command("demo")
@@ -38,7 +38,7 @@ def demo_command(
     if threads is not None:
         torch.set_num_threads(threads)
     source = load_digits()
-    methods = demo.methods() | demo.calibrated(fc.Statistics.load(statistics_path(steps)))
+    methods = demo.methods() | demo.calibrated(fc.Statistics.load(record(DEFAULT_MODEL).statistics_path(steps)))
     out.mkdir(parents=True, exist_ok=True)
     with (
         interruptible(lambda: "Nothing was written: the demo writes its results at the end."),

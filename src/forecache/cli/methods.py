@@ -15,7 +15,7 @@ import typer
 import forecache as fc
 from forecache.bench.subjects import Subject
 from forecache.cli.options import MethodName, Options
-from forecache.cli.parameters import MAX_STEPS, AsJson, out_file
+from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, out_file
 from forecache.cli.terminal import app, emit, say
 from forecache.models.find import find
 from forecache.sampling import sources
@@ -51,8 +51,8 @@ def plan_command(
     method: Annotated[MethodName, typer.Argument(help="The method, on --base.")],
     typed: Typed,
     model: Annotated[
-        str, typer.Option(help=f"digits, digits-text, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
-    ] = "digits",
+        str, typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
+    ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Images that the cost is for; each is a guidance pair.")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forecache import methods
+from forecache import methods, zoo
 from forecache.errors import InputError
 from forecache.methods.procache import PROCACHE_PATTERN
 from forecache.parts import tokens
@@ -19,7 +19,6 @@ from forecache.parts.grid import Importance
 from forecache.parts.router import Router
 from forecache.parts.statistics import Statistics
 from forecache.plan.method import Method
-from forecache.zoo import digits, digits_text, router_path
 
 
 class BaseName(StrEnum):
@@ -215,11 +214,11 @@ class Options:
     def _statistics(self, num_steps: int) -> Statistics:
         if self.stats is None:
             raise InputError(
-                "--method eoc, --base smoothcache and GOC's gate need --stats: a file of `forecache calibrate`, or for "
-                "the model digits --stats digits, the bundled one (digits-text for digits-text)."
+                "--method eoc, --base smoothcache and GOC's gate need --stats: a file of `forecache calibrate`, or the "
+                f"name of a bundled model ({', '.join(zoo.models())}) for its own."
             )
-        bundled = {"digits": digits.statistics_path, "digits-text": digits_text.statistics_path}.get(self.stats or "")
-        return Statistics.load(bundled(num_steps) if bundled else self.stats)
+        is_bundled = self.stats in zoo.models()
+        return Statistics.load(zoo.record(self.stats).statistics_path(num_steps) if is_bundled else self.stats)
 
     def _base(self, name: BaseName, num_steps: int) -> Method:
         if name is BaseName.explicit:
@@ -234,7 +233,9 @@ class Options:
             return methods.explicit(skip=_steps(self.skip))
         if name is BaseName.l2c:
             if self.router is None:
-                raise InputError("--base l2c needs --router, a router file; for digits, digits-22 or digits-40.")
+                raise InputError(
+                    f"--base l2c needs --router: a router file, or a bundled one: {', '.join(zoo.routers())}."
+                )
             threshold = 0.1 if self.router_threshold is None else self.router_threshold
             return methods.l2c(_router(self.router), threshold)
         if name is BaseName.smoothcache:
@@ -259,8 +260,7 @@ def _depth(value: float) -> int | float:
 
 
 def _router(name: str) -> Router:
-    bundled = name.removeprefix("digits-")
-    return Router.read(router_path(int(bundled)) if name != bundled and bundled.isdigit() else name)
+    return Router.read(zoo.routers().get(name, name))
 
 
 def _steps(text: str) -> Sequence[int]:

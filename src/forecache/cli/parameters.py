@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from forecache import zoo
 from forecache.errors import InputError
 
-DEFAULT_MODEL = "digits"
+DEFAULT_MODEL = zoo.DEFAULT
 MAX_STEPS = 1000
 """Most sampling steps of a run: the training steps of diffusion models, which their schedulers choose from."""
 
-BUNDLED = "digits, digits-text"
+BUNDLED = ", ".join(zoo.models())
 """The models that ship with forecache, as help texts name them."""
 
 Model = Annotated[str, typer.Option(help=f"{BUNDLED}, a pipeline folder, or a hub repository.")]

@@ -15,9 +15,8 @@ from forecache.errors import InputError
 from forecache.plan.method import Method
 from forecache.sampling import runs
 from forecache.sampling.sources import Source
+from forecache.zoo import bundled
 
-BUNDLED = ("digits", "digits-text")
-"""Models whose statistics ship with them."""
 NONE = "none"
 """The correction that corrects nothing: plain reuse."""
 MOST_IMAGES, MOST_TEXT = 16, 4000
@@ -57,7 +56,7 @@ USES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What else is to be picked for a base or a correction."""
-ROUTERS = ("digits-22", "digits-40")
+ROUTERS = tuple(bundled.routers())
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "interval": (1, 50),
@@ -77,13 +76,14 @@ WHOLE = ("interval", "order", "steps", "seed")
 
 def bases(model: str) -> tuple[str, ...]:
     """The bases that can be picked for a model: routers and statistics are there for the bundled ones alone."""
-    without = {"digits": (), "digits-text": ("l2c",)}.get(model, ("l2c", "smoothcache"))
-    return tuple(name for name in BASES if name not in without)
+    own = bundled.record(model) if model in bundled.models() else None
+    lacking = {"l2c": own is None or not own.routers, "smoothcache": own is None or not own.statistics}
+    return tuple(name for name in BASES if not lacking.get(name, False))
 
 
 def corrections(model: str) -> tuple[str, ...]:
     """The corrections that can be picked for a model."""
-    return tuple(name for name in CORRECTIONS if name != "eoc" or model in BUNDLED)
+    return tuple(name for name in CORRECTIONS if name != "eoc" or model in bundled.models())
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Choices:
     Raises InputError for a name that the model does not have, and for a number outside of its `LIMITS`.
     """
 
-    model: str = "digits"
-    images: str = "3,1,4,1,5,9"
+    model: str = bundled.DEFAULT
+    images: str = bundled.record(bundled.DEFAULT).example
     base: str = "fora"
     correction: str = "goc"
     interval: int = 2

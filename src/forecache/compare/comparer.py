@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from forecache.compare.choices import BUNDLED, Choices
+from forecache.compare.choices import Choices
 from forecache.errors import InputError
 from forecache.evaluate import psnr
 from forecache.io.text import mib
@@ -21,6 +21,7 @@ from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.sampling import runs
 from forecache.sampling.sources import Sampling, Source, all_conditions, own_guidance
+from forecache.zoo import bundled
 from forecache.zoo.open import open_source
 
 OnStep = Callable[[int, int], None]
@@ -118,7 +119,7 @@ class Comparer:
     `compare` may be called from any number of threads; the calls run in the order in which they arrive.
     """
 
-    def __init__(self, models: Sequence[str] = BUNDLED, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, models: Sequence[str] = bundled.models(), device: str = "auto", dtype: str = "auto") -> None:
         self.models = tuple(dict.fromkeys(models))
         self._placement = device, dtype
         self._sources: dict[str, Source] = {}

@@ -8,14 +8,12 @@ from typing import Any
 import gradio as gr
 
 from forecache.compare.choices import BASES, CORRECTIONS, NONE, ROUTERS, USES, Choices, bases, corrections
+from forecache.zoo.bundled import models, record
 
 USUAL = Choices()
-IMAGES: Mapping[str, tuple[str, str]] = {
-    "digits": ("Digits", USUAL.images),
-    "digits-text": ("Texts, one a line", "a seven left of a three\ntwo fives\na one and a two"),
-}
+IMAGES: Mapping[str, tuple[str, str]] = {name: (record(name).ask, record(name).example) for name in models()}
 OTHER = ("Classes as 207,360, or texts, one a line", "207,360")
-GUIDANCE = {"digits-text": 2.0}
+GUIDANCE = {name: record(name).guidance for name in models()}
 SLIDERS: Mapping[str, tuple[float, float, float, str]] = {
     "interval": (1, 10, 1, "Interval"),
     "change": (0, 1, 0.01, "Reused below this change"),

@@ -110,7 +110,7 @@ def by_name(name: str, source: Source, conditions: Sequence[Condition]) -> Score
                     "--proxy frechet needs features and a reference, which only the bundled models have: use --proxy "
                     "psnr, or in Python forecache.search with scores.frechet(features, reference)."
                 )
-            return frechet(features, reference, "Fréchet distance to MNIST test")
+            return frechet(features, reference, f"Fréchet distance to {getattr(source, 'test_set', 'the test set')}")
         case "clip":
             return clip_score(_texts(source, conditions))
     raise InputError(f"There is no score {name!r}; there are {', '.join(NAMES)}.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from forecache import evaluate
 from forecache.errors import InputError
@@ -19,11 +18,8 @@ from forecache.sampling.device import resolve
 from forecache.sampling.loop import random_labels
 from forecache.sampling.runs import read_prompts
 from forecache.sampling.sources import Condition, Source
-from forecache.zoo import DigitsText, digits, digits_text
-from forecache.zoo.digits import Digits
+from forecache.zoo.bundled import models, record
 from forecache.zoo.open import open_source
-
-BUNDLED = ("digits", "digits-text")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Testbed:
     @property
     def is_bundled(self) -> bool:
         """Whether the model ships with forecache."""
-        return self.name in BUNDLED
+        return self.name in models()
 
     def conditions(self, table: Table, count: int, seed: int) -> tuple[Condition, ...]:
         """The class or the prompt of every sample, as the table says; prompts are cycled."""
@@ -110,7 +106,7 @@ def open_testbed(
     Raises InputError if a metric lacks its reference, or an option does not apply to a bundled model.
     """
     name = on or table.model
-    is_bundled = name in BUNDLED
+    is_bundled = name in models()
     if is_bundled and (idle := [option for option in ("reference", "weights") if getattr(options, option) is not None]):
         raise InputError(f"{name} brings its own reference and judge: leave --{idle[0]} out.")
     wanted = chosen(options.metrics) if options.metrics is not None else table.metrics
@@ -127,7 +123,7 @@ def open_testbed(
         )
     reference, networks = None, evaluate.Judges()
     if judges:
-        reference, networks = _judges(name, source, metrics, options, placement)
+        reference, networks = _judges(name, metrics, options, placement)
     return Testbed(
         name,
         source,
@@ -145,15 +141,13 @@ def open_testbed(
 
 def _metrics(name: str, source: Source, wanted: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """The metrics that can be measured on the model, PSNR to the uncached samples added, and those that cannot."""
-    own = ["accuracy", "psnr"] if name == "digits" else ["psnr"]
+    if name in models():
+        measurable: Collection[str] = record(name).metrics
+    else:
+        measurable = METRICS.keys() - {"accuracy"} - ({"clip"} if source.classes else set())
+    own = [metric for metric in ("accuracy", "psnr") if metric in measurable]
     names = list(dict.fromkeys([*wanted, *own]))
-    unmeasurable = [
-        metric
-        for metric in names
-        if (metric == "clip" and source.classes)
-        or (metric == "accuracy" and name != "digits")
-        or (name == "digits-text" and metric not in ("fid", "psnr", "ssim"))
-    ]
+    unmeasurable = [metric for metric in names if metric not in measurable]
     return tuple(metric for metric in names if metric not in unmeasurable), unmeasurable
 
 
@@ -174,12 +168,10 @@ def _with_sampler(source: Source, table: Table) -> list[str]:
 
 
 def _judges(
-    name: str, source: Source, names: Sequence[str], options: TestbedOptions, device: str
+    name: str, names: Sequence[str], options: TestbedOptions, device: str
 ) -> tuple[evaluate.Reference | None, evaluate.Judges]:
-    if isinstance(source, DigitsText):
-        return evaluate.Reference(name, {"pool": source.reference}), evaluate.Judges(_text_extractor(source))
-    if isinstance(source, Digits):
-        return evaluate.open_reference(name), evaluate.Judges(evaluate.load_extractor("digits", device=device))
+    if name in models():
+        return evaluate.open_reference(name), evaluate.Judges(evaluate.load_extractor(name, device=device))
     needed = any(METRICS[metric].layer for metric in names)
     reference = evaluate.open_reference(options.reference) if options.reference is not None else None
     return reference, evaluate.Judges(
@@ -187,15 +179,6 @@ def _judges(
         evaluate.load_clip(options.clip_model, device) if "clip" in names else None,
         evaluate.load_lpips(device=device) if "lpips" in names else None,
     )
-
-
-def _text_extractor(source: DigitsText) -> evaluate.Extractor:
-    """The features that the judge of digits-text computes of its images."""
-
-    def of(images: Any) -> dict[str, Any]:
-        return {"pool": source.features(images[:, :1].float() / 255)}
-
-    return evaluate.Extractor("digits-text", ("pool",), of)
 
 
 def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Router]:
@@ -206,9 +189,8 @@ def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Rout
         return {}
     if options.router is not None:
         return dict.fromkeys(levels, Router.read(options.router))
-    if name == "digits":
-        return {level: Router.load(digits.router_path(level)) for level in levels if level in digits.ROUTERS}
-    return {}
+    bundled = record(name).routers if name in models() else {}
+    return {level: Router.load(path) for level, path in bundled.items() if level in levels}
 
 
 def _statistics(table: Table, name: str, options: TestbedOptions) -> Statistics | None:
@@ -216,6 +198,6 @@ def _statistics(table: Table, name: str, options: TestbedOptions) -> Statistics 
         return None
     if options.statistics is not None:
         return Statistics.load(options.statistics)
-    if name in BUNDLED:
-        return Statistics.load((digits if name == "digits" else digits_text).statistics_path(table.steps))
+    if name in models():
+        return Statistics.load(record(name).statistics_path(table.steps))
     return None

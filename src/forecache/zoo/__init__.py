@@ -1,26 +1,36 @@
-"""The reference models that ship with the package, and how they were made."""
+"""The bundled models, trained, one record each; and shapes: models of random weights for timing.
+
+record = zoo.record("digits")
+model, statistics, router = zoo.load_digits(), record.statistics_path(20), record.router_path(22)
+
+Importing this package registers the judges and test sets of the models with `forecache.evaluate`.
+"""
 
 from forecache.evaluate.extractors import register_extractor
 from forecache.evaluate.reference import register_reference
-from forecache.zoo import digits
-from forecache.zoo.digits import Digits, load_digits, router_path, statistics_path
+from forecache.zoo.bundled import DEFAULT, models, record, routers
+from forecache.zoo.digits import Digits, load_digits
 from forecache.zoo.digits_text import DigitsText, load_digits_text
+from forecache.zoo.open import open_source
+from forecache.zoo.records import Record
 from forecache.zoo.shapes import SHAPES, random_inputs, shaped
-from forecache.zoo.tuned import tuned_folder, tuned_path
 
 __all__ = [
+    "DEFAULT",
     "SHAPES",
     "Digits",
     "DigitsText",
-    "random_inputs",
+    "Record",
     "load_digits",
     "load_digits_text",
-    "router_path",
+    "models",
+    "open_source",
+    "random_inputs",
+    "record",
+    "routers",
     "shaped",
-    "statistics_path",
-    "tuned_folder",
-    "tuned_path",
 ]
 
-register_extractor("digits", digits.open_extractor)
-register_reference("digits", digits.open_reference)
+for _name in models():
+    register_extractor(_name, record(_name).extractor)
+    register_reference(_name, record(_name).reference)

@@ -1,4 +1,4 @@
-"""The classifier that judges digits: what is in the picture, and features for a Fréchet distance."""
+"""The MNIST classifier that judges digits: the class of an image, and features for a Fréchet distance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from forecache.errors import InputError
 from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.inception import SPATIAL_CHANNELS
-from forecache.zoo.mnist import SIZE
+
+SIZE = 24
+"""Height and width, in pixels, of the images that it is trained on: the central part of MNIST's 28 x 28."""
 
 
 class DigitClassifier(nn.Module):
@@ -34,10 +36,21 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(dimensions, 10)
 
     def features(self, images: Tensor) -> Tensor:
+        """The features (B, 128) of images."""
         return torch.relu(self.project(self.stages(images).flatten(1)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """The logits (B, 10) of images."""
         return self.head(self.dropout(self.features(images)))
+
+
+def check_grey(images: Tensor, height: int, width: int, name: str) -> None:
+    """Raises InputError unless images (B, 3, H, W) are grey and of this size. name: that of the extractor."""
+    if tuple(images.shape[-2:]) != (height, width) or bool((images != images[:, :1]).any()):
+        raise InputError(
+            f"The {name} extractor judges grey images of {height} x {width} pixels; these are {images.shape[-2]} x "
+            f"{images.shape[-1]}, or have colours."
+        )
 
 
 def digits_extractor(model: DigitClassifier, device: str = "cpu") -> Extractor:
@@ -45,11 +58,7 @@ def digits_extractor(model: DigitClassifier, device: str = "cpu") -> Extractor:
 
     @torch.no_grad()
     def of(images: Tensor) -> dict[str, Tensor]:
-        if tuple(images.shape[-2:]) != (SIZE, SIZE) or bool((images != images[:, :1]).any()):
-            raise InputError(
-                f"The digits extractor judges grey images of {SIZE} x {SIZE} pixels; these are {images.shape[-2]} x "
-                f"{images.shape[-1]}, or have colours."
-            )
+        check_grey(images, SIZE, SIZE, "digits")
         x = images[:, :1].to(device).float() / 127.5 - 1
         spatial = model.stages[:2](x)[:, :SPATIAL_CHANNELS].flatten(1)
         pool = model.features(x)

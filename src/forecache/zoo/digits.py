@@ -21,28 +21,9 @@ from forecache.sampling.device import as_dtype
 from forecache.sampling.loop import sample, to_images
 from forecache.sampling.sources import OnStep, Sampling
 from forecache.zoo.classifier import DigitClassifier, digits_extractor
+from forecache.zoo.records import ASSETS, Record
 
-FOLDER = Path(__file__).parent / "assets" / "digits"
-ROUTERS = (22, 40)
-"""Caching levels of the routers that ship with the model, in percent."""
-
-
-def statistics_path(num_steps: int) -> Path:
-    """The bundled statistics, for `forecache.Statistics.load`: per channel, of DDIM-20 or DDIM-50, guidance 1.5."""
-    path = FOLDER / f"statistics-{num_steps}.safetensors"
-    if not path.exists():
-        raise InputError(
-            f"digits comes with statistics for 20 and 50 steps, not for {num_steps}: make them with "
-            f"`forecache calibrate --model digits --steps {num_steps}`."
-        )
-    return path
-
-
-def router_path(level: int) -> Path:
-    """A bundled router for DDIM-20 at guidance 1.5 that skips about 22 or 40 % of the cells: `forecache.l2c(path)`."""
-    if level not in ROUTERS:
-        raise InputError(f"digits has routers for 22 and 40 % of the cells; {level} was asked for.")
-    return FOLDER / f"router-{level}.safetensors"
+FOLDER = ASSETS / "digits"
 
 
 @dataclass(frozen=True)
@@ -53,6 +34,7 @@ class Digits:
     scheduler: Any
 
     classes = 10
+    test_set = "MNIST test"
 
     @property
     def target(self) -> Any:
@@ -121,7 +103,7 @@ def load_reference() -> tuple[dict[str, Moments], Tensor]:
 
 
 def open_extractor(weights: str | Path | None = None, device: str = "cpu") -> Extractor:
-    """The classifier as an extractor of `forecache.evaluate`; InputError for other weights than its own."""
+    """The classifier as an extractor of `forecache.evaluate`; InputError if weights are given."""
     if weights is not None:
         raise InputError("The digits extractor comes with its weights: leave them out.")
     return digits_extractor(load_classifier().to(device), device)
@@ -134,10 +116,24 @@ def open_reference() -> Reference:
 
 
 def load_digits(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Digits:
-    """The bundled model. Needs the extra ``diffusers``; no network."""
+    """The bundled class-conditional model. Needs the extra ``diffusers``; no network."""
     try:
         from diffusers import DDIMScheduler, DiTTransformer2DModel
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", "The digits model") from error
     transformer: Any = DiTTransformer2DModel.from_pretrained(FOLDER / "transformer", **as_dtype(dtype))
     return Digits(transformer.eval().to(device), DDIMScheduler.from_pretrained(FOLDER / "scheduler"))
+
+
+RECORD = Record(
+    name="digits",
+    open=load_digits,
+    extractor=open_extractor,
+    reference=open_reference,
+    metrics=("fid", "sfid", "is", "precision", "recall", "accuracy", "psnr", "ssim", "lpips"),
+    classes=Digits.classes,
+    guidance=1.5,
+    steps=20,
+    ask="Digits",
+    example="3,1,4,1,5,9",
+)

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from forecache.errors import InputError, MissingExtraError
+from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.frechet import Moments
+from forecache.evaluate.reference import Reference
 from forecache.sampling.device import as_dtype
 from forecache.sampling.loop import generators
 from forecache.zoo import captions
-from forecache.zoo.classifier import DigitClassifier
+from forecache.zoo.classifier import DigitClassifier, check_grey
 from forecache.zoo.digits import load_classifier
+from forecache.zoo.records import ASSETS, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from forecache.sampling.sources import Sampling
 
-FOLDER = Path(__file__).parent / "assets" / "digits-text"
+FOLDER = ASSETS / "digits-text"
 HEIGHT, WIDTH = 24, 48
 GUIDANCE = 2.0
 """The guidance scale of the card's figures and of the bundled statistics."""
@@ -38,17 +41,6 @@ CALL: Mapping[str, Any] = {
     "max_sequence_length": captions.LENGTH,
 }
 """What `DigitsText.pipeline` is called with beside prompts, steps and guidance: ``pipe(prompts, **CALL)``."""
-
-
-def statistics_path(num_steps: int) -> Path:
-    """The bundled statistics, for `forecache.Statistics.load`: per channel, 20 steps of DPM-Solver++, `GUIDANCE`."""
-    path = FOLDER / f"statistics-{num_steps}.safetensors"
-    if not path.exists():
-        raise InputError(
-            f"digits-text comes with statistics for 20 steps, not for {num_steps}: make them with "
-            f"`forecache calibrate --model digits-text --steps {num_steps}`."
-        )
-    return path
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,7 @@ class DigitsText:
     tokenizer: Any
 
     classes = 0
+    test_set = "MNIST test"
     conditional = "second"
     guidance = GUIDANCE
     prompts = tuple(captions.captions(*pair)[0] for pair in captions.pairs(100))
@@ -99,8 +92,7 @@ class DigitsText:
     @cached_property
     def reference(self) -> Moments:
         """Moments of `features` on 10,000 canvases of MNIST test images, each of them once on each side."""
-        tensors = load_file(FOLDER / "reference.safetensors")
-        return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+        return load_reference()
 
     def pipeline(self) -> Any:
         """diffusers' PixArtAlphaPipeline of these parts, to be called with `CALL`; for a VAE it has the identity."""
@@ -141,8 +133,7 @@ class DigitsText:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """The judge's features (B, 256) of both halves of images (B, 1, 24, 48) in [0, 1]."""
-        parts = images.split(500)
-        return torch.cat([torch.cat([self.classifier.features(x) for x in halves(part * 2 - 1)], 1) for part in parts])
+        return _features(self.classifier, images)
 
     @torch.no_grad()
     def recognised(self, images: Tensor) -> Tensor:
@@ -157,13 +148,46 @@ def halves(canvas: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def load_reference() -> Moments:
+    """Moments of the judge's features on 10,000 canvases of MNIST test images, each of them once on each side."""
+    tensors = load_file(FOLDER / "reference.safetensors")
+    return Moments(int(tensors["count"]), tensors["mean"].double(), tensors["covariance"].double())
+
+
+def open_extractor(weights: str | Path | None = None, device: str = "cpu") -> Extractor:
+    """The classifier on both halves of a canvas, layer pool (256), as an extractor of `forecache.evaluate`.
+
+    Raises InputError if weights are given.
+    """
+    if weights is not None:
+        raise InputError("The digits-text extractor comes with its weights: leave them out.")
+    classifier = load_classifier().to(device)
+
+    @torch.no_grad()
+    def of(images: Tensor) -> dict[str, Tensor]:
+        check_grey(images, HEIGHT, WIDTH, "digits-text")
+        return {"pool": _features(classifier, images[:, :1].to(device).float() / 255)}
+
+    return Extractor("digits-text", ("pool",), of)
+
+
+def open_reference() -> Reference:
+    """Canvases of MNIST's test set, as the judge sees them."""
+    return Reference("digits-text", {"pool": load_reference()})
+
+
+def _features(classifier: DigitClassifier, images: Tensor) -> Tensor:
+    parts = images.split(500)
+    return torch.cat([torch.cat([classifier.features(x) for x in halves(part * 2 - 1)], 1) for part in parts])
+
+
 def load_digits_text(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DigitsText:
     """The bundled text-to-image model. Needs the extra ``diffusers``; no network."""
     return load_from(FOLDER, dtype, device)
 
 
 def load_from(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DigitsText:
-    """The model that `train_digits_text --export` wrote to a folder."""
+    """The model that ``python -m training.digits_text --export`` wrote to a folder."""
     try:
         from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
         from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -192,3 +216,18 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+RECORD = Record(
+    name="digits-text",
+    open=load_digits_text,
+    extractor=open_extractor,
+    reference=open_reference,
+    metrics=("fid", "psnr", "ssim"),
+    classes=DigitsText.classes,
+    guidance=GUIDANCE,
+    steps=20,
+    ask="Texts, one a line",
+    example="a seven left of a three\ntwo fives\na one and a two",
+    prompts=DigitsText.prompts,
+)

@@ -11,21 +11,21 @@ import torch
 from forecache.errors import InputError, MissingExtraError
 from forecache.sampling.device import as_dtype, resolve
 from forecache.sampling.sources import Source, as_source, takes_texts
-from forecache.zoo.digits import load_digits
-from forecache.zoo.digits_text import load_digits_text
+from forecache.zoo.bundled import models, record
 
 
 def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
-    """The model of this name: ``digits``, ``digits-text``, a folder of ``save_pretrained``, or a repository on the hub.
+    """The model of a name: a bundled one (`models`), a folder of ``save_pretrained``, or a repository on the hub.
 
-    device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU.
+    device: ``auto`` takes a GPU if there is one
+    dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU
+
+    Raises InputError for an unknown name, or a pipeline that cannot be loaded or sampled from.
     """
-    where, kind = resolve(device, dtype)
-    if name == "digits":
-        return load_digits(kind, where)
-    if name == "digits-text":
-        return load_digits_text(kind, where)
-    return as_source(_pipeline(name, kind).to(where))
+    placement, precision = resolve(device, dtype)
+    if name in models():
+        return record(name).open(precision, placement)
+    return as_source(_pipeline(name, precision).to(placement))
 
 
 def _pipeline(name: str, dtype: torch.dtype) -> Any:
@@ -36,15 +36,15 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
     is_folder = Path(name).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(
-            f"There is no model {name!r}: give 'digits', 'digits-text', a pipeline folder or a hub repository "
-            "owner/name."
+            f"There is no model {name!r}: give {', '.join(map(repr, models()))}, a pipeline folder or a hub "
+            "repository owner/name."
         )
     try:
         pipe = DiffusionPipeline.from_pretrained(name, **as_dtype(dtype))
     except Exception as error:  # the hub, files and configurations fail in many ways; the reason is kept
-        place = "the folder" if is_folder else "the hub"
+        origin = "the folder" if is_folder else "the hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} cannot be loaded as a diffusers pipeline from {place}: {reason}") from error
+        raise InputError(f"{name} cannot be loaded as a diffusers pipeline from {origin}: {reason}") from error
     if type(pipe).__name__ != "DiTPipeline" and not takes_texts(pipe):
         raise InputError(
             f"{name} is a {type(pipe).__name__}; `sample` runs DiTPipelines, and pipelines with a transformer that "

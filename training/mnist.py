@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from forecache.errors import MissingExtraError
+from forecache.zoo.classifier import SIZE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SIZE = 24  # digits lie in the central 20x20 of the 28x28 canvas
 
 
 @dataclass(frozen=True)
