@@ -206,7 +206,7 @@ def test_statistics_that_lack_a_step_are_refused():
     """They were interrupted in the first batch: the averages of the steps that never came are zeros."""
     stats = measured()
     stats.counts[4:] = 0
-    with pytest.raises(fc.errors.StatisticsError, match=r"interrupted before every step was seen.*calibrate"):
+    with pytest.raises(fc.errors.StatisticsError, match=r"interrupted before every step was measured.*calibrate"):
         stats.check(GRID)
 
 

@@ -357,7 +357,7 @@ def test_attention_that_cannot_be_seen_is_refused():
 
 def test_tokens_are_chosen_by_a_site_that_runs_before():
     sites = (fc.parts.Site("blocks.0.mlp", 0, "mlp"),)
-    with pytest.raises(fc.errors.PlanError, match="no site runs before it there"):
+    with pytest.raises(fc.errors.PlanError, match="no site of the block runs before it"):
         fc.selective(fc.fora(4), 0).plan(fc.Grid(8, sites))
     cells = (fc.parts.Cell(), fc.parts.Cell(((0, 1.0),), tokens=fc.parts.Tokens(0.5, site="blocks.1.attn")))
     with pytest.raises(fc.errors.PlanError, match="which is no site before it"):

@@ -1,18 +1,18 @@
-"""Forecasts: how a skipped feature is estimated from past ones. Arithmetic on step numbers; no tensors.
+"""Forecasts: weights with which a skipped feature is estimated from earlier ones. No tensors here.
 
-Every known forecast is a linear multistep rule: the estimate at step c is a weighted sum of what earlier steps gave
-out, computed features and estimates alike, with weights that depend on the step numbers alone and add up to one. So a
-forecast is tested without a tensor.
+Every known forecast is a linear multistep rule: the estimate at step c is a weighted sum of what earlier steps emitted,
+computed features and estimates alike, with weights that depend on the step numbers alone and sum to one. A forecast is
+therefore tested without a tensor.
 
-Most see one kind of past, their ``history``:
+Most read one kind of past features, their ``history``:
 
 * ``computed``: the features that were computed, newest first.
-* ``emitted``: what the calls up to the newest computed one gave out, newest first, estimates of skipped calls
-  included (GOC's queue). The entries stay fixed while a gap lasts: every skipped call of a gap sees the queue as it
-  stood when the last feature was computed. At N = 2 that is the published queue to the letter; at larger
-  intervals the published queue would extrapolate from its own extrapolations, which diverges.
+* ``emitted``: what the steps up to the newest computed one emitted, newest first, estimates of skipped steps included
+  (GOC's queue). The queue is frozen while a gap lasts: every skipped step of a gap reads it as it was when the last
+  feature was computed. At N = 2 this is the published queue exactly; at larger intervals the published queue would
+  extrapolate from its own extrapolations, which diverges.
 
-`Feedback` sees both: it forecasts from computed features, and looks back at what it had given out in their place.
+`Feedback` reads both: it forecasts from computed features, and compares them with what was emitted before them.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ class Forecast(Protocol):
     """A linear multistep rule."""
 
     def reads(self, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
-        """The weight of what each earlier step gave out, newest first.
+        """The weight of what each earlier step emitted, newest first.
 
-        computed: the steps before ``step`` at which the feature was computed, newest first, at least one. A step
-        between them gave out an estimate. The known rules have weights that sum to one and do not look at the site;
-        those that were measured (`fit.tuning.fitted.Fitted`) may differ from site to site, and sum to less.
+        step: the skipped step that is estimated.
+        computed: the steps before it at which the feature was computed, newest first, at least one. The steps between
+            them emitted estimates.
+        site: the site that is estimated. Published rules do not depend on it, and their weights sum to one; measured
+            ones (`forecache.fit.tuning`) may differ from site to site, and sum to less.
         """
         ...
 
 
 class Multistep(ABC):
-    """A rule on one kind of past. history: ``computed`` or ``emitted``. length: how many past features it reads at the
-    most.
+    """A rule that reads one kind of past features.
+
+    history: ``computed`` or ``emitted``.
+    length: the most features that it reads, at least 1.
     """
 
     history: History
@@ -53,14 +57,16 @@ class Multistep(ABC):
 
     @abstractmethod
     def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
-        """One weight for each step in ``past`` (newest first, 1 to ``length`` of them); they sum to one.
+        """The weights of past features, which sum to one.
 
-        gap: how many steps were skipped just before the newest computed one.
+        step: the skipped step that is estimated.
+        past: the steps of the history, newest first, 1 to ``length`` of them.
+        gap: number of steps skipped just before the newest computed one.
         """
 
     def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
-        seen = computed if self.history == "computed" else range(computed[0], -1, -1)
-        past = seen[: self.length]
+        history = computed if self.history == "computed" else range(computed[0], -1, -1)
+        past = history[: self.length]
         gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
         return dict(zip(past, self.weights(step, past, gap), strict=True))
 
@@ -80,14 +86,16 @@ class Reuse(Multistep):
 class Gradient(Multistep):
     """Plain reuse plus eta times the last change: ghat = g1 + eta * (g1 - g0) (GOC, arXiv 2503.05156, Eq. 5).
 
-    g1 is the newest feature, g0 the one before it in the history; with only one feature there, it is reused
-    (Eq. 4).
+    g1 is the newest feature, g0 the one before it in the history; a history of one feature is reused (Eq. 4).
 
-    history: ``emitted`` (the paper's) takes the estimate given out just before g1 for g0, so that each estimate
-    pays back the error of the one before. That error was collected over the whole gap before g1, so eta is divided by
-    the number of steps that were skipped in it: by 1 at N = 2, as published. From gap to gap an error grows by the
-    factor eta / gap; undivided, long gaps overshoot.
-    ``computed`` takes the computed feature before g1, and the change as it is, whatever the steps that it spans.
+    eta: weight of the last change; 0 is plain reuse.
+    history: ``emitted`` [default, the paper's] or ``computed``.
+
+    With ``emitted``, g0 is the estimate emitted just before g1, so that each estimate pays back the error of the one
+    before. That error was collected over the whole gap before g1; eta is therefore divided by the number of steps
+    skipped in it: by 1 at N = 2, as published. From gap to gap an error changes by the factor eta / gap; undivided,
+    long gaps overshoot. With ``computed``, g0 is the computed feature before g1, and the change is not divided by the
+    steps that it spans.
     """
 
     eta: float
@@ -107,9 +115,11 @@ class Gradient(Multistep):
 class Taylor(Multistep):
     """Taylor expansion around the newest computed feature (TaylorSeer, arXiv 2503.06923).
 
-    ghat(c0 + k) = sum over i <= order of D_i(c0) k^i / i!, where the derivatives are backward differences taken
-    at the computed steps: D_i(c0) = (D_{i-1}(c0) - D_{i-1}(c1)) / (c0 - c1), c1 the computed step before c0.
-    With fewer computed features than order + 1 the order is lowered. Exact on straight lines at any spacing.
+    ghat(c0 + k) = sum over i <= order of D_i(c0) k^i / i!, where the derivatives are backward differences at the
+    computed steps: D_i(c0) = (D_{i-1}(c0) - D_{i-1}(c1)) / (c0 - c1), with c1 the computed step before c0.
+
+    order: of the expansion, at least 0, which is reuse. It is lowered while there are fewer than order + 1 computed
+        features. From order 1 on straight lines are reproduced, at any spacing of the computed steps.
     """
 
     order: int
@@ -142,11 +152,14 @@ class Taylor(Multistep):
 class Feedback:
     """A Taylor forecast that pays back a share of the error of its last estimates (ours).
 
-    ghat(c) = T(c) - strength * e, where T is the Taylor forecast of this order from computed features, and e the mean
-    error of the estimates in the gap before the newest computed feature: what was given out there less the straight
-    line between the computed neighbours, which is known by now. So errors alternate along the trajectory instead of
-    adding up. From gap to gap e is multiplied by -strength, at any order and any gap: below 1 it fades, 0 is Taylor.
-    Order 1 with strength 1 at N = 2 is GOC with eta 1.
+    ghat(c) = T(c) - strength * e, where T is the Taylor forecast from computed features, and e the mean error of the
+    estimates in the gap before the newest computed feature: what was emitted there less the straight line between the
+    computed neighbours, which is known by now. Errors then alternate along the trajectory instead of adding up: from
+    gap to gap e is multiplied by -strength, at any order and any gap. Order 1 with strength 1 at N = 2 is GOC with
+    eta 1.
+
+    order: of the Taylor forecast, at least 0 [2].
+    strength: share of the error that is paid back, 0 (Taylor) to 1; below 1 errors fade [0.5].
     """
 
     order: int = 2
@@ -167,16 +180,16 @@ class Feedback:
 def paid_back(reads: Mapping[int, float], computed: Sequence[int], strength: float) -> Mapping[int, float]:
     """A forecast's reads, less a share of the mean error of the estimates in the gap before the newest computed step.
 
-    An estimate is judged by the straight line between its computed neighbours.
+    The error of an estimate is its distance from the straight line between its computed neighbours.
     """
-    found = dict(reads)
+    weights = dict(reads)
     if len(computed) < 2:
-        return found
+        return weights
     newer, older = computed[:2]
-    for judged in range(older + 1, newer):
+    for step in range(older + 1, newer):
         share = strength / (newer - older - 1)
-        place = (judged - older) / (newer - older)
-        for source, weight in ((judged, -share), (newer, share * place), (older, share * (1 - place))):
-            found[source] = found.get(source, 0.0) + weight
-    kept = {source: weight for source, weight in found.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
-    return dict(sorted(kept.items(), reverse=True))
+        position = (step - older) / (newer - older)
+        for source, weight in ((step, -share), (newer, share * position), (older, share * (1 - position))):
+            weights[source] = weights.get(source, 0.0) + weight
+    nonzero = {source: weight for source, weight in weights.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
+    return dict(sorted(nonzero.items(), reverse=True))

@@ -1,7 +1,7 @@
-"""The vocabulary: actions, sites, grids. No tensors here.
+"""The grid of steps x sites that a plan fills, and the vocabulary of its cells. No tensors here.
 
-A sampling run is a grid of steps x sites. Step 0 is the noisiest model call. A site is a place whose output may
-be estimated instead of computed: the attention or MLP branch of a block, or any module.
+A sampling run is a grid of steps x sites. Step 0 is the noisiest model call. A site is a place in a model whose output
+may be estimated instead of computed: the attention or MLP branch of a block, or any module.
 """
 
 from __future__ import annotations
@@ -17,34 +17,40 @@ from typing import Any, Literal
 from forecache.errors import PlanError
 
 MAX_WEIGHT = 1e6
-"""Weights beyond this are an accident: a forecast with them would amplify rounding to nothing but noise."""
+"""Bound on the size of a weight. A forecast with larger ones would turn rounding errors into noise."""
 
 
 class Action(Enum):
-    """What happens in one cell of the grid; the value is its sign in a picture."""
+    """What a schedule does in one cell of the grid; the value is its sign in a picture."""
 
     COMPUTE = "#"
     SKIP = "."
     PARTIAL = "o"
+    """Skip, but compute some of the tokens."""
 
 
 IMPORTANCES = ("attn_norm", "attention", "random")
 Importance = Literal["attn_norm", "attention", "random"] | Callable[[Any], Any]
-"""What ranks tokens: a name, or a function from a site's output (B, N, D) to scores (B, N)."""
+"""The score that ranks tokens: its name, or a function from a site's output (B, N, D) to scores (B, N)."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which tokens a partial cell computes: the ``share`` of them with the highest score, rounded down.
+    """Which tokens a partial cell computes: those with the highest scores.
 
-    importance: ``attn_norm`` is the L2 norm of a token's output of ``site`` in this call; ``attention`` is what the
-    token received from all queries when ``site``, an attention, was last computed, mean over heads; ``random`` ignores
-    ``site``; a function makes scores (B, N) from the output of ``site`` (B, N, D). site: an earlier site of the call.
-
-    age: added to the score, which is brought to length one over the tokens, for every partial call since the token was
-    computed. bonus: factor for the best token of each 2 x 2 patch. token_grid: rows and columns of tokens, where the
-    shape of the model's input does not tell them. halves: in a batch that is a guidance pair, each half chooses its
-    ``own`` tokens, or both the same, by their mean score (``shared``). seed: of ``random``.
+    share: share of the tokens that are computed, 0 to 1; their number is rounded down.
+    importance: the score of a token. ``attn_norm`` [default] is the L2 norm of the token's output of ``site`` in this
+        call; ``attention`` is the attention that the token received from all queries when ``site``, an attention, was
+        last computed, mean over heads; ``random`` ignores ``site``; a function makes scores (B, N) from the output of
+        ``site`` (B, N, D).
+    site: name of an earlier site of the same call; empty [default] for ``random``.
+    age: added to the score, normalised to length one over the tokens, for every partial call since the token was last
+        computed; 0 [default] to `MAX_WEIGHT`.
+    bonus: factor on the score of the best token of each 2 x 2 patch; over 0 [1].
+    token_grid: (rows, columns) of tokens; None [default] takes them from the shape of the model's input.
+    halves: in a batch that is a guidance pair, each half chooses its ``own`` [default] tokens, or both the same ones,
+        by their mean score (``shared``).
+    seed: seed of ``random`` [0].
     """
 
     share: float
@@ -70,24 +76,24 @@ class Tokens:
 
     @property
     def needs_site(self) -> bool:
-        """Whether they are chosen by what another site does."""
+        """Whether another site's output or attention is needed to choose the tokens."""
         return self.importance != "random"
 
     def count(self, tokens: int) -> int:
-        """How many of ``tokens`` are computed."""
+        """The number of computed tokens out of ``tokens``."""
         return math.floor(self.share * tokens + 1e-9)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a plan: computed, or estimated as ``(1 + gain) * sum + shift``, the sum being over what earlier
-    steps gave out, weighted.
+    """One cell of a plan: computed, or estimated as ``(1 + gain) * sum + shift`` from a weighted sum of features.
 
-    reads: (step, weight) pairs; empty means that the feature is computed. The value read at a step is what that
-    step emitted: the computed feature, or the estimate if the step was skipped. gain, shift: names of tensors among
-    the plan's constants, with the shape of a feature without its batch, (tokens, width), or (width,); None where there
-    is no such correction. (A gain near 0 keeps its digits in bfloat16, where a factor near 1 would not.)
-    tokens: in a partial cell, the tokens that are computed after all and replace their estimates.
+    reads: (step, weight) pairs of the sum; empty [default] means that the feature is computed. The value read at a step
+        is what that step emitted: the computed feature, or the estimate if the step was skipped.
+    gain: name of a tensor among the plan's constants, (N, D) or (D,), None [default] for 0. A gain near 0 keeps its
+        digits in bfloat16, where a factor near 1 would not.
+    shift: name of a tensor among the plan's constants, (N, D) or (D,), None [default] for 0.
+    tokens: in a partial cell, the tokens that are computed and replace their estimates; None [default] elsewhere.
     """
 
     reads: tuple[tuple[int, float], ...] = ()
@@ -101,12 +107,12 @@ class Cell:
 
     @property
     def is_reuse(self) -> bool:
-        """Estimated by one feature as it is, whatever corrects that."""
+        """Whether the sum is one feature with weight 1, corrected or not."""
         return is_reuse(self.reads)
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """The names of the tensors that it needs."""
+        """The names of the tensors that the cell needs."""
         return tuple(name for name in (self.gain, self.shift) if name is not None)
 
     @property
@@ -118,17 +124,17 @@ class Cell:
 
 
 def sum_to_one(weights: Iterable[float]) -> bool:
-    """Whether they do, as far as features can tell."""
+    """Whether weights sum to one within 1e-6, which no feature can tell from one."""
     return abs(math.fsum(weights) - 1) < 1e-6
 
 
 def is_reuse(reads: Sequence[tuple[int, float]]) -> bool:
-    """Whether a single feature is read, and as it is."""
+    """Whether a sum is one feature with weight 1."""
     return len(reads) == 1 and sum_to_one([reads[0][1]])
 
 
 def check_reads(reads: Sequence[tuple[int, float]], step: int) -> None:
-    """A skipped cell reads distinct earlier steps, with finite weights; else PlanError."""
+    """Raises PlanError unless a skipped cell reads distinct earlier steps with finite weights."""
     sources = [source for source, _ in reads]
     if not reads or len(set(sources)) != len(sources) or not all(0 <= source < step for source in sources):
         raise PlanError(f"Step {step} must read earlier steps, each once; it reads {sources[:8]}.")
@@ -141,9 +147,9 @@ def check_reads(reads: Sequence[tuple[int, float]], step: int) -> None:
 class Site:
     """A place in a model whose output may be estimated instead of computed.
 
-    name: unique in the model, such as ``blocks.3.mlp``; for a module site, the module's path.
-    depth: index of the block that it lies in, from 0.
-    kind: ``attn``, ``mlp``, ``cross`` for branches; for a module site, the last part of its path.
+    name: unique in the model, such as ``blocks.3.mlp``; for a module site, the path of the module.
+    depth: index of the block that the site lies in, from 0.
+    kind: ``attn``, ``mlp`` or ``cross`` for a branch; for a module site, the last part of its path.
     """
 
     name: str
@@ -159,9 +165,12 @@ class Site:
 class Grid:
     """The cells of a sampling run: ``num_steps`` model calls x the sites of a model, in order of execution.
 
-    model: describes the model that the sites were read from: its class, and for module sites how many modules it
-    has of their kinds, so that a plan is not taken for that of a deeper model. fingerprint: tells its weights from
-    others'. scheduler: the scheduler of the run and its settings. Each is empty where it is not known.
+    num_steps: model calls of the run, at least 1.
+    sites: at least one, with names that differ.
+    model: class of the model that the sites were read from, and for module sites how many modules of their kinds it
+        has, so that a deeper model is another one; empty [default] if it is not known.
+    fingerprint: of the model's structure and weights; empty [default] if it is not known.
+    scheduler: the scheduler of the run with its settings; empty [default] if it is not known.
     """
 
     num_steps: int
@@ -184,10 +193,10 @@ class Grid:
 
 
 Schedule = Callable[[int, Site, Grid], Action]
-"""(step, site, grid) -> Action. A plain function; a composed schedule is a function of functions."""
+"""(step, site, grid) -> Action. A plain function, also where it is composed of others."""
 
 Gate = Callable[[int, Site, Grid], bool]
-"""(step, site, grid) -> whether the forecast applies in this skipped cell; elsewhere the feature is reused."""
+"""(step, site, grid) -> whether the forecast applies in this skipped cell; where it does not, the feature is reused."""
 
 Selector = Callable[[int, Site, Grid], Tokens]
-"""(step, site, grid) -> which tokens a partial cell computes."""
+"""(step, site, grid) -> the tokens that a partial cell computes."""

@@ -1,6 +1,6 @@
-"""Routers, and the two files that hold them: our own safetensors form, and the published one, which is only imported.
+"""Routers, and the two files that hold one: our own in safetensors, and the published one, which is only read.
 
-Our form has one tensor, ``logits`` (num_steps, sites) float32, and one document:
+Our own has one tensor, ``logits`` (T, S) float32, and one document:
 
     {"format": "forecache-router", "version": 2, "sites": ["blocks.0.attn", ...], "skippable": [1, 3, 5],
      "provenance": {"made_by": "train_router"}}
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,21 +25,24 @@ from forecache.errors import PlanError, RouterFileError
 from forecache.io import files, published_router, tensor_files
 from forecache.io.document import Document, items, refusing
 from forecache.io.text import short
+from forecache.parts import patterns
 from forecache.parts.grid import Action, Grid, Schedule, Site
 
 DOCUMENT = Document("forecache-router", 2)
 TYPES = {"sites": list, "skippable": list, "provenance": dict}
 MAX_BYTES = 16 * 2**20
-LEGEND = "# computed   . reused"
 
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Which cells a model can do without, learned (Learning-to-Cache, arXiv 2406.01733).
+    """A learned table of the cells that a model can skip (Learning-to-Cache, arXiv 2406.01733).
 
-    logits: (num_steps, num_sites), float32, in sampling order: row 0 is the noisiest call. A cell is computed where
-    sigmoid(logit) is over a threshold. sites: names, in order. skippable: the calls that may skip; all other rows are
-    untrained and always computed. provenance: where it came from.
+    logits: (T, S) float32, in sampling order: row 0 is the noisiest call. A cell is computed where sigmoid(logit) is
+        over a threshold.
+    sites: names of the sites, in order of execution.
+    skippable: the calls that may skip, ascending, 1 to T - 1. Rows of other calls are untrained, and always computed.
+    provenance: where the router came from, names to texts.
+
     Raises PlanError if these do not fit together.
     """
 
@@ -81,29 +83,29 @@ class Router:
 
     @property
     def num_steps(self) -> int:
-        """Model calls in the run that it was trained for."""
+        """T, the model calls of the run that the router was trained for."""
         return len(self.logits)
 
     @property
     def probabilities(self) -> Tensor:
-        """sigmoid(logits), float64 (num_steps, sites); 1 where a call may not skip."""
+        """sigmoid(logits), float64 (T, S); 1 where a call may not skip."""
         p_TS = torch.ones(self.logits.shape, dtype=torch.float64)
         rows = list(self.skippable)
         p_TS[rows] = self.logits[rows].double().sigmoid()
         return p_TS
 
     def skips(self, threshold: float = 0.1) -> Tensor:
-        """The skipped cells, bool (num_steps, sites): those whose probability is not over the threshold."""
+        """The skipped cells, bool (T, S): those whose probability is not over the threshold."""
         if not 0 <= threshold < 1:
             raise PlanError(f"A threshold is a probability from 0 to below 1; {threshold} was asked for.")
         return self.probabilities <= threshold
 
     def level(self, threshold: float = 0.1) -> float:
-        """The share of this router's cells that are skipped, 0 to 1: the papers' caching level."""
+        """The share of cells that are skipped, 0 to 1: the papers' caching level."""
         return self.skips(threshold).double().mean().item()
 
     def threshold_for(self, level: float) -> float:
-        """The threshold whose caching level is nearest to ``level``, 0 to 1; the lower of two that are as near."""
+        """The threshold whose caching level is nearest to ``level``, 0 to 1; of two as near, the lower one."""
         if not 0 <= level <= 1:
             raise PlanError(f"A caching level is a share of all cells, 0 to 1; {level} was asked for.")
         values, counts = self.probabilities[list(self.skippable)].unique(return_counts=True)
@@ -114,7 +116,7 @@ class Router:
         return min(candidates[distance.index(min(distance))], math.nextafter(1, 0))
 
     def schedule(self, threshold: float = 0.1) -> Schedule:
-        """Compute where the router says so; a site of a kind that it does not know is always computed.
+        """The schedule of this router. Sites of a kind that it was not trained on are always computed.
 
         The schedule raises PlanError on a grid of other steps or other sites.
         """
@@ -128,7 +130,7 @@ class Router:
                     f"{self.num_steps} steps, or train a router for {grid.num_steps}."
                 )
             unknown = site.name not in names and _kind(site.name) in kinds
-            if unknown or not names <= {each.name for each in grid.sites}:
+            if unknown or not names <= {other.name for other in grid.sites}:
                 raise PlanError(
                     f"The router was trained for {len(names)} sites ({self.sites[0]} to {self.sites[-1]}), the grid "
                     f"has {len(grid.sites)} ({grid.sites[0].name} to {grid.sites[-1].name}): use it with the model "
@@ -140,16 +142,17 @@ class Router:
         return schedule
 
     def skipped_by_kind(self, threshold: float = 0.1) -> dict[str, tuple[int, ...]]:
-        """How many sites of each kind every call skips: ``{"attn": (0, 28, ...), "mlp": (0, 28, ...)}``."""
+        """The number of sites of each kind that every call skips: ``{"attn": (0, 28, ...), "mlp": (0, 28, ...)}``."""
         skips_TS = self.skips(threshold)
         kinds = [_kind(name) for name in self.sites]
         return {
-            kind: tuple(skips_TS[:, [each == kind for each in kinds]].sum(1).tolist()) for kind in dict.fromkeys(kinds)
+            kind: tuple(skips_TS[:, [other == kind for other in kinds]].sum(1).tolist())
+            for kind in dict.fromkeys(kinds)
         }
 
     def picture(self, threshold: float = 0.1) -> str:
         """The distinct rows as lines of signs, the most frequent first."""
-        return "\n".join(line for line, _ in Counter(self._lines(threshold)).most_common())
+        return patterns.distinct(self._lines(threshold))
 
     def show(self, threshold: float = 0.1) -> str:
         """The whole router as text: one line a site, one sign a step."""
@@ -159,13 +162,13 @@ class Router:
             f"{self.level(threshold):.1%} skipped at threshold {threshold:g}"
         )
         lines = [f"{name:<{width}}  {line}" for name, line in zip(self.sites, self._lines(threshold), strict=True)]
-        return "\n".join([title, *lines, LEGEND])
+        return "\n".join([title, *lines, patterns.legend("#.")])
 
     def _lines(self, threshold: float) -> list[str]:
         return ["".join(".#"[not skip] for skip in row) for row in self.skips(threshold).T.tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the router as safetensors, atomically; folders that are missing are made."""
+        """Write the router as a safetensors file, atomically; missing folders are made."""
         values = {
             "sites": list(self.sites),
             "skippable": list(self.skippable),
@@ -175,17 +178,17 @@ class Router:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Router:
-        """Read a router file of our form; raises RouterFileError with what is wrong and where."""
+        """The router of a file of our own form; raises RouterFileError with what is wrong and where."""
         with refusing(Path(path), RouterFileError, "router file", "Make it again with Router.save"):
             return _decode(*tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES))
 
     @classmethod
     def from_published(cls, path: str | os.PathLike[str]) -> Router:
-        """Read a ``.pt`` file as the authors of Learning-to-Cache publish it; nothing in it is executed.
+        """The router of a ``.pt`` file as the authors of Learning-to-Cache publish it; nothing in it is executed.
 
         Respaced timestep i becomes call T - 1 - i; logit 2 l is ``blocks.l.attn``, 2 l + 1 ``blocks.l.mlp``. Only odd
         calls may skip: the other rows were never trained.
-        Raises RouterFileError for a file that is damaged, or holds anything but tensors and the training's settings.
+        Raises RouterFileError for a file that is damaged or holds anything but tensors and the training's settings.
         """
         with refusing(Path(path), RouterFileError, "published router", "Download it again"):
             logits_TS, provenance = published_router.read(Path(path))
@@ -194,12 +197,12 @@ class Router:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Router:
-        """Read a router file of either form."""
+        """The router of a file of either form."""
         return cls.from_published(path) if _is_archive(Path(path)) else cls.load(path)
 
 
 def is_router(path: Path) -> bool:
-    """Whether a file says that it is a router of our form; False for one that cannot be read."""
+    """Whether a file says that it is a router of our own form; False for one that cannot be read."""
     try:
         document = tensor_files.read_document(path, MAX_BYTES)
     except (OSError, ValueError):
@@ -217,7 +220,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _decode(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
-    """The contents of a file as a router; every item and tensor is checked."""
+    """The router of a file's values and tensors, each of which is checked."""
     if set(tensors) != {"logits"}:
         raise ValueError(f"it must hold the tensor 'logits' alone, not {short(sorted(tensors))}")
     sites = items(values["sites"], "sites", str)

@@ -1,9 +1,9 @@
-"""Schedules: which cells of the grid are computed. Each is a function (step, site, grid) -> Action.
+"""Schedules: the cells of the grid that are computed. Each is a function (step, site, grid) -> Action.
 
 every(3)                                computes steps 0, 3, 6, ...           #..#..#.
 every(3, anchor="end")                  phase fixed at the last step          ##..#..#
-either(first(3), every(4))              computes where one of them computes   ###.#...
-inject(every(4))                        some tokens at each second skip       #.o.#.o.
+either(first(3), every(4))              computes where one of the two does    ###.#...
+inject(every(4))                        some tokens at every second skip      #.o.#.o.
 at(kind("mlp"), every(3), every(2))     one schedule for MLPs, one for the rest
 """
 
@@ -16,7 +16,7 @@ from forecache.errors import PlanError
 from forecache.parts.grid import Action, Grid, Schedule, Site
 
 Where = Callable[[Site], bool]
-"""Which sites a part of a schedule or gate speaks of."""
+"""site -> whether a part of a schedule or gate applies to it."""
 
 
 def _when(condition: bool) -> Action:
@@ -26,8 +26,9 @@ def _when(condition: bool) -> Action:
 def every(interval: int, *, anchor: Literal["start", "end"] = "start") -> Schedule:
     """Compute one step in ``interval``, and always step 0 (FORA, arXiv 2407.01425).
 
-    anchor: ``start`` computes the steps divisible by ``interval`` (the phase of the GOC and EOC papers);
-    ``end`` counts from the last step, which is then always computed (FORA's released code).
+    interval: steps from one computed step to the next, at least 1.
+    anchor: ``start`` [default] computes the steps divisible by ``interval`` (the phase of the GOC and EOC papers);
+        ``end`` counts from the last step, which is then always computed (FORA's released code).
     """
     if not isinstance(interval, int) or interval < 1:
         raise PlanError(
@@ -45,14 +46,14 @@ def every(interval: int, *, anchor: Literal["start", "end"] = "start") -> Schedu
 
 def on(steps: Collection[int]) -> Schedule:
     """Compute exactly these steps."""
-    wanted = frozenset(steps)
-    lowest, highest = min(wanted, default=0), max(wanted, default=0)
+    listed = frozenset(steps)
+    lowest, highest = min(listed, default=0), max(listed, default=0)
 
     def schedule(step: int, site: Site, grid: Grid) -> Action:
-        if wanted and (lowest < 0 or highest >= grid.num_steps):
-            outside = sorted(s for s in wanted if not 0 <= s < grid.num_steps)
+        if listed and (lowest < 0 or highest >= grid.num_steps):
+            outside = sorted(other for other in listed if not 0 <= other < grid.num_steps)
             raise PlanError(f"Steps {outside} lie outside a run of {grid.num_steps} steps (0 to {grid.num_steps - 1}).")
-        return _when(step in wanted)
+        return _when(step in listed)
 
     return schedule
 
@@ -76,35 +77,35 @@ def last(count: int) -> Schedule:
 
 
 def either(*schedules: Schedule) -> Schedule:
-    """Compute where at least one of the schedules computes; else compute some tokens where one of them does."""
+    """Compute where at least one of the schedules does; where none does, compute some tokens if one of them does."""
 
-    def schedule(step: int, site: Site, grid: Grid) -> Action:
-        actions = {each(step, site, grid) for each in schedules}
-        return next((each for each in (Action.COMPUTE, Action.PARTIAL) if each in actions), Action.SKIP)
+    def combined(step: int, site: Site, grid: Grid) -> Action:
+        actions = {schedule(step, site, grid) for schedule in schedules}
+        return next((action for action in (Action.COMPUTE, Action.PARTIAL) if action in actions), Action.SKIP)
 
-    return schedule
+    return combined
 
 
 def inject(schedule: Schedule, every: int = 2) -> Schedule:
-    """In each run of skipped steps, one in ``every`` computes some tokens (ProCache, arXiv 2512.17298).
+    """Compute some tokens at one step in ``every`` of each gap (ProCache, arXiv 2512.17298).
 
-    The steps of a run are numbered 1, 2, 3, ...; the paper makes every even one partial: ``#...#..#`` becomes
+    The skipped steps of a gap are numbered 1, 2, 3, ...; the paper makes the even ones partial: ``#...#..#`` becomes
     ``#.o.#.o#``.
     """
     if not isinstance(every, int) or every < 1:
         raise PlanError(f"inject() takes one skipped step in every 1, 2, ...; {every!r} was asked for.")
 
     def injected(step: int, site: Site, grid: Grid) -> Action:
-        run = 0
-        while run <= step and schedule(step - run, site, grid) is Action.SKIP:
-            run += 1
-        return Action.PARTIAL if run and run % every == 0 else schedule(step, site, grid)
+        number = 0  # of the step in its gap
+        while number <= step and schedule(step - number, site, grid) is Action.SKIP:
+            number += 1
+        return Action.PARTIAL if number and number % every == 0 else schedule(step, site, grid)
 
     return injected
 
 
 def at(where: Where, schedule: Schedule, otherwise: Schedule) -> Schedule:
-    """``schedule`` for the sites that ``where`` holds for, ``otherwise`` for the others."""
+    """``schedule`` for the sites for which ``where`` holds, ``otherwise`` for the others."""
     return lambda step, site, grid: (schedule if where(site) else otherwise)(step, site, grid)
 
 
@@ -119,17 +120,17 @@ def depth(low: int, high: int) -> Where:
 
 
 def by_step(picture: str | Sequence[int]) -> Schedule:
-    """The pattern itself, one entry a step: ``"#..#"``, or numbers as ProCache writes them, ``[1, 0, 0, 1]``.
+    """A pattern, one entry a step: ``"#..#"``, or numbers as ProCache writes them, ``[1, 0, 0, 1]``.
 
     ``#`` or 1 computes, ``.`` or 0 skips, ``o`` or 2 computes some tokens.
     """
     signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*Action, *Action), strict=True))
-    if strange := sorted({repr(each) for each in picture if each not in signs}):
+    if strange := sorted({repr(entry) for entry in picture if entry not in signs}):
         raise PlanError(
             f"A pattern is written with '#' (compute), '.' (skip) and 'o' (some tokens), or with 1, 0 and 2; it has "
             f"{', '.join(strange[:5])}."
         )
-    actions = [signs[each] for each in picture]
+    actions = [signs[entry] for entry in picture]
 
     def schedule(step: int, site: Site, grid: Grid) -> Action:
         if len(actions) != grid.num_steps:
@@ -142,7 +143,10 @@ def by_step(picture: str | Sequence[int]) -> Schedule:
 
 
 def lookup(table: Mapping[str, Sequence[bool]]) -> Schedule:
-    """One row of booleans (computed or not) per site name: schedules that were learned or searched."""
+    """A table of booleans, whether a step is computed: one row a site name, one entry a step.
+
+    For schedules that were learned or searched.
+    """
 
     def schedule(step: int, site: Site, grid: Grid) -> Action:
         row = table.get(site.name)

@@ -1,5 +1,4 @@
-"""What a model's features do on average: their means, and how fast they change. Measured by `calibrate`, kept as a
-file.
+"""Statistics of a model's features: their means, and how fast they change. Measured by `calibrate`, kept in a file.
 
 T steps, S sites, N tokens, D width, G gaps.
 """
@@ -31,10 +30,18 @@ Resolution = Literal["token", "channel"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where statistics come from. count of conditions is what was asked for; `Statistics.count` is what was measured.
+    """Where statistics come from.
 
-    fingerprint, scheduler: of the model that was sampled, as in `Grid`. conditions: class labels or texts, one a
-    sample. shared_noise: every sample started from the same noise. rows: which rows of a guidance pair were measured.
+    model: description of the sampled model, as in `Grid`.
+    fingerprint: its fingerprint, as in `Grid`.
+    scheduler: the scheduler of the runs with its settings, as in `Grid`.
+    guidance: scale of classifier-free guidance.
+    seed: of the noise.
+    shared_noise: whether every sample started from the same noise.
+    rows: which rows of a guidance pair were measured.
+    batch: samples of one model call.
+    conditions: class labels or texts, one a sample that was asked for; `Statistics.count` of them were measured.
+    forecache: version that measured.
     """
 
     model: str
@@ -53,10 +60,13 @@ class Origin:
 class Statistics:
     """A model's average features A(step, site) and their changes, over many samples without a cache.
 
-    sites: in order of execution. means: per site (T, N, D), or (T, 1, D) where only one mean per channel is kept; the
-    average over samples. changes: (T, S, G), the mean over samples of ``|g(c) - g(c-k)|_1 / |g(c)|_1`` at [c, s, k-1];
-    zero where c < k (SmoothCache, arXiv 2411.10510). inverse: (T, S) bool, whether the last change of the averages
-    points the wrong way at that step (`inverse_gradient`). counts: (T, S), samples in each cell.
+    sites: in order of execution.
+    means: one tensor a site, (T, N, D), or (T, 1, D) with one mean per channel; the average over samples.
+    changes: (T, S, G) float32, the mean over samples of ``|g(c) - g(c-k)|_1 / |g(c)|_1`` at [c, s, k-1]; zero where
+        c < k (SmoothCache, arXiv 2411.10510).
+    inverse: (T, S) bool, whether the last change of the averages points the wrong way (`inverse_gradient`).
+    counts: (T, S) int64, samples of each cell.
+    origin: where they come from.
     """
 
     sites: tuple[Site, ...]
@@ -68,22 +78,22 @@ class Statistics:
 
     @property
     def num_steps(self) -> int:
-        """Model calls of a run."""
+        """T, the model calls of a run."""
         return len(self.changes)
 
     @property
     def count(self) -> int:
-        """Samples that are complete."""
+        """The number of complete samples."""
         return int(self.counts.min())
 
     @property
     def is_partial(self) -> bool:
-        """Whether the measurement was interrupted before its last condition."""
+        """Whether the measurement was interrupted before the last condition."""
         return self.count < len(self.origin.conditions)
 
     @property
     def resolution(self) -> Resolution:
-        """``token`` with a mean for every token and channel, ``channel`` with one for every channel."""
+        """``token`` with a mean for every token and channel, ``channel`` with a mean for every channel."""
         return "channel" if all(mean.shape[1] == 1 for mean in self.means) else "token"
 
     @property
@@ -117,8 +127,8 @@ class Statistics:
         return {site: index for index, site in enumerate(self.sites)}
 
     def check(self, grid: Grid) -> None:
-        """Raises StatisticsError, with what differs, if they were measured on another model, scheduler or step
-        count, or not once at every step.
+        """Raises StatisticsError, with what differs, for a grid of another model, scheduler or number of steps, and if
+        a step was not measured at all.
         """
         reason = None
         if self.num_steps != grid.num_steps:
@@ -127,39 +137,39 @@ class Statistics:
             weights = " with other weights" if self.sites == grid.sites else f" with {len(self.sites)} sites"
             reason = f"a {self.origin.model}{weights}, and the plan is for {grid.model or 'a model'}"
             reason += f" with {len(grid.sites)} sites" if self.sites != grid.sites else ""
-        elif found := scheduler_differences(self.origin.scheduler, grid.scheduler):
-            reason = f"another scheduler ({'; '.join(found[:4])})"
+        elif differences := scheduler_differences(self.origin.scheduler, grid.scheduler):
+            reason = f"another scheduler ({'; '.join(differences[:4])})"
         if reason:
             raise StatisticsError(f"The statistics are of {reason}: calibrate for this run with forecache.calibrate.")
         if self.count == 0:
             raise StatisticsError(
-                "The statistics were interrupted before every step was seen once: calibrate again with the same path, "
-                "which continues them."
+                "The statistics were interrupted before every step was measured once: calibrate again with the same "
+                "path, which continues them."
             )
 
     def compact(self, dtype: torch.dtype = torch.float16, per: Resolution = "channel") -> Statistics:
-        """The same in less: in ``dtype``, and by default with one mean per channel, smaller by the number of tokens.
+        """Smaller statistics: means in ``dtype``, and by default one per channel, smaller by the number of tokens.
 
         Changes and gradients stay as they were measured. Raises StatisticsError if a mean is too large for ``dtype``.
         """
         means = [mean.float().mean(1, keepdim=True) if per == "channel" else mean for mean in self.means]
-        kept = tuple(mean.to(dtype) for mean in means)
-        if not all(bool(mean.isfinite().all()) for mean in kept):
+        smaller = tuple(mean.to(dtype) for mean in means)
+        if not all(bool(mean.isfinite().all()) for mean in smaller):
             raise StatisticsError(f"Some means are too large for {dtype}: keep them in float32 or bfloat16.")
-        return replace(self, means=kept)
+        return replace(self, means=smaller)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as safetensors with versioned metadata, atomically; folders that are missing are made."""
+        """Write the statistics as a safetensors file, atomically; missing folders are made."""
         tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
         tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
         sites = [asdict(site) for site in self.sites]
         values = {"sites": sites, "origin": asdict(self.origin)}
-        kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        tensor_files.write(Path(path), DOCUMENT, values, kept)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        tensor_files.write(Path(path), DOCUMENT, values, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
-        """Read a statistics file; raises StatisticsFileError with what is wrong."""
+        """The statistics of a file; raises StatisticsFileError with what is wrong."""
         advice = "Make it with forecache.calibrate"
         with refusing(Path(path), StatisticsFileError, "statistics file", advice):
             values, tensors = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
@@ -170,9 +180,9 @@ class Statistics:
 def inverse_gradient(before: Tensor, last: Tensor, truth: Tensor) -> bool:
     """Whether no eta > 0 brings ``last + eta * (last - before)`` closer to ``truth`` than ``last`` (GOC, Eq. 7).
 
-    The three are averages at consecutive steps, of any shape; distance is the sum of absolute values. It is convex in
-    eta, so its slope at 0 decides: with r = truth - last and d = last - before, some eta helps iff the sum of sign(r)
-    * d where r != 0 exceeds the sum of \\|d\\| where r = 0.
+    The three are averages at consecutive steps, of one shape. The distance, the sum of absolute values, is convex in
+    eta, so that its slope at 0 decides: with r = truth - last and d = last - before, some eta helps if and only if the
+    sum of sign(r) * d where r != 0 exceeds the sum of \\|d\\| where r = 0.
     """
     r, d = truth.double() - last.double(), last.double() - before.double()
     return bool((r.sign() * d).sum() <= d[r == 0].abs().sum())
@@ -188,19 +198,19 @@ def inverse_table(means: Sequence[Tensor]) -> Tensor:
 
 
 def _decode(values: Mapping[str, Any]) -> tuple[tuple[Site, ...], Origin]:
-    """Sites and origin of a file; every key and value is checked."""
+    """The sites and the origin of a file, of which every key and value is checked."""
     keys = {"name": str, "depth": int, "kind": str}
-    sites = Grid(1, tuple(Site(**fields(each, keys)) for each in values["sites"])).sites
+    sites = Grid(1, tuple(Site(**fields(site, keys)) for site in values["sites"])).sites
     kinds = {"str": str, "float": float, "int": int, "bool": bool}
-    origin = fields(values["origin"], {each.name: kinds.get(str(each.type), list) for each in fields_of(Origin)})
-    if not all(type(each) in (int, str) for each in origin["conditions"]):
+    origin = fields(values["origin"], {field.name: kinds.get(str(field.type), list) for field in fields_of(Origin)})
+    if not all(type(condition) in (int, str) for condition in origin["conditions"]):
         raise ValueError("the conditions of its origin must be numbers or texts")
     origin["conditions"] = tuple(origin["conditions"])
     return sites, Origin(**origin)
 
 
 def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-    """Means, changes, inverse and counts, of shapes that belong together, and finite."""
+    """Means, changes, inverse and counts of a file: finite, and of shapes that belong together."""
     names = [f"means.{index}" for index in range(len(sites))]
     if set(tensors) != {*names, "changes", "inverse", "counts"}:
         raise ValueError(f"it has tensors for other sites than its {len(sites)}")
@@ -220,7 +230,7 @@ def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[T
     )
     if not right:
         raise ValueError("its tensors have shapes or dtypes that do not belong together")
-    if not all(bool(each.isfinite().all()) for each in (*means, changes)):
+    if not all(bool(tensor.isfinite().all()) for tensor in (*means, changes)):
         raise ValueError("it has numbers that are not finite")
     if int(counts.min()) < 0:
         raise ValueError("it has a negative count")
