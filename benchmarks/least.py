@@ -43,7 +43,7 @@ class Least:
 
     def __init__(self, subject: Subject, features: Sequence[Tensor] | None = None) -> None:
         self._model = subject.model
-        self._gates = adaln_zero.of(list(self._model.transformer_blocks))
+        self._gates = adaln_zero.stack(list(self._model.transformer_blocks))
         tokens = (self._model.config.sample_size // self._model.config.patch_size) ** 2
         shape = subject.rows, tokens, self._model.inner_dim
         count = 2 * len(self._model.transformer_blocks)

@@ -19,9 +19,10 @@ from diffusers import DiTTransformer2DModel
 from digits import ROOT, fill
 
 from forecache.environment import environment
+from forecache.models.arguments import Arguments
 from forecache.models.find import layout
 from forecache.parts import tokens
-from forecache.runtime import selection
+from forecache.runtime import tokens as runtime_tokens
 
 ROWS, ROUNDS, SHARES = 4, 9, (0.07, 0.25, 0.5)
 
@@ -36,8 +37,8 @@ def measure() -> list[dict]:
 
     def partial(share: float) -> None:
         chosen = tokens.Tokens(share, site="blocks.0.attn")
-        index_BK = selection.choose(chosen, selection.score("attn_norm", attention_BND), None, None)
-        selection.amend(estimate_BND, index_BK, selection.Call(compute, (x_BND, condition), {}))
+        index_BK = runtime_tokens.choose(chosen, runtime_tokens.score("attn_norm", attention_BND), None, None)
+        runtime_tokens.with_computed(estimate_BND, index_BK, compute, Arguments((x_BND, condition), {}))
 
     seconds: dict[float, list[float]] = {share: [] for share in (1.0, *SHARES)}
     for _ in range(ROUNDS):

@@ -28,7 +28,7 @@ MOST_NAMES = 32
 
 WITHOUT_TORCH = [
     "parts.grid", "errors", "_version", "parts.schedules", "parts.patterns", "parts.forecasts", "parts.gates",
-    "parts.tokens", "plan.folding", "plan.slots",
+    "parts.tokens", "plan.ops", "plan.folding", "plan.slots",
 ]  # fmt: skip
 """Arithmetic on steps."""
 

@@ -289,8 +289,9 @@ def leaving(app, order, leave):
 
 def kept(app):
     """The lanes that any session holds."""
-    runs = [run for session in app.state.plans.sessions.values() for run in session._generations.threads]
-    return [lane for run in runs for lane in run.lanes.values()]
+    models = [model for session in app.state.plans.sessions.values() for model in session._models]
+    states = [state for model in models for state in model._generations.threads]
+    return [lane for state in states for lane in state.lanes.values()]
 
 
 def test_a_generation_stops_within_a_step_of_its_clients_leaving_and_leaves_nothing(start, digits):

@@ -12,8 +12,8 @@ from support.small import generate
 
 import forecache as fc
 from forecache.plan import folding
-from forecache.plan.folding import OUT, Sum
-from forecache.plan.slots import Op, alive, allocate, slots
+from forecache.plan.ops import OUT, KeptSum, Op
+from forecache.plan.slots import allocate, num_slots, peak_bytes
 
 SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
 any_row = st.integers(1, 14).flatmap(rows)
@@ -27,16 +27,21 @@ def emitted(row, features):
     return out
 
 
+def kept_sums(op, at_hand):
+    """Slot -> what an operation keeps there, of the values that it reads."""
+    return {kept.slot: at_hand[kept.base] + sum(w * at_hand[slot] for slot, w in kept.adds) for kept in op.keeps}
+
+
 def executed(ops, features):
     """What every step emits when only the slots are at hand, and how many of them are full after each step."""
     kept, out, full = {}, [], []
     for step, op in enumerate(ops):
         out.append(math.fsum(w * kept[slot] for slot, w in op.reads) if op.reads else features[step])
         at_hand = {**kept, OUT: out[-1]}
-        made = [(each.number, at_hand[each.base] + sum(w * at_hand[n] for n, w in each.adds)) for each in op.keeps]
+        sums = kept_sums(op, at_hand)
         for slot in op.frees:
             del kept[slot]
-        for slot, value in made:
+        for slot, value in sums.items():
             assert slot not in kept, "a live feature was overwritten"
             kept[slot] = value
         full.append(len(kept))
@@ -92,26 +97,26 @@ def test_the_cells_as_written_give_just_what_they_say(row):
 def test_as_written_exactly_the_features_with_a_later_reader_are_kept(row):
     ops = allocate(row, folded=False)
     assert executed(ops, [0.0] * len(row))[1] == needed(row)
-    assert slots(ops) == max(needed(row))
+    assert num_slots(ops) == max(needed(row))
 
 
 @given(any_row)
 def test_folding_never_needs_more_slots(row):
     full = executed(allocate(row), [0.0] * len(row))[1]
-    assert max(full) == slots(allocate(row)) <= max(needed(row))
+    assert max(full) == num_slots(allocate(row)) <= max(needed(row))
 
 
 @given(any_row)
 def test_folded_steps_give_the_same_and_keep_no_estimate(row):
-    """Also where `turns` would rather not fold."""
-    if (found := folding.folded(row)) is None:
+    """Also where folding keeps more tensors, so that `folded_where_smaller` does not fold."""
+    if (ops := folding.folded(row)) is None:
         return
     kept, features, out = {}, np.random.default_rng(0).uniform(-1, 1, len(row)), []
-    for step, turn in enumerate(found):
-        out.append(sum(w * kept[n] for n, w in turn.reads) if turn.reads else features[step])
-        assert not (turn.reads and turn.sums)
+    for step, op in enumerate(ops):
+        out.append(sum(w * kept[n] for n, w in op.reads) if op.reads else features[step])
+        assert not (op.reads and op.keeps)
         at_hand = {**kept, OUT: out[-1]}
-        kept |= {each.number: at_hand[each.base] + sum(w * at_hand[n] for n, w in each.adds) for each in turn.sums}
+        kept |= kept_sums(op, at_hand)
     assert close(out, emitted(row, features), grown(row))
 
 
@@ -155,8 +160,8 @@ def sizes(row, ops):
         parts = [w * kept[slot] for slot, w in op.reads]
         largest = max(largest, sum(np.abs(part).sum() for part in parts))
         at_hand = {**kept, OUT: sum(parts) if parts else np.eye(len(row))[step]}
-        made = {each.number: at_hand[each.base] + sum(w * at_hand[n] for n, w in each.adds) for each in op.keeps}
-        kept = {slot: value for slot, value in kept.items() if slot not in op.frees} | made
+        sums = kept_sums(op, at_hand)
+        kept = {slot: value for slot, value in kept.items() if slot not in op.frees} | sums
     return largest
 
 
@@ -193,7 +198,7 @@ def test_weights_that_cancel_leave_the_cells_as_written():
 
 
 @given(st.integers(1, 8).flatmap(lambda steps: st.lists(rows(steps), min_size=1, max_size=4)), st.data())
-def test_alive_is_the_peak_of_each_step_with_the_sites_run_in_order(table, data):
+def test_peak_bytes_are_those_of_each_step_with_the_sites_run_in_order(table, data):
     """Bytes are counted cell by cell: a step's peak may lie between its start and its end."""
     sizes = data.draw(st.lists(st.integers(0, 9), min_size=len(table), max_size=len(table)))
     left = [[0, *needed(row)] for row in table]
@@ -205,7 +210,7 @@ def test_alive_is_the_peak_of_each_step_with_the_sites_run_in_order(table, data)
         ]
         peaks.append(max(during))
     ops = [allocate(row, folded=False) for row in table]
-    assert alive(ops, sizes, [0] * len(table)) == tuple(peaks)
+    assert peak_bytes(ops, sizes, [0] * len(table)) == tuple(peaks)
 
 
 def row_of(method, num_steps=20):
@@ -227,7 +232,7 @@ def row_of(method, num_steps=20):
     ],
 )
 def test_a_method_keeps_so_many_tensors_of_a_site(method, kept):
-    assert slots(allocate(row_of(method))) == kept
+    assert num_slots(allocate(row_of(method))) == kept
 
 
 def test_fora_keeps_a_feature_for_the_skipped_steps_after_it_alone():
@@ -248,8 +253,8 @@ def test_a_freed_slot_is_taken_again_in_the_same_step():
     """Step 1 reads step 0 for the last time and is read itself: one slot serves both."""
     row = (fc.parts.Cell(), fc.parts.Cell(((0, 1.0),)), fc.parts.Cell(((1, 1.0),)))
     assert allocate(row, folded=False) == (
-        Op(keeps=(Sum(0, OUT),)),
-        Op(((0, 1.0),), (Sum(0, OUT),), (0,)),
+        Op(keeps=(KeptSum(0, OUT),)),
+        Op(((0, 1.0),), (KeptSum(0, OUT),), (0,)),
         Op(((0, 1.0),), (), (0,)),
     )
 

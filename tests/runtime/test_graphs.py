@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounter
 
 import forecache as fc
 from forecache.models.find import layout
-from forecache.runtime import cache
+from forecache.runtime import graphs
+from forecache.runtime.executable import Executable
 from forecache.runtime.graphs import Graphs
-from forecache.runtime.program import Program
 
 STEPS = 12
 
@@ -50,9 +50,8 @@ def counted():
 
 def shapes(plan, model):
     """How many different things the steps of a plan do."""
-    found = Graphs(layout(model), {})
-    program = Program(layout(model), plan)
-    return len({found.of(number, step) for number, step in enumerate(program.steps)})
+    traced = Graphs(layout(model), {})
+    return len({traced.of(step) for step in Executable(layout(model), plan).steps})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -229,7 +228,7 @@ def test_models_of_several_classes_are_compiled_in_one_process():
 
 def test_what_a_graph_gave_out_is_kept_in_memory_of_its_own(monkeypatch):
     """A backend that behaves as CUDA graphs do: what it gave out is overwritten by its next call."""
-    monkeypatch.setattr(cache, "_own", torch.clone)
+    monkeypatch.setattr(graphs, "_own_memory", torch.clone)
     given = []
 
     def overwriting(graph, _):

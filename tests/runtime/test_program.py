@@ -16,13 +16,14 @@ from support.tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache.models.blocks import OWN
+from forecache.models.blocks import UNTOUCHED
 from forecache.models.families import adaln_zero
 from forecache.models.find import layout
 from forecache.parts.grid import Action
 from forecache.plan import slots
-from forecache.runtime.forwards import Steps
-from forecache.runtime.program import INSIDE, Program
+from forecache.runtime.executable import Executable
+from forecache.runtime.forwards import Forwards
+from forecache.runtime.program import COVERED
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def block_by_block(monkeypatch):
     """Sessions that collapse nothing."""
 
     def switch():
-        monkeypatch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
+        monkeypatch.setattr(Forwards, "run_block", lambda self, block, x, args, kwargs: None)
 
     return switch
 
@@ -115,28 +116,28 @@ def test_any_plan_collapses_to_the_same(data):
     plan = fc.Plan(grid, table)
     together, stats = sampled(model, plan)
     assert stats.peak_cache_bytes == plan.cost(model, 2).cache_bytes
-    collapse = Steps.collapse
+    run_block = Forwards.run_block
     try:
-        Steps.collapse = lambda self, block, x, args, kwargs: None
+        Forwards.run_block = lambda self, block, x, args, kwargs: None
         apart, _ = sampled(model, plan)
     finally:
-        Steps.collapse = collapse
+        Forwards.run_block = run_block
     scale = apart.abs().max().clamp(min=1)
     assert (together - apart).abs().max() < 1e-4 * scale or not apart.isfinite().all()
 
 
 def test_runs_are_found():
-    assert slots.runs([0, 1, 2, 5, 7, 8]) == [range(3), range(5, 6), range(7, 9)]
-    assert slots.runs([]) == []
+    assert slots.consecutive([0, 1, 2, 5, 7, 8]) == [range(3), range(5, 6), range(7, 9)]
+    assert slots.consecutive([]) == []
     model = small_dit(4)
     schedule = fc.parts.schedules.at(
         fc.parts.schedules.depth(1, 2), fc.parts.schedules.every(1), fc.parts.schedules.every(2)
     )
-    program = Program(layout(model), fc.Method("all but block 1", schedule).plan(fc.grid(model, 2)))
-    first, second = program.steps
-    assert first.runs == (None, OWN, None, None)
-    assert [found if found in (OWN, INSIDE) else found.sites for found in second.runs] == [
-        range(2), OWN, range(4, 8), INSIDE
+    executable = Executable(layout(model), fc.Method("all but block 1", schedule).plan(fc.grid(model, 2)))
+    first, second = executable.steps
+    assert first.blocks == (None, UNTOUCHED, None, None)
+    assert [found if found in (UNTOUCHED, COVERED) else found.sites for found in second.blocks] == [
+        range(2), UNTOUCHED, range(4, 8), COVERED
     ]  # fmt: skip
 
 
@@ -422,12 +423,12 @@ def test_weights_are_copied_once_for_all_runs(block_by_block):
     )
     plan = method.plan(fc.grid(model, len(TIMES)))
     found = layout(model)
-    program = Program(found, plan)
+    executable = Executable(found, plan)
     with torch.no_grad():
-        program.refresh()
-    assert len(program.gates) > 2
-    assert all(isinstance(gates, adaln_zero.StackedGates) for gates in program.gates.values())
-    parts = [vars(gates).values() for gates in program.gates.values()]
+        executable.refresh()
+    assert len(executable.gates) > 2
+    assert all(isinstance(gates, adaln_zero.StackedGates) for gates in executable.gates.values())
+    parts = [vars(gates).values() for gates in executable.gates.values()]
     storages = {each.untyped_storage().data_ptr(): each for part in parts for each in part if torch.is_tensor(each)}
     whole = vars(adaln_zero.stack([block.module for _, block in found.blocks])).values()
     assert sum(each.untyped_storage().nbytes() for each in storages.values()) <= sum(

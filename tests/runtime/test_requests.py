@@ -223,7 +223,7 @@ def test_a_sample_falls_back_by_itself(dit):
 
 
 def test_max_error_is_the_ratio_of_norms():
-    from forecache.runtime.guards import limited
+    from forecache.runtime.executor import limited
 
     newest = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     change = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -299,7 +299,7 @@ def test_threads_that_end_leave_nothing():
         thread.join()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(generate_images, pipe, T).result()
-    assert len(session._generations.threads) <= 2
+    assert len(session._models[0]._generations.threads) <= 2
     assert session.stats.generations == 9
     fc.disable(pipe)
 

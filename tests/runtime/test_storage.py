@@ -10,7 +10,7 @@ from support.small import generate, labels, noise
 from support.tiny import TINY, normal
 
 import forecache as fc
-from forecache.runtime.storage import Shelf
+from forecache.runtime.storage import FeatureStorage
 
 STEPS = 12
 METHODS = {
@@ -173,15 +173,15 @@ class Elsewhere:
 
 def test_features_on_another_device_come_back_one_ahead_of_their_use():
     where = {}
-    shelf = Shelf(device=torch.device("cpu"))
-    kept = [shelf.put(Elsewhere(name, "xpu", where)) for name in "abcd"]
+    storage = FeatureStorage(device=torch.device("cpu"))
+    kept = [storage.put(Elsewhere(name, "xpu", where)) for name in "abcd"]
     assert [entry.feature.device.type for entry in kept] == ["cpu"] * 4
     where["xpu"].clear()
     for number, (entry, following) in enumerate(zip(kept, [*kept[1:], None], strict=True)):
-        found = shelf.get(entry, following)
+        found = storage.get(entry, following)
         assert (found.name, found.device.type) == ("abcd"[number], "xpu")
         assert where["xpu"] == list("abcd"[: number + 2])  # this one and the next, each brought once
-    assert [each.name for each in shelf.all(kept)] == list("abcd")
+    assert [each.name for each in storage.all(kept)] == list("abcd")
     assert len(where["xpu"]) == 8
 
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
 from forecache.methods.procache import PROCACHE_PATTERN
+from forecache.models.arguments import Arguments
 from forecache.parts import tokens
 from forecache.parts.schedules import at, by_step, depth, kind
-from forecache.runtime import selection
 from forecache.runtime import tokens as tokens_module
 
 XL = tuple(fc.parts.Site(f"blocks.{d}.{k}", d, k) for d in range(28) for k in ("attn", "mlp"))
@@ -172,10 +172,9 @@ def test_tokens_that_are_not_chosen_carry_the_estimate(batch, count, width, seed
     generator = torch.Generator().manual_seed(seed)
     estimate, x = (torch.randn(batch, count, width, generator=generator) for _ in range(2))
     chosen = tokens.Tokens(0.4, "random")
-    index = selection.choose(chosen, torch.rand(batch, count, generator=generator), None, None)
+    index = tokens_module.choose(chosen, torch.rand(batch, count, generator=generator), None, None)
     before = estimate.clone()
-    call = selection.Call(lambda part, factor: part * factor, (x, 3), {})
-    out = selection.amend(estimate, index, call)
+    out = tokens_module.with_computed(estimate, index, lambda part, factor: part * factor, Arguments((x, 3), {}))
     for b in range(batch):
         for token in range(count):
             expected = 3 * x[b, token] if token in index[b] else estimate[b, token]
@@ -187,7 +186,7 @@ def test_tokens_that_are_not_chosen_carry_the_estimate(batch, count, width, seed
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 99))
 def test_the_best_of_each_patch_counts_more_on_any_grid(rows, columns, seed):
     scores = torch.rand(2, rows * columns, generator=torch.Generator().manual_seed(seed))
-    spread = selection._spread(scores, (rows, columns), 1.6)
+    spread = tokens_module.with_bonus(scores, (rows, columns), 1.6)
     for before, after in zip(scores, spread, strict=True):
         for token in range(rows * columns):
             y, x = divmod(token, columns)
@@ -206,24 +205,24 @@ def test_the_best_of_each_patch_counts_more_on_any_grid(rows, columns, seed):
     [((2, 4, 32, 64), 128, (8, 16)), ((2, 4, 24, 8), 12, (6, 2)), ((1, 3, 28, 28), 49, (7, 7))],
 )
 def test_the_token_grid_has_the_proportions_of_the_image(image, count, grid):
-    assert selection.token_grid(tokens.Tokens(0.5, bonus=2), count, image) == grid
+    assert tokens_module.token_grid(tokens.Tokens(0.5, bonus=2), count, image) == grid
 
 
 @pytest.mark.parametrize("image", [None, (2, 64, 16), (2, 4, 32, 48)])
 def test_a_token_grid_that_is_not_known_has_to_be_given(image):
-    with pytest.raises(fc.errors.RunError, match=r"give token_grid=\(rows, columns\)"):
-        selection.token_grid(tokens.Tokens(0.5, bonus=2), 64, image)
-    assert selection.token_grid(tokens.Tokens(0.5, bonus=2, token_grid=(4, 16)), 64, image) == (4, 16)
+    with pytest.raises(fc.errors.RunError, match=r"pass token_grid=\(rows, columns\)"):
+        tokens_module.token_grid(tokens.Tokens(0.5, bonus=2), 64, image)
+    assert tokens_module.token_grid(tokens.Tokens(0.5, bonus=2, token_grid=(4, 16)), 64, image) == (4, 16)
 
 
 def test_halves_choose_their_own_tokens_or_share():
     scores = torch.tensor([[4.5, 1, 0, 0], [0, 0, 1, 2], [0, 4, 0, 0], [0, 0, 9, 0]])  # [cond; uncond] of two images
-    own = selection.choose(tokens.Tokens(0.25), scores, None, None)
+    own = tokens_module.choose(tokens.Tokens(0.25), scores, None, None)
     assert own.flatten().tolist() == [0, 3, 1, 2]
-    shared = selection.choose(tokens.Tokens(0.25, halves="shared"), scores, None, None)
+    shared = tokens_module.choose(tokens.Tokens(0.25, halves="shared"), scores, None, None)
     assert shared.flatten().tolist() == [1, 2, 1, 2]
     with pytest.raises(fc.errors.RunError, match="guidance pairs; this one has 3 rows"):
-        selection.choose(tokens.Tokens(0.25, halves="shared"), scores[:3], None, None)
+        tokens_module.choose(tokens.Tokens(0.25, halves="shared"), scores[:3], None, None)
 
 
 def test_halves_share_in_a_run(dit):
@@ -283,7 +282,7 @@ def test_generations_share_nothing(dit, name):
         with pytest.raises(KeyboardInterrupt):
             interrupted(dit, 7)
         session.new_run()
-        held = [run.meter.held for run in session._generations.threads]
+        held = [state.meter.held for model in session._models for state in model._generations.threads]
         second = generate(dit, STEPS, seed=1)
     assert torch.equal(first, fresh[0])
     assert torch.equal(second, fresh[1])

@@ -24,7 +24,7 @@ from forecache.models.find import find, grid, layout_for, measure
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.parts.statistics import Origin, Statistics
-from forecache.runtime.observed import Observed
+from forecache.runtime.session import Session
 from forecache.sampling import sources
 
 Rows = Literal["first", "second", "all"]
@@ -140,7 +140,7 @@ class _Run:
         layout = layout_for(find(self._source.target), self._grid)
         saved = time.monotonic()
         try:
-            with Observed(layout, everything, self._see) as session:
+            with Session(everything, [layout], watch=self._see) as session:
                 for number, batch in enumerate(rounds, 1):
                     if batch is not None:
                         self._sample(session, batch, on_step)
@@ -163,7 +163,7 @@ class _Run:
         mine = batches[self._world.rank :: self._world.size]
         return [*mine, *[None] * (rounds - len(mine))]
 
-    def _sample(self, session: Observed, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
+    def _sample(self, session: Session, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
         origin = self._origin
         self._batch = batch
         for recent in self._recent:

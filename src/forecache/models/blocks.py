@@ -33,21 +33,21 @@ class SiteHandler(Protocol):
     def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
-class Own(Enum):
-    """A block of which nothing is skipped or kept: its own forward runs."""
+class Untouched(Enum):
+    """Marks a block of which nothing is skipped or kept: its own forward runs."""
 
-    OWN = "own"
+    UNTOUCHED = "untouched"
 
 
-OWN: Literal[Own.OWN] = Own.OWN
+UNTOUCHED: Literal[Untouched.UNTOUCHED] = Untouched.UNTOUCHED
 
 
 class BlockHandler(Protocol):
-    """Decides about a whole block: returns its outputs to skip it, OWN to run it untouched, None to run it by sites."""
+    """Decides about a whole block: outputs to skip it, UNTOUCHED to run its own forward, None to run its sites."""
 
     def __call__(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | Own | None: ...
+    ) -> Streams | Untouched | None: ...
 
 
 def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
@@ -181,7 +181,7 @@ class Block:
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if on_block is not None and (after := on_block(number, streams, args, kwargs)) is not None:
-                return own(*args, **kwargs) if after is OWN else self.handed(after)
+                return own(*args, **kwargs) if after is UNTOUCHED else self.handed(after)
             condition, now = self.condition(*args, **kwargs), list(streams)
             for site, branch in enumerate(self.branches, first_site):
                 given_BND = [now[stream] for stream in branch.reads or branch.streams]
@@ -215,7 +215,7 @@ class Residual(Block):
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if on_block is not None and (given := on_block(number, streams, args, kwargs)) is not None:
-                return own(*args, **kwargs) if given is OWN else self.handed(given)
+                return own(*args, **kwargs) if given is UNTOUCHED else self.handed(given)
             outputs: list[tuple[Any, Tensor]] = []
 
             def compute(*streams: Tensor) -> Tensor:

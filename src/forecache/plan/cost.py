@@ -1,4 +1,4 @@
-"""What a run costs: multiply-accumulates and bytes, known before it starts."""
+"""The cost of a run in multiply-accumulates and bytes, known before it starts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 
 from forecache.io.text import mib
 from forecache.models.counting import CallCost, CountRequest
-from forecache.plan import slots
+from forecache.plan.ops import Op
+from forecache.plan.slots import skipped_blocks
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run of a plan costs. MACs are multiply-accumulates of matrix products, convolutions and attention.
+    """The cost of a run of a plan. MACs are the multiply-accumulates of matrix products, convolutions and attention.
 
-    macs: the whole run, guidance pair included. macs_uncached: the same run with everything computed.
-    cache_bytes: peak bytes of features kept for later steps. step_macs, step_cache_bytes: the same step by step.
-    constant_bytes: bytes of the corrections' tensors, as the plan has them.
+    macs: MACs of the whole run, guidance pair included.
+    macs_uncached: MACs of the same run with everything computed.
+    cache_bytes: peak memory of the features kept for later steps, in bytes.
+    step_macs: MACs of every step.
+    step_cache_bytes: peak memory of the kept features in every step, in bytes.
+    constant_bytes: bytes of the corrections' tensors, as the plan has them; 0 without corrections.
     """
 
     macs: int
@@ -28,7 +32,7 @@ class Cost:
 
     @property
     def speedup(self) -> float:
-        """macs_uncached / macs: the speed-up to expect where time follows MACs."""
+        """macs_uncached / macs: the speedup to expect where time follows MACs."""
         return self.macs_uncached / self.macs
 
     def __str__(self) -> str:
@@ -40,8 +44,8 @@ class Cost:
         )
 
 
-def macs(call: CallCost, ops: Sequence[slots.Op], spans: Sequence[range]) -> int:
-    """MACs of one model call: blocks that are skipped as a whole make their gates alone."""
+def macs(call: CallCost, ops: Sequence[Op], spans: Sequence[range]) -> int:
+    """MACs of one model call; blocks that are skipped as a whole compute their gates alone."""
     total = call.fixed_macs
     for site, op in enumerate(ops):
         total += call.received_macs[site] if "attention" in op.scored else 0
@@ -49,14 +53,14 @@ def macs(call: CallCost, ops: Sequence[slots.Op], spans: Sequence[range]) -> int
             total += call.partial_macs(site, op.choice.tokens)
         elif not op.reads:
             total += call.site_macs[site]
-    skipped = slots.skipped_blocks(ops, spans)
-    return total - sum(call.condition_macs[block] - call.gate_macs[block] for block in skipped)
+    blocks = skipped_blocks(ops, spans)
+    return total - sum(call.condition_macs[block] - call.gate_macs[block] for block in blocks)
 
 
-def count_request(rows: Sequence[Sequence[slots.Op]], spans: Sequence[range]) -> CountRequest:
-    """What has to be counted for the operations of a plan, [site][step]."""
+def count_request(rows: Sequence[Sequence[Op]], spans: Sequence[range]) -> CountRequest:
+    """The extra measurements that the operations of a plan, [site][step], need."""
     return CountRequest(
         frozenset(site for site, ops in enumerate(rows) if any(op.choice is not None for op in ops)),
         frozenset(site for site, ops in enumerate(rows) if any("attention" in op.scored for op in ops)),
-        frozenset(block for ops in zip(*rows, strict=True) for block in slots.skipped_blocks(ops, spans)),
+        frozenset(block for ops in zip(*rows, strict=True) for block in skipped_blocks(ops, spans)),
     )

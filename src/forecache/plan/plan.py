@@ -114,9 +114,9 @@ class Plan:
         request = count_request(ops, layout.spans)
         parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, request)
         step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
-        alive = slots.alive(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
+        by_step = slots.peak_bytes(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
         full = parts.fixed_macs + sum(parts.site_macs)
-        return Cost(sum(step_macs), full * self.num_steps, max(alive), step_macs, alive, self.constants.nbytes)
+        return Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as versioned JSON, atomically; folders that are missing are made.

@@ -1,4 +1,4 @@
-"""Plans that run on models: sessions, and the state of their generations."""
+"""Sessions: plans that run on models, and the only mutable state of the library."""
 
 from forecache.runtime.apply import apply, disable, enable
 from forecache.runtime.guards import Guards

@@ -1,4 +1,4 @@
-"""A plan's constants, weights and random scores where and as the features are."""
+"""A plan's constants on the device: corrections, weights of gates, random scores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from forecache.errors import RunError
 from forecache.models.blocks import Gate
-from forecache.plan.folding import Shift
-from forecache.runtime import selection
-from forecache.runtime.program import Run
+from forecache.plan.ops import Shift
+from forecache.runtime.program import SkippedSpan
+from forecache.runtime.tokens import random_scores
 
 
 def times(gate: Gate, weight: float | Tensor) -> Gate:
-    """A gate, or those of several streams, times a number; in the gate's dtype."""
-    return tuple(_times(each, weight) for each in gate) if isinstance(gate, tuple) else _times(gate, weight)
+    """A gate, or one gate a stream, times a weight, in the gate's dtype."""
+    return tuple(_times(part, weight) for part in gate) if isinstance(gate, tuple) else _times(gate, weight)
 
 
 def _times(gate: Tensor | float, weight: float | Tensor) -> Tensor | float:
@@ -25,38 +25,34 @@ def _times(gate: Tensor | float, weight: float | Tensor) -> Tensor | float:
     return (gate.to(torch.promote_types(gate.dtype, torch.float32)) * weight).to(gate.dtype)
 
 
-class Placed:
-    """What a plan holds besides cells, moved once a device and dtype.
+class DeviceConstants:
+    """A table of a plan's constants, each moved once a device and dtype.
 
-    A constant of another shape is refused. What is made in inference mode serves outside of it, too. cache_dtype,
-    cache_device: what features are kept in and where, if it is not as and where they are. max_error: how far an
-    estimate may lie from the newest feature, if there is a limit.
+    What is made in inference mode serves outside of it, too.
     """
 
-    def __init__(
-        self,
-        constants: Mapping[str, Tensor],
-        cache_dtype: torch.dtype | None = None,
-        cache_device: torch.device | None = None,
-        max_error: float | None = None,
-    ) -> None:
-        self.cache_dtype, self.cache_device, self.max_error = cache_dtype, cache_device, max_error
+    def __init__(self, constants: Mapping[str, Tensor]) -> None:
         self._constants = constants
-        self._placed: dict[tuple[Shift, torch.device, torch.dtype, torch.Size], Tensor] = {}
-        self._terms: dict[tuple[Run, torch.device], tuple[Tensor, Tensor]] = {}
-        self._shifts: dict[tuple[Run, torch.device, torch.dtype, torch.Size], tuple[Tensor, Tensor] | None] = {}
+        self._sums: dict[tuple[Shift, torch.device, torch.dtype, torch.Size], Tensor] = {}
+        self._gate_weights: dict[tuple[SkippedSpan, torch.device], tuple[Tensor, Tensor]] = {}
+        self._span_shifts: dict[
+            tuple[SkippedSpan, torch.device, torch.dtype, torch.Size], tuple[Tensor, Tensor] | None
+        ] = {}
         self._random: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
-        self._numbers: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+        self._weights: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
-    def like(self, names: Shift, feature: Tensor) -> Tensor:
-        """The sum of these constants, each times its share, for features like this one, (B, N, D)."""
-        key = names, feature.device, feature.dtype, feature.shape[1:]
-        if key not in self._placed:
+    def weighted_sum(self, terms: Shift, like: Tensor) -> Tensor:
+        """The weighted sum of these constants, for a feature (B, N, D) like this one.
+
+        Raises RunError if the model's features have another shape than the constants.
+        """
+        key = terms, like.device, like.dtype, like.shape[1:]
+        if key not in self._sums:
             with torch.inference_mode(False):
-                parts = [self._fitting(name, feature).mul(share) for name, share in names]
+                parts = [self._fitting(name, like).mul(weight) for name, weight in terms]
                 total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
-                self._placed[key] = total.to(feature.device, feature.dtype)
-        return self._placed[key]
+                self._sums[key] = total.to(like.device, like.dtype)
+        return self._sums[key]
 
     def _fitting(self, name: str, feature: Tensor) -> Tensor:
         constant = self._constants[name]
@@ -67,43 +63,44 @@ class Placed:
             )
         return constant
 
-    def weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
-        """The gates of a run times the weights of its features, one a feature."""
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
+        """One gate for every feature of the span, times the weight of the feature; gates: one a branch."""
         if not isinstance(gates, Tensor):
-            return [times(gates[branch], weight) for branch, weight in zip(run.index, run.weights, strict=True)]
-        key = run, gates.device
-        if key not in self._terms:
+            return [times(gates[branch], weight) for branch, weight in zip(span.branches, span.weights, strict=True)]
+        key = span, gates.device
+        if key not in self._gate_weights:
             shape = (-1, *[1] * (gates.ndim - 1))
             with torch.inference_mode(False):
-                weights = torch.tensor(run.weights, device=gates.device).view(shape)
-                self._terms[key] = torch.tensor(run.index, device=gates.device, dtype=torch.long), weights
-        index, weights = self._terms[key]
+                weights = torch.tensor(span.weights, device=gates.device).view(shape)
+                index = torch.tensor(span.branches, device=gates.device, dtype=torch.long)
+                self._gate_weights[key] = index, weights
+        index, weights = self._gate_weights[key]
         return (gates.index_select(0, index) * weights).to(gates.dtype).unbind(0)
 
-    def offset(self, run: Run, gates: Tensor, like: Tensor) -> Tensor | None:
-        """The sum of a run's gated shifts for a stream like this one, (B, 1, D); None if one has a value per token."""
-        key = run, like.device, like.dtype, like.shape[1:]
-        if key not in self._shifts:
-            parts = [self.like(run.ops[branch].shift, like) for branch in run.shifted]
-            channels = all(part.ndim == 1 for part in parts)
+    def gated_shifts(self, span: SkippedSpan, gates: Tensor, like: Tensor) -> Tensor | None:
+        """The sum of a span's gated shifts for a stream (B, N, D) like this one; None if one has a value per token."""
+        key = span, like.device, like.dtype, like.shape[1:]
+        if key not in self._span_shifts:
+            parts = [self.weighted_sum(span.ops[branch].shift, like) for branch in span.shifted]
+            per_channel = all(part.ndim == 1 for part in parts)
             with torch.inference_mode(False):
-                index = torch.tensor(run.shifted, device=like.device)
-                self._shifts[key] = (index, torch.stack(parts)[:, None, None]) if channels else None
-        found = self._shifts[key]
-        return None if found is None else (gates.index_select(0, found[0]) * found[1]).sum(0)
+                index = torch.tensor(span.shifted, device=like.device)
+                self._span_shifts[key] = (index, torch.stack(parts)[:, None, None]) if per_channel else None
+        known = self._span_shifts[key]
+        return None if known is None else (gates.index_select(0, known[0]) * known[1]).sum(0)
 
-    def random(self, seed: tuple[int, ...], feature: Tensor) -> Tensor:
-        """Random scores (1, N) for the tokens of a feature (B, N, D)."""
-        key = seed, feature.shape[1], feature.device
+    def random(self, seed: tuple[int, ...], like: Tensor) -> Tensor:
+        """Random scores (1, N) for the tokens of a feature (B, N, D) like this one."""
+        key = seed, like.shape[1], like.device
         if key not in self._random:
             with torch.inference_mode(False):
-                self._random[key] = selection.random_scores(seed, feature.shape[1]).to(feature.device)
+                self._random[key] = random_scores(seed, like.shape[1]).to(like.device)
         return self._random[key]
 
-    def numbers(self, values: tuple[float, ...], device: torch.device) -> Tensor:
-        """Numbers as a float32 tensor."""
+    def weights(self, values: tuple[float, ...], device: torch.device) -> Tensor:
+        """Weights as a float32 tensor (len(values),)."""
         key = values, device
-        if key not in self._numbers:
+        if key not in self._weights:
             with torch.inference_mode(False):
-                self._numbers[key] = torch.tensor(values, dtype=torch.float32, device=device)
-        return self._numbers[key]
+                self._weights[key] = torch.tensor(values, dtype=torch.float32, device=device)
+        return self._weights[key]

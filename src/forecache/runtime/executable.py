@@ -1,92 +1,154 @@
-"""Courses: a plan resolved on a model, and the one for a generation of another length where that is asked for."""
+"""Executables: a plan compiled for one model and length, and the cache of those that a session needs."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from forecache.errors import StepCountError
+from forecache.errors import CacheBudgetError, StepCountError
+from forecache.io.text import mib
+from forecache.models.arguments import Arguments
+from forecache.models.blocks import Gates
+from forecache.models.find import measure
 from forecache.models.layout import Layout
 from forecache.plan.plan import Plan
 from forecache.plan.resample import piece, resampled
-from forecache.runtime.constants import Placed
-from forecache.runtime.graphs import Graphs, Place, graphs
-from forecache.runtime.program import Budget, Program
+from forecache.plan.slots import num_slots, operations, peak_bytes
+from forecache.runtime.constants import DeviceConstants
+from forecache.runtime.graphs import TraceContext, graphs
+from forecache.runtime.program import SkippedSpan, Step, step_of
+from forecache.runtime.storage import CacheOptions
 
 LOGGER = logging.getLogger("forecache")
 
 
-@dataclass(frozen=True)
-class Keeping:
-    """How and where features are kept, and how many bytes of them at the most; None as they are, without a limit."""
+class Executable:
+    """A plan compiled for one model and length: its steps, the gates of skipped spans, constants, traced steps.
 
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-    max_bytes: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """All that a generation of a plan's length does, known before it starts."""
-
-    plan: Plan
-    program: Program
-    placed: Placed
-    place: Place
-    graphs: Graphs
-    budget: Budget | None
-
-
-class Courses:
-    """The courses of a session, by number of steps and the part of them that its model makes.
-
-    That of its plan as a whole comes first; with ``resample`` there are others for any number of steps.
-
-    local: what carries the current past to a model's blocks. max_error: of estimates, see `Guards`.
+    layout: layout of the model.
+    plan: the plan.
+    options: settings of the session.
+    local: thread-local state that carries the executor of a step to the model's blocks; None where nothing runs.
+    rows: the operations of every site, [site][step].
+    steps: the steps of the plan.
+    num_slots: slots of kept features, per site.
+    gates: the gates of spans of skipped blocks, by `SkippedSpan.key`; see `refresh`.
     """
 
     def __init__(
-        self, layout: Layout, plan: Plan, local: Any, keeping: Keeping, max_error: float | None, resample: bool
+        self,
+        layout: Layout,
+        plan: Plan,
+        options: CacheOptions = CacheOptions(),  # noqa: B008 - it is frozen
+        local: Any = None,
     ) -> None:
-        self._layout, self._local, self._keeping = layout, local, keeping
-        self._max_error, self._resample = max_error, resample
-        layout.check_tokens(plan.rows)
-        self.own = self._course(plan)
-        self._others: dict[tuple[int, range], Course] = {}
+        guarded = options.max_error is not None
+        self.plan, self.options = plan, options
+        self.rows = operations(plan.grid.sites, plan.rows, folded=not guarded)
+        self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
+        self.num_slots = [num_slots(ops) for ops in self.rows]
+        self.gates: dict[tuple[int, int], Gates] = {}
+        self.constants = DeviceConstants(plan.constants)
+        self.graphs = graphs(layout, guarded)
+        self.context = TraceContext(local, layout, self.gates, options.dtype, options.max_error)
+        self._layout = layout
+        self._weights_version: object = None
+        self._spans = {span.blocks for step in self.steps for span in step.blocks if isinstance(span, SkippedSpan)}
+        self._cache_bytes: dict[object, int] = {}
 
-    def of(self, calls: int, part: range) -> Course:
-        """The course of the steps ``part`` of a run of so many; StepCountError where that is not the plan's number."""
-        if (calls, part) == (self.own.plan.num_steps, range(calls)):
-            return self.own
-        if (calls, part) not in self._others:
-            self._others[calls, part] = self._course(piece(self._plan(calls), part))
-        return self._others[calls, part]
+    @property
+    def num_steps(self) -> int:
+        """Model calls of a generation."""
+        return len(self.steps)
+
+    def step(self, number: int, computed: Sequence[int]) -> Step:
+        """The step to run at call ``number`` of a generation, which has computed the steps ``computed`` so far.
+
+        All that is decided at a step is decided here. A plan decides before the run, so it ignores ``computed``.
+        """
+        return self.steps[number]
+
+    def refresh(self) -> None:
+        """Stack the gates of skipped spans at the start of a generation, unless they are and no weight has changed."""
+        if self._spans and (version := self._layout.weights_version()) != self._weights_version:
+            self.gates.update(self._layout.gates_of(self._spans))
+            self._weights_version = version
 
     def clear(self) -> None:
-        """Let go of the weights that were copied for gates."""
-        for course in (self.own, *self._others.values()):
-            course.program.clear()
+        """Drop the stacked gates, which copy weights; `refresh` stacks them again."""
+        self.gates.clear()
+        self._weights_version = None
 
-    def _plan(self, calls: int) -> Plan:
+    def check_budget(self, arguments: Arguments, beside: int) -> int:
+        """The peak memory, in bytes, of a generation that starts with this call; 0 where there is no budget.
+
+        beside: bytes that other lanes may need at the same time. Raises CacheBudgetError if the sum is over the budget.
+        """
+        max_bytes = self.options.max_bytes
+        if max_bytes is None:
+            return 0
+        need = self._need(arguments)
+        if beside + need > max_bytes:
+            others = f", {mib(beside)} for other calls of a step," if beside else ""
+            raise CacheBudgetError(
+                f"The plan keeps {mib(need)} of features at its peak for this batch{others} and "
+                f"max_cache_bytes allows {mib(max_bytes)}: sample fewer images at a time, keep features in "
+                "cache_dtype=torch.bfloat16, or take a forecast with a shorter history."
+            )
+        return need
+
+    def _need(self, arguments: Arguments) -> int:
+        """The peak memory of a generation, measured once for each size of a call."""
+        leaves = tree_leaves((arguments.args, arguments.kwargs))
+        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        if key not in self._cache_bytes:
+            cost = measure(self._layout.model, self.plan.grid, 0, arguments)
+            sizes = cost.kept_bytes(self.options.dtype)
+            self._cache_bytes[key] = max(peak_bytes(self.rows, sizes, cost.site_tokens))
+        return self._cache_bytes[key]
+
+
+class Executables:
+    """The executables of a session, by number of steps of a run and the part of them that the model is called for.
+
+    The first executable is the plan's own; with ``resample`` others are made for other lengths.
+    """
+
+    def __init__(self, layout: Layout, plan: Plan, options: CacheOptions, local: Any, resample: bool) -> None:
+        self._layout, self._options, self._local, self._resample = layout, options, local, resample
+        layout.check_tokens(plan.rows)
+        self.own = self._compiled(plan)
+        self._others: dict[tuple[int, range], Executable] = {}
+
+    def of(self, num_steps: int, part: range) -> Executable:
+        """The executable for the steps ``part`` of a run; StepCountError if the plan is for another number of steps."""
+        if (num_steps, part) == (self.own.num_steps, range(num_steps)):
+            return self.own
+        if (num_steps, part) not in self._others:
+            self._others[num_steps, part] = self._compiled(piece(self._plan(num_steps), part))
+        return self._others[num_steps, part]
+
+    def clear(self) -> None:
+        """Drop the stacked gates of all executables."""
+        for executable in (self.own, *self._others.values()):
+            executable.clear()
+
+    def _plan(self, num_steps: int) -> Plan:
         own = self.own.plan
-        if calls == own.num_steps:
+        if num_steps == own.num_steps:
             return own
         if not self._resample:
             raise StepCountError(
                 f"The plan has {own.num_steps} steps, but the pipeline is going to call the model "
-                f"{calls} times: make the plan with forecache.grid(pipe, num_steps={calls}), "
+                f"{num_steps} times: make the plan with forecache.grid(pipe, num_steps={num_steps}), "
                 f"sample with num_inference_steps={own.num_steps}, or apply it with resample=True."
             )
-        LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, calls)
-        return resampled(own, calls)
+        LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, num_steps)
+        return resampled(own, num_steps)
 
-    def _course(self, plan: Plan) -> Course:
-        keeping = self._keeping
-        program = Program(self._layout, plan, guarded=self._max_error is not None)
-        placed = Placed(plan.constants, keeping.dtype, keeping.device, self._max_error)
-        place = Place(self._local, self._layout, program.gates, keeping.dtype, self._max_error)
-        budget = Budget(keeping.max_bytes, keeping.dtype) if keeping.max_bytes is not None else None
-        return Course(plan, program, placed, place, graphs(self._layout, program.guarded), budget)
+    def _compiled(self, plan: Plan) -> Executable:
+        return Executable(self._layout, plan, self._options, self._local)

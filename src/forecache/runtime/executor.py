@@ -1,111 +1,201 @@
-"""What a step does with what sites gave out in the steps before: estimates, runs of skipped blocks, what is kept.
+"""The executor of steps: every site is computed or estimated, and spans of skipped blocks are added up at once.
 
 B batch, N tokens, D width.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from forecache.errors import RunError
-from forecache.models.blocks import OWN, Gate, Gates, Own, Streams, add_up, clipped
+from forecache.models.arguments import Arguments
+from forecache.models.blocks import UNTOUCHED, Gate, Gates, Streams, Untouched, add_all, add_up, clipped
 from forecache.models.layout import Layout
-from forecache.plan.folding import OUT, Shift
-from forecache.plan.slots import Op
-from forecache.runtime.guards import limited
-from forecache.runtime.program import INSIDE, Run, Step
-from forecache.runtime.selection import Call
-from forecache.runtime.storage import plus
-from forecache.runtime.tokens import Chooser
+from forecache.plan.ops import OUT, Op, TokenChoice
+from forecache.runtime.program import COVERED, SkippedSpan, Step
+from forecache.runtime.tokens import TokenChooser
 
 
-class Past(ABC):
-    """What sites gave out in the steps before, and what they give out in this one.
+class Store(Protocol):
+    """Where a step reads kept features and constants, and keeps what later steps read.
 
-    layout: of the model. chooser: for partial cells. gates: of runs of skipped blocks. max_error: of estimates, and
-    ``fallen`` how many of those lay beyond it, so far.
+    Features have the dtype and device that they had when they were computed.
+    """
+
+    def read(self, site: int, slot: int) -> Tensor:
+        """The feature in a slot."""
+        ...
+
+    def read_in_turn(self, places: Sequence[tuple[int, int]]) -> Iterable[Tensor]:
+        """The features in these slots, (site, slot) pairs, in their order of use."""
+        ...
+
+    def weighted_sum(self, site: int, op: Op) -> Tensor:
+        """The estimate of a cell before corrections, `Op.reads`."""
+        ...
+
+    def weights(self, site: int, op: Op) -> Sequence[float | Tensor]:
+        """`Op.weights`, as numbers or as tensors."""
+        ...
+
+    def gain(self, site: int, op: Op, like: Tensor) -> Tensor:
+        """The gain of a cell, for a feature (B, N, D) like this one."""
+        ...
+
+    def shift(self, site: int, op: Op, like: Tensor) -> Tensor:
+        """The shift of a cell, for a feature (B, N, D) like this one."""
+        ...
+
+    def random(self, site: int, choice: TokenChoice, like: Tensor) -> Tensor:
+        """Random scores (1, N) for the tokens of a feature (B, N, D) like this one."""
+        ...
+
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+        """One gate for every feature of the span, times the weight of the feature; gates: one a branch."""
+        ...
+
+    def gated_shifts(self, span: SkippedSpan, gates: Tensor, like: Tensor) -> Tensor | None:
+        """The sum of a span's gated shifts, for a stream like this one; None if they have to be added one by one."""
+        ...
+
+    def keep(self, site: int, op: Op, sums: Sequence[Tensor]) -> None:
+        """Free the slots that no later step reads, then keep these sums, one for every `Op.keeps`; () for none."""
+        ...
+
+    def free(self, places: Sequence[tuple[int, int]]) -> None:
+        """Free slots, (site, slot) pairs, that no later step reads."""
+        ...
+
+
+class StepExecutor:
+    """Runs the steps of one generation in one lane.
+
+    layout: layout of the model.
+    store: where features are read and kept.
+    chooser: chooses the tokens of partial cells.
+    gates: the gates of spans of skipped blocks, by `SkippedSpan.key`.
+    max_error: see `Guards`; None for no limit.
+    step: the step that runs.
+    fallbacks: number of estimates that lay beyond ``max_error`` since the number was last taken; None for none.
     """
 
     def __init__(
         self,
         layout: Layout,
-        chooser: Chooser,
+        store: Store,
+        chooser: TokenChooser,
         gates: Mapping[tuple[int, int], Gates],
         max_error: float | None,
     ) -> None:
-        self.fallen: Tensor | None = None
-        self._chooser = chooser
-        self._max_error = max_error
+        self.chooser = chooser
+        self.store = store
+        self.step: Step
+        self.fallbacks: Tensor | None = None
         self._gates = gates
-        self._streams, self._clips = layout.streams, layout.clips
-        self._spans = layout.spans
-        self._step: Step
-        self._done: list[bool] = []
+        self._max_error = max_error
+        self._streams, self._clips, self._spans = layout.streams, layout.clips, layout.spans
+        self._ran: list[bool] = []
 
-    def value(self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """What the site gives out in this call: ``compute(*args, **kwargs)`` or the estimate of its cell."""
-        if self._done[site]:
+    def begin(self, step: Step, image: Sequence[int] | None) -> None:
+        """Start a model call that runs ``step``; image: shape of the model's input."""
+        self.step = step
+        self.chooser.image = image
+        self._ran = [False] * len(step.ops)
+
+    def missed(self) -> int | None:
+        """The first site that did not run in this call; None if all did."""
+        return self._ran.index(False) if False in self._ran else None
+
+    def run_site(
+        self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """The output of a site in this call: ``compute(*args, **kwargs)`` or an estimate of it."""
+        if self._ran[site]:
             raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
-        self._done[site] = True
-        op = self._step.ops[site]
+        self._ran[site] = True
+        op = self.step.ops[site]
         output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
         if op.choice is not None:
-            output = self._chooser.amended(site, op.choice, output, Call(compute, args, kwargs))
+            output = self.chooser.correct(site, op.choice, output, compute, Arguments(args, kwargs))
         for importance in op.scored:
-            self._chooser.score(site, importance, output, Call(compute, args, kwargs))
+            self.chooser.score(site, importance, output, Arguments(args, kwargs))
         self._keep(site, op, output)
         return output
 
-    def collapsed(
+    def run_block(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Streams | Own | None:
-        """What a block hands on that is skipped: the first of a run speaks for all. Others as in `Step`: OWN, None."""
-        run = self._step.runs[block]
-        if run is None or run is INSIDE:
-            return None if run is None else streams
-        sites = self._spans[block] if run is OWN else run.sites
-        if any(self._done[sites.start : sites.stop]):
+    ) -> Streams | Untouched | None:
+        """The outputs of a block that is skipped as a whole; UNTOUCHED or None for a block that runs, as in `Step`.
+
+        The first block of a skipped span answers for all of them.
+        """
+        action = self.step.blocks[block]
+        if action is None:
+            return None
+        if action is COVERED:
+            return streams
+        sites = self._spans[block] if action is UNTOUCHED else action.sites
+        if any(self._ran[sites.start : sites.stop]):
             raise RunError(f"Block number {block} ran twice in one model call: it cannot be cached.")
-        self._done[sites.start : sites.stop] = [True] * len(sites)
-        if run is OWN:
-            return OWN
-        # patch embeddings lie the other way round
+        self._ran[sites.start : sites.stop] = [True] * len(sites)
+        if action is UNTOUCHED:
+            return UNTOUCHED
+        # patch embeddings have another memory layout
         totals = tuple(stream.clone(memory_format=torch.contiguous_format) for stream in streams)
-        self._add(run, totals, self._gates[run.key](*args, **kwargs))
+        self._add_span(action, totals, self._gates[action.key](*args, **kwargs))
         return tuple(map(clipped, totals)) if self._clips else totals
 
-    def missed(self) -> int | None:
-        """The first site that did not run in this call, if any."""
-        return self._done.index(False) if False in self._done else None
+    def _add_span(self, span: SkippedSpan, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Add the gated estimates of a span to the streams, in place; gates: one a branch."""
+        if span.is_sum:
+            self._add_features(span, totals, gates)
+        else:
+            self._add_estimates(span, totals, gates)
+        if not span.shifted:
+            return
+        offset = None
+        if isinstance(gates, Tensor) and len(totals) == 1:
+            offset = self.store.gated_shifts(span, gates, totals[0])
+        if offset is None:
+            self._add_shifts(span, totals, gates)
+        else:
+            totals[0].add_(offset)
 
-    def _add(self, run: Run, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
-        """Add the gated estimates of a run of skipped blocks to the streams, in place; gates: one a branch."""
-        terms = iter(self._weighted(run, gates))
-        for site, op, slots_read, gate in zip(run.sites, run.ops, run.sums, gates, strict=True):
-            if slots_read is None:
+    def _add_features(self, span: SkippedSpan, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Add a span whose estimates are all added as weighted features, none materialised."""
+        features = self.store.read_in_turn(span.reads)
+        weighted = self.store.weighted_gates(span, gates)
+        if isinstance(gates, Tensor) and len(totals) == 1:
+            add_all(totals[0], features, weighted)
+        else:
+            for (site, _), feature_BND, gate in zip(span.reads, features, weighted, strict=True):
+                add_up(totals, self._streams[site], feature_BND, gate)
+        self.store.free(span.frees)
+
+    def _add_estimates(self, span: SkippedSpan, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Add a span of which some estimates are materialised, site by site."""
+        weighted = iter(self.store.weighted_gates(span, gates))
+        for site, op, slots, gate in zip(span.sites, span.ops, span.slots_added, gates, strict=True):
+            if slots is None:
                 estimate_BND = self._estimate(site, op)
                 add_up(totals, self._streams[site], estimate_BND, gate)
                 self._keep(site, op, estimate_BND)
                 continue
-            for slot in slots_read:
-                add_up(totals, self._streams[site], self._feature(site, slot), next(terms))
-            if op.frees:
-                self._keep(site, op, None)
-        if run.shifted:
-            self._add_shifts(run, totals, gates)
+            for slot in slots:
+                add_up(totals, self._streams[site], self.store.read(site, slot), next(weighted))
+            self.store.keep(site, op, ())
 
-    def _add_shifts(self, run: Run, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
-        """Those of a run's sites, gated; where they are one value a channel, in one pass over a stream."""
+    def _add_shifts(self, span: SkippedSpan, totals: Streams, gates: Sequence[Gate] | Tensor) -> None:
+        """Add a span's gated shifts; those with one value a channel are summed first, for one pass over a stream."""
         offsets: dict[int, Tensor] = {}
-        for branch in run.shifted:
-            site, op, gate = run.sites[branch], run.ops[branch], gates[branch]
+        for branch in span.shifted:
+            site, op, gate = span.sites[branch], span.ops[branch], gates[branch]
             (stream,) = self._streams[site]
-            shift = self._shift(site, op.shift, totals[stream])
+            shift = self.store.shift(site, op, totals[stream])
             if shift.ndim > 1:
                 add_up(totals, (stream,), shift, gate)
                 continue
@@ -115,46 +205,50 @@ class Past(ABC):
             totals[stream].add_(offset)
 
     def _estimate(self, site: int, op: Op) -> Tensor:
-        total = self._combined(site, op)
+        total = self.store.weighted_sum(site, op)
         if op.gain is not None:
-            total = torch.addcmul(total, total, self._gain(site, op.gain, total))
+            total = torch.addcmul(total, total, self.store.gain(site, op, total))
         if op.shift:
-            total = total + self._shift(site, op.shift, total)
+            total = total + self.store.shift(site, op, total)
         if self._max_error is None or (op.is_reuse and op.gain is None and not op.shift):
             return total
-        total, fallen = limited(total, self._feature(site, op.reads[0][0]), self._max_error)
-        self.fallen = fallen if self.fallen is None else self.fallen + fallen
+        total, count = limited(total, self.store.read(site, op.reads[0][0]), self._max_error)
+        self.fallbacks = count if self.fallbacks is None else self.fallbacks + count
         return total
 
-    def _sums(self, site: int, op: Op, output: Tensor, weights: Sequence[float | Tensor]) -> list[Tensor]:
-        """What is kept after this step; weights: of the operation, `Op.numbers`."""
-        left = iter(weights[len(weights) - sum(len(each.adds) for each in op.keeps) :])
+    def _keep(self, site: int, op: Op, output: Tensor) -> None:
+        self.store.keep(site, op, self._kept_sums(site, op, output) if op.keeps else ())
 
-        def given(slot: int) -> Tensor:
-            return output if slot == OUT else self._feature(site, slot)
+    def _kept_sums(self, site: int, op: Op, output: Tensor) -> list[Tensor]:
+        """The tensors that are kept after this step, one for every `Op.keeps`."""
+        weights = self.store.weights(site, op)
+        own = iter(weights[len(weights) - sum(len(kept.adds) for kept in op.keeps) :])
 
-        return [plus(given(each.base), [(given(slot), next(left)) for slot, _ in each.adds]) for each in op.keeps]
+        def tensor(slot: int) -> Tensor:
+            return output if slot == OUT else self.store.read(site, slot)
 
-    @abstractmethod
-    def _feature(self, site: int, slot: int) -> Tensor:
-        """A kept feature in the dtype that it had."""
+        return [added_up(tensor(kept.base), [(tensor(slot), next(own)) for slot, _ in kept.adds]) for kept in op.keeps]
 
-    @abstractmethod
-    def _combined(self, site: int, op: Op) -> Tensor:
-        """The weighted sum of what a cell reads."""
 
-    @abstractmethod
-    def _gain(self, site: int, name: str, like: Tensor) -> Tensor:
-        """A cell's gain for a feature like this one, (B, N, D)."""
+def added_up(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
+    """A feature plus multiples of others, as a new tensor; without others it is handed out as it is."""
+    for number, (feature, weight) in enumerate(terms):
+        if isinstance(weight, Tensor):  # in a graph, where products and sums become one pass
+            wide = torch.promote_types(base.dtype, torch.float32)
+            base = (base.to(wide) + feature.to(wide) * weight).to(base.dtype)
+        else:
+            base = base.add_(feature, alpha=weight) if number else torch.add(base, feature, alpha=weight)
+    return base
 
-    @abstractmethod
-    def _shift(self, site: int, shift: Shift, like: Tensor) -> Tensor:
-        """A cell's shift for a feature like this one, (B, N, D)."""
 
-    @abstractmethod
-    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
-        """The gates of a run times the weights of its features, one a feature."""
+def limited(estimate: Tensor, newest: Tensor, max_error: float) -> tuple[Tensor, Tensor]:
+    """The estimate (B, ...), with the samples that are too far from ``newest`` replaced by it, and their number.
 
-    @abstractmethod
-    def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
-        """Let go of what was read for the last time, and keep what later steps read; output: None for nothing."""
+    The number is a tensor on the device of the estimate, so that no GPU is waited for.
+    """
+    every = tuple(range(1, newest.ndim))
+    wide = torch.promote_types(newest.dtype, torch.float32)
+    error = (estimate - newest).to(wide).square().sum(every, keepdim=True)
+    size = newest.to(wide).square().sum(every, keepdim=True)
+    near = error <= max_error**2 * size  # False where it is not a number
+    return torch.where(near, estimate, newest), (~near).sum()

@@ -1,13 +1,13 @@
-"""Generations: which step of which generation a model call is, and when a new one starts.
+"""Generations: which step of which generation a model call is, and when a new generation starts.
 
-Every thread has lanes of its own, and every lane one generation at a time with a history that belongs to it alone.
+Every thread has lanes of its own, and every lane one generation at a time, with a cache that belongs to it alone.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,240 +15,235 @@ from forecache.errors import RunError, StepCountError
 from forecache.models.arguments import Arguments
 from forecache.models.layout import Layout
 from forecache.runtime import calls
-from forecache.runtime.cache import History
-from forecache.runtime.calls import Inputs, Seen
-from forecache.runtime.executable import Course, Courses
-from forecache.runtime.executor import Past
-from forecache.runtime.host import Ends
-from forecache.runtime.stats import Tally
-from forecache.runtime.tokens import Meter
+from forecache.runtime.cache import FeatureCache
+from forecache.runtime.calls import CallSignature, LastSample
+from forecache.runtime.executable import Executable, Executables
+from forecache.runtime.executor import StepExecutor
+from forecache.runtime.host import Host
+from forecache.runtime.stats import Counters
+from forecache.runtime.storage import CacheMeter
+from forecache.runtime.tokens import TokenChooser
 
 UNNAMED = "default"
-"""The lane of calls that nobody named."""
+"""The lane of calls that nothing names."""
 
 
 @dataclass(eq=False)
 class Lane:
-    """One generation in one lane: how far it is, and what it keeps.
+    """One generation in one lane: its progress, and what it keeps.
 
-    announced: the timesteps of its calls, where a scheduler has told them. of: the steps of the run that these are,
-    and how many that has. seen: what the last call was given. need: bytes, where there is a budget.
+    executable: the steps of the generation.
+    executor: runs them.
+    cache: the kept features.
+    signature: signature of its calls; None where no argument is a tensor.
+    announced: timesteps of its calls, announced by the scheduler; None if none announced them.
+    steps_of_run: (total, indices): the number of steps of the whole run, and which of them this model is called for.
+    cache_bytes: peak memory of the generation, in bytes, where there is a budget; else 0.
+    first_timestep, timestep: timesteps of the first and the last call, negated where time rises; None if unknown.
+    step: number of the next step.
+    computed: the steps so far at which every site was computed.
+    last_sample: sample of the last call; None before the first.
     """
 
-    course: Course
-    history: History
-    inputs: Inputs | None
+    executable: Executable
+    executor: StepExecutor
+    cache: FeatureCache
+    signature: CallSignature | None
     announced: list[float] | None
-    step: int = 0
-    first_timestep: float | None = None
+    steps_of_run: tuple[int, range]
+    cache_bytes: int
+    first_timestep: float | None
     timestep: float | None = None
-    seen: Seen | None = None
-    of: tuple[int, range] = (0, range(0))
-    need: int = 0
+    step: int = 0
+    computed: list[int] = field(default_factory=list)
+    last_sample: LastSample | None = None
 
     @property
     def num_steps(self) -> int:
-        """How many calls it has."""
-        return self.course.plan.num_steps
+        """Model calls of the generation."""
+        return self.executable.num_steps
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.num_steps
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it stopped in the middle, and no scheduler announced how long it should have been."""
+        return 0 < self.step < self.num_steps and self.announced is None
+
+    def clear(self) -> None:
+        """Drop the kept features, scores and ages."""
+        self.cache.clear()
+        self.executor.chooser.clear()
 
 
 @dataclass(eq=False)
-class Running:
-    """The state of one thread: its lanes.
+class ThreadState:
+    """The lanes of one thread.
 
-    timesteps: that a scheduler has set; told: the lanes that know them. turn: the timestep of the last call, and how
-    many calls were at it before.
+    lanes: by name.
+    lane: name of the lane that model calls belong to now.
+    timesteps: announced by the scheduler; None if none announced them.
+    announced_to: lanes that have consumed the announcement.
+    unnamed_turn: timestep of the last call that nothing named, and the number of calls at it before.
+    meter: counts the bytes of all lanes.
+    thread: the thread.
     """
 
     lanes: dict[str, Lane] = field(default_factory=dict)
     lane: str = UNNAMED
     timesteps: list[float] | None = None
-    told: set[str] = field(default_factory=set)
-    turn: tuple[float | None, int] = (None, -1)
-    meter: Meter = field(default_factory=Meter)
+    announced_to: set[str] = field(default_factory=set)
+    unnamed_turn: tuple[float | None, int] = (None, -1)
+    meter: CacheMeter = field(default_factory=CacheMeter)
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
     def drop(self) -> None:
-        """Let go of every lane."""
+        """Drop every lane."""
         for lane in self.lanes.values():
-            lane.history.clear()
+            lane.clear()
         self.lanes.clear()
-        self.turn = (None, -1)
+        self.unnamed_turn = (None, -1)
 
     def announce(self, timesteps: list[float] | None) -> None:
-        """A new generation has these timesteps, or ones that nobody told."""
+        """Start a new generation; timesteps is None if no scheduler announced them."""
         self.drop()
         self.timesteps = timesteps
-        self.told.clear()
+        self.announced_to.clear()
 
 
 class Local(threading.local):
-    """What a thread has of its own.
+    """Thread-local state of a session on one model.
 
-    current: the past of the model call that runs now. compiler: what it runs under. calling: how many calls of the
-    session's pipeline it is in.
+    state: lanes of the thread; None before its first call.
+    executor: executor of the model call in progress; None outside of one.
+    lane: lane of the model call in progress.
+    compiler: compiles the steps of the call in progress; None where they run eagerly.
+    pipeline_calls: calls of the session's pipeline in progress, one inside another.
     """
 
-    running: Running | None = None
-    current: Past | None = None
+    state: ThreadState | None = None
+    executor: StepExecutor | None = None
     lane: Lane | None = None
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
-    calling: int = 0
+    pipeline_calls: int = 0
 
 
 class Generations:
-    """The lanes of a session over all threads.
+    """The lanes of a session on one model, over all threads.
 
-    courses: what a generation does, by its number of calls. ends: of the model.
+    layout: layout of the model.
+    executables: what a generation runs, by its number of calls.
+    local: thread-local state.
+    counters: counts generations.
+    host: the objects around the model.
+    threads: the state of every thread that has called the model and is alive.
+    stopped: a lane that stopped too early in a thread that has ended or was dropped; None for none.
     """
 
-    def __init__(self, layout: Layout, courses: Courses, local: Local, tally: Tally, ends: Ends) -> None:
+    def __init__(self, layout: Layout, executables: Executables, local: Local, counters: Counters, host: Host) -> None:
         self.local = local
-        self.threads: list[Running] = []
+        self.threads: list[ThreadState] = []
         self.stopped: Lane | None = None
-        self._layout, self._courses, self._tally = layout, courses, tally
-        self.scheduler, self._names, self._part = ends.scheduler, ends.lanes, ends.part
+        self.scheduler = host.scheduler
+        self._layout, self._executables, self._counters = layout, executables, counters
+        self._names, self._part = host.lanes, host.part
         self._lock = threading.Lock()
-        self._timestep = calls.timestep_of(layout.model.forward)
+        self._find_timestep = calls.timestep_finder(layout.model.forward)
 
-    def running(self) -> Running:
+    def state(self) -> ThreadState:
         """The state of this thread."""
-        running = self.local.running
-        if running is None:
-            running = self.local.running = Running()
+        state = self.local.state
+        if state is None:
+            state = self.local.state = ThreadState()
             with self._lock:
-                self.threads = [each for each in self.threads if each.thread.is_alive() or not self.drop(each)]
-                self.threads.append(running)
-        return running
+                ended = [other for other in self.threads if not other.thread.is_alive()]
+                self.threads = [other for other in self.threads if other not in ended] + [state]
+                for other in ended:
+                    self.drop(other)
+        return state
 
-    def drop(self, run: Running) -> bool:
-        """Let go of a thread's lanes, and remember one that stopped too early."""
-        short = [lane for lane in run.lanes.values() if self.is_short(lane)]
-        self.stopped = next(iter(short), self.stopped)
-        run.drop()
-        return True
+    def drop(self, state: ThreadState) -> None:
+        """Drop the lanes of a thread, and remember one that stopped too early."""
+        self.stopped = next((lane for lane in state.lanes.values() if lane.is_short), self.stopped)
+        state.drop()
 
-    def begin(self, run: Running, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
-        """The lane of this call, at the step that the call is; a new generation starts with an empty history."""
-        value = self._timestep(args, kwargs)
-        inputs = calls.inputs(args, kwargs)
-        name = self._turn(run, value) if self._names and run.lane == UNNAMED else run.lane
-        lane = run.lanes.get(name)
-        timestep = self._expected(lane, value) if lane is not None else calls.number(value, self._layout.rising)
-        if lane is not None and not self._goes_on(lane, inputs, timestep):
-            if self.is_short(lane):
-                run.drop()
-                raise self.too_short(lane)
-            lane.history.clear()
-            lane = self._rest(run, name, inputs, timestep, Arguments(args, kwargs)) if self._is_cut(lane) else None
+    def begin(self, arguments: Arguments) -> Lane:
+        """The lane of this model call, at the step that the call is; a new generation starts with an empty cache."""
+        state = self.state()
+        value = self._find_timestep(arguments)
+        signature = calls.signature_of(arguments)
+        name = self._unnamed_lane(state, value) if self._names and state.lane == UNNAMED else state.lane
+        lane = state.lanes.get(name)
+        if lane is None or _is_read(lane, value):
+            timestep = calls.as_number(value, self._layout.rising)
+        else:
+            timestep = lane.timestep
+        if lane is not None and not self._goes_on(lane, signature, timestep):
+            if lane.is_short:
+                state.drop()
+                raise too_short(lane)
+            lane.clear()
+            lane = self._rest_of_run(state, name, signature, timestep, arguments) if self._is_cut(lane) else None
         if lane is None:
-            lane = self._start(run, name, inputs, timestep, Arguments(args, kwargs))
-        seen = Seen(args, kwargs, value)
-        if timestep is not None and timestep == lane.timestep and seen.again(lane.seen) and self._is_read(lane, value):
-            run.drop()
+            lane = self._new_generation(state, name, signature, timestep, arguments)
+        sample = LastSample(arguments, value)
+        is_again = timestep is not None and timestep == lane.timestep and sample.is_same(lane.last_sample)
+        if is_again and timestep is not None and _is_read(lane, value):
+            state.drop()
             raise StepCountError(
                 f"The model is called several times a step, at timestep {abs(timestep):g} with the same sample again, "
                 "as for guidance, and such calls would reuse each other's features: name the calls with "
                 "session.lane(name), or with apply(..., lanes=[...])."
             )
-        lane.timestep, lane.seen = timestep, seen
+        lane.timestep, lane.last_sample = timestep, sample
         return lane
 
-    def _turn(self, run: Running, value: Any) -> str:
-        """The lane of a call that nobody named: calls at one timestep take the names in turn."""
-        if run.timesteps is not None and run.lanes and not calls.is_at_hand(value):  # no GPU is waited for
-            run.turn = run.turn[0], (run.turn[1] + 1) % len(self._names)
-            return self._names[run.turn[1]]
-        number = calls.number(value, self._layout.rising)
-        turn = run.turn[1] + 1 if number == run.turn[0] else 0
-        if turn == len(self._names) and self._is_next(run, number):
+    def _unnamed_lane(self, state: ThreadState, value: Any) -> str:
+        """The lane of a call that nothing named: the calls at one timestep take the names in turn."""
+        before, turn = state.unnamed_turn
+        if state.timesteps is not None and state.lanes and not calls.is_at_hand(value):  # no GPU is waited for
+            turn = (turn + 1) % len(self._names)
+            state.unnamed_turn = before, turn
+            return self._names[turn]
+        timestep = calls.as_number(value, self._layout.rising)
+        turn = turn + 1 if timestep == before else 0
+        if turn == len(self._names) and self._starts_a_step(state, timestep):
             turn = 0
-        run.turn = number, turn
+        state.unnamed_turn = timestep, turn
         if turn >= len(self._names):
             raise RunError(
-                f"The model is called {turn + 1} times at timestep {number}, and lanes names {len(self._names)} calls "
-                f"of a step ({', '.join(self._names)}): give as many names as there are calls."
+                f"The model is called {turn + 1} times at timestep {timestep}, and lanes names {len(self._names)} "
+                f"calls of a step ({', '.join(self._names)}): give as many names as there are calls."
             )
         return self._names[turn]
 
-    def _is_next(self, run: Running, number: float | None) -> bool:
-        """Whether all named calls were made, and the next one at the same time is of another step or generation.
+    def _starts_a_step(self, state: ThreadState, timestep: float | None) -> bool:
+        """Whether a call at the timestep of the last step, all of whose calls were made, starts another step.
 
-        Timesteps that a scheduler told may be the same when the model is called, rounded to bfloat16.
+        Timesteps that differ when they are announced may be equal when the model is called, rounded to bfloat16.
         """
-        if all(lane.step == lane.num_steps for lane in run.lanes.values()):
+        if all(lane.is_done for lane in state.lanes.values()):
             return True
-        lane = run.lanes.get(self._names[0])
-        if lane is None or number is None or lane.announced is None or lane.step == lane.num_steps:
+        lane = state.lanes.get(self._names[0])
+        if lane is None or timestep is None or lane.announced is None or lane.is_done:
             return False
-        return abs(lane.announced[lane.step] - abs(number)) <= abs(number) / 100
+        return abs(lane.announced[lane.step] - abs(timestep)) <= abs(timestep) / 100
 
-    def _start(
-        self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
-    ) -> Lane:
-        announced, course, of = self._announced(run, name, timestep)
-        lane = self._lane(run, name, inputs, timestep, arguments, (course, announced, of))
-        if name == next(iter(run.lanes)):
-            self._tally.start()
-        return lane
-
-    def _is_cut(self, lane: Lane) -> bool:
-        """Whether a pipeline's run goes on with other inputs, as where guidance ends, and half of the batch with it."""
-        return lane.announced is not None and 0 < lane.step < lane.num_steps and self.local.calling > 0
-
-    def _rest(
-        self, run: Running, name: str, inputs: Inputs | None, timestep: float | None, arguments: Arguments
-    ) -> Lane:
-        """The steps of a run that are left, with nothing from before: the first is computed."""
-        lane = run.lanes[name]
-        assert lane.announced is not None
-        count, part = lane.of
-        of = count, part[lane.step :]
-        rest = self._courses.of(*of), lane.announced[lane.step :], of
-        return self._lane(run, name, inputs, timestep, arguments, rest)
-
-    def _lane(
-        self,
-        run: Running,
-        name: str,
-        inputs: Inputs | None,
-        timestep: float | None,
-        arguments: Arguments,
-        plan: tuple[Course, list[float] | None, tuple[int, range]],
-    ) -> Lane:
-        course, announced, of = plan
-        need = 0
-        if course.budget is not None:
-            others = [each for each in run.lanes.values() if each is not run.lanes.get(name)]
-            beside = sum(each.need for each in others if each.step < each.num_steps)
-            need = course.budget.check(self._layout.model, course.program, course.plan.grid, arguments, beside)
-        course.program.refresh()
-        history = History(self._layout, course.program, run.meter, course.placed)
-        lane = Lane(course, history, inputs, announced, first_timestep=timestep, of=of, need=need)
-        run.lanes[name] = lane
-        return lane
-
-    def _expected(self, lane: Lane, value: Any) -> float | None:
-        """The call's timestep as a number; the lane's last one where reading it would wait for a GPU without need.
-
-        There is no need where set_timesteps has told how long the generation is.
-        """
-        return calls.number(value, self._layout.rising) if self._is_read(lane, value) else lane.timestep
-
-    def _is_read(self, lane: Lane, value: Any) -> bool:
-        return lane.announced is None or lane.step >= lane.num_steps or calls.is_at_hand(value)
-
-    def _goes_on(self, lane: Lane, inputs: Inputs | None, timestep: float | None) -> bool:
-        if lane.inputs != inputs:
+    def _goes_on(self, lane: Lane, signature: CallSignature | None, timestep: float | None) -> bool:
+        """Whether a call belongs to the lane's generation; StepCountError if it is one too many."""
+        if lane.signature != signature:
             return False
-        done = lane.step == lane.num_steps
         if timestep is None or lane.timestep is None or lane.first_timestep is None:
-            return not done
-        if not done and lane.announced is not None and (self.local.calling or timestep == lane.announced[lane.step]):
-            return True  # also where a sampler goes up on its way; a pipeline's calls are of the run that it announced
-        if timestep > lane.timestep or (done and timestep == lane.first_timestep):
+            return not lane.is_done
+        # a pipeline's calls are of the run that it announced, and some samplers go up on their way
+        announced = None if lane.is_done or lane.announced is None else lane.announced[lane.step]
+        if announced is not None and (self.local.pipeline_calls or timestep == announced):
+            return True
+        if timestep > lane.timestep or (lane.is_done and timestep == lane.first_timestep):
             return False
-        if done:
+        if lane.is_done:
             raise StepCountError(
                 f"The plan has {lane.num_steps} steps, and this run makes one more model call (timestep "
                 f"{timestep:g}): make the plan for this run's number of calls, "
@@ -257,43 +252,104 @@ class Generations:
             )
         return True
 
-    def _announced(
-        self, run: Running, name: str, timestep: float | None
-    ) -> tuple[list[float] | None, Course, tuple[int, range]]:
-        """What the generation does that starts with this call, and its timesteps, if a watched scheduler told them."""
-        timesteps = run.timesteps
-        if timesteps is None or name in run.told:
-            return None, self._courses.own, (0, range(0))
-        run.told.add(name)  # the scheduler spoke of one generation
-        of = len(timesteps), range(len(timesteps))
+    def _is_cut(self, lane: Lane) -> bool:
+        """Whether a pipeline's run goes on with other inputs, as where guidance ends, and half of the batch with it."""
+        return lane.announced is not None and 0 < lane.step < lane.num_steps and self.local.pipeline_calls > 0
+
+    def _rest_of_run(
+        self,
+        state: ThreadState,
+        name: str,
+        signature: CallSignature | None,
+        timestep: float | None,
+        arguments: Arguments,
+    ) -> Lane:
+        """A lane for the steps of a run that are left. Nothing from before is read, so its first step is computed."""
+        lane = state.lanes[name]
+        assert lane.announced is not None
+        total, indices = lane.steps_of_run
+        left = total, indices[lane.step :]
+        run = self._executables.of(*left), lane.announced[lane.step :], left
+        return self._lane(state, name, signature, timestep, arguments, run)
+
+    def _new_generation(
+        self,
+        state: ThreadState,
+        name: str,
+        signature: CallSignature | None,
+        timestep: float | None,
+        arguments: Arguments,
+    ) -> Lane:
+        run = self._announced_run(state, name, timestep)
+        lane = self._lane(state, name, signature, timestep, arguments, run)
+        if name == next(iter(state.lanes)):
+            self._counters.add_generation()
+        return lane
+
+    def _lane(
+        self,
+        state: ThreadState,
+        name: str,
+        signature: CallSignature | None,
+        timestep: float | None,
+        arguments: Arguments,
+        run: tuple[Executable, list[float] | None, tuple[int, range]],
+    ) -> Lane:
+        executable, announced, steps_of_run = run
+        others = [lane for other, lane in state.lanes.items() if other != name and not lane.is_done]
+        cache_bytes = executable.check_budget(arguments, beside=sum(lane.cache_bytes for lane in others))
+        executable.refresh()
+        options = executable.options
+        cache = FeatureCache(executable.num_slots, executable.constants, options, state.meter)
+        chooser = TokenChooser(self._layout, state.meter, cache.random)
+        executor = StepExecutor(self._layout, cache, chooser, executable.gates, options.max_error)
+        lane = Lane(executable, executor, cache, signature, announced, steps_of_run, cache_bytes, timestep)
+        state.lanes[name] = lane
+        return lane
+
+    def _announced_run(
+        self, state: ThreadState, name: str, timestep: float | None
+    ) -> tuple[Executable, list[float] | None, tuple[int, range]]:
+        """The executable of the generation that starts with this call, its announced timesteps, and its steps."""
+        timesteps = state.timesteps
+        if timesteps is None or name in state.announced_to:
+            return self._executables.own, None, (0, range(0))
+        state.announced_to.add(name)  # the scheduler announced one generation
+        steps_of_run = len(timesteps), range(len(timesteps))
         if self._part is not None:
-            of = len(timesteps), self._part(timesteps)
-        # a model that is told t / 1000 starts at 1, which may be the scheduler's last timestep
+            steps_of_run = len(timesteps), self._part(timesteps)
+        # a model that is given t / 1000 starts at 1, which may be the scheduler's last timestep
         elif timestep is not None and timestep in timesteps[:-1]:
             first = getattr(self.scheduler, "begin_index", None)  # a second-order sampler has every timestep twice
-            at_first = first is not None and first < len(timesteps) and timesteps[first] == timestep
-            timesteps = timesteps[first if at_first else timesteps.index(timestep) :]  # image-to-image
-            of = len(timesteps), range(len(timesteps))
-        return timesteps[of[1].start : of[1].stop], self._courses.of(*of), of
+            is_first = first is not None and first < len(timesteps) and timesteps[first] == timestep
+            timesteps = timesteps[first if is_first else timesteps.index(timestep) :]  # image-to-image
+            steps_of_run = len(timesteps), range(len(timesteps))
+        indices = steps_of_run[1]
+        return self._executables.of(*steps_of_run), timesteps[indices.start : indices.stop], steps_of_run
 
-    def is_short(self, lane: Lane) -> bool:
-        """Stopped in the middle, and nobody told how long it should have been."""
-        return 0 < lane.step < lane.num_steps and lane.announced is None
-
-    def too_short(self, lane: Lane) -> StepCountError:
-        return StepCountError(
-            f"The last run made {lane.step} model calls, the plan has {lane.num_steps} steps: make the plan with "
-            f"forecache.grid(model, num_steps={lane.step}). If the run was stopped on purpose, call session.new_run()."
-        )
-
-    def watch(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:
+    def watched(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:
         """The scheduler's set_timesteps, which every pipeline calls when a generation starts."""
 
         @functools.wraps(set_timesteps)
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             result = set_timesteps(*args, **kwargs)
             if is_ours():
-                self.running().announce([float(each) for each in self.scheduler.timesteps])
+                self.state().announce([float(timestep) for timestep in self.scheduler.timesteps])
             return result
 
-        return watched
+        return call
+
+
+def _is_read(lane: Lane, value: Any) -> bool:
+    """Whether the timestep of a call is read as a number.
+
+    Reading it may wait for a GPU. There is no need where a scheduler has announced how long the generation is.
+    """
+    return lane.announced is None or lane.is_done or calls.is_at_hand(value)
+
+
+def too_short(lane: Lane) -> StepCountError:
+    return StepCountError(
+        f"The last run made {lane.step} model calls, the plan has {lane.num_steps} steps: make the plan with "
+        f"forecache.grid(model, num_steps={lane.step}). If the run was stopped on purpose, call session.new_run()."
+    )

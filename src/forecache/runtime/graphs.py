@@ -1,49 +1,83 @@
-"""A step as a pure function: kept features in, new ones out. What a model under torch.compile runs.
+"""Traced steps: a step as a pure function, kept features in and new ones out, as torch.compile needs it.
 
-Books are kept outside of what is compiled. Steps that do the same share a graph, whatever their slots, weights and
-constants are: weights are a tensor. A graph belongs to a model for as long as that lives, so that a second session
-with such steps finds it compiled.
+Bookkeeping stays outside of the function. Steps that do the same share one, whatever their slots, weights and constants
+are: weights are a tensor. A function belongs to a model for as long as the model lives, so that a second session with
+such steps finds it compiled.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gate, Gates
 from forecache.models.layout import Layout
 from forecache.parts.grid import Site
-from forecache.plan.folding import OUT, Shift, Sum, Terms
-from forecache.plan.slots import Choice, Op
-from forecache.runtime import calls
-from forecache.runtime.calls import Inputs
+from forecache.plan.ops import OUT, KeptSum, Op, Score, Terms, TokenChoice
+from forecache.runtime.cache import FeatureCache
+from forecache.runtime.calls import signature_of
 from forecache.runtime.constants import times
-from forecache.runtime.executor import Past
-from forecache.runtime.lent import Lent, Made
-from forecache.runtime.program import Run, Step, step_of
-from forecache.runtime.tokens import Chooser, Meter
-
-Pure = Callable[..., tuple[Any, Made]]
-"""``run(place, forward, args, kwargs, lent)``: what ``forward(*args, **kwargs)`` gives out in this step."""
+from forecache.runtime.executor import StepExecutor
+from forecache.runtime.program import SkippedSpan, Step, step_of
+from forecache.runtime.storage import CacheMeter
+from forecache.runtime.tokens import TokenChooser
 
 
-Does = tuple[tuple[Site, ...], tuple[Op, ...], bool]
-"""What a step does: an operation for every site, and whether estimates are looked at."""
-Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+class StepInputs(NamedTuple):
+    """Inputs of a step compiled as a pure function, besides the arguments of the model.
+
+    features: per site, the features in the slots that it reads, in the order of `Op.slots_read`.
+    dtypes: per site, the dtype that its features are cast to; None leaves them as they are.
+    weights: the weights of the step, float32; None without any.
+    constants: gain and shift, per site that has one.
+    random: random scores, per site that chooses tokens by them.
+    ages: ages of tokens, per site that reads them.
+    scores: scores of tokens that an earlier step made.
+    """
+
+    features: tuple[tuple[Tensor, ...], ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    weights: Tensor | None
+    constants: dict[int, tuple[Tensor | None, Tensor | None]]
+    random: dict[int, Tensor]
+    ages: dict[int, Tensor]
+    scores: dict[Score, Tensor]
+
+
+class StepOutputs(NamedTuple):
+    """Outputs of a step compiled as a pure function, besides the model's own.
+
+    kept: per site, the sums that later steps read, each with the dtype that it had.
+    scores: scores of tokens that this step made.
+    ages: ages of tokens that later steps read, per site.
+    missed: the first site that did not run; None if all did.
+    fallbacks: number of estimates that fell back to reuse; None for none.
+    """
+
+    kept: dict[int, list[tuple[Tensor, torch.dtype]]]
+    scores: dict[Score, Tensor]
+    ages: dict[int, Tensor]
+    missed: int | None
+    fallbacks: Tensor | None
 
 
 @dataclass
-class Place:
-    """Where a step finds what it does not compute, and how it keeps features.
+class TraceContext:
+    """The context of a traced step: what carries its executor to the model's blocks, gates, and how features are kept.
 
-    local: what carries the current `Past` to a model's blocks.
+    local: thread-local state, whose ``executor`` the model's blocks use.
+    layout: layout of the model.
+    gates: the gates of spans of skipped blocks, by `SkippedSpan.key`.
+    cache_dtype: dtype of kept features; None keeps each in its own.
+    max_error: see `Guards`; None for no limit.
     """
 
     local: Any
@@ -53,47 +87,56 @@ class Place:
     max_error: float | None
 
 
+TracedStep = Callable[..., tuple[Any, StepOutputs]]
+"""``run(context, forward, args, kwargs, inputs)``: the model's output, ``forward(*args, **kwargs)``, and the step's."""
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+StepKey = tuple[tuple[Site, ...], tuple[Op, ...], bool]
+"""All that a traced step depends on: sites, their operations without slots and weights, and whether it is guarded."""
+
+
 class Graphs:
     """The steps of one session as pure functions.
 
-    layout: of the model. own: the functions of the model, by what they do. Each has a code object of its own, with a
-    name that no other model's has: a compiler counts recompilations by code and gives up after a few, and takes sizes
-    for dynamic that were others under the same name.
+    layout: layout of the model.
+    traced: the functions of the model, over all of its sessions. Each has a code object with a name of its own. The
+        compiler counts recompilations by code object and gives up after a few, and takes sizes that differ under one
+        name for dynamic ones.
+    guarded: whether estimates are checked, see `Guards.max_error`; False by default.
     """
 
-    def __init__(self, layout: Layout, own: dict[Does, Pure], guarded: bool = False) -> None:
-        self._layout, self._own, self._guarded = layout, own, guarded
-        self._found: dict[tuple[int, Compiler | None], Pure] = {}
+    def __init__(self, layout: Layout, traced: dict[StepKey, TracedStep], guarded: bool = False) -> None:
+        self._layout, self._traced, self._guarded = layout, traced, guarded
+        self._known: dict[tuple[Step, Compiler | None], TracedStep] = {}
 
-    def of(self, number: int, step: Step, compiler: Compiler | None = None) -> Pure:
-        """The function of a step, by its number; as ``compiler`` compiles it."""
-        run = self._found.get((number, compiler))
+    def of(self, step: Step, compiler: Compiler | None = None) -> TracedStep:
+        """The function of a step, compiled by ``compiler`` if there is one."""
+        run = self._known.get((step, compiler))
         if run is None:
-            ops = tuple(map(_normal, step.ops))
+            ops = tuple(map(_normalised, step.ops))
             key = self._layout.sites, ops, self._guarded
-            run = self._own.get(key)
+            run = self._traced.get(key)
             if run is None:
-                run = self._own[key] = _pure(step_of(ops, self._layout, self._guarded))
-            run = self._found[number, compiler] = run if compiler is None else compiler(run)
+                run = self._traced[key] = _traced(step_of(ops, self._layout, self._guarded))
+            run = self._known[step, compiler] = run if compiler is None else compiler(run)
         return run
 
 
-_OF_MODELS: WeakKeyDictionary[nn.Module, dict[Does, Pure]] = WeakKeyDictionary()
+_OF_MODELS: WeakKeyDictionary[nn.Module, dict[StepKey, TracedStep]] = WeakKeyDictionary()
 
 
 def graphs(layout: Layout, guarded: bool = False) -> Graphs:
-    """The graphs of the layout's model. guarded: of steps whose estimates are looked at."""
+    """The graphs of the layout's model; guarded: whether estimates are checked."""
     return Graphs(layout, _OF_MODELS.setdefault(layout.model, {}), guarded)
 
 
-def _normal(op: Op) -> Op:
-    """What an operation does, without which slots, weights and constants it does it with."""
-    place = {slot: number for number, slot in enumerate(op.used)} | {OUT: OUT}
+def _normalised(op: Op) -> Op:
+    """The operation without its slots, weights and constants: slots are numbered in order of use."""
+    place = {slot: number for number, slot in enumerate(op.slots_read)} | {OUT: OUT}
     reads = ((place[op.reads[0][0]], 1.0),) if op.is_reuse else _unweighted(op.reads, place)
     return replace(
         op,
         reads=reads,
-        keeps=tuple(Sum(0, place[each.base], _unweighted(each.adds, place)) for each in op.keeps),
+        keeps=tuple(KeptSum(0, place[kept.base], _unweighted(kept.adds, place)) for kept in op.keeps),
         frees=(),
         gain=op.gain and "gain",
         shift=(("shift", 1.0),) if op.shift else (),
@@ -108,48 +151,56 @@ def _unweighted(terms: Terms, place: Mapping[int, int]) -> Terms:
 _NUMBERS = itertools.count()
 
 
-def _pure(step: Step) -> Pure:
-    def run(place: Place, forward: Callable[..., Any], args: Any, kwargs: Any, lent: Lent) -> tuple[Any, Made]:
-        past = Borrowed(step, place, lent, calls.inputs(args, kwargs))
-        place.local.current = past
+def _traced(step: Step) -> TracedStep:
+    def run(
+        context: TraceContext, forward: Callable[..., Any], args: Any, kwargs: Any, inputs: StepInputs
+    ) -> tuple[Any, StepOutputs]:
+        store = TracedStore(step, inputs, context.cache_dtype)
+        chooser = TokenChooser(context.layout, CacheMeter(), store.random)
+        chooser.scores.update(inputs.scores)
+        chooser.ages.update(inputs.ages)
+        executor = StepExecutor(context.layout, store, chooser, context.gates, context.max_error)
+        signature = signature_of(Arguments(args, kwargs))
+        executor.begin(step, signature.shape if signature is not None else None)
+        context.local.executor = executor
         output = forward(*args, **kwargs)
-        place.local.current = None
-        return output, past.made()
+        context.local.executor = None
+        return output, _outputs(step, inputs, store, executor)
 
     code = run.__code__.replace(co_name=f"forecache_step_{next(_NUMBERS)}")
     return FunctionType(code, run.__globals__, run.__name__, run.__defaults__, run.__closure__)
 
 
-class Borrowed(Past):
-    """The past of one step, lent to it: nothing is counted, freed or kept from here."""
+def _outputs(step: Step, inputs: StepInputs, store: TracedStore, executor: StepExecutor) -> StepOutputs:
+    chooser = executor.chooser
+    scores = {key: value for key, value in chooser.scores.items() if key not in inputs.scores}
+    choices = enumerate(op.choice for op in step.ops)
+    ages = {site: chooser.ages[site] for site, choice in choices if choice is not None and choice.keeps_ages}
+    return StepOutputs(store.kept, scores, ages, executor.missed(), executor.fallbacks)
 
-    def __init__(self, step: Step, place: Place, lent: Lent, inputs: Inputs | None) -> None:
-        super().__init__(place.layout, Chooser(place.layout, Meter(), self._random), place.gates, place.max_error)
-        self._step = step
-        self._done = [False] * len(step.ops)
-        self._lent = lent
-        self._chooser.image = inputs[0] if inputs is not None else None
-        self._chooser.scores.update(lent.scores)
-        self._chooser.ages.update(lent.ages)
-        self._weights = _weights(step, lent)
-        self._cache_dtype = place.cache_dtype
-        self._kept: dict[int, list[tuple[Tensor, torch.dtype]]] = {}
 
-    def made(self) -> Made:
-        """What the step has to keep."""
-        scores = {key: value for key, value in self._chooser.scores.items() if key not in self._lent.scores}
-        choices = enumerate(op.choice for op in self._step.ops)
-        ages = {site: self._chooser.ages[site] for site, choice in choices if choice is not None and choice.ages}
-        return Made(self._kept, scores, ages, self.missed(), self.fallen)
+class TracedStore:
+    """The store of a traced step: features come from its inputs, and nothing is counted or freed.
 
-    def _feature(self, site: int, slot: int) -> Tensor:
-        feature, dtype = self._lent.features[site][slot], self._lent.dtypes[site]
+    kept: see `StepOutputs`.
+    """
+
+    def __init__(self, step: Step, inputs: StepInputs, cache_dtype: torch.dtype | None) -> None:
+        self.kept: dict[int, list[tuple[Tensor, torch.dtype]]] = {}
+        self._inputs, self._cache_dtype = inputs, cache_dtype
+        self._weights = _weights_of_sites(step, inputs)
+
+    def read(self, site: int, slot: int) -> Tensor:
+        feature, dtype = self._inputs.features[site][slot], self._inputs.dtypes[site]
         return feature if dtype is None else feature.to(dtype)
 
-    def _combined(self, site: int, op: Op) -> Tensor:
+    def read_in_turn(self, places: Sequence[tuple[int, int]]) -> Iterable[Tensor]:
+        return [self.read(site, slot) for site, slot in places]
+
+    def weighted_sum(self, site: int, op: Op) -> Tensor:
         if op.is_reuse:
-            return self._feature(site, op.reads[0][0])
-        (first, _), *rest = [(self._feature(site, slot), weight) for slot, weight in op.reads]
+            return self.read(site, op.reads[0][0])
+        (first, _), *rest = [(self.read(site, slot), weight) for slot, weight in op.reads]
         weight, *weights = self._weights[site]
         wide = torch.promote_types(first.dtype, torch.float32)
         total = first.to(wide) * weight
@@ -157,20 +208,26 @@ class Borrowed(Past):
             total = total + feature.to(wide) * weight
         return total.to(first.dtype)
 
-    def _gain(self, site: int, name: str, like: Tensor) -> Tensor:
-        gain, _ = self._lent.constants[site]
+    def weights(self, site: int, op: Op) -> Sequence[Tensor]:
+        return self._weights.get(site, ())
+
+    def gain(self, site: int, op: Op, like: Tensor) -> Tensor:
+        gain, _ = self._inputs.constants[site]
         assert gain is not None
         return gain
 
-    def _shift(self, site: int, shift: Shift, like: Tensor) -> Tensor:
-        _, shifted = self._lent.constants[site]
-        assert shifted is not None
-        return shifted
+    def shift(self, site: int, op: Op, like: Tensor) -> Tensor:
+        _, shift = self._inputs.constants[site]
+        assert shift is not None
+        return shift
 
-    def _weighted(self, run: Run, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+    def random(self, site: int, choice: TokenChoice, like: Tensor) -> Tensor:
+        return self._inputs.random[site]
+
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
         weighted = []
-        for branch, (site, op) in enumerate(zip(run.sites, run.ops, strict=True)):
-            if run.sums[branch] is None:
+        for branch, (site, op) in enumerate(zip(span.sites, span.ops, strict=True)):
+            if span.slots_added[branch] is None:
                 continue
             if op.is_reuse:
                 weighted.append(gates[branch])
@@ -178,20 +235,69 @@ class Borrowed(Past):
                 weighted += [times(gates[branch], weight) for weight in self._weights[site]]
         return weighted
 
-    def _random(self, site: int, choice: Choice, like: Tensor) -> Tensor:
-        return self._lent.random[site]
+    def gated_shifts(self, span: SkippedSpan, gates: Tensor, like: Tensor) -> Tensor | None:
+        return None  # the compiler fuses them
 
-    def _keep(self, site: int, op: Op, output: Tensor | None) -> None:
-        if op.keeps and output is not None:
-            made = self._sums(site, op, output, self._weights.get(site, ()))
-            self._kept[site] = [(each.to(self._cache_dtype or each.dtype), output.dtype) for each in made]
+    def keep(self, site: int, op: Op, sums: Sequence[Tensor]) -> None:
+        if sums:
+            self.kept[site] = [(total.to(self._cache_dtype or total.dtype), total.dtype) for total in sums]
+
+    def free(self, places: Sequence[tuple[int, int]]) -> None:
+        pass
 
 
-def _weights(step: Step, lent: Lent) -> dict[int, Sequence[Tensor]]:
+def _weights_of_sites(step: Step, inputs: StepInputs) -> dict[int, Sequence[Tensor]]:
     """The weights of every site that has some."""
-    counts = {site: len(op.numbers) for site, op in enumerate(step.ops) if op.numbers}
-    if lent.weights is None or not counts:
+    counts = {site: len(op.weights) for site, op in enumerate(step.ops) if op.weights}
+    if inputs.weights is None or not counts:
         return {}
-    numbers = lent.weights.unbind()
+    numbers = inputs.weights.unbind()
     firsts = [sum(list(counts.values())[:index]) for index in range(len(counts))]
     return {site: numbers[first : first + count] for (site, count), first in zip(counts.items(), firsts, strict=True)}
+
+
+def step_inputs(step: Step, cache: FeatureCache, chooser: TokenChooser) -> StepInputs:
+    """The inputs of a traced step, read from the cache of its lane."""
+    ops = step.ops
+    entries = [[cache.entry(site, slot) for slot in op.slots_read] for site, op in enumerate(ops)]
+    arrived = iter(cache.storage.all([entry for own in entries for entry in own]))
+    features = tuple(tuple(next(arrived) for _ in own) for own in entries)
+    dtypes = tuple(own[0].cast if own and own[0] else None for own in entries)
+    first = next((own[0] for own in features if own), None)
+    weights = cache.constants.weights(step.weights, first.device) if first is not None and step.weights else None
+    constants, random = {}, {}
+    for site, (op, own, dtype) in enumerate(zip(ops, features, dtypes, strict=True)):
+        if op.gain is not None or op.shift:
+            like = own[0] if dtype is None else own[0].to(dtype)
+            gain = None if op.gain is None else cache.gain(site, op, like)
+            constants[site] = gain, cache.shift(site, op, like) if op.shift else None
+        if op.choice is not None and op.choice.score is None:
+            random[site] = cache.random(site, op.choice, own[0])
+    choices = {site: op.choice for site, op in enumerate(ops) if op.choice is not None}
+    scores = {
+        choice.score: chooser.scores[choice.score] for choice in choices.values() if choice.score in chooser.scores
+    }
+    ages = {site: chooser.ages[site] for site, choice in choices.items() if choice.reads_ages}
+    return StepInputs(features, dtypes, weights, constants, random, ages, scores)
+
+
+def keep_outputs(outputs: StepOutputs, cache: FeatureCache, executor: StepExecutor) -> None:
+    """Keep the outputs of a traced step in the cache of its lane, and free what no later step reads."""
+    step, meter = executor.step, cache.meter
+    new = sum(feature.nbytes for sums in outputs.kept.values() for feature, _ in sums)
+    meter.peak = max(meter.peak, meter.held + new)  # the step holds what it reads until it ends
+    for site, op in enumerate(step.ops):
+        sums = outputs.kept.get(site, ())
+        cache.keep_stored(site, op, (cache.storage.put(_own_memory(total), dtype) for total, dtype in sums))
+    scores = {key: _own_memory(scores_BN) for key, scores_BN in outputs.scores.items()}
+    ages = {site: _own_memory(age_BN) for site, age_BN in outputs.ages.items()}
+    executor.chooser.update(step.ops, scores, ages)
+    if outputs.fallbacks is not None:
+        count = _own_memory(outputs.fallbacks)
+        executor.fallbacks = count if executor.fallbacks is None else executor.fallbacks + count
+    meter.peak = max(meter.peak, meter.held)
+
+
+def _own_memory(output: Tensor) -> Tensor:
+    """An output of a graph in memory of its own: the replay of a CUDA graph overwrites the graph's outputs."""
+    return output.clone() if output.is_cuda else output

@@ -1,13 +1,10 @@
-"""What a session refuses, or falls back from, for those who run plans that others made."""
+"""Guards of a session, for those who run plans that others made: plans it refuses, estimates it does not trust."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from forecache.errors import PlanError, PlanMismatchError
 from forecache.parts.grid import Grid
@@ -17,13 +14,16 @@ from forecache.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Guards:
-    """Limits of a session: ``fc.apply(pipe, plan, guards=fc.runtime.Guards(max_error=0.5))``. Each is off by default.
+    """Limits of a session: ``fc.apply(pipe, plan, guards=fc.runtime.Guards(max_error=0.5))``. By default none is set.
 
     max_error: the most by which an estimate may differ from the newest feature that it is made from, as the ratio of
-    their L2 norms, sample by sample. A sample whose estimate differs by more, or is not finite, gets that feature as
-    it is (reuse), and is counted in ``session.stats.fallbacks``. No GPU is waited for. Reuse is its own fallback.
-    min_computed: the least share of cells that a plan computes, 0 to 1. same_model, same_scheduler: refuse a plan
-    that was made on other weights, or for another scheduler or other settings of it, than those it is applied to.
+        their L2 norms, sample by sample. A sample whose estimate differs by more, or is not finite, gets that feature
+        as it is (reuse), and is counted in ``session.stats.fallbacks``. No GPU is waited for. Plain reuse has no error.
+        None, the default, is no limit.
+    min_computed: the least share of cells that a plan computes, 0 to 1; 0 by default.
+    same_model: whether a plan that was made on other weights is refused; False by default.
+    same_scheduler: whether a plan that was made for another scheduler, or for other settings of it, is refused; False
+        by default.
     """
 
     max_error: float | None = None
@@ -40,7 +40,8 @@ class Guards:
     def check(self, plan: Plan, grid: Callable[[], Grid]) -> None:
         """PlanError for a plan that computes too little, PlanMismatchError for one of another model or scheduler.
 
-        grid: gives the grid of what the plan is applied to; called where it is needed, as it reads the weights.
+        grid: gives the grid of the model that the plan is applied to. It reads the weights, so it is called only if
+        a guard needs it.
         """
         if plan.computed_share < self.min_computed:
             raise PlanError(
@@ -49,32 +50,20 @@ class Guards:
             )
         if not (self.same_model or self.same_scheduler):
             return
-        made, found = plan.grid, grid()
-        same_model = bool(made.fingerprint) and is_same(made.fingerprint, found.fingerprint)
-        pairs = {
-            "model's weights": (self.same_model and not same_model, made.fingerprint, found.fingerprint),
-            "scheduler": (self.same_scheduler and made.scheduler != found.scheduler, made.scheduler, found.scheduler),
+        now, before = grid(), plan.grid
+        same_model = bool(before.fingerprint) and is_same(before.fingerprint, now.fingerprint)
+        same_scheduler = before.scheduler == now.scheduler
+        comparisons = {
+            "model's weights": (self.same_model and not same_model, before.fingerprint, now.fingerprint),
+            "scheduler": (self.same_scheduler and not same_scheduler, before.scheduler, now.scheduler),
         }
-        for what, (differ, before, now) in pairs.items():
-            if differ:
+        for what, (is_refused, of_plan, of_target) in comparisons.items():
+            if is_refused:
                 raise PlanMismatchError(
-                    f"The plan was made for another {what} ({before or 'it does not say which'}) than it is applied to "
-                    f"({now or 'none is known here'}): make the plan again, on forecache.grid(pipe, num_steps), or "
-                    "leave that guard out."
+                    f"The plan was made for another {what} ({of_plan or 'it does not say which'}) than it is applied "
+                    f"to ({of_target or 'none is known here'}): make the plan again, on forecache.grid(pipe, "
+                    "num_steps), or leave that guard out."
                 )
 
 
 OPEN = Guards()
-
-
-def limited(estimate: Tensor, newest: Tensor, max_error: float) -> tuple[Tensor, Tensor]:
-    """The estimate (B, ...), and ``newest`` for each sample of which it is too far; and how many those are.
-
-    The number is a tensor where they are, so that nothing is waited for.
-    """
-    every = tuple(range(1, newest.ndim))
-    wide = torch.promote_types(newest.dtype, torch.float32)
-    error = (estimate - newest).to(wide).square().sum(every, keepdim=True)
-    size = newest.to(wide).square().sum(every, keepdim=True)
-    near = error <= max_error**2 * size  # False where it is not a number
-    return torch.where(near, estimate, newest), (~near).sum()

@@ -1,4 +1,4 @@
-"""What the calls of a model come through: a pipeline, its scheduler, what a compiler gave."""
+"""The objects around a transformer: its pipeline, its scheduler, its compiled wrapper."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ from typing import Any
 
 from torch import nn
 
+PartOfRun = Callable[[Sequence[float]], range]
+"""From the timesteps of a whole run, the steps at which one of its models is called."""
+
 
 @dataclass(frozen=True)
-class Ends:
-    """What the calls of a model come through, besides the model itself; None for what is not there.
+class Host:
+    """The objects around a transformer; each may be None.
 
-    pipe: a pipeline, if the plan is for its calls alone. scheduler: which tells the timesteps of a generation.
-    optimized: what torch.compile gave for the model. lanes: names of the calls of a step that nobody else names.
-    part: of the timesteps of a run, those that this model is called at, where another model makes the others.
+    pipe: the pipeline whose calls alone follow the plan; None where every call of the model does.
+    scheduler: the scheduler that announces the timesteps of a generation.
+    optimized: the wrapper that torch.compile gave for the model.
+    lanes: names of the model calls of one step, where nothing else names them; () by default.
+    part: the steps of a run at which this model is called, where another model is called at the others.
     """
 
     pipe: Any = None
     scheduler: Any = None
     optimized: nn.Module | None = None
     lanes: tuple[str, ...] = ()
-    part: Callable[[Sequence[float]], range] | None = None
+    part: PartOfRun | None = None
 
 
 def scheduler_of(target: Any) -> Any:
-    """The scheduler of a pipeline, if it can tell timesteps."""
+    """The scheduler of a pipeline, if it announces timesteps; else None."""
     scheduler = getattr(target, "scheduler", None)
     return scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
 
 
 @contextmanager
 def calls_of(pipe: Any, during: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Inside the block, every call of this pipeline, and of no other, runs inside ``during()``.
+    """Run every call of this pipeline, and of no other, inside ``during()``, for as long as this block lasts.
 
-    A call is looked up on the class, so the pipeline is of a subclass of its own for as long; its class is not touched.
+    Python looks ``__call__`` up on the class. So the pipeline gets a subclass of its own for that time, and its class
+    is not touched.
     """
     kind = type(pipe)
 
@@ -59,3 +65,18 @@ def calls_of(pipe: Any, during: Callable[[], AbstractContextManager[Any]]) -> It
         yield
     finally:
         pipe.__class__ = kind
+
+
+def parts_of_run(pipe: Any) -> list[PartOfRun]:
+    """The steps of each of a pipeline's two transformers: the second is called below the pipeline's boundary."""
+
+    def boundary(timesteps: Sequence[float]) -> int:
+        if pipe.config.boundary_ratio is None:
+            return len(timesteps)
+        lowest = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
+        return sum(timestep >= lowest for timestep in timesteps)
+
+    return [
+        lambda timesteps: range(boundary(timesteps)),
+        lambda timesteps: range(boundary(timesteps), len(timesteps)),
+    ]

@@ -1,14 +1,15 @@
-"""A session: the runs of one plan on one model. All mutable state lives here, and leaves with it."""
+"""Sessions: the runs of one plan on one or several models. All mutable state lives here, and leaves with a session."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from forecache.errors import AlreadyAppliedError, RunError
@@ -16,74 +17,187 @@ from forecache.models.find import find, transformers
 from forecache.models.layout import Layout
 from forecache.models.mount import is_in_place, is_mounted, replaced
 from forecache.plan.plan import Plan
-from forecache.runtime import allocator
-from forecache.runtime.executable import Courses, Keeping
-from forecache.runtime.forwards import Steps
-from forecache.runtime.generations import Generations, Local
-from forecache.runtime.host import Ends, calls_of, scheduler_of
-from forecache.runtime.stats import Stats, Tally
+from forecache.runtime.executable import Executables
+from forecache.runtime.forwards import Forwards, Watch
+from forecache.runtime.generations import Generations, Local, too_short
+from forecache.runtime.host import Host, calls_of, scheduler_of
+from forecache.runtime.stats import Counters, Stats, merged
+from forecache.runtime.storage import CacheOptions
 
-_OPEN: WeakKeyDictionary[nn.Module, list[Session]] = WeakKeyDictionary()
-"""The sessions that are open, by the model that they are on."""
+_OPEN: WeakKeyDictionary[nn.Module, list[MountedModel]] = WeakKeyDictionary()
+"""The open sessions on every model."""
 
 
 class Session:
     """``with apply(model, plan) as session:`` - the model samples by the plan inside the block, and as before after it.
 
-    A generation is noticed and started clean by itself: when a pipeline is called or sets its scheduler's timesteps,
+    A new generation is noticed by itself and starts clean: when a pipeline is called or sets its scheduler's timesteps,
     when the timestep goes up, when shape, dtype or device change, or by `new_run`. Every thread has its own state. A
-    session on a pipeline is for the calls of that pipeline: another one with the same transformer samples as before.
+    session on a pipeline affects the calls of that pipeline alone: another pipeline with the same transformer samples
+    as before. A pipeline of two transformers has one session, in which each runs its part of the plan.
+
+    plan: the plan.
+    layouts: layout of every model, in the order in which a run calls them.
+    hosts: the objects around every model; by default there are none.
+    options: how features are kept, and how far estimates may lie off.
+    resample: whether the plan is stretched to a run of another length; False by default.
+    watch: ``watch(step, site, feature)`` sees every feature of the first lane; None, the default, sees none.
     """
 
     def __init__(
         self,
-        layout: Layout,
         plan: Plan,
-        ends: Ends = Ends(),  # noqa: B008 - it is frozen
-        keeping: Keeping = Keeping(),  # noqa: B008
+        layouts: Sequence[Layout],
+        hosts: Sequence[Host] | None = None,
+        options: CacheOptions = CacheOptions(),  # noqa: B008 - it is frozen
         *,
-        max_error: float | None = None,
         resample: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self.plan = plan
+        self._models = tuple(
+            MountedModel(plan, layout, host, options, resample, watch)
+            for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
+        )
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.enter_context(model)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    def close(self) -> None:
+        """Restore the models and drop all features; raises StepCountError if a run stopped too early."""
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.callback(model.close)
+
+    @property
+    def stats(self) -> Stats:
+        """The statistics so far, over all threads."""
+        return merged([model.stats for model in self._models])
+
+    def new_run(self) -> None:
+        """Start a new generation with the next model call of this thread; the features of the last are dropped."""
+        for model in self._models:
+            model.new_run()
+
+    @contextmanager
+    def lane(self, name: str) -> Iterator[None]:
+        """Give the model calls in this block a cache of their own, for pipelines that call the model twice a step.
+
+        with session.lane("uncond"):
+            uncond = model(x, t, null_label)
+        """
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.enter_context(model.lane(name))
+            yield
+
+    def check_complete(self) -> None:
+        """Raises StepCountError if the last generation of this thread made fewer calls than the plan has steps."""
+        for model in self._models:
+            model.check_complete()
+
+
+class MountedModel:
+    """A plan on one model: while its block lasts, the model's forwards are ours. The fields are those of `Session`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        host: Host,
+        options: CacheOptions,
+        resample: bool,
+        watch: Watch | None,
+    ) -> None:
         self._layout = layout
-        self._ends = ends
+        self._host = host
         self._local = Local()
-        self._tally = Tally()
-        self._courses = Courses(layout, plan, self._local, keeping, max_error, resample)
-        self._generations = Generations(layout, self._courses, self._local, self._tally, ends)
-        self._steps = Steps(layout, self._generations, self._tally, ends.pipe is not None)
+        self._counters = Counters()
+        self._executables = Executables(layout, plan, options, self._local, resample)
+        self._generations = Generations(layout, self._executables, self._local, self._counters, host)
+        self._forwards = Forwards(layout, self._generations, self._counters, host.pipe is not None, watch)
         self._mounts: list[tuple[object, str, Callable[..., Any]]] = []
         self._stack, self._mounted = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
         self._check_free()
-        allocator.settle()
-        self._steps.open = True
-        opened = _OPEN.setdefault(self._layout.model, [])
-        opened.append(self)
+        _keep_freed_memory()
+        self._forwards.is_open = True
+        sessions = _OPEN.setdefault(self._layout.model, [])
+        sessions.append(self)
         with ExitStack() as stack:
-            stack.callback(opened.remove, self)
-            if self._ends.pipe is not None:
-                stack.enter_context(calls_of(self._ends.pipe, self._generation))
+            stack.callback(sessions.remove, self)
+            if self._host.pipe is not None:
+                stack.enter_context(calls_of(self._host.pipe, self._pipeline_call))
             stack.push(self._unmount)
             self._mount()
             self._stack = stack.pop_all()
         return self
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave()
+            return
+        in_place = self._is_mounted()
+        self.close()
+        if not in_place and self._host.pipe is None:
+            raise RunError(
+                f"Something in this block has put the forward of {type(self._layout.model).__name__} back, as CPU "
+                "offload does after each image, so the plan did nothing from then on: apply the plan to the pipeline."
+            )
+        if self._counters.calls_elsewhere and not self._counters.calls:
+            raise RunError(
+                f"The plan is on a {type(self._host.pipe).__name__}, and its transformer was called "
+                f"{self._counters.calls_elsewhere} times in this block, but never by that pipeline, so the plan did "
+                "nothing: call the pipeline, or apply the plan to the transformer itself, "
+                "forecache.apply(pipe.transformer, plan), for a loop of your own."
+            )
+
+    def close(self) -> None:
+        """Restore the model and drop all features; raises StepCountError if a run stopped too early."""
+        self._leave()
+        if (lane := self._generations.stopped) is not None:
+            raise too_short(lane)
+
+    def _leave(self) -> None:
+        self._forwards.is_open = False
+        self._stack.close()
+        for state in list(self._generations.threads):
+            self._generations.drop(state)
+        self._executables.clear()
+
+    def _check_free(self) -> None:
+        """Raises AlreadyAppliedError if the model has a session; only sessions on pipelines share one, one each."""
+        model, pipe = self._layout.model, self._host.pipe
+        pipes = [other._host.pipe for other in _OPEN.get(model, [])]
+        can_share = pipe is not None and all(other is not None and other is not pipe for other in pipes)
+        if (pipes and not can_share) or (not pipes and any(map(is_mounted, model.modules()))):
+            raise AlreadyAppliedError(
+                f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block, "
+                "or call forecache.disable, before applying another."
+            )
+
     def _mount(self) -> None:
-        """Put our forwards in place, over whatever is there now."""
-        model, steps, ends = self._layout.model, self._steps, self._ends
-        parts = self._layout.forwards(steps.value, steps.collapse)
-        self._mounts = [(module, "forward", steps.inside(module, part)) for module, part in parts]
-        self._mounts.append((model, "forward", steps.around(model.forward)))
-        if ends.optimized is not None:
-            self._mounts.append((ends.optimized, "forward", steps.compiled(ends.optimized, model)))
-        if ends.scheduler is not None:
-            watch = self._generations.watch(ends.scheduler.set_timesteps, steps.is_ours)
-            self._mounts.append((ends.scheduler, "set_timesteps", watch))
-        if callable(named := getattr(model, "cache_context", None)):
-            self._mounts.append((model, "cache_context", self._named(named)))
+        """Put our forwards in place, over what is there now."""
+        model, forwards, host = self._layout.model, self._forwards, self._host
+        parts = self._layout.forwards(forwards.run_site, forwards.run_block)
+        self._mounts = [(module, "forward", forwards.of_part(module, forward)) for module, forward in parts]
+        self._mounts.append((model, "forward", forwards.of_model(model.forward)))
+        if host.optimized is not None:
+            self._mounts.append((host.optimized, "forward", forwards.of_compiled(host.optimized, model)))
+        if host.scheduler is not None:
+            watched = self._generations.watched(host.scheduler.set_timesteps, forwards.is_ours)
+            self._mounts.append((host.scheduler, "set_timesteps", watched))
+        if callable(cache_context := getattr(model, "cache_context", None)):
+            self._mounts.append((model, "cache_context", self._naming_lanes(cache_context)))
         self._mounted = ExitStack()
         for mount in self._mounts:
             self._mounted.enter_context(replaced(*mount))
@@ -92,119 +206,89 @@ class Session:
         self._mounted.close()
 
     def _is_mounted(self) -> bool:
-        """Whether nobody has thrown out a forward of ours, as accelerate does to move its hooks to another device."""
+        """Whether all our forwards are in place; accelerate throws them out to move its hooks to another device."""
         return all(is_in_place(*mount) for mount in self._mounts)
 
-    def _check_free(self) -> None:
-        """Only sessions on pipelines share a model, one each."""
-        model, pipe = self._layout.model, self._ends.pipe
-        others = [each._ends.pipe for each in _OPEN.get(model, [])]
-        apart = pipe is not None and all(each is not None and each is not pipe for each in others)
-        if (others and not apart) or (not others and any(map(is_mounted, model.modules()))):
-            raise AlreadyAppliedError(
-                f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block, "
-                "or call forecache.disable, before applying another."
-            )
-
-    def close(self) -> None:
-        """The model is as it was, and what was kept is dropped. Raises StepCountError if a run stopped too early."""
-        self._leave()
-        if (stopped := self._generations.stopped) is not None:
-            raise self._generations.too_short(stopped)
-
-    def _leave(self) -> None:
-        self._steps.open = False
-        self._stack.close()
-        for run in list(self._generations.threads):
-            self._generations.drop(run)
-        self._courses.clear()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._leave()
-            return
-        in_place = self._is_mounted()
-        self.close()
-        if not in_place and self._ends.pipe is None:
-            raise RunError(
-                f"Something in this block has put the forward of {type(self._layout.model).__name__} back, as CPU "
-                "offload does after each image, so the plan did nothing from then on: apply the plan to the pipeline."
-            )
-        if self._tally.elsewhere and not self._tally.calls:
-            raise RunError(
-                f"The plan is on a {type(self._ends.pipe).__name__}, and its transformer was called "
-                f"{self._tally.elsewhere} times in this block, but never by that pipeline, so the plan did nothing: "
-                "call the pipeline, or apply the plan to the transformer itself, forecache.apply(pipe.transformer, "
-                "plan), for a loop of your own."
-            )
-
-    @property
-    def stats(self) -> Stats:
-        """What has been done so far, over all threads."""
-        return self._tally.stats(len(self.plan.grid.sites))
-
     @contextmanager
-    def _generation(self) -> Iterator[None]:
-        """One call of the pipeline: nothing is kept from before it, and nothing after it."""
-        self._follow()
+    def _pipeline_call(self) -> Iterator[None]:
+        """One call of the pipeline, which shares no features with the calls before and after it."""
+        self._follow_pipeline()
         if not self._is_mounted():
             self._unmount()
             self._mount()
-        run = self._generations.running()
-        run.announce(None)
-        self._local.calling += 1
+        state = self._generations.state()
+        state.announce(None)
+        self._local.pipeline_calls += 1
         try:
             yield
-            short = [lane for lane in run.lanes.values() if self._generations.is_short(lane)]
+            short = next((lane for lane in state.lanes.values() if lane.is_short), None)
         finally:
-            self._local.calling -= 1
-            run.announce(None)
-        if short:
-            raise self._generations.too_short(short[0])
+            self._local.pipeline_calls -= 1
+            state.announce(None)
+        if short is not None:
+            raise too_short(short)
 
-    def _follow(self) -> None:
-        """The pipeline's parts may be others now: its scheduler is watched, another transformer is refused."""
-        pipe = self._ends.pipe
-        if all(find(each) is not self._layout.model for each in transformers(pipe)):
+    def _follow_pipeline(self) -> None:
+        """Watch a scheduler that the pipeline got since; RunError if it got another transformer."""
+        pipe = self._host.pipe
+        if all(find(transformer) is not self._layout.model for transformer in transformers(pipe)):
             raise RunError(
                 f"The transformer of this {type(pipe).__name__} is another one than when the plan was applied, so the "
                 "plan would do nothing: leave the block or call forecache.disable, and apply the plan again."
             )
-        if (scheduler := scheduler_of(pipe)) is not self._ends.scheduler:
+        if (scheduler := scheduler_of(pipe)) is not self._host.scheduler:
             self._unmount()
-            self._ends = replace(self._ends, scheduler=scheduler)
+            self._host = replace(self._host, scheduler=scheduler)
             self._generations.scheduler = scheduler
             self._mount()
 
-    def new_run(self) -> None:
-        """The next model call of this thread starts a new generation; what the last one kept is dropped."""
-        self._generations.running().drop()
-
-    @contextmanager
-    def lane(self, name: str) -> Iterator[None]:
-        """Model calls in this block have a history of their own, for pipelines that call the model twice a step.
-
-        with session.lane("uncond"):
-            uncond = model(x, t, null_label)
-        """
-        run = self._generations.running()
-        before, run.lane = run.lane, name
-        try:
-            yield
-        finally:
-            run.lane = before
-
-    def _named(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
-        """diffusers' own name for the calls of a step, for which the pipelines that make several open it."""
+    def _naming_lanes(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
+        """diffusers' cache_context, in which pipelines name the calls of a step, as the name of a lane, too."""
 
         @functools.wraps(cache_context)
         @contextmanager
         def named(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            with cache_context(name, *args, **kwargs) as given:
-                if self._steps.is_ours():
+            with cache_context(name, *args, **kwargs) as value:
+                if self._forwards.is_ours():
                     with self.lane(name):
-                        yield given
+                        yield value
                 else:
-                    yield given
+                    yield value
 
         return named
+
+    @property
+    def stats(self) -> Stats:
+        return self._counters.stats(len(self._layout.sites))
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that all threads hold now."""
+        return sum(state.meter.held for state in self._generations.threads)
+
+    def new_run(self) -> None:
+        self._generations.state().drop()
+
+    @contextmanager
+    def lane(self, name: str) -> Iterator[None]:
+        state = self._generations.state()
+        before, state.lane = state.lane, name
+        try:
+            yield
+        finally:
+            state.lane = before
+
+    def check_complete(self) -> None:
+        for lane in self._generations.state().lanes.values():
+            if lane.is_short:
+                raise too_short(lane)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C allocator use freed memory again instead of giving it back to the system.
+
+    glibc returns memory when more lies free than twice the largest block that was freed, up to 32 MiB. Features come
+    and go at such sizes, and their pages would be fetched again at every step. One large block that comes and goes
+    raises that limit.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)

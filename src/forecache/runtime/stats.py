@@ -1,8 +1,9 @@
-"""What a session has done, in numbers."""
+"""Statistics of a session: generations, model calls, cells, bytes."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,10 +13,15 @@ from forecache.io.text import mib
 
 @dataclass(frozen=True)
 class Stats:
-    """What a session has done. computed, skipped: cells (step, site) over all generations; partial: those in between.
+    """The statistics of a session, over all of its generations and threads.
 
-    peak_cache_bytes: bytes of kept features at the peak, of the thread that kept most. fallbacks: estimates of one
-    sample at one site that `Guards.max_error` turned into reuse.
+    generations: generations that began.
+    calls: model calls.
+    computed: cells (step, site) that were computed as a whole.
+    skipped: cells that were estimated.
+    peak_cache_bytes: peak memory of kept features, in bytes, of the thread that kept most.
+    partial: cells of which some tokens were computed; 0 by default.
+    fallbacks: estimates, of one sample at one site, that `Guards.max_error` turned into reuse; 0 by default.
     """
 
     generations: int
@@ -36,41 +42,55 @@ class Stats:
         )
 
 
+def merged(stats: Sequence[Stats]) -> Stats:
+    """The statistics of models that take turns in one run, whose caches never exist at the same time."""
+    return Stats(
+        generations=max(part.generations for part in stats),
+        calls=sum(part.calls for part in stats),
+        computed=sum(part.computed for part in stats),
+        skipped=sum(part.skipped for part in stats),
+        peak_cache_bytes=max(part.peak_cache_bytes for part in stats),
+        partial=sum(part.partial for part in stats),
+        fallbacks=sum(part.fallbacks for part in stats),
+    )
+
+
 @dataclass
-class Tally:
-    """The same while it is counted, by any number of threads."""
+class Counters:
+    """The counters behind `Stats` for one model; any number of threads count.
+
+    fallbacks: the number of fallbacks as a tensor on its device, so that no GPU is waited for; None for none yet.
+    calls_elsewhere: calls of the model that no call of the session's pipeline made.
+    """
 
     generations: int = 0
     calls: int = 0
     computed: int = 0
     partial: int = 0
     peak: int = 0
-    fallen: Tensor | None = None
-    elsewhere: int = 0
-    """Calls of the model that were none of the pipeline's that the plan is on."""
+    fallbacks: Tensor | None = None
+    calls_elsewhere: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, computed: int, partial: int, peak: int) -> None:
-        """One model call: cells that were computed, and in part; the most bytes that its thread has held so far."""
+    def add_call(self, computed: int, partial: int, peak: int) -> None:
+        """Count a model call: its computed and partial cells, and the peak memory of its thread so far, in bytes."""
         with self._lock:
             self.calls += 1
             self.computed += computed
             self.partial += partial
             self.peak = max(self.peak, peak)
 
-    def start(self) -> None:
-        """One generation."""
+    def add_generation(self) -> None:
         with self._lock:
             self.generations += 1
 
-    def fell(self, fallen: Tensor) -> None:
-        """So many estimates fell back to reuse."""
+    def add_fallbacks(self, count: Tensor) -> None:
         with self._lock:
-            self.fallen = fallen if self.fallen is None else self.fallen + fallen.to(self.fallen.device)
+            self.fallbacks = count if self.fallbacks is None else self.fallbacks + count.to(self.fallbacks.device)
 
-    def stats(self, sites: int) -> Stats:
-        """What was counted, of a model with so many sites."""
+    def stats(self, num_sites: int) -> Stats:
+        """The statistics so far of a model with this number of sites."""
         with self._lock:
-            skipped = self.calls * sites - self.computed - self.partial
-            fallen = 0 if self.fallen is None else int(self.fallen)
-            return Stats(self.generations, self.calls, self.computed, skipped, self.peak, self.partial, fallen)
+            skipped = self.calls * num_sites - self.computed - self.partial
+            fallbacks = 0 if self.fallbacks is None else int(self.fallbacks)
+            return Stats(self.generations, self.calls, self.computed, skipped, self.peak, self.partial, fallbacks)

@@ -1,12 +1,13 @@
-"""Where kept features lie: as they were given out, rounded to another dtype, or on another device.
+"""Storage of kept features: in their own dtype or a smaller one, on their own device or on another.
 
-Features that lie on the host while a GPU samples travel on a stream of their own, each started while the one before it
-is used, so that no more than two are on the GPU at a time.
+Features that are stored on the host while a GPU samples travel on a stream of their own. Each transfer starts while the
+feature before it is used, so that at most two are on the GPU at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,11 +15,44 @@ import torch
 from torch import Tensor
 
 from forecache.errors import RunError
-from forecache.parts.grid import is_reuse, sum_to_one
 
 
-class Kept(NamedTuple):
-    """A feature as it is kept, its version then (None if it counts none), and the dtype and device that it had."""
+@dataclass(frozen=True)
+class CacheOptions:
+    """The settings of a session: how features are kept, how many bytes they may take, how far estimates may lie off.
+
+    dtype: dtype of kept features; None, the default, keeps each in its own.
+    device: device of kept features; None, the default, keeps each on its own.
+    max_bytes: largest number of bytes that a generation may keep; None, the default, is no limit.
+    max_error: see `Guards`; None, the default, is no limit.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    max_bytes: int | None = None
+    max_error: float | None = None
+
+
+@dataclass
+class CacheMeter:
+    """The bytes that the lanes of one thread hold.
+
+    held: bytes held now.
+    peak: the most bytes held so far.
+    """
+
+    held: int = 0
+    peak: int = 0
+
+
+class StoredFeature(NamedTuple):
+    """A feature as it is stored.
+
+    feature: the tensor, in the storage's dtype and on its device.
+    version: the tensor's version when it was stored; None for an inference tensor, which counts none.
+    dtype: dtype of the feature when it was computed.
+    device: device of the feature when it was computed.
+    """
 
     feature: Tensor
     version: int | None
@@ -27,52 +61,53 @@ class Kept(NamedTuple):
 
     @property
     def cast(self) -> torch.dtype | None:
-        """What the feature has to be cast to, if it is kept in another dtype."""
+        """The dtype to cast the feature to when it is read; None if it is stored in its own."""
         return None if self.feature.dtype is self.dtype else self.dtype
 
 
-class Shelf:
-    """Puts features away and gets them back as they were.
+class FeatureStorage:
+    """Stores features and gives them back in the dtype and on the device that they had.
 
-    dtype, device: how and where they are kept; None is as and where they are.
+    dtype: dtype of stored features; None stores each in its own.
+    device: device of stored features; None stores each on its own.
     """
 
     def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         self.dtype, self.device = dtype, device
-        self._coming: dict[int, tuple[Tensor, Any]] = {}
+        self._transfers: dict[int, tuple[Tensor, Any]] = {}
 
-    def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> Kept:
-        """Keep a feature; dtype: what it had, if it is rounded already."""
+    def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> StoredFeature:
+        """Store a feature; dtype: the one that it had, if it is rounded already."""
         rounded = feature.to(self.dtype or feature.dtype)
-        lying = rounded if self.device in (None, feature.device) else self._sent(rounded, self.device)
-        return Kept(lying, _version(lying), dtype or feature.dtype, feature.device)
+        stored = rounded if self.device in (None, feature.device) else self._sent(rounded, self.device)
+        return StoredFeature(stored, _version(stored), dtype or feature.dtype, feature.device)
 
-    def get(self, entry: Kept | None, following: Kept | None = None) -> Tensor:
-        """The feature in its dtype and on its device. following: what will be asked for next."""
-        feature, _, dtype, device = checked(entry)
+    def get(self, entry: StoredFeature | None, following: StoredFeature | None = None) -> Tensor:
+        """The feature in its dtype and on its device; following: the entry that will be asked for next."""
+        feature, _, dtype, device = unchanged(entry)
         if feature.device != device:
             feature = self._arrived(feature, device)
             if following is not None and following.feature.device != following.device:
                 self._start(following.feature, following.device)
         return feature if feature.dtype is dtype else feature.to(dtype)
 
-    def in_turn(self, entries: Sequence[Kept | None]) -> Iterable[Tensor]:
-        """Features in the order in which they are used, as `get` gives them: each sets off while one before it is used.
+    def in_turn(self, entries: Sequence[StoredFeature | None]) -> Iterable[Tensor]:
+        """Features in their order of use, as `get` gives them; each transfer starts while the feature before is used.
 
-        This is what a skipped step does most, so features that lie as they were given out take no detour.
+        Skipped steps do little else, so features that are stored as they were computed take no detour.
         """
         if self.dtype is None and self.device is None:
-            return [checked(entry).feature for entry in entries]
+            return [unchanged(entry).feature for entry in entries]
         return (self.get(*pair) for pair in zip(entries, [*entries[1:], None], strict=True))
 
-    def all(self, entries: Sequence[Kept | None]) -> list[Tensor]:
-        """Many features on their device, all on their way at once, in the dtype that they are kept in."""
-        found = [checked(entry) for entry in entries]
-        for feature, _, _, device in found:
+    def all(self, entries: Sequence[StoredFeature | None]) -> list[Tensor]:
+        """Features on their device, all transferred at once, in the storage's dtype."""
+        stored = [unchanged(entry) for entry in entries]
+        for feature, _, _, device in stored:
             if feature.device != device:
                 self._start(feature, device)
         return [
-            feature if feature.device == device else self._arrived(feature, device) for feature, _, _, device in found
+            feature if feature.device == device else self._arrived(feature, device) for feature, _, _, device in stored
         ]
 
     def _sent(self, feature: Tensor, device: torch.device) -> Tensor:
@@ -80,25 +115,25 @@ class Shelf:
             return feature.to(device)
         stream = _stream(feature.device)
         stream.wait_stream(torch.cuda.current_stream(feature.device))
-        lying = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=True)
+        stored = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=True)
         with torch.cuda.stream(stream):
-            lying.copy_(feature, non_blocking=True)
+            stored.copy_(feature, non_blocking=True)
         feature.record_stream(stream)
-        return lying
+        return stored
 
     def _start(self, feature: Tensor, device: torch.device) -> None:
-        if id(feature) in self._coming:
+        if id(feature) in self._transfers:
             return
         if device.type != "cuda":
-            self._coming[id(feature)] = feature.to(device), None
+            self._transfers[id(feature)] = feature.to(device), None
             return
-        stream = _stream(device)  # also the one that brought it here, so that it has come before it leaves
+        stream = _stream(device)  # also the stream that brought it here, so that it arrives before it leaves
         with torch.cuda.stream(stream):
-            self._coming[id(feature)] = feature.to(device, non_blocking=True), stream.record_event()
+            self._transfers[id(feature)] = feature.to(device, non_blocking=True), stream.record_event()
 
     def _arrived(self, feature: Tensor, device: torch.device) -> Tensor:
         self._start(feature, device)
-        moved, event = self._coming.pop(id(feature))
+        moved, event = self._transfers.pop(id(feature))
         if event is not None:
             current = torch.cuda.current_stream(device)
             current.wait_event(event)
@@ -108,17 +143,17 @@ class Shelf:
 
 @cache
 def _stream(device: torch.device) -> Any:
-    """One for all: the allocator keeps memory for every stream that has had some."""
+    """One stream for all storages of a device: the allocator keeps memory for every stream that has had some."""
     return torch.cuda.Stream(device)
 
 
 def _version(feature: Tensor) -> int | None:
-    """Goes up with every write into the tensor; inference tensors do not count them."""
+    """The tensor's version, which goes up with every write into it; None for inference tensors, which count none."""
     return None if feature.is_inference() else feature._version
 
 
-def checked(entry: Kept | None) -> Kept:
-    """The entry, whose feature nobody has written into; else RunError."""
+def unchanged(entry: StoredFeature | None) -> StoredFeature:
+    """The entry; RunError if something has written into its feature since it was stored."""
     assert entry is not None, "a slot was read before it was filled"
     if entry.version is not None and entry.feature._version != entry.version:
         raise RunError(
@@ -126,28 +161,3 @@ def checked(entry: Kept | None) -> Kept:
             "whose output the model does not write into, such as the modules inside."
         )
     return entry
-
-
-def combine(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:
-    """The weighted sum of features, as a new tensor; a single one of weight 1 is handed out as it is."""
-    first, *rest = features
-    weights = [weight for _, weight in reads]
-    if is_reuse(reads):
-        return first
-    if len(rest) == 1 and sum_to_one(weights):  # g1 + (w1 - 1) (g1 - g0), read once
-        return torch.lerp(rest[0], first, weights[0])
-    total = first * weights[0]
-    for feature, weight in zip(rest, weights[1:], strict=True):
-        total.add_(feature, alpha=weight)
-    return total
-
-
-def plus(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
-    """A feature and multiples of others, as a new tensor; with no others it is handed out as it is."""
-    for number, (feature, weight) in enumerate(terms):
-        if isinstance(weight, Tensor):  # in a graph, where products and sums become one pass
-            wide = torch.promote_types(base.dtype, torch.float32)
-            base = (base.to(wide) + feature.to(wide) * weight).to(base.dtype)
-        else:
-            base = base.add_(feature, alpha=weight) if number else torch.add(base, feature, alpha=weight)
-    return base

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import forecache as fc
 from forecache.models.find import layout
-from forecache.runtime.forwards import Steps
+from forecache.runtime.forwards import Forwards
 
 T = len(TIMES)
 BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B"]
@@ -112,7 +112,7 @@ def test_a_real_run_counts_the_macs_and_holds_the_bytes_that_were_said(name):
 def test_a_collapsed_run_equals_block_by_block(name, monkeypatch):
     plans = [uneven(grid(name)), fc.taylorseer(fc.fora(3), 1).plan(grid(name))]
     together = [sampled(name, plan) for plan in plans]
-    monkeypatch.setattr(Steps, "collapse", lambda self, block, x, args, kwargs: None)
+    monkeypatch.setattr(Forwards, "run_block", lambda self, block, x, args, kwargs: None)
     for plan, (found, stats) in zip(plans, together, strict=True):
         apart, others = sampled(name, plan)
         torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-5)

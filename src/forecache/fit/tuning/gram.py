@@ -26,7 +26,7 @@ from forecache.models.find import find, grid, layout_for
 from forecache.parts.forecasts import Forecast
 from forecache.parts.grid import Grid, Site
 from forecache.parts.statistics import Resolution
-from forecache.runtime.observed import Observed
+from forecache.runtime.session import Session
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
 Array = NDArray[np.float64]
@@ -148,7 +148,8 @@ def measure_gram(
     recorder = _Recorder(Gram(whole.sites, how.num_steps))
     images = []
     every_step = explicit(compute=range(how.num_steps)).plan(whole)
-    with Observed(layout_for(find(source.target), whole), every_step, recorder.record) as session:
+    layout = layout_for(find(source.target), whole)
+    with Session(every_step, [layout], watch=recorder.record) as session:
         for first in batch_starts(world, len(conditions), batch):
             session.new_run()
             images.append(source.generate(conditions[first : first + batch], how, first, on_step))
