@@ -1,4 +1,4 @@
-"""Hardware and versions that figures were measured with."""
+"""Hardware and versions, recorded beside every measured figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forecache._version import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Hardware and versions that a figure was measured with."""
+    """The hardware and versions of this process, for a JSON file."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

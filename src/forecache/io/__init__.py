@@ -1,1 +1,1 @@
-"""Files and bytes as data: nothing of caching is known here."""
+"""Bytes to data and back. Nothing of caching is known here."""

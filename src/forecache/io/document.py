@@ -1,7 +1,6 @@
-"""Documents: a format, its version, and the checks that whatever a file says has to pass.
+"""Documents: the format and version of a file, and checks of what it says.
 
-A function that reads a file raises ValueError with a reason; `refusing` makes of it the error and the sentence that a
-caller sees.
+A function that reads a file raises ValueError with a reason, and `refusing` turns that into the error that users see.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Files that others may have made: regular ones only, of bounded size, read as data; and JSON without surprises.
+"""Reading files of unknown origin, writing files atomically, and strict JSON.
 
-Nothing here raises errors of its own kind: ValueError and OSError say what is wrong, and whoever knows what the file
-was meant to be adds its name. What a document may take in memory is bounded before it is parsed: `MAX_VALUES` values.
+Only regular files of bounded size are read. Functions here raise ValueError and OSError with a reason; the caller, who
+knows what the file is meant to be, adds its name (`document.refusing`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any, BinaryIO
 from forecache.io.text import short
 
 MAX_VALUES = 2**20
-"""Values of a document, counted by the signs that part them; CPython needs up to 100 bytes for one of them."""
+"""Most values in a JSON document, counted by the characters between them. CPython needs up to 100 bytes for a value."""
 MAX_DIGITS = 20
+"""Most digits of an integer in a JSON document."""
 
 
 def opened(path: Path) -> BinaryIO:
-    """A regular file, open for reading; ValueError or OSError for a folder, a pipe (which would hang) or a device."""
+    """A regular file, open for reading; ValueError or OSError for a folder, a device or a pipe, which would block."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
@@ -38,13 +39,13 @@ def opened(path: Path) -> BinaryIO:
 
 
 def check_size(path: Path, max_bytes: int) -> int:
-    """The size of a regular file in bytes; ValueError if it is over ``max_bytes``."""
+    """The size of a regular file in bytes; ValueError if it is larger than ``max_bytes``."""
     with opened(path) as file:
         return _size(file, max_bytes)
 
 
 def contents(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most ``max_bytes``; its size is checked before anything is read."""
+    """The bytes of a regular file; ValueError, before anything is read, if it is larger than ``max_bytes``."""
     with opened(path) as file:
         return file.read(_size(file, max_bytes))
 
@@ -57,12 +58,14 @@ def _size(file: BinaryIO, max_bytes: int) -> int:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when the block ends without an error: a reader sees the old file or
-    the new one. Folders that are missing are made.
+    """A new file that replaces ``path`` when the block ends without an error. Missing folders are made.
 
-    Each writer has a temporary file of its own, ``<name>.<random>.tmp``, so that processes that write the same file do
-    not disturb each other; only a process that is killed leaves it behind. durable: the file has reached the disk when
-    the block ends, and survives a power failure; False is for what can be made again.
+    Readers see the old file or the whole new one. Each writer has its own temporary file, ``<name>.<random>.tmp``, so
+    that processes that write the same file do not disturb each other; it is left behind only by a process that is
+    killed.
+
+    durable: whether the file is on the disk when the block ends, and survives a power failure [True]; False is for
+        files that can be written again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -102,18 +105,20 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
 
 
 def document(path: Path, max_bytes: int) -> Any:
-    """The JSON document in a regular file of at most ``max_bytes``, by the rules of `parse`."""
+    """The JSON value of a regular file of at most ``max_bytes``, by the rules of `parse`."""
     return parse(contents(path, max_bytes))
 
 
 def parse(data: bytes) -> Any:
-    """JSON in UTF-8, strictly: ValueError for keys that stand twice, NaN and infinities (also as 1e999), integers of
-    more than 20 digits, half surrogates, nesting too deep for Python, and more than `MAX_VALUES` values.
+    """The value of JSON in UTF-8, read strictly.
+
+    ValueError for duplicate keys, NaN and infinities (also as 1e999), integers of more than `MAX_DIGITS` digits, lone
+    surrogates, nesting too deep for Python, and, before anything is parsed, more than `MAX_VALUES` values.
     """
     if (values := sum(map(data.count, (b",", b":", b"[", b"{")))) > MAX_VALUES:
         raise ValueError(f"it has about {values} values; such a file has at most {MAX_VALUES}")
     try:
-        found = json.loads(
+        value = json.loads(
             data.decode("utf-8-sig"),
             parse_constant=_refuse,
             parse_int=_integer,
@@ -121,12 +126,12 @@ def parse(data: bytes) -> Any:
             object_pairs_hook=_object,
         )
         if re.search(rb"\\u[dD][89a-fA-F]", data):
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError as error:
         raise ValueError("it has half of a surrogate pair, which is no text") from error
-    return found
+    return value
 
 
 def _refuse(name: str) -> float:
@@ -146,9 +151,9 @@ def _finite(text: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the key {short(twice)} stands twice in an object")
-    return found
+    return value

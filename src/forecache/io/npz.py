@@ -1,6 +1,7 @@
-"""Arrays in an ``.npz``, as data: what an array claims to be is held against the archive before memory is given to it.
+"""Arrays of an ``.npz``: the size that an array claims is checked against the archive before memory is allocated.
 
-ValueError and OSError say what is wrong; whoever knows what the file was meant to be adds its name.
+Functions here raise ValueError and OSError with a reason; the caller, who knows what the file is meant to be, adds its
+name.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ import numpy as np
 from forecache.io import files
 
 MAX_TABLE = 2**20
-"""Bytes of an archive's table of contents; an ``.npz`` has a few hundred."""
+"""Most bytes of an archive's table of contents; that of an ``.npz`` has a few hundred."""
 SPARE = 64 * 2**20
-"""What an array read whole may take beyond four times its file: a covariance of 2048 features that compresses well."""
+"""Bytes that an array may take beyond four times its file: a covariance of 2048 features that compresses well."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""The ways in which numpy packs. Those of others unpack without a bound."""
+"""The compression methods that numpy writes. Others unpack without a bound."""
 
 
 class Header(NamedTuple):
-    """What an array says of itself, and how many bytes it has."""
+    """The header of an array.
+
+    shape: sides of the array.
+    fortran: whether its values are in column-major order.
+    dtype: type of its values.
+    """
 
     shape: tuple[int, ...]
     fortran: bool
@@ -35,19 +41,20 @@ class Header(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array's values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class _Bounded(io.BufferedReader):
-    """A file from which no single read takes more than ``most`` bytes; None for any number."""
+    """A file from which a single read takes at most ``limit`` bytes; None is no limit."""
 
-    most: int | None = MAX_TABLE
+    limit: int | None = MAX_TABLE
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self.most is not None:
+        if self.limit is not None:
             left = os.fstat(self.fileno()).st_size - self.tell()
             size = left if size is None or size < 0 else size
-            if size > self.most:
+            if size > self.limit:
                 raise ValueError(f"its table of contents claims {size} bytes")
             size = min(size, left)
         return super().read(size)
@@ -55,12 +62,12 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; ValueError for whatever a damaged one makes zipfile, zlib or numpy raise inside the block."""
+    """The archive, open for the block; whatever zipfile, zlib or numpy raise for a damaged one becomes ValueError."""
     with files.opened(path) as raw:
         file = _Bounded(io.FileIO(raw.fileno(), closefd=False))
         try:
             with zipfile.ZipFile(file) as archive:
-                file.most = None
+                file.limit = None
                 yield archive
         except (OSError, ValueError):
             raise
@@ -69,16 +76,16 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def names(archive: zipfile.ZipFile) -> set[str]:
-    """The names of its arrays; ValueError if one stands twice."""
-    found = [name.removesuffix(".npy") for name in archive.namelist()]
-    if len(set(found)) != len(found):
+    """The names of an archive's arrays; ValueError for a duplicate."""
+    arrays = [name.removesuffix(".npy") for name in archive.namelist()]
+    if len(set(arrays)) != len(arrays):
         raise ValueError("a name stands in it twice")
-    return set(found)
+    return set(arrays)
 
 
 @contextmanager
 def member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Any, Header]]:
-    """An array, open behind its header, of which ValueError says what is wrong: of objects, or of another length."""
+    """An array's file, open after its header, and the header; ValueError for objects or another number of bytes."""
     try:
         info = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -110,7 +117,7 @@ def _header(file: Any, name: str) -> Header:
 
 
 def array(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
-    """A whole array. ValueError if it claims more than four times the file and 64 MiB: nothing is unpacked then."""
+    """A whole array; ValueError, before it is unpacked, if it is larger than four times the file and `SPARE` bytes."""
     size = _length(archive)
     with member(archive, name) as (file, header):
         if header.nbytes > 4 * size + SPARE:
@@ -121,18 +128,18 @@ def array(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
 
 def _length(archive: zipfile.ZipFile) -> int:
     assert archive.fp is not None
-    place = archive.fp.tell()
+    position = archive.fp.tell()
     size = archive.fp.seek(0, io.SEEK_END)
-    archive.fp.seek(place)
+    archive.fp.seek(position)
     return size
 
 
 def exactly(file: Any, size: int) -> bytearray:
-    """The next ``size`` bytes, in one piece; EOFError where the file ends before."""
-    found = bytearray(size)
-    view, done = memoryview(found), 0
+    """The next ``size`` bytes; EOFError if the file ends before."""
+    data = bytearray(size)
+    view, done = memoryview(data), 0
     while done < size:
         if not (count := file.readinto(view[done : done + 2**20])):
             raise EOFError(f"it ends after {done} of {size} bytes")
         done += count
-    return found
+    return data

@@ -1,8 +1,8 @@
-"""The router files that the authors of Learning-to-Cache publish: read as data, never executed.
+"""The router files that the authors of Learning-to-Cache publish, read as data: nothing in them is executed.
 
-A ``.pt`` file is a zip archive with a pickle in it. It holds a dict ``routers``, ``opt``, ``args``; ``routers`` has an
-entry ``"i.prob"`` for every respaced timestep i, in ascending noise, with 2 L logits: 2 l is the attention of block l,
-2 l + 1 its MLP. T steps, S sites.
+A ``.pt`` file is a zip archive with a pickle in it. The pickle is a dict of ``routers``, ``opt`` and ``args``;
+``routers`` has an entry ``"i.prob"`` for every respaced timestep i, in ascending noise, with 2 L logits for L blocks:
+2 l is the attention of block l, 2 l + 1 its MLP. T steps, S sites.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ from forecache.io import files
 from forecache.io.text import short
 
 MAX_BYTES = 16 * 2**20
+"""Most bytes of a file, and of its parts together."""
 MAX_CELLS = 2**22
+"""Most logits of a router."""
 MAX_PARTS = 2**14
+"""Most parts of an archive."""
 VOCABULARY = {
     "argparse Namespace", "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
     "torch FloatStorage", "torch HalfStorage", "torch BFloat16Storage", "torch DoubleStorage",
     "torch LongStorage", "torch IntStorage", "torch BoolStorage",
 }  # fmt: skip
+"""The names that a pickle may ask for."""
 RECORDED = ("model", "image_size", "num_sampling_steps", "lr", "l1", "max_steps", "global_batch_size", "global_seed")
-"""The settings of the training that are kept as provenance."""
+"""The settings of the training that become provenance."""
 
 
 def read(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """Logits (T, S) in sampling order, float32, and provenance. ValueError or OSError if the file is not one."""
+    """Logits (T, S) float32 in sampling order, and provenance; ValueError or OSError if the file is not a router."""
     content = files.contents(path, MAX_BYTES)
     _check_archive(content)
     document = _load(content)
@@ -54,28 +58,28 @@ def read(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _check_archive(content: bytes) -> None:
-    """An archive whose parts are stored as they are, so that nothing grows when it is read."""
-    if content.count(b"PK\x01\x02") > MAX_PARTS:  # before a list of them is made
+    """Raises ValueError unless the archive's parts are uncompressed, so that nothing grows when it is read."""
+    if content.count(b"PK\x01\x02") > MAX_PARTS:  # before they are listed
         raise ValueError(f"its archive claims to hold more than {MAX_PARTS} parts")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             parts = archive.infolist()
-            pickled = [archive.read(part) for part in parts if part.filename.endswith("/data.pkl")]
+            pickles = [archive.read(part) for part in parts if part.filename.endswith("/data.pkl")]
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"it is damaged, or no file of torch.save: {error}") from error
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError("its archive is compressed, which torch.save never does")
     if sum(part.file_size for part in parts) > MAX_BYTES:
         raise ValueError(f"its archive claims to hold more than {MAX_BYTES} bytes")
-    for each in pickled:
-        _check_names(each)
+    for data in pickles:
+        _check_names(data)
 
 
-def _check_names(pickled: bytes) -> None:
-    """What the pickle asks for by name is of a closed list, shorter than what torch lets in (`bytearray`, say)."""
+def _check_names(data: bytes) -> None:
+    """Raises ValueError for a pickle with names outside of `VOCABULARY`, which is narrower than torch's own list."""
     try:
-        names = {arg for code, arg, _ in pickletools.genops(pickled) if code.name in ("GLOBAL", "STACK_GLOBAL")}
-    except Exception as error:  # it ends in the midst of something
+        names = {arg for code, arg, _ in pickletools.genops(data) if code.name in ("GLOBAL", "STACK_GLOBAL")}
+    except Exception as error:  # a truncated pickle fails in many ways
         raise ValueError(f"its pickle is damaged ({type(error).__name__}); nothing in it was run") from error
     if strange := names - VOCABULARY:
         raise ValueError(
@@ -85,7 +89,7 @@ def _check_names(pickled: bytes) -> None:
 
 
 def _load(content: bytes) -> Any:
-    """The pickled tensors; argparse.Namespace is let in because the training's settings are one, and nothing else."""
+    """The pickled value. Beside tensors only argparse.Namespace is allowed, which the training's settings are."""
     if not hasattr(torch.serialization, "safe_globals"):
         raise ValueError(f"reading it without executing it needs torch 2.5; this is {torch.__version__}")
     try:
@@ -95,7 +99,7 @@ def _load(content: bytes) -> Any:
         raise ValueError(
             "it asks for something other than tensors and settings, or its pickle is damaged; nothing in it was run"
         ) from error
-    except Exception as error:  # a damaged pickle fails in many ways; none of them is ours to tell apart
+    except Exception as error:  # a damaged pickle fails in many ways
         raise ValueError(f"it is damaged ({type(error).__name__}); nothing in it was run") from error
 
 
@@ -114,6 +118,7 @@ def _logits(routers: Any) -> Tensor:
 
 
 def _is_row(row: Any) -> bool:
+    """Whether a value is a real vector of even length."""
     plain = isinstance(row, Tensor) and row.layout is torch.strided and row.device.type == "cpu"
     real = plain and row.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     return real and row.dim() == 1 and len(row) > 0 and len(row) % 2 == 0
@@ -121,6 +126,6 @@ def _is_row(row: Any) -> bool:
 
 def _settings(args: Any) -> dict[str, str]:
     values = vars(args) if isinstance(args, argparse.Namespace) else {}
-    kept = {name: values[name] for name in RECORDED if type(values.get(name)) in (str, int, float)}
-    texts = {name: str(value) for name, value in kept.items()}
+    recorded = {name: values[name] for name in RECORDED if type(values.get(name)) in (str, int, float)}
+    texts = {name: str(value) for name, value in recorded.items()}
     return {name: text for name, text in texts.items() if len(text) <= 100 and text.isprintable()}
