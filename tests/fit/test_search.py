@@ -331,7 +331,7 @@ def test_the_ranking_is_drawn(digits, tmp_path):
     )
     result = replace(result, ranked=ranked, size=len(ranked))
     figures.draw_search(result, tmp_path / "all.png")
-    figures.draw_search(result, tmp_path / "few.png", most=3)
+    figures.draw_search(result, tmp_path / "few.png", max_patterns=3)
     heights = [Image.open(tmp_path / f"{name}.png").size[1] for name in ("all", "few")]
     assert heights[0] > heights[1] > 200
     lines = result.show(3).splitlines()

@@ -19,6 +19,8 @@ from support.statistics import GRID, measured
 
 import forecache as fc
 from forecache.environment import environment
+from forecache.fit.tuning import trials
+from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.report import html as html_module
 from forecache.report.html import charts, data, markup
 from forecache.sampling import runs, samples_file, shard_file
@@ -132,11 +134,20 @@ def made(make, path):
     return path
 
 
+def tuning_file(path):
+    """Three trials of a tuning, one of them on the noise that only judges."""
+    settings = {"model": "Small", "fingerprint": "abc:def", "scheduler": "{}", "num_steps": 4, "conditions": [1, 2]}
+    reuse = ForecastSpec.parse("reuse")
+    made = [trials.Trial("#..#", reuse, 31.0), trials.Trial("#.#.", reuse, 33.5), trials.Trial("#.#.", reuse, 30.0, 1)]
+    trials.write(path, settings, {trial.key: trial for trial in made})
+
+
 MAKE = {
     "run": lambda folder: run_folder(folder / "run"),
     "samples": lambda folder: samples_folder(folder / "many"),
     "comparison": lambda folder: written(folder / "timing.json", comparison()),
     "search": lambda folder: made(search_file, folder / "search.json"),
+    "tuning": lambda folder: made(tuning_file, folder / "tune.json"),
     "evaluation": lambda folder: made(figures_file, folder / "fid.json"),
     "plan": lambda folder: plan_file(folder / "plan.json"),
     "statistics": lambda folder: statistics_file(folder / "statistics.safetensors"),
@@ -248,7 +259,7 @@ def test_without_a_comparison_there_is_no_slider(tmp_path):
 
 def test_a_comparison_is_drawn_by_what_its_rows_have(tmp_path):
     _, page, _ = reported(written(tmp_path / "a.json", comparison()))
-    assert page.words("h3")[0] == "Less time against fewer MACs; on the line time follows MACs"
+    assert page.words("h3")[0] == "Less time against fewer MACs; on the line, time falls as MACs do"
     assert len(page.all("g", "disc")) == 4
     _, page, _ = reported(written(tmp_path / "b.json", comparison(psnr_db=30.0, frechet=7.0)))
     assert page.words("h3")[:2] == [
@@ -376,14 +387,14 @@ def test_a_run_shows_no_file_but_pngs_beside_it(tmp_path, name):
     document = json.loads(source.read_text())
     document["images"][1]["file"] = name
     source.write_text(json.dumps(document))
-    with pytest.raises(fc.errors.InputError, match="must name PNGs that stand beside it"):
+    with pytest.raises(fc.errors.InputError, match="must name PNGs in its own folder"):
         reported(source)
 
 
 def test_a_file_that_only_says_it_is_a_png_is_not_shown(tmp_path):
     source = MAKE["run"](tmp_path)
     (source.parent / "00001.png").write_text("<svg onload=alert(1)>")
-    with pytest.raises(fc.errors.InputError, match=r"00001\.png is no PNG"):
+    with pytest.raises(fc.errors.InputError, match=r"00001\.png is not a PNG"):
         reported(source)
 
 
@@ -489,3 +500,12 @@ def test_in_a_browser_no_kind_of_report_writes_to_the_console(tmp_path):
         dom, console = browsed(Path(folder / "report.html").as_uri())
         assert "Provenance" in dom
         assert not console
+
+
+def test_a_tuning_is_reported_from_its_folder(tmp_path):
+    tuning_file(tmp_path / "tune.json")
+    data, *_ = reported(tmp_path / "tune.json")
+    assert data == html_module.read(tmp_path)
+    assert (data.kind, data.title) == ("tuning", "Small: 2 schedules tried")
+    assert [row.picture for row in data.rows] == ["#.#.", "#..#"]  # the better one first; judging noise is left out
+    assert data.rows[0].quality == {"PSNR, dB": 33.5}

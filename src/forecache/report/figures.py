@@ -1,4 +1,4 @@
-"""Pictures of results, with matplotlib: image grids side by side, quality against cost, time against MACs."""
+"""Figures of results, drawn with matplotlib: image grids, quality against cost, time against MACs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from forecache.reproduce.result import Reproduction
 
 
 def pyplot() -> Any:
-    """matplotlib's, drawing into files; MissingExtraError without it."""
+    """matplotlib.pyplot, set up to draw into files. Raises MissingExtraError if matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -35,7 +35,10 @@ def pyplot() -> Any:
 
 
 def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
-    """Images (B, C, H, W) in [0, 1] as one picture (rows * H, columns * W, C), row by row."""
+    """Images (B, C, H, W) in [0, 1] tiled row by row into one picture (rows * H, columns * W, C).
+
+    columns: images in a row. None: as many as make the grid square.
+    """
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -48,10 +51,10 @@ def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
     )
 
 
-def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.0) -> None:
-    """The same samples under every plan, side by side; under each grid its difference to the first row, ``gain`` times.
+def draw_grids(rows: Sequence[Row], path: Path, max_images: int = 64, gain: float = 8.0) -> None:
+    """The same samples under every plan, side by side, with the plan's cost and PSNR as titles.
 
-    Above each grid stands what the plan costs and how close it stays.
+    Below each grid is its difference to the first row's, amplified by ``gain``.
     """
     plt = pyplot()
     columns = min(len(rows), 3)
@@ -61,8 +64,8 @@ def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.
     for axis in axes.flat:
         axis.axis("off")
     for axis, row in zip(axes.flat, rows, strict=False):
-        images = row.images[:most]
-        difference = (images - rows[0].images[:most]).abs().mul(gain).clamp(max=1)
+        images = row.images[:max_images]
+        difference = (images - rows[0].images[:max_images]).abs().mul(gain).clamp(max=1)
         upper, lower = tile(images), tile(difference)
         picture = np.concatenate([upper, np.ones_like(upper[:2]), lower])
         axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
@@ -77,20 +80,20 @@ def draw_grids(rows: Sequence[Row], path: Path, most: int = 64, gain: float = 8.
 
 
 def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
-    """PSNR to the uncached samples against MACs: up and to the left is better."""
+    """PSNR to the uncached samples against MACs; higher and further left is better."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    shown = [(100 / row.cost.speedup, row) for row in rows if row.cost is not None and math.isfinite(row.psnr)]
-    families = dict.fromkeys(row.name.split()[0] for _, row in shown)
+    points = [(100 / row.cost.speedup, row) for row in rows if row.cost is not None and math.isfinite(row.psnr)]
+    families = dict.fromkeys(row.name.split()[0] for _, row in points)
     for family, marker in zip(families, "osD^vP*X", strict=False):
-        members = [(x, row.psnr) for x, row in shown if row.name.split()[0] == family]
+        members = [(x, row.psnr) for x, row in points if row.name.split()[0] == family]
         axis.scatter(*zip(*members, strict=True), marker=marker, s=48, label=family, zorder=3)
-    values = [row.psnr for _, row in shown]
-    gap = 0.045 * (max(values) - min(values) or 1.0)  # labels do not run into one another
-    below = -math.inf
-    for x, row in sorted(shown, key=lambda each: each[1].psnr):
-        below = max(row.psnr, below + gap)
-        axis.annotate(row.name, (x, row.psnr), (x + 1.0, below), fontsize=8, va="center")
+    values = [row.psnr for _, row in points]
+    gap = 0.045 * (max(values) - min(values) or 1.0)  # keeps labels from overlapping
+    height = -math.inf
+    for x, row in sorted(points, key=lambda point: point[1].psnr):
+        height = max(row.psnr, height + gap)
+        axis.annotate(row.name, (x, row.psnr), (x + 1.0, height), fontsize=8, va="center")
     axis.set_xlabel("MACs, % of the uncached run")
     axis.set_ylabel("PSNR to the uncached samples, dB")
     axis.margins(x=0.1, y=0.1)
@@ -103,14 +106,14 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
 
 
 def draw_speed(rows: Sequence[PlanSpeed], path: Path, title: str = "") -> None:
-    """Time against MACs, with the line on which all of the saving is realised; and what a step of each kind takes."""
+    """Time against MACs, with the line of full realisation, and the time of each kind of step."""
     plt = pyplot()
     plans = [row for row in rows if row.cost is not None]
     size = (11.0, max(3.6, 0.45 * len(plans) + 1.6))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
     pairs = [(row.cost.speedup, row.time_ratio) for row in plans if row.cost is not None]
     edge = 1.05 * max(max(macs, spread.high) for macs, spread in pairs)
-    left.plot([1, edge], [1, edge], "--", color="gray", linewidth=0.8, label="time follows MACs")
+    left.plot([1, edge], [1, edge], "--", color="gray", linewidth=0.8, label="time falls as MACs do")
     for number, (row, (macs, spread)) in enumerate(zip(plans, pairs, strict=True)):
         error = [[spread.median - spread.low], [spread.high - spread.median]]
         marker = "osD^vP*X"[number % 8]
@@ -119,16 +122,16 @@ def draw_speed(rows: Sequence[PlanSpeed], path: Path, title: str = "") -> None:
     left.set_ylabel("less time, median and quartiles")
     left.legend(frameon=False, fontsize=8)
     height = 0.8 / len(KINDS)
-    for place, (kind, colour) in enumerate(zip(KINDS, ("tab:gray", "tab:green", "tab:orange"), strict=True)):
+    for position, (kind, colour) in enumerate(zip(KINDS, ("tab:gray", "tab:green", "tab:orange"), strict=True)):
         of_kind = [(index, row.step_ratios[kind].median) for index, row in enumerate(plans) if kind in row.steps]
         if not of_kind:
             continue
-        lines = [index + (place - 1) * height for index, _ in of_kind]
+        lines = [index + (position - 1) * height for index, _ in of_kind]
         bars = right.barh(lines, [100 * share for _, share in of_kind], height, color=colour, label=kind)
         right.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     right.set_yticks(range(len(plans)), [row.name for row in plans])
     right.invert_yaxis()
-    right.set_xlabel("a step, % of the bare model's")
+    right.set_xlabel("time of a step, % of the bare model's")
     right.legend(
         frameon=False, fontsize=8, ncols=len(KINDS), loc="lower right", bbox_to_anchor=(1.0, 1.0)
     )  # above the bars
@@ -139,45 +142,49 @@ def draw_speed(rows: Sequence[PlanSpeed], path: Path, title: str = "") -> None:
 
 
 def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, title: str = "") -> None:
-    """Quality against realised speed: PSNR and Fréchet distance of (speed-up, PSNR, Fréchet) by name.
+    """Quality against measured speed, for (speed-up, PSNR, Fréchet distance) by name.
 
-    Names of one family share their first word, colour and marker; ``ours: GOC`` is of the family ``ours``. Points are
-    numbered, with the names beside. A line joins the points of a family that no other of its points beats in both.
+    Names of one family share their first word, colour and marker: ``ours: GOC`` belongs to the family ``ours``. Points
+    are numbered, with their names beside the charts. A line joins each family's Pareto front.
     """
     plt = pyplot()
     figure, (*panels, names) = plt.subplots(1, 3, figsize=(15.0, 6.5), layout="constrained", width_ratios=(6, 6, 3))
     families = dict.fromkeys(name.split()[0] for name in points)
     numbers = {name: number for number, name in enumerate(points, 1)}
     colours: dict[str, Any] = {}
-    for panel, (axis, what, sign) in enumerate(
+    for panel, (axis, metric, sign) in enumerate(
         zip(panels, ("PSNR to the uncached samples, dB", "Fréchet distance, lower is better"), (1, -1), strict=True)
     ):
         for family, marker in zip(families, "osD^vP*X", strict=False):
-            members = [(each[0], each[1 + panel], name) for name, each in points.items() if name.split()[0] == family]
-            (drawn,) = axis.plot(*zip(*[each[:2] for each in members], strict=True), marker, label=family.rstrip(":"))
-            best = [a for a in members if not any(b[0] > a[0] and sign * b[1] > sign * a[1] for b in members)]
-            axis.plot(*zip(*sorted(each[:2] for each in best), strict=True), color=drawn.get_color(), alpha=0.4)
+            members = [
+                (point[0], point[1 + panel], name) for name, point in points.items() if name.split()[0] == family
+            ]
+            (marks,) = axis.plot(
+                *zip(*[member[:2] for member in members], strict=True), marker, label=family.rstrip(":")
+            )
+            front = [a for a in members if not any(b[0] > a[0] and sign * b[1] > sign * a[1] for b in members)]
+            axis.plot(*zip(*sorted(member[:2] for member in front), strict=True), color=marks.get_color(), alpha=0.4)
             for x, y, name in members:
                 axis.annotate(str(numbers[name]), (x, y), (4, 3), textcoords="offset points", fontsize=8)
-                colours[name] = drawn.get_color()
-        axis.set_xlabel("times less time than without a cache; lines: the best of a library")
-        axis.set_ylabel(what)
+                colours[name] = marks.get_color()
+        axis.set_xlabel("speed-up over no cache, measured; lines: Pareto front of a library")
+        axis.set_ylabel(metric)
         axis.grid(alpha=0.3)
-    if all(each[2] > 0 for each in points.values()):
+    if all(frechet > 0 for *_, frechet in points.values()):
         panels[1].set_yscale("log")
     panels[0].legend(frameon=False)
     names.axis("off")
-    for place, (name, number) in enumerate(numbers.items()):
-        names.text(0, 1 - place / max(20, len(numbers)), f"{number}  {name}", color=colours[name], fontsize=8, va="top")
+    for line, (name, number) in enumerate(numbers.items()):
+        names.text(0, 1 - line / max(20, len(numbers)), f"{number}  {name}", color=colours[name], fontsize=8, va="top")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_reproduction(result: Reproduction, path: Path) -> None:
-    """The table's first metric and PSNR against MACs; the dashed line is without a cache.
+    """The table's first metric, and PSNR, against MACs; the dashed line is the row without a cache.
 
-    The bars are 95 % intervals: of the difference to the row without a cache where there is one, else of the figure.
+    Error bars are 95 % intervals of the difference to the row without a cache, or of the value where there is none.
     """
     plt = pyplot()
     metrics = list(dict.fromkeys((*result.document["metrics"][:1], "psnr")))
@@ -192,8 +199,8 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
                 axis.axhline(value.value, color="gray", linestyle="--", linewidth=0.8, label=name)
             elif row["macs_ratio"]:
                 change = result.changes(name).get(metric)
-                known = change.error if change is not None else value.error
-                error = Z * known if known is not None else None
+                standard_error = change.error if change is not None else value.error
+                error = Z * standard_error if standard_error is not None else None
                 marker = "osD^vP*X"[number % 8]
                 axis.errorbar(100 / row["macs_ratio"], value.value, yerr=error, fmt=marker, capsize=2, label=name)
         kind = METRICS[metric]
@@ -207,7 +214,7 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
 
 
 def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
-    """How features change by depth and step, the share of inverse gradients, and where the gate is open."""
+    """The change of features by depth and step, the share of inverse gradients, and the steps of the open gate."""
     plt = pyplot()
     kinds = list(dict.fromkeys(site.kind for site in stats.sites))
     heights = [3.0] * len(kinds) + [2.0]
@@ -222,9 +229,8 @@ def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
         axis.set_ylabel(f"{kind}: depth")
         axis.set_xlim(-0.5, stats.num_steps - 0.5)
         axis.locator_params(integer=True)
-    what = "change of every feature from the step before"
-    title = f"{stats.origin.model}, {stats.num_steps} steps, {stats.count} samples: {what}"
-    axes[0].set_title(title, fontsize=10)
+    subject = f"{stats.origin.model}, {stats.num_steps} steps, {stats.count} samples"
+    axes[0].set_title(f"{subject}: change of every feature from the step before", fontsize=10)
     figure.colorbar(colours, ax=axes[: len(kinds)], label="relative L1", shrink=0.8)
     _draw_gate(axes[-1], stats, gate)
     figure.savefig(path, dpi=110)
@@ -232,7 +238,7 @@ def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
 
 
 def _draw_gate(axis: Any, stats: Statistics, gate: god) -> None:
-    """N, the mean change and B by step; steps at which the gate is open are shaded."""
+    """N, the mean change and B by step, with the steps of the open gate shaded."""
     grid = Grid(stats.num_steps, stats.sites)
     steps = range(stats.num_steps)
     scores = [gate.score(step, grid) for step in steps]
@@ -250,26 +256,26 @@ def _draw_gate(axis: Any, stats: Statistics, gate: god) -> None:
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
 
 
-def draw_search(result: SearchResult, path: Path, most: int = 40) -> None:
-    """The best candidates of a search, the winner on top: which steps each computes, and its score."""
+def draw_search(result: SearchResult, path: Path, max_patterns: int = 40) -> None:
+    """The best patterns of a search, the winner on top: the steps that each computes, and its score."""
     plt = pyplot()
-    shown = result.ranked[:most]
-    places = range(1, len(shown) + 1)
+    best = result.ranked[:max_patterns]
+    ranks = range(1, len(best) + 1)
     num_steps = result.plan.num_steps
-    size = (4.0 + 0.12 * num_steps, 1.3 + 0.22 * len(shown))
+    size = (4.0 + 0.12 * num_steps, 1.3 + 0.22 * len(best))
     figure, (cells, scores) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained", width_ratios=(3, 2))
-    picture = [[sign == "#" for sign in each.pattern] for each in shown]
-    extent = (-0.5, num_steps - 0.5, len(shown) + 0.5, 0.5)
+    picture = [[sign == "#" for sign in candidate.pattern] for candidate in best]
+    extent = (-0.5, num_steps - 0.5, len(best) + 0.5, 0.5)
     cells.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1.3, extent=extent, interpolation="nearest")
-    cells.hlines([place + 0.5 for place in places][:-1], -0.5, num_steps - 0.5, color="white", linewidth=2)
+    cells.hlines([rank + 0.5 for rank in ranks][:-1], -0.5, num_steps - 0.5, color="white", linewidth=2)
     cells.locator_params(integer=True)
     cells.set_xlabel("step (0 is the noisiest); blue: computed")
     cells.set_ylabel("rank")
-    scores.plot([each.score for each in shown], places, "o", markersize=5)
+    scores.plot([candidate.score for candidate in best], ranks, "o", markersize=5)
     scores.set_xlabel(f"{result.score.name}\n({result.score.better} is better)")
     scores.grid(alpha=0.3)
-    how = f"all {result.size}" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
-    best = f"the best {len(shown)} of " if len(shown) < len(result.ranked) else ""
-    figure.suptitle(f"{best}{how} patterns")
+    space = f"all {result.size}" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
+    cut = f"the best {len(best)} of " if len(best) < len(result.ranked) else ""
+    figure.suptitle(f"{cut}{space} patterns")
     figure.savefig(path, dpi=130)
     plt.close(figure)

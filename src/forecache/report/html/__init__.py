@@ -1,10 +1,10 @@
-"""One HTML file of a result: the schedule cell by cell, curves, quality against speed, images, costs, provenance.
+"""A result as one HTML page: the schedule cell by cell, curves, quality and speed, images, costs, provenance.
 
-    reports.write("out/digits/run.json", "report.html")
+    html.write("out/digits/run.json", "report.html")
 
-A kind of file is a function that reads it into `ReportData` (kinds.py); a section is a function from data to HTML
-(sections.py), which gives nothing where there is nothing that it can use. Whatever comes from a file is text in the
-page: elements are made by `markup.tag`, which escapes, and the page's policy lets nothing run but its own script.
+A kind (kinds.py) reads one sort of file into `ReportData` (data.py). A section (sections.py) turns the data into HTML,
+or into nothing if its data is missing. Text of a file cannot become markup: `markup.tag` escapes it, and the page's
+content security policy runs only the page's own script.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ def write(
     statistics: str | os.PathLike[str] | None = None,
     command: str = "",
 ) -> ReportData:
-    """The report of a result file, or of the folder that it lies in, as one HTML file; gives what it was made of.
+    """Write the report of a result file, or of its folder, as one HTML file; returns the report's data.
 
-    statistics: a file of `forecache.calibrate`, whose curves are drawn beside the result. command: how the report was
-    made, for the page. Raises InputError, with the kinds that there are, for any other file.
+    statistics: a file of `forecache.calibrate`, drawn beside the result.
+    command: the command that made the report, for its last line.
+
+    Raises InputError, which lists the kinds of results, for any other file.
     """
     data = read(Path(source), Path(statistics) if statistics is not None else None)
     with replacing(Path(out), durable=False) as file:

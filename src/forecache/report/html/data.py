@@ -1,4 +1,4 @@
-"""What a report can be made of, whatever file it came from."""
+"""The data of a report, from whatever file it came, and the readers of untrusted values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ MAX_TEXT = 600
 
 @dataclass(frozen=True)
 class Row:
-    """One plan, cache or pattern of a comparison; None or empty is not known. picture: one sign a step.
+    """One plan, cache or pattern of a comparison; None or empty where the file does not say.
 
-    macs_ratio, time_ratio: how many times fewer, and less. quality: by what it is called, with the better direction in
-    `ReportData.better`.
+    name: name in tables and charts.
+    method: the method's description.
+    picture: the schedule, one sign a step.
+    macs_ratio: MACs without a cache divided by the row's.
+    time_ratio: time without a cache divided by the row's.
+    quality: values by metric; `ReportData.better` says which direction is better.
+    cache_bytes: peak cache memory in bytes.
+    macs: multiply-accumulates, as the file counts them.
     """
 
     name: str
@@ -33,7 +39,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG as it lies in the file, and the same sample without a cache, where there is one."""
+    """A sample of a run.
+
+    name: its label or prompt.
+    png: the PNG file's bytes.
+    uncached: the same sample without a cache, as a PNG; None if it was not sampled.
+    psnr_db: PSNR of the two in dB; None if it is not known or they are equal.
+    """
 
     name: str
     png: bytes
@@ -43,9 +55,21 @@ class Image:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows. kind: as in `kinds.KINDS`. facts: provenance, by headings. command: that made it.
+    """Everything that a report shows; empty fields are left out of the page.
 
-    better: "higher" or "lower" by quality. figures: of an evaluation, each (name, value, interval, samples).
+    kind: a name of `kinds.KINDS`.
+    title: the page's heading.
+    plan: the plan, drawn cell by cell.
+    statistics: statistics, drawn as curves and shades.
+    rows: plans, caches or patterns to compare.
+    better: by metric of the rows, "higher" or "lower".
+    images: the samples.
+    left_out: rows or images beyond the limits of a page.
+    figures: of an evaluation, each (name, value, interval, samples, resamples).
+    costs: cost by name, as text.
+    facts: provenance, by heading and name.
+    notes: sentences on how to read the figures.
+    command: the command that made the result.
     """
 
     kind: str
@@ -64,7 +88,7 @@ class ReportData:
 
 
 def number(value: Any) -> float | None:
-    """A number that can be drawn; None for anything else. Of a spread it is the median."""
+    """A number that can be drawn, or the median of a spread; None for anything else."""
     value = value.get("median") if isinstance(value, dict) else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -72,31 +96,31 @@ def number(value: Any) -> float | None:
 
 
 def text(value: Any) -> str:
-    """Any value of a document in words, of bounded length."""
+    """Any value of a document as text of bounded length."""
     if isinstance(value, str):
-        found = value
+        words = value
     elif value is None:
-        found = ""
+        words = ""
     elif isinstance(value, float):
-        found = f"{value:.6g}"
+        words = f"{value:.6g}"
     else:
-        found = json.dumps(value)
-    return found if len(found) <= MAX_TEXT else found[: MAX_TEXT - 1] + "…"
+        words = json.dumps(value)
+    return words if len(words) <= MAX_TEXT else words[: MAX_TEXT - 1] + "…"
 
 
 def texts(value: Any) -> dict[str, str]:
-    """The entries of an object in words; those that hold nothing are left out. Nothing, for what is no object."""
+    """The entries of an object as text, without the empty ones; an empty mapping for anything else."""
     if not isinstance(value, dict):
         return {}
-    found = {text(str(name)): text(each) for name, each in list(value.items())[:60]}
-    return {name: each for name, each in found.items() if each not in ("", "{}", "[]")}
+    entries = {text(str(name)): text(entry) for name, entry in list(value.items())[:60]}
+    return {name: words for name, words in entries.items() if words not in ("", "{}", "[]")}
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value, if it is an object; else an empty one."""
+    """The value if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def listed(value: Any) -> list[Any]:
-    """The value, if it is a list; else an empty one."""
+    """The value if it is a list, else an empty one."""
     return value if isinstance(value, list) else []

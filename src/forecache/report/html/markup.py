@@ -1,4 +1,4 @@
-"""HTML by elements: text is escaped where an element is made, so that no text of a file can become one."""
+"""HTML elements: their text is escaped, so that no text of a file can become markup."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from html import escape
 
 
 class Html(str):
-    """Text that is HTML already. Only `tag` and `join` make it."""
+    """Text that is HTML already; only `tag` and `join` make it."""
 
     __slots__ = ()
 
 
 VOID = ("input", "meta", "img")
-"""Elements of HTML without an end. Those of SVG have one: `<rect>` would hold what follows it."""
+"""HTML elements without an end tag. SVG elements have one: an open `<rect>` would contain what follows it."""
 
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> Html:
     """``<name attributes>children</name>``; children that are not `Html`, and all attributes, are escaped.
 
-    An attribute ``class_`` is class, ``aria_label`` aria-label; one that is None is left out.
+    The attribute ``class_`` is written class, ``aria_label`` aria-label; an attribute of None is left out.
     """
     inner = "".join(child if isinstance(child, Html) else escape(child) for child in children)
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
@@ -27,7 +27,7 @@ def tag(name: str, *children: str, **attributes: str | float | None) -> Html:
 
 
 def join(*parts: str) -> Html:
-    """Parts behind one another; what is not `Html` is escaped."""
+    """The parts one after the other; parts that are not `Html` are escaped."""
     return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""The page: sections in a template, with its style and its script inside, and a policy that lets in nothing else."""
+"""The page: sections in a template, with its style, its script, and a policy that admits nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from forecache.report.html.sections import SECTIONS
 
 
 def page(data: ReportData, command: str = "") -> str:
-    """The whole HTML file. command: how the report was made, for its last line."""
+    """The HTML file of a report. command: the command that made the report, for its last line."""
     style, script = _asset("page.css"), _asset("page.js")
-    found = [section(data) for section in SECTIONS]
-    body = join(*(each for each in found if each))
-    made = tag("footer", f"forecache {__version__}", *([" · ", tag("code", command)] if command else []))
+    body = join(*(section(data) for section in SECTIONS))
+    footer = tag("footer", f"forecache {__version__}", *([" · ", tag("code", command)] if command else []))
     return Template(_asset("page.html")).substitute(
         policy=_policy(script),
         title=tag("title", f"{data.title} · forecache"),
@@ -26,12 +25,12 @@ def page(data: ReportData, command: str = "") -> str:
         style=style,
         script=script,
         body=body or tag("p", "There is nothing to show."),
-        footer=made,
+        footer=footer,
     )
 
 
 def _policy(script: str) -> Html:
-    """Only the style, the script and the images that stand in the page; inline attributes of style are sizes."""
+    """Admits only the page's own style, script and images; inline style attributes are sizes."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return tag("meta", http_equiv="Content-Security-Policy", content=f"{allowed}; base-uri 'none'; form-action 'none'")

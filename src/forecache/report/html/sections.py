@@ -1,4 +1,4 @@
-"""What a report says, part by part: each takes of the data what it can use, and is empty where there is none."""
+"""The sections of a report: each shows one part of the data, and is empty if that part is missing."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from forecache.report.html.data import Image, ReportData, Row
 from forecache.report.html.markup import Html, join, tag
 
 Section = Callable[[ReportData], Html]
-LOOKS = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o": "partial"}
+CLASSES = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o": "partial"}
 MEANINGS = {
     "computed": "computed",
-    "reused": "reused as it is",
+    "reused": "reused unchanged",
     "forecast": "forecast from earlier features",
     "corrected": "corrected by calibration",
     "partial": "some tokens computed",
-    "unknown": "not said",
+    "unknown": "not known",
 }
 MAX_CELLS = 40_000
 MAX_LINES = 60
 
 
 def titled(title: str, *parts: Html) -> Html:
-    """A section with a heading, or nothing where the parts are nothing."""
+    """A section with a heading; empty if its parts are empty."""
     whole = join(*parts)
     return tag("section", tag("h2", title), whole) if whole else Html("")
 
@@ -39,53 +39,53 @@ def titled(title: str, *parts: Html) -> Html:
 
 
 def schedule(data: ReportData) -> Html:
-    """What every cell does: of a plan, steps x sites; of a comparison, steps x plans."""
+    """The schedule of a plan, steps x sites, or the schedules of a comparison, steps x plans."""
     if data.plan is not None:
         return titled("Schedule", _of_plan(data.plan))
-    pictured = [row for row in data.rows if row.picture]
-    drawn = pictured[:MAX_LINES]
+    scheduled = [row for row in data.rows if row.picture]
+    drawn = scheduled[:MAX_LINES]
     steps = max((len(row.picture) for row in drawn), default=0)
     if not drawn or steps > 2000:
         return Html("")
-    looks = [[LOOKS.get(sign, "unknown") for sign in row.picture.ljust(steps)] for row in drawn]
-    words = [[f"step {step}: {MEANINGS[look]}" for step, look in enumerate(row)] for row in looks]
+    classes = [[CLASSES.get(sign, "unknown") for sign in row.picture.ljust(steps)] for row in drawn]
+    words = [[f"step {step}: {MEANINGS[name]}" for step, name in enumerate(row)] for row in classes]
     names = [f"{row.name} {_score(row)}" if data.kind == "search" else row.name for row in drawn]
-    what = "a pattern, by rank, with its score" if data.kind == "search" else "a plan: what most of its sites do"
-    more = f"The first {len(drawn)} of them. " if len(drawn) < len(pictured) else ""
-    note = tag("p", f"{more}A line is {what}; step 0 is the noisiest.", class_="note")
-    return titled("Schedules", note, charts.heat_map(Cells(names, looks, words), "Schedules", _legend(looks)))
+    line = "a pattern, by rank, with its score" if data.kind == "search" else "a plan, as most of its sites run"
+    cut = f"The first {len(drawn)} are shown. " if len(drawn) < len(scheduled) else ""
+    note = tag("p", f"{cut}A line is {line}; step 0 is the noisiest.", class_="note")
+    return titled("Schedules", note, charts.heat_map(Cells(names, classes, words), "Schedules", _legend(classes)))
 
 
 def _of_plan(plan: Plan) -> Html:
     names, rows = _lines(plan)
-    looks = [[LOOKS[cell.sign] for cell in row] for row in rows]
+    classes = [[CLASSES[cell.sign] for cell in row] for row in rows]
     words = [[f"step {step}: {_words(cell)}" for step, cell in enumerate(row)] for row in rows]
     size = f"{plan.num_steps} steps x {len(plan.grid.sites)} sites"
-    share = f"{size}, {plan.computed_share:.1%} computed. Step 0 is the noisiest."
-    text = tag("details", tag("summary", "The same as text"), tag("pre", _shown(plan), tabindex=0))
+    note = f"{size}, {plan.computed_share:.1%} computed. Step 0 is the noisiest."
+    text = tag("details", tag("summary", "The same as text"), tag("pre", _text(plan), tabindex=0))
     return join(
-        tag("p", share, class_="note"), charts.heat_map(Cells(names, looks, words), "Schedule", _legend(looks)), text
+        tag("p", note, class_="note"), charts.heat_map(Cells(names, classes, words), "Schedule", _legend(classes)), text
     )
 
 
 def _lines(plan: Plan) -> tuple[list[str], list[tuple[Cell, ...]]]:
-    """A line a site; of a very large plan, one for all sites that do the same."""
+    """The name and the cells of every line: one line per site; in a very large plan, one per distinct row of cells."""
     if len(plan.rows) * plan.num_steps <= MAX_CELLS:
         return [site.name for site in plan.grid.sites], list(plan.rows)
     groups: dict[tuple[Cell, ...], list[str]] = {}
     for site, row in zip(plan.grid.sites, plan.rows, strict=True):
         groups.setdefault(row, []).append(site.name)
-    shown = list(groups.items())[: max(1, MAX_CELLS // plan.num_steps)]
-    return [f"{sites[0]} and {len(sites) - 1} more" for _, sites in shown], [row for row, _ in shown]
+    drawn = list(groups.items())[: max(1, MAX_CELLS // plan.num_steps)]
+    return [f"{sites[0]} and {len(sites) - 1} more" for _, sites in drawn], [row for row, _ in drawn]
 
 
-def _shown(plan: Plan) -> str:
-    whole = plan.show()
-    return whole if len(whole) < 200_000 else plan.picture()[:200_000]
+def _text(plan: Plan) -> str:
+    full = plan.show()
+    return full if len(full) < 200_000 else plan.picture()[:200_000]
 
 
 def _words(cell: Cell) -> str:
-    """``reused: step 4``, ``forecast: 1.8 x step 4 - 0.8 x step 2``, with corrections and chosen tokens."""
+    """A cell in words, such as ``reused: step 4`` or ``forecast: 1.8 x step 4 - 0.8 x step 2``."""
     if not cell.reads:
         return "computed"
     terms = [f"{'-' if weight < 0 else '+'} {abs(weight):g} x step {step}" for step, weight in cell.reads[:8]]
@@ -100,9 +100,9 @@ def _words(cell: Cell) -> str:
     return "; ".join(parts)
 
 
-def _legend(looks: Sequence[Sequence[str]]) -> dict[str, str]:
-    there = {look for row in looks for look in row}
-    return {look: meaning for look, meaning in MEANINGS.items() if look in there}
+def _legend(classes: Sequence[Sequence[str]]) -> dict[str, str]:
+    used = {name for row in classes for name in row}
+    return {name: meaning for name, meaning in MEANINGS.items() if name in used}
 
 
 def _score(row: Row) -> str:
@@ -113,7 +113,7 @@ def _score(row: Row) -> str:
 
 
 def features(data: ReportData) -> Html:
-    """How fast features change, by kind of site and cell by cell, and how often a gradient points the wrong way."""
+    """The change of features by kind of site and cell by cell, and the share of inverse gradients."""
     stats = data.statistics
     if stats is None or stats.num_steps < 2:
         return Html("")
@@ -121,38 +121,37 @@ def features(data: ReportData) -> Html:
     change_TS = stats.changes[:, :, 0].double()
     lines = {}
     for kind in kinds[:6]:
-        chosen = [index for index, site in enumerate(stats.sites) if site.kind == kind]
-        lines[kind] = change_TS[:, chosen].mean(1).tolist()
+        columns = [index for index, site in enumerate(stats.sites) if site.kind == kind]
+        lines[kind] = change_TS[:, columns].mean(1).tolist()
     lines["N: share of inverse gradients"] = list(stats.inverse_shares)
-    up = "relative change; share"
-    drawn = charts.curves(lines, "Change of features by step", "step (0 is the noisiest)", up)
+    chart = charts.curves(lines, "Change of features by step", "step (0 is the noisiest)", "relative change; share")
     note = "Mean relative L1 change of a feature since the step before, by kind of site."
-    return titled("How features change", tag("p", note, class_="note"), drawn, _changes(stats))
+    return titled("How features change", tag("p", note, class_="note"), chart, _changes(stats))
 
 
 def _changes(stats: Statistics) -> Html:
-    """The change of every cell in ten shades, up to the 90th percentile."""
+    """The change of the feature in every cell, in ten shades up to the 90th percentile."""
     change = stats.changes[1:, :, 0].double()
     if change.numel() > MAX_CELLS:
         return Html("")
     ordered = change.flatten().sort().values
     top = float(ordered[min(len(ordered) - 1, math.floor(0.9 * len(ordered)))]) or 1.0
     table = [[0.0, *row] for row in change.T.tolist()]
-    looks = [[f"shade{min(9, max(0, int(10 * value / top)))}" for value in row] for row in table]
+    classes = [[f"shade{min(9, max(0, int(10 * value / top)))}" for value in row] for row in table]
     words = [
-        [f"step {step}: {f'changes by {value:.2%}' if step else 'the first'}" for step, value in enumerate(row)]
+        [f"step {step}: {f'changes by {value:.2%}' if step else 'the first step'}" for step, value in enumerate(row)]
         for row in table
     ]
     names = [site.name for site in stats.sites]
     legend = {"shade0": "no change", "shade9": f"{top:.1%} and more"}
-    return charts.heat_map(Cells(names, looks, words), "Change of every feature", legend)
+    return charts.heat_map(Cells(names, classes, words), "Change of every feature", legend)
 
 
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
 def quality(data: ReportData) -> Html:
-    """Quality against speed, one picture a measure; without any, time against MACs."""
+    """Quality against speed, one chart per metric; time against MACs if there is no metric."""
     timed = any(row.time_ratio is not None for row in data.rows)
     speed = "times less time" if timed else "times fewer MACs"
     drawn = []
@@ -173,15 +172,15 @@ def quality(data: ReportData) -> Html:
             if row.macs_ratio is not None and row.time_ratio is not None
         ]
         if len(points) > 1:
-            label = "Less time against fewer MACs; on the line time follows MACs"
+            label = "Less time against fewer MACs; on the line, time falls as MACs do"
             axes = ("times fewer MACs", "times less time")
             drawn = [tag("h3", label), charts.scatter(points, label, *axes, diagonal=True)]
     return titled("Quality and speed", *drawn)
 
 
 def _group(row: Row, data: ReportData) -> tuple[str, int]:
-    """Names of one group share their first word; it has the same colour in every picture."""
-    names = list(dict.fromkeys(_family(each.name) for each in data.rows))
+    """A row's group and colour: names of one group share their first word, and their colour in every chart."""
+    names = list(dict.fromkeys(_family(other.name) for other in data.rows))
     return ("patterns", 0) if data.kind == "search" else (_family(row.name), names.index(_family(row.name)))
 
 
@@ -190,7 +189,7 @@ def _family(name: str) -> str:
 
 
 def comparison(data: ReportData) -> Html:
-    """The rows as a table."""
+    """The rows of a comparison as a table."""
     if not data.rows:
         return Html("")
     columns: dict[str, list[str]] = {
@@ -203,13 +202,14 @@ def comparison(data: ReportData) -> Html:
         columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in data.rows]
     caches = [row.cache_bytes / MIB if row.cache_bytes is not None else None for row in data.rows]
     columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
-    kept = {name: cells for name, cells in columns.items() if any(cells)}
-    left = f"{data.left_out} more are left out." if data.left_out else ""
-    return titled("Table", _table(list(kept), list(zip(*kept.values(), strict=True))), tag("p", left, class_="note"))
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    table = _table(list(filled), list(zip(*filled.values(), strict=True)))
+    note = f"{data.left_out} more rows are left out." if data.left_out else ""
+    return titled("Table", table, tag("p", note, class_="note"))
 
 
 def evaluation(data: ReportData) -> Html:
-    """The figures of an evaluation, with their intervals."""
+    """The figures of an evaluation with their intervals."""
     if not data.figures:
         return Html("")
     names = ["metric", "value", "95 % interval", "samples", "resamples"]
@@ -226,7 +226,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     lines = []
     for first, *rest in rows:
         cells = [
-            tag("td", tag("code", cell) if names[place] == "schedule" else cell) for place, cell in enumerate(rest, 1)
+            tag("td", tag("code", cell) if names[column] == "schedule" else cell) for column, cell in enumerate(rest, 1)
         ]
         lines.append(tag("tr", tag("th", first, scope="row"), *cells))
     whole = tag("table", tag("thead", head), tag("tbody", *lines))
@@ -237,57 +237,58 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 
 
 def images(data: ReportData) -> Html:
-    """The samples; where the uncached ones are known, a slider goes from the one to the other."""
+    """The samples; a slider blends from the uncached ones to them, where those were sampled."""
     if not data.images:
         return Html("")
     pairs = any(image.uncached is not None for image in data.images)
-    words = "All images: share without a cache"
-    every = [tag("label", words, _slider(words, "all"), class_="note")] if pairs else []
-    note = "Left of the line without a cache, right of it with the plan." if pairs else ""
-    left = f" {data.left_out} more are left out." if data.left_out else ""
-    grid = tag("div", *(_image(image, place) for place, image in enumerate(data.images)), class_="grid")
-    return titled("Images", tag("p", note + left, class_="note"), *every, grid)
+    label = "All images: share without a cache"
+    slider = [tag("label", label, _slider(label, "all"), class_="note")] if pairs else []
+    note = "Left of the line: without a cache; right of it: with the plan." if pairs else ""
+    cut = f" {data.left_out} more images are left out." if data.left_out else ""
+    grid = tag("div", *(_image(image, index) for index, image in enumerate(data.images)), class_="grid")
+    return titled("Images", tag("p", note + cut, class_="note"), *slider, grid)
 
 
-def _image(image: Image, place: int) -> Html:
-    words = f"Image {place}: {image.name}"
-    layers = [_png(image.png, words if image.uncached is None else f"{words}, with the plan", "with")]
+def _image(image: Image, index: int) -> Html:
+    name = f"Image {index}: {image.name}"
+    layers = [_png(image.png, name if image.uncached is None else f"{name}, with the plan", "with")]
     controls = []
     if image.uncached is not None:
-        layers.append(_png(image.uncached, f"{words}, without a cache", "without"))
-        controls.append(_slider(f"{words}: share without a cache"))
+        layers.append(_png(image.uncached, f"{name}, without a cache", "without"))
+        controls.append(_slider(f"{name}: share without a cache"))
     psnr = f"{image.psnr_db:.1f} dB" if image.psnr_db is not None else "equal" if image.uncached is not None else ""
     caption = tag("figcaption", tag("span", image.name), " ", tag("b", psnr))
     return tag("figure", tag("div", *layers, class_="pair"), *controls, caption, class_="sample")
 
 
-def _png(data: bytes, words: str, looks: str) -> Html:
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return tag("img", src=source, alt=words, class_=looks)
+def _png(png: bytes, description: str, css_class: str) -> Html:
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return tag("img", src=source, alt=description, class_=css_class)
 
 
-def _slider(label: str, looks: str = "") -> Html:
-    return tag("input", type="range", min=0, max=100, value=50, aria_label=label, class_=f"slider {looks}".strip())
+def _slider(label: str, css_class: str = "") -> Html:
+    classes = f"slider {css_class}".strip()
+    return tag("input", type="range", min=0, max=100, value=50, aria_label=label, class_=classes)
 
 
 # ---- costs and provenance -------------------------------------------------------------------------------------------
 
 
 def costs(data: ReportData) -> Html:
-    """What it cost."""
+    """The cost of the result."""
     return titled("Cost", _facts(data.costs)) if data.costs else Html("")
 
 
 def provenance(data: ReportData) -> Html:
-    """Settings, plan, model, hardware and versions; and the command that makes it again."""
+    """Settings, plan, model, hardware and versions, and the command that made the result."""
     parts = [join(tag("h3", title), _facts(facts)) for title, facts in data.facts.items() if facts]
     if data.command:
-        parts.insert(0, join(tag("h3", "The command that makes it again"), tag("pre", data.command, tabindex=0)))
+        parts.insert(0, join(tag("h3", "Command that reproduces this result"), tag("pre", data.command, tabindex=0)))
     return titled("Provenance", *parts)
 
 
 def _facts(facts: Mapping[str, str]) -> Html:
-    """Name and value; long ones take a line of their own."""
+    """Names with their values; a long value has a line of its own."""
     lines = [
         tag("div", tag("dt", name), tag("dd", value), class_="long" if len(value) > 36 else None)
         for name, value in facts.items()
