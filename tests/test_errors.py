@@ -1,15 +1,18 @@
 """The error tree: as drawn in the docstring, as imported by users."""
 
+import ast
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+from support.architecture import MODULES, imported
 
 import forecache as fc
 from forecache import errors
 
-CLASSES = {name: each for name, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, Exception)}
+CLASSES = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls) and issubclass(cls, Exception)}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
 def drawn():
@@ -28,9 +31,10 @@ def test_every_error_is_drawn_and_no_other():
     assert len(CLASSES) > 10
 
 
-def test_every_error_is_public():
-    assert set(CLASSES) <= set(fc.__all__)
-    assert all(getattr(fc, name) is each for name, each in CLASSES.items())
+def test_every_error_is_reached_as_fc_errors_and_the_root_at_the_top():
+    assert fc.errors is errors
+    assert set(CLASSES) & set(fc.__all__) == {"ForecacheError"}
+    assert fc.ForecacheError is errors.ForecacheError
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "ForecacheError"])
@@ -40,8 +44,57 @@ def test_every_error_stands_below_its_parents(name):
     assert bases == ([parent, builtin] if builtin else [parent])
 
 
-def test_every_error_says_what_it_is():
-    assert all(each.__doc__ and each.__doc__.strip().endswith(".") for each in CLASSES.values())
+def text(node):
+    """The words of a message, with {} for every value in it; None for what is no literal."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return None
+
+
+def raised():
+    """(module, line, name of the error, its first argument or None) for every `raise Error(...)` of the library."""
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = ast.unparse(node.exc.func).rsplit(".", 1)[-1]
+                yield module, node.lineno, name, node.exc.args[0] if node.exc.args else None
+
+
+def test_every_error_of_the_tree_is_raised_or_a_parent_of_one_that_is():
+    """`refusing(path, ShardError, ...)` raises the error that it is given."""
+    names = {name for _, _, name, _ in raised()}
+    for tree in TREES.values():
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        names |= {
+            ast.unparse(argument) for call in calls if "refusing" in ast.unparse(call.func) for argument in call.args
+        }
+    used = {base for name in names & set(CLASSES) for base in CLASSES[name].__mro__}
+    assert set(CLASSES.values()) <= used
+
+
+def test_every_message_says_what_was_found_or_what_to_do():
+    """It has a value in it, or a remedy behind a colon or semicolon: "X is invalid." helps nobody."""
+    silent = [
+        f"{module}:{line}: {words}"
+        for module, line, name, argument in raised()
+        if name in CLASSES and name != "MissingExtraError" and (words := text(argument)) is not None
+        if not re.search(r"\{\}|[:;] ", words)
+    ]
+    assert not silent
+
+
+READ_BY_OTHERS = {"evaluate.estimates", "fit.tuning.forecasts"}
+"""Modules whose ValueErrors are met by `refusing` in the modules that read the files."""
+
+
+def test_a_builtin_error_is_raised_only_where_a_file_is_read():
+    """There, `refusing` turns it into one of the tree; anywhere else a user would meet it."""
+    builtin = {"ValueError", "TypeError", "RuntimeError", "KeyError", "Exception", "NotImplementedError", "OSError"}
+    readers = {name for name in TREES if "forecache.io.document.refusing" in imported(name)} | READ_BY_OTHERS
+    strange = [f"{module}:{line}" for module, line, name, _ in raised() if name in builtin and module not in readers]
+    assert [place for place in strange if not place.startswith("io.")] == []
 
 
 def test_a_missing_extra_names_the_package_and_how_to_install_it():
@@ -107,4 +160,4 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(dit, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
         plan(dit).save(tmp_path / "folder")
-    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -121,7 +121,7 @@ BAD = {
     "an option of another method": (["plan", "goc", "--order", "2"], "--order belongs to --method taylorseer"),
     "no such table": (["reproduce", "nothing"], "There is no table 'nothing'"),
     "no such row": (["reproduce", "goc-table-3", "--on", "digits", "--row", "nothing"], "has no row 'nothing'"),
-    "a row without a table": (["reproduce", "--row", "nothing"], "Which table?"),
+    "a row without a table": (["reproduce", "--row", "nothing"], "need the name of a table"),
     "labels for texts": (["sample", "--model", "digits-text", "--labels", "3"], "--prompt"),
     "no such model": (["sample", "--model", "nothing"], "There is no model 'nothing'"),
     "no model to compare": (["compare", "--model", "nothing", "--no-open"], "There is no model 'nothing'"),

@@ -140,7 +140,7 @@ def test_images_that_cannot_be_made_are_refused(comparer):
         ({"images": ",".join("1" * 17)}, "these are 17"),
         ({"model": "digits-text", "images": " \n "}, "1 to 16 images"),
         ({"model": "/etc/passwd"}, "there are digits, digits-text"),
-        ({"base": "explicit", "by_hand": " "}, "Which steps are skipped"),
+        ({"base": "explicit", "by_hand": " "}, "The steps to skip are empty"),
         ({"base": "explicit", "by_hand": "1,x"}, "whole numbers"),
     ]:
         with pytest.raises(fc.ForecacheError, match=sentence):

@@ -552,7 +552,7 @@ def test_the_command_lists_the_tables(forecache):
     assert [line.split()[0] for line in out.splitlines()] == TABLES
     assert "arXiv 2503.05156, table 3" in out
     code, _, err = forecache("reproduce", "--on", "digits")
-    assert (code, "Which table?" in err) == (1, True)
+    assert (code, "need the name of a table" in err) == (1, True)
     code, _, err = forecache("reproduce", "nothing")
     assert (code, "There is no table 'nothing'; there are eoc" in err) == (1, True)
 

@@ -139,7 +139,7 @@ def _against(
     if uncached is not None and not pairs:
         raise InputError(f"--uncached is for psnr, ssim and lpips; {', '.join(names)} was asked for.")
     if prompts is not None and ("clip" not in names or isinstance(images, evaluate.Features)):
-        raise InputError("--prompts is for the metric clip, on images.")
+        raise InputError("--prompts is for the metric clip, on images: leave it out, or ask for --metrics clip.")
     opened = evaluate.open_reference(reference) if reference is not None else None
     partners = evaluate.open_images(uncached) if uncached is not None else opened.images if opened and pairs else None
     texts = None

@@ -241,7 +241,7 @@ class Options:
         if name is BaseName.smoothcache:
             if (self.schedule is None) == (self.change is None):
                 raise InputError(
-                    "--base smoothcache takes --schedule, a published JSON file, or --change with --stats."
+                    "--base smoothcache takes one of two: --schedule, a published JSON file, or --change with --stats."
                 )
             if self.schedule is not None:
                 return methods.smoothcache_file(self.schedule)

@@ -59,7 +59,9 @@ def reproduce_command(
     """
     if table is None:
         if on or row:
-            raise InputError("Which table? `forecache reproduce` without arguments lists them.")
+            raise InputError(
+                "--on and --row need the name of a table: `forecache reproduce` without arguments lists them."
+            )
         _list(as_json)
         return
     paper_table = open_table(table)

@@ -196,7 +196,7 @@ class _Many:
                 raise fc.errors.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
         elif compare:
             raise fc.errors.InputError(
-                "--compare is for a few images. Sample twice, with the plan and without one, and compare the folders."
+                "--compare is for a few images: sample twice, with the plan and without one, and compare the folders."
             )
         if self.exact is False and self.call_size is not None:
             raise fc.errors.InputError(

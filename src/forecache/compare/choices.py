@@ -171,7 +171,7 @@ def _by_hand(text: str) -> dict[str, str]:
     """Skipped steps or a pattern, whichever it is."""
     bare = re.sub(r"\s", "", text)
     if not bare:
-        raise InputError("Which steps are skipped? Give their numbers, such as 1,3,5, or a pattern, such as #.#.#.")
+        raise InputError("The steps to skip are empty: give their numbers, such as 1,3,5, or a pattern, such as #.#.#.")
     return {"pattern": bare} if set(bare) <= set("#.") else {"skip": bare.strip(",")}
 
 

@@ -40,7 +40,9 @@ class Moments:
         stream = Stream()
         for part in parts:
             if part.count is None:
-                raise InputError("Moments can be merged only where the number of features is known.")
+                raise InputError(
+                    "Moments can be merged only where the number of features is known: published files do not say it."
+                )
             stream.include(part.count, part.mean, part.covariance * (part.count - 1))
         return stream.moments()
 

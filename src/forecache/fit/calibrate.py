@@ -89,7 +89,10 @@ def calibrate(
     labels = sources.check_conditions(source, conditions)
     rows = getattr(source, "conditional", "first") if rows is None else rows
     if not labels or batch < 1 or gaps < 1:
-        raise InputError("Calibration needs at least one condition, and a batch and gaps of at least 1.")
+        raise InputError(
+            "Calibration needs at least one condition, and a batch and gaps of at least 1; there are "
+            f"{len(labels)} conditions, batch={batch} and gaps={gaps}."
+        )
     if rows not in ("first", "second", "all"):
         raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
     chosen = grid(source.target, num_steps)

@@ -103,7 +103,10 @@ def search(
     source = as_source(target)
     labels = check_conditions(source, conditions)
     if not labels or batch < 1 or candidates < 1:
-        raise InputError("A search needs at least one condition, a batch of at least 1 and at least 1 candidate.")
+        raise InputError(
+            "A search needs at least one condition, a batch of at least 1 and at least 1 candidate; there are "
+            f"{len(labels)} conditions, batch={batch} and candidates={candidates}."
+        )
     chosen = constraints.choose(candidates, sampling_seed)
     run = _Run(
         source, constraints, score, method, Sampling(constraints.num_steps, float(guidance), seed), labels, batch

@@ -32,7 +32,7 @@ def goc(
     divided by the steps that are skipped.
     """
     if steps is not None and gate is not None:
-        raise PlanError("goc() takes the steps to correct or a gate, one of the two.")
+        raise PlanError("goc() takes the steps to correct or a gate, one of the two: leave the other out.")
     described = f", steps={list(steps)}" if steps is not None else f", gate={_name(gate)}" if gate is not None else ""
     described += f", history='{history}'" if history != "emitted" else ""
     described += "" if whole_blocks else ", whole_blocks=False"

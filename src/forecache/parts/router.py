@@ -67,7 +67,10 @@ class Router:
                 f"{list(self.skippable)[:8]}."
             )
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
-            raise PlanError("The provenance of a router maps names to strings, so that a file can keep it.")
+            raise PlanError(
+                "The provenance of a router maps names to strings, so that a file can keep it; it is "
+                f"{short(dict(self.provenance))}."
+            )
         if not logits.isfinite().all():
             raise PlanError("The logits of a router are finite; some of these are not.")
         object.__setattr__(self, "logits", logits.detach().to("cpu", copy=True).contiguous())

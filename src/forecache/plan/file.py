@@ -132,7 +132,7 @@ def decode(document: Any) -> Contents:
     grid = Grid(num_steps, sites, *names)
     provenance = found["provenance"]
     if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
-        raise PlanFileError("provenance must map names to strings")
+        raise PlanFileError(f"provenance must map names to strings, not {short(provenance)}")
     return Contents(grid, _rows(_list(found["rows"], "rows"), grid), provenance, _beside(found["constants"]))
 
 

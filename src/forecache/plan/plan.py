@@ -39,7 +39,10 @@ class Plan:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
             raise PlanError(f"Provenance maps names to strings, so that a file can keep it; it is {self.provenance!r}.")
         if len(self.rows) != len(self.grid.sites) or {len(row) for row in self.rows} != {self.grid.num_steps}:
-            raise PlanError("A plan needs one row per site with one cell per step.")
+            raise PlanError(
+                f"A plan needs one row per site with one cell per step: {len(self.grid.sites)} rows of "
+                f"{self.grid.num_steps}; it has {len(self.rows)} of {sorted({len(row) for row in self.rows})[:4]}."
+            )
         for row in set(self.rows):
             for step, cell in enumerate(row):
                 if not cell.computed:

@@ -174,7 +174,11 @@ def with_computed(
     """The estimate with the chosen tokens computed, as a new tensor: nothing that was handed out is written into."""
     args, kwargs = arguments
     if not args or not isinstance(args[0], Tensor) or args[0].shape[:2] != estimate_BND.shape[:2]:
-        raise RunError("A partial cell needs a module whose first argument is (batch, tokens, ...) like its output.")
+        first = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else None
+        raise RunError(
+            "A partial cell needs a module whose first argument is (batch, tokens, ...) like its output, "
+            f"{tuple(estimate_BND.shape)}; it is {first or 'no tensor'}."
+        )
     x_BND: Tensor = args[0]
     batch, tokens = x_BND.shape[:2]
     first = torch.arange(0, batch * tokens, tokens, device=index_BK.device)

@@ -139,7 +139,10 @@ def settings_of(
 ) -> Settings:
     """What decides the samples of a run, as its folder keeps it."""
     if not conditions or how.num_steps < 1:
-        raise InputError("Sampling needs at least one condition and at least one step.")
+        raise InputError(
+            "Sampling needs at least one condition and at least one step; there are "
+            f"{len(conditions)} conditions and {how.num_steps} steps."
+        )
     model = find(source.target)
     parts = getattr(source.target, "components", {"transformer": model})
     return Settings(
