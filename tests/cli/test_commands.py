@@ -1,5 +1,6 @@
 """The commands as a user runs them: what they write, what they print, how they fail and how they stop."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 
 import forecache as fc
-from forecache import zoo
+from forecache import cli, zoo
+from forecache.cli import terminal
 from forecache.cli.terminal import resumable
 from forecache.sampling.loop import sample
 from forecache.zoo import load_digits
@@ -60,17 +62,21 @@ def test_the_demo_stops_without_a_traceback(tmp_path):
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in a background job
     command = [sys.executable, "-c", f"{heard}; from forecache.cli import main; main()"]
     process = subprocess.Popen(
-        [*command, "demo", "--samples", "600", "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, "demo", "--samples", "600", "--out", tmp_path / "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
-    while not tmp_path.exists():
+    while not (tmp_path / "demo").exists():  # what it makes before it samples
+        assert process.poll() is None
         time.sleep(0.1)
-    time.sleep(8)
+    time.sleep(2)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in out
-    assert not list(tmp_path.iterdir())
+    assert out.splitlines() == [b"Nothing was written: the demo writes its results at the end."]
+    assert not list((tmp_path / "demo").iterdir())
 
 
 def test_sample_digits_compares_and_repeats(forecache, tmp_path):
@@ -161,7 +167,9 @@ FAILURES = {
     "unknown class name": (["--labels", "cat"], "no class 'cat'"),
     "a label with two signs": (["--labels", "--5"], "no class '--5'"),
     "a digit that is no number": (["--labels", "3,²"], "no class '²'"),
-    "no label": (["--labels", ","], "classes 0 to 9"),
+    "no label": (["--labels", ","], "No label was given; this model has the classes 0 to 9"),
+    "an empty label": (["--labels", ""], "No label was given"),
+    "unknown labels": (["--labels", "3,11,12"], "classes 0 to 9; 11, 12 are not among them"),
     "unknown model": (["--labels", "1", "--model", "nowhere"], "no model 'nowhere'"),
     "plan and method": (["--labels", "1", "--plan", "p.json", "--method", "goc"], "one of them"),
     "guidance that is no number": (["--labels", "1", "--guidance", "nan"], "a number from 0 on; nan was"),
@@ -468,3 +476,20 @@ def test_warmup_without_a_method_is_refused(forecache, tmp_path):
     code, _, err = forecache("sample", "--labels", 1, "--warmup", 3, "--out", tmp_path / "w")
     assert code == 1
     assert "give a --method" in err
+
+
+def test_a_terminal_that_knows_ascii_only_gets_question_marks(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["forecache", "--version"])
+    monkeypatch.setattr(terminal.console, "quiet", False)
+    with pytest.raises(SystemExit):
+        cli.main()
+    terminal.say("Fréchet")
+    stream.flush()
+    assert stream.buffer.getvalue().splitlines() == [f"forecache {fc.__version__}".encode(), b"Fr?chet"]
+
+
+def test_a_piped_table_is_not_cut(forecache):
+    _, out, _ = forecache("models")
+    assert "HunyuanVideoTransformer3DModel" in out

@@ -5,6 +5,7 @@ import functools
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,6 +251,7 @@ def test_stats_count_generations_calls_and_cells(dit):
     assert (found.computed, found.skipped) == (2 * 3 * sites, 2 * 5 * sites)  # 0, 3, 6 of 8
     assert session.stats == found
     assert str(found) == "2 generations, 16 model calls, 37.5% of features computed, 0.0 MiB of cache at the peak"
+    assert str(replace(found, generations=1, calls=1)).startswith("1 generation, 1 model call, ")
 
 
 def test_stats_count_each_row_by_itself(dit):

@@ -92,7 +92,8 @@ def results_table(title: str | None = None, *, gap: int = 2) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table; one that is piped or written to a file is never cut to a terminal's width."""
-    console.print(table, width=None if console.is_terminal else 1000)
+    wide = Console(width=1000, quiet=console.quiet)
+    (console if console.is_terminal else wide).print(table)
 
 
 def typed_command() -> str:

@@ -33,13 +33,18 @@ class Stats:
     fallbacks: int = 0
 
     def __str__(self) -> str:
+        runs = f"{_counted(self.generations, 'generation')}, {_counted(self.calls, 'model call')}"
         share = self.computed / max(1, self.computed + self.skipped + self.partial)
         partial = f"some tokens of {self.partial}, " if self.partial else ""
         fallbacks = f"{self.fallbacks} estimates fell back to reuse, " if self.fallbacks else ""
         return (
-            f"{self.generations} generations, {self.calls} model calls, {share:.1%} of features computed, "
+            f"{runs}, {share:.1%} of features computed, "
             f"{partial}{fallbacks}{mib(self.peak_cache_bytes)} of cache at the peak"
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def merged(stats: Sequence[Stats]) -> Stats:

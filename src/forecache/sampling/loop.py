@@ -39,10 +39,13 @@ def random_labels(count: int, classes: int, seed: int) -> list[int]:
 
 def check_labels(labels: Sequence[int], classes: int) -> None:
     """Raises InputError unless every label is one of the model's classes."""
-    strange = [label for label in labels if not 0 <= label < classes]
-    if strange or not labels:
-        found = f"{', '.join(map(str, strange[:5]))} is not" if strange else "no label is not"
-        raise InputError(f"This model has the classes 0 to {classes - 1}; {found} among them.")
+    if not labels:
+        raise InputError(f"No label was given; this model has the classes 0 to {classes - 1}.")
+    if strange := [label for label in labels if not 0 <= label < classes]:
+        verb = "are" if len(strange) > 1 else "is"
+        raise InputError(
+            f"This model has the classes 0 to {classes - 1}; {', '.join(map(str, strange[:5]))} {verb} not among them."
+        )
 
 
 @torch.no_grad()
