@@ -487,7 +487,7 @@ def test_the_bare_transformer_is_refused_as_it_has_no_loop(dit):
 def test_a_source_that_calls_another_model_is_refused(facebook, tmp_path):
     source = Mine(facebook)
     source.generate = lambda *args: None
-    with pytest.raises(fc.errors.StatisticsError, match="did not call the model that it names as its target"):
+    with pytest.raises(fc.errors.StatisticsError, match="does not sample with the model that it names as its target"):
         calibrate(source, path=tmp_path / "stats")
     assert not (tmp_path / "stats").exists()
 
@@ -502,9 +502,7 @@ def test_a_source_that_makes_another_number_of_calls_is_refused(facebook, calls)
 
 
 def test_a_source_that_gives_three_rows_a_sample_is_refused(facebook):
-    with pytest.raises(
-        fc.errors.InputError, match=r"gives out 12 rows for 4 samples.*one row a sample, or with a guidance"
-    ):
+    with pytest.raises(fc.errors.InputError, match=r"has 12 rows for 4 samples.*one row a sample, or with a guidance"):
         calibrate(Mine(facebook, rows=3))
 
 

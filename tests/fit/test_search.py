@@ -67,10 +67,12 @@ METHODS = {"reuse": lambda base: base, "taylor": lambda base: fc.taylorseer(base
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_patterns_are_ranked_by_what_sampling_by_hand_gives(digits, method):
     bare = sampled(digits)
-    expected = {each: psnr(sampled(digits, each, method), bare).mean().item() for each in PATTERNS}
+    expected = {pattern: psnr(sampled(digits, pattern, method), bare).mean().item() for pattern in PATTERNS}
     result = search(digits, method=method)
-    assert {each.pattern: each.score for each in result.ranked} == pytest.approx(expected, rel=1e-6)
-    assert [each.pattern for each in result.ranked] == sorted(PATTERNS, key=lambda each: -expected[each])
+    assert {candidate.pattern: candidate.score for candidate in result.ranked} == pytest.approx(expected, rel=1e-6)
+    assert [candidate.pattern for candidate in result.ranked] == sorted(
+        PATTERNS, key=lambda pattern: -expected[pattern]
+    )
     assert (result.size, result.exhaustive) == (len(PATTERNS), True)
     best = result.ranked[0]
     plan = method(fc.explicit(compute=computed(best.pattern))).plan(fc.grid(digits, T))
@@ -87,22 +89,22 @@ def test_a_score_of_ones_own_is_given_images_and_labels(digits):
         return images.mean().item()
 
     result = search(digits, score=Score("darkness", darkness, better="lower"))
-    values = {each: sampled(digits, each).mean().item() for each in PATTERNS}
-    assert [each.pattern for each in result.ranked] == sorted(PATTERNS, key=values.get)
+    values = {pattern: sampled(digits, pattern).mean().item() for pattern in PATTERNS}
+    assert [candidate.pattern for candidate in result.ranked] == sorted(PATTERNS, key=values.get)
     assert seen == [Context(tuple(LABELS))] * len(PATTERNS)  # nothing was sampled without a cache
 
 
 def test_the_plan_says_how_it_was_found_and_its_file_keeps_it(digits, tmp_path):
     result = search(digits)
     first, second = result.ranked[:2]
-    made = result.plan.provenance
-    assert made["method"] == f"explicit(compute={list(computed(first.pattern))})"
-    assert made["search"] == f"best of all {len(PATTERNS)} patterns"
-    assert made["constraints"] == "6 steps, 3 computed, 0 to 3 reused after each, never growing"
-    assert made["score"] == f"PSNR to uncached, dB = {first.score:.6g}, higher is better"
-    assert made["runner_up"] == f"{second.pattern} = {second.score:.6g}"
-    assert made["samples"] == "3 of 2 classes, guidance 1.5, seed 7, batch 2, float32"
-    assert made["forecache"] == fc.__version__
+    provenance = result.plan.provenance
+    assert provenance["method"] == f"explicit(compute={list(computed(first.pattern))})"
+    assert provenance["search"] == f"best of all {len(PATTERNS)} patterns"
+    assert provenance["constraints"] == "6 steps, 3 computed, 0 to 3 reused after each, never growing"
+    assert provenance["score"] == f"PSNR to uncached, dB = {first.score:.6g}, higher is better"
+    assert provenance["runner_up"] == f"{second.pattern} = {second.score:.6g}"
+    assert provenance["samples"] == "3 of 2 classes, guidance 1.5, seed 7, batch 2, float32"
+    assert provenance["forecache"] == fc.__version__
     result.plan.save(tmp_path / "plan.json")
     assert fc.Plan.load(tmp_path / "plan.json") == result.plan
 
@@ -111,32 +113,32 @@ def test_a_larger_space_is_sampled_and_the_file_goes_on_with_more(digits, tmp_pa
     space, scored = Constraints(T, 3, 0, 3, monotone=False), []
     options = {"path": tmp_path / "s.json", "sampling_seed": 3, "score": brightness()}
     few = search(digits, space, candidates=2, on_candidate=scored.append, **options)
-    assert tuple(each.pattern for each in scored) == space.sample(2, 3)
+    assert tuple(candidate.pattern for candidate in scored) == space.sample(2, 3)
     assert (
         few.plan.provenance["search"] == f"best of 2 of {space.count()} patterns, drawn by stick-breaking with seed 3"
     )
     assert few.plan.provenance["constraints"].endswith("in any order")
     assert not few.exhaustive
     more = search(digits, space, candidates=4, on_candidate=scored.append, **options)
-    assert tuple(each.pattern for each in scored) == space.sample(4, 3)
-    assert {each.pattern for each in more.ranked} == set(space.sample(4, 3))
+    assert tuple(candidate.pattern for candidate in scored) == space.sample(4, 3)
+    assert {candidate.pattern for candidate in more.ranked} == set(space.sample(4, 3))
 
 
 @pytest.mark.parametrize("score", [psnr_to_uncached(), brightness()], ids=["uncached", "alone"])
-def test_the_steps_that_are_announced_are_made(digits, score):
-    announced, made = [], []
-    search(digits, score=score, on_start=announced.append, on_step=made.append)
-    assert announced == [len(made)] == [(len(PATTERNS) + score.needs_uncached) * CALLS]
+def test_as_many_steps_are_run_as_were_announced(digits, score):
+    announced, steps = [], []
+    search(digits, score=score, on_start=announced.append, on_step=steps.append)
+    assert announced == [len(steps)] == [(len(PATTERNS) + score.needs_uncached) * CALLS]
 
 
 @pytest.mark.parametrize("call", [1, 2 * CALLS + 5, 3 * CALLS])
 def test_an_interrupted_search_goes_on_to_the_same_result(digits, tmp_path, call):
     """Stopped in the samples without a cache, in those of the second pattern, and right before that is scored."""
-    made, announced = [], []
+    steps, announced = [], []
 
     def stop(_):
-        made.append(None)
-        if len(made) == call:
+        steps.append(None)
+        if len(steps) == call:
             raise KeyboardInterrupt
 
     whole = search(digits, path=tmp_path / "whole.json")
@@ -219,7 +221,7 @@ SPOILT = {
         spoilt(lambda d: d["candidates"][0].update(score=math.inf)),
         "Infinity is not a number",
     ),
-    "a pattern twice": (spoilt(lambda d: d["candidates"].append(d["candidates"][0])), "stands in it twice"),
+    "a pattern twice": (spoilt(lambda d: d["candidates"].append(d["candidates"][0])), "it has a pattern twice"),
     "a strange pattern": (spoilt(lambda d: d["candidates"][0].update(pattern="######")), "do not allow"),
     "no pattern": (spoilt(lambda d: d["candidates"][0].update(pattern="~")), "scores ~, which its own constraints"),
     "a ratio that is none": (spoilt(lambda d: d["candidates"][0].update(macs_ratio="2")), "macs_ratio must be of type"),
@@ -255,7 +257,9 @@ def test_images_that_are_not_finite_are_named_as_the_cause(digits):
 def test_equal_images_are_the_best_there_is_and_hide_no_others(digits):
     """Nothing is skipped: every image is equal, which is 100 dB and not infinitely many."""
     result = search(digits, Constraints(T, T, 0, 0))
-    assert [(each.pattern, each.score, each.macs_ratio) for each in result.ranked] == [("######", 100.0, 1.0)]
+    assert [(candidate.pattern, candidate.score, candidate.macs_ratio) for candidate in result.ranked] == [
+        ("######", 100.0, 1.0)
+    ]
     assert "runner_up" not in result.plan.provenance
     image = torch.rand(1, 1, 4, 4)
     pair, other = torch.cat([image, image]), torch.cat([image, image + 0.1])
@@ -310,7 +314,7 @@ def test_a_search_needs_something_to_sample(digits, options):
 
 
 def test_a_score_has_a_direction():
-    with pytest.raises(fc.errors.InputError, match="'higher' or the 'lower' one, not the 'best' one"):
+    with pytest.raises(fc.errors.InputError, match="is 'higher' or 'lower', not 'best'"):
         Score("mine", lambda images, context: 0.0, better="best")
 
 
@@ -318,16 +322,16 @@ def test_a_source_of_the_users_own_is_searched(facebook, tmp_path):
     score = Score("brightness", lambda images, context: images.mean().item())
     result = search(Mine(facebook, T), score=score, path=tmp_path / "s.json")
     assert len(result.ranked) == len(PATTERNS)
-    assert len({each.score for each in result.ranked}) > 1
-    assert {each.macs_ratio for each in result.ranked} == {None}  # what the model is called with is not known
+    assert len({candidate.score for candidate in result.ranked}) > 1
+    assert {candidate.macs_ratio for candidate in result.ranked} == {None}  # what the model is called with is not known
     assert search(Mine(facebook, T), score=score, path=tmp_path / "s.json").ranked == result.ranked
 
 
 def test_the_ranking_is_drawn(digits, tmp_path):
     result = search(digits, Constraints(3, 1, 2, 2), labels=[1])
     ranked = tuple(
-        fc.fit.Candidate(each, 30.0 - place, 2.0)
-        for place, each in enumerate(Constraints(T, 3, 0, 3, False).enumerate())
+        fc.fit.Candidate(pattern, 30.0 - place, 2.0)
+        for place, pattern in enumerate(Constraints(T, 3, 0, 3, False).enumerate())
     )
     result = replace(result, ranked=ranked, size=len(ranked))
     figures.draw_search(result, tmp_path / "all.png")
@@ -376,7 +380,7 @@ def test_two_processes_find_what_one_does(digits, tmp_path):
     worlds = [json.loads((tmp_path / f"world{rank}").read_text()) for rank in (0, 1)]
     left = len(PATTERNS) - 1
     calls = [[2, 1 + math.ceil(left / 2)], [0, 1 + left // 2]]
-    assert worlds == [[2, [CALLS * each for each in calls[rank]], whole.show()] for rank in (0, 1)]
+    assert worlds == [[2, [CALLS * count for count in calls[rank]], whole.show()] for rank in (0, 1)]
     ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "s.json"))
-    assert {each["pattern"] for each in ours["candidates"]} == {each["pattern"] for each in theirs["candidates"]}
+    assert {row["pattern"] for row in ours["candidates"]} == {row["pattern"] for row in theirs["candidates"]}
     assert ours["settings"] == theirs["settings"]

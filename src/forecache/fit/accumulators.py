@@ -1,4 +1,4 @@
-"""Running means of features, one accumulator per (step, site), whatever the number of samples.
+"""Running means of features: one accumulator for each step and site, whatever the number of samples.
 
 B batch, N tokens, D width, G gaps.
 """
@@ -17,7 +17,12 @@ from forecache.parts.statistics import Origin, Statistics, inverse_table
 
 
 class Cell(NamedTuple):
-    """One (step, site): how many samples it has seen, their mean (N, D) float32, and the mean changes (G,)."""
+    """The accumulator of one step and site.
+
+    samples: number of samples so far.
+    mean: (N, D), float32, their mean feature.
+    changes: (G,), float32, their mean relative changes.
+    """
 
     samples: int
     mean: Tensor
@@ -25,9 +30,9 @@ class Cell(NamedTuple):
 
 
 class Recent:
-    """The last features of one site, newest first, copied into memory that is used again and again.
+    """The last features of one site, newest first, copied into buffers that are used again.
 
-    Copied because the model may write into what it gave out, and because half of a guidance pair is not needed.
+    They are copied because the model may write into its output, and because half of a guidance pair is not needed.
     """
 
     def __init__(self, gaps: int) -> None:
@@ -39,11 +44,11 @@ class Recent:
         return (self._slots[index] for index in self._order)
 
     def clear(self) -> None:
-        """Another generation starts."""
+        """Forgets all features, at the start of a generation."""
         self._order = []
 
     def push(self, flat: Tensor) -> None:
-        """The newest feature, (B, N * D); the oldest one goes where there are as many as gaps."""
+        """Adds the newest feature, (B, N * D); drops the oldest one if there are as many as gaps."""
         index = self._order.pop() if len(self._order) == self._gaps else len(self._order)
         if index == len(self._slots):
             self._slots.append(torch.empty_like(flat))
@@ -54,42 +59,45 @@ class Recent:
 
 
 class Accumulators:
-    """The accumulators. A cell is replaced whole, so that an interruption finds every one either before or after.
+    """The accumulators of a grid. A cell is replaced whole, so that an interruption leaves each one valid.
 
-    Their memory is taken at once, one spare cell a site included, into which the next value is written: small tensors
-    that live long, allocated between large ones that do not, would keep the large ones' memory from being used again.
+    Their memory is allocated at once, with one spare cell for each site, into which the next value is written: small
+    tensors that live long, allocated between large ones that do not, would fragment the memory.
+
+    cells: by step and site; None before the first sample.
     """
 
-    def __init__(self, chosen: Grid, gaps: int, keep_on: str | torch.device | None) -> None:
-        self._sites, self._gaps, self._keep_on = chosen.sites, gaps, keep_on
-        self.cells: list[list[Cell | None]] = [[None] * len(chosen.sites) for _ in range(chosen.num_steps)]
-        self._free: list[list[Cell]] = [[] for _ in chosen.sites]
+    def __init__(self, grid: Grid, gaps: int, device: str | torch.device | None) -> None:
+        self._sites, self._gaps, self._device = grid.sites, gaps, device
+        self.cells: list[list[Cell | None]] = [[None] * len(grid.sites) for _ in range(grid.num_steps)]
+        self._free: list[list[Cell]] = [[] for _ in grid.sites]
 
-    def continue_from(self, kept: Statistics) -> None:
+    def continue_from(self, partial: Statistics) -> None:
+        """Takes over the means of partial statistics."""
         for step, row in enumerate(self.cells):
             for site in range(len(row)):
-                if count := int(kept.counts[step, site]):
-                    mean = kept.means[site][step]
-                    empty = self._take(site, mean.shape, torch.device(self._keep_on or "cpu"))
-                    row[site] = _filled(empty, count, mean, kept.changes[step, site])
+                if count := int(partial.counts[step, site]):
+                    mean = partial.means[site][step]
+                    spare = self._take(site, mean.shape, torch.device(self._device or "cpu"))
+                    row[site] = _filled(spare, count, mean, partial.changes[step, site])
 
     def add(self, step: int, site: int, feature_BND: Tensor, recent: Recent, *, samples: int) -> None:
-        """The feature of so many samples; it has twice the rows where both halves of a guidance pair count."""
+        """Adds the feature of ``samples`` samples; it has twice the rows if both halves of a guidance pair count."""
         mean = feature_BND.mean(0, dtype=torch.float32)
         changes = _changes(feature_BND, recent, self._gaps)
         before = self.cells[step][site]
-        empty = self._take(site, mean.shape, torch.device(self._keep_on or mean.device))
+        spare = self._take(site, mean.shape, torch.device(self._device or mean.device))
         if before is None:
-            self.cells[step][site] = _filled(empty, samples, mean, changes)
+            self.cells[step][site] = _filled(spare, samples, mean, changes)
             return
         share = samples / (before.samples + samples)
-        torch.lerp(before.mean, mean.to(empty.mean.device), share, out=empty.mean)
-        torch.lerp(before.changes, changes.to(empty.mean.device), share, out=empty.changes)
-        self.cells[step][site] = Cell(before.samples + samples, empty.mean, empty.changes)
+        torch.lerp(before.mean, mean.to(spare.mean.device), share, out=spare.mean)
+        torch.lerp(before.changes, changes.to(spare.mean.device), share, out=spare.changes)
+        self.cells[step][site] = Cell(before.samples + samples, spare.mean, spare.changes)
         self._free[site].append(before)
 
     def _take(self, site: int, shape: torch.Size, device: torch.device) -> Cell:
-        """A cell of the site that nothing uses."""
+        """An unused cell of a site."""
         if not self._free[site] and all(row[site] is None for row in self.cells):
             count = len(self.cells) + 1
             means, changes = torch.zeros(count, *shape, device=device), torch.zeros(count, self._gaps, device=device)
@@ -97,12 +105,12 @@ class Accumulators:
         return self._free[site].pop()
 
     def shapes(self) -> list[torch.Size | None]:
-        """The shape of every site's mean; None where no step was seen yet."""
+        """The shape of every site's mean; None for a site that was never called."""
         columns = zip(*self.cells, strict=True)
         return [next((cell.mean.shape for cell in column if cell is not None), None) for column in columns]
 
     def merged(self, origin: Origin, world: World) -> Statistics | None:
-        """The statistics of all processes; None while a site was not seen once. Every process has to call it."""
+        """The statistics over all processes; None if a site was never called. A collective call of all processes."""
         shapes = self.shapes()
         counts = torch.tensor([[cell.samples if cell else 0 for cell in row] for row in self.cells])
         if world.size > 1:
@@ -123,14 +131,14 @@ class Accumulators:
         return Statistics(self._sites, tuple(means), changes, inverse_table(means), total, origin)
 
 
-def _filled(empty: Cell, samples: int, mean: Tensor, changes: Tensor) -> Cell:
-    return Cell(samples, empty.mean.copy_(mean), empty.changes.copy_(changes))
+def _filled(spare: Cell, samples: int, mean: Tensor, changes: Tensor) -> Cell:
+    return Cell(samples, spare.mean.copy_(mean), spare.changes.copy_(changes))
 
 
 def _changes(feature_BND: Tensor, recent: Recent, gaps: int) -> Tensor:
-    """Mean over samples of |g(c) - g(c-k)|_1 / |g(c)|_1 for k = 1 ... gaps, zero before there is one; (G,) float32."""
+    """(G,) float32: mean over samples of |g(c) - g(c-k)|_1 / |g(c)|_1 for k = 1 ... gaps; zero where c < k."""
     flat = feature_BND.flatten(1)
-    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))  # in bfloat16 the differences would be rounded
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))  # differences in bfloat16 would be rounded
     norms = [(wide - old).abs_().sum(1) for old in recent]
     norms += [torch.zeros_like(wide[:, 0])] * (gaps - len(norms))
     size = wide.abs().sum(1)

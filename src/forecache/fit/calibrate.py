@@ -1,4 +1,4 @@
-"""Calibration: what a model's features do on average, measured while it samples without a cache.
+"""Calibration: the average features of a model and their changes, measured while it samples without a cache.
 
 B batch, N tokens, D width.
 """
@@ -29,30 +29,33 @@ from forecache.sampling import sources
 
 Rows = Literal["first", "second", "all"]
 CHECKPOINT_SECONDS = 60.0
+"""Seconds between two files of one process."""
 CHECKPOINT_ROUNDS = 16
-"""With several processes, how many batches each makes between two files: they have to meet for one."""
+"""Batches of each of several processes between two files, which they have to write together."""
 
 
-class Need(NamedTuple):
-    """Bytes that calibration holds: ``means``, one accumulator per (step, site) and a spare one per site, and
-    ``recent``, the last features.
+class CalibrationBytes(NamedTuple):
+    """Memory of a calibration.
+
+    means: bytes of the accumulators, one for each step and site and a spare one for each site.
+    recent: bytes of the last features.
     """
 
     means: int
     recent: int
 
 
-def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int = 3) -> Need:
-    """What `calibrate` is going to hold, from shapes alone; it does not depend on the number of conditions.
+def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int = 3) -> CalibrationBytes:
+    """The memory that `calibrate` takes, from shapes alone; it does not depend on the number of conditions.
 
-    means: float32, on the accumulators' device. recent: ``gaps`` features per site and sample of a batch, where the
-    model is; twice as many with rows="all" and guidance.
+    The accumulators are float32, on their device. Recent are ``gaps`` features for each site and sample of a batch, on
+    the model's device; twice as many with rows="all" and guidance.
     """
     source = sources.as_source(target)
     model, inputs = source.target, sources.call_inputs(source, 1)
     feature = sum(measure(model, grid(model, num_steps), 1, inputs).site_bytes)
     itemsize = next(find(model).parameters()).dtype.itemsize
-    return Need(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
+    return CalibrationBytes(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
 
 
 def calibrate(
@@ -73,17 +76,24 @@ def calibrate(
 ) -> Statistics:
     """The average features of a model and their changes, over one sample per condition, in one pass without a cache.
 
-    target: a DiTPipeline, one that makes images of texts, the bundled digits, or any `sources.Source`. conditions:
-    class labels, or texts. gaps: the changes over 1 to ``gaps`` steps are measured. rows: in a batch with a guidance
-    pair, the half that is averaged; by default the conditional one, which is the first in DiT and the second in PixArt.
-    shared_noise: start every sample from the same noise, as the EOC paper does. keep_on: device of the accumulators;
-    where the features are by default. on_start: called with the number of model calls to come; on_step: after each.
+    target: a DiTPipeline, a text-to-image pipeline, a bundled model, or any `sources.Source`.
+    conditions: class labels or texts, one for each sample.
+    num_steps: sampling steps.
+    guidance: classifier-free guidance scale.
+    seed: of the noise.
+    batch: samples of a generation.
+    gaps: changes over 1 to ``gaps`` steps are measured.
+    rows: in a batch with a guidance pair, the half that is averaged: "first", "second" or "all"; by default the
+        conditional one, which is the first in DiT and the second in PixArt.
+    shared_noise: whether every sample starts from the same noise, as in the EOC paper.
+    keep_on: device of the accumulators; that of the features by default.
+    path: the file to write, every minute and at the end. A file of the same calibration is continued, and an
+        interruption (Ctrl-C) leaves a valid one.
+    on_start: called with the number of model calls to come. on_step: called after each.
 
-    path: the file to write, every minute and at the end. If there is one already, of the same run, it is continued; an
-    interruption (Ctrl-C) leaves a valid one. Under torchrun or ``accelerate launch`` the processes share the conditions
-    and all give the same result.
-
-    Nothing per sample is kept: see `calibration_bytes`. Raises StatisticsError if ``path`` holds other statistics.
+    Under torchrun or ``accelerate launch`` the processes share the conditions, and all return the same. Nothing is kept
+    of single samples: see `calibration_bytes`. Raises StatisticsError if ``path`` holds other statistics, InputError
+    for settings that cannot be used.
     """
     source = sources.as_source(target)
     labels = sources.check_conditions(source, conditions)
@@ -95,55 +105,58 @@ def calibrate(
         )
     if rows not in ("first", "second", "all"):
         raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
-    chosen = grid(source.target, num_steps)
-    scheduler = chosen.scheduler
-    about = (chosen.model, chosen.fingerprint, scheduler, float(guidance), seed, shared_noise, rows, batch)
+    whole = grid(source.target, num_steps)
+    about = (whole.model, whole.fingerprint, whole.scheduler, float(guidance), seed, shared_noise, rows, batch)
     origin = Origin(*about, labels, __version__)
-    run = _Run(source, chosen, origin, gaps, keep_on, Path(path) if path is not None else None)
+    run = _Calibration(source, whole, origin, gaps, keep_on, Path(path) if path is not None else None)
     return run.finish(on_start, on_step)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The samples first to first + count - 1, as one generation."""
+    """The samples of one generation.
+
+    first: number of the first sample.
+    count: number of samples.
+    """
 
     first: int
     count: int
 
 
-class _Run:
-    """One calibration of this process."""
+class _Calibration:
+    """The part of a calibration that this process does."""
 
     def __init__(
         self,
         source: sources.Source,
-        chosen: Grid,
+        whole: Grid,
         origin: Origin,
         gaps: int,
         keep_on: str | torch.device | None,
         path: Path | None,
     ) -> None:
-        self._source, self._grid, self._origin, self._path = source, chosen, origin, path
+        self._source, self._grid, self._origin, self._path = source, whole, origin, path
         self._gaps = gaps
         self._world = distributed.current()
-        self._accumulators = Accumulators(chosen, gaps, keep_on)
-        self._kept = self._load()
-        if self._kept is not None and self._world.leads:
-            self._accumulators.continue_from(self._kept)
+        self._accumulators = Accumulators(whole, gaps, keep_on)
+        self._earlier = self._load()
+        if self._earlier is not None and self._world.leads:
+            self._accumulators.continue_from(self._earlier)
         self._batch = _Batch(0, 0)
-        self._recent = [Recent(gaps) for _ in chosen.sites]
+        self._recent = [Recent(gaps) for _ in whole.sites]
 
     def finish(self, on_start: Callable[[int], None] | None, on_step: Callable[[int], None] | None) -> Statistics:
-        if self._kept is not None and not self._kept.is_partial:
-            return self._kept
+        if self._earlier is not None and not self._earlier.is_partial:
+            return self._earlier
         rounds = self._rounds()
         if on_start is not None:
             on_start(self._grid.num_steps * sum(batch is not None for batch in rounds))
-        everything = explicit(compute=range(self._grid.num_steps)).plan(self._grid)
+        every_step = explicit(compute=range(self._grid.num_steps)).plan(self._grid)
         layout = layout_for(find(self._source.target), self._grid)
         saved = time.monotonic()
         try:
-            with Session(everything, [layout], watch=self._see) as session:
+            with Session(every_step, [layout], watch=self._record) as session:
                 for number, batch in enumerate(rounds, 1):
                     if batch is not None:
                         self._sample(session, batch, on_step)
@@ -154,17 +167,16 @@ class _Run:
             if self._world.size == 1:
                 self._save()
             raise
-        return self._save() or _nothing()
+        return self._save() or _no_calls()
 
     def _rounds(self) -> list[_Batch | None]:
-        """The batches of this process, one a round; the processes have the same number of rounds."""
-        done = self._kept.count if self._kept is not None else 0
-        wanted, size = len(self._origin.conditions), self._origin.batch
-        starts = range(done, wanted, size)
-        batches = [_Batch(first, min(size, wanted - first)) for first in starts]
+        """The batches of this process, one for each round; all processes have the same number of rounds."""
+        done = self._earlier.count if self._earlier is not None else 0
+        total, size = len(self._origin.conditions), self._origin.batch
+        batches = [_Batch(first, min(size, total - first)) for first in range(done, total, size)]
         rounds = -(-len(batches) // self._world.size)
-        mine = batches[self._world.rank :: self._world.size]
-        return [*mine, *[None] * (rounds - len(mine))]
+        own = batches[self._world.rank :: self._world.size]
+        return [*own, *[None] * (rounds - len(own))]
 
     def _sample(self, session: Session, batch: _Batch, on_step: Callable[[int], None] | None) -> None:
         origin = self._origin
@@ -177,24 +189,24 @@ class _Run:
         self._source.generate(labels, how, batch.first, on_step)
         session.check_complete()
 
-    def _see(self, step: int, site: int, feature: Tensor) -> None:
-        """A feature that the model gave out: the rows that count are added, unless an interrupted run had them."""
+    def _record(self, step: int, site: int, feature: Tensor) -> None:
+        """Adds the rows of a feature that count, unless the file of an earlier run has them."""
         count, rows = self._batch.count, self._origin.rows
         if len(feature) not in (count, 2 * count):
             raise InputError(
-                f"{self._grid.sites[site].name} gives out {len(feature)} rows for {count} samples: calibration knows "
-                "models that are called with one row a sample, or with a guidance pair."
+                f"The output of {self._grid.sites[site].name} has {len(feature)} rows for {count} samples: calibration "
+                "supports models that are called with one row a sample, or with a guidance pair."
             )
         if len(feature) == count and rows == "second":
             raise InputError(
-                "rows='second' asks for the other half of a guidance pair, and the model is called with one row a "
-                "sample: use rows='first', or a guidance scale over 1."
+                "rows='second' asks for the second half of a guidance pair, and the model is called with one row a "
+                "sample: use rows='first', or a guidance scale above 1."
             )
         if len(feature) == 2 * count and rows != "all":
             feature = feature[:count] if rows == "first" else feature[count:]
         recent = self._recent[site]
-        had = self._kept is not None and self._world.leads and int(self._kept.counts[step, site]) > self._batch.first
-        if had:
+        earlier = self._earlier if self._world.leads else None
+        if earlier is not None and int(earlier.counts[step, site]) > self._batch.first:
             recent.push(feature.detach().flatten(1))
         else:
             self._accumulators.add(step, site, feature.detach(), recent, samples=count)
@@ -215,27 +227,27 @@ class _Run:
     def _load(self) -> Statistics | None:
         if self._path is None or not self._path.exists():
             return None
-        kept = Statistics.load(self._path)
-        names = [each.name for each in fields(Origin) if each.name not in ("forecache", "fingerprint")]
-        differ = [name for name in names if getattr(kept.origin, name) != getattr(self._origin, name)]
-        if not is_same(kept.origin.fingerprint, self._origin.fingerprint):
+        earlier = Statistics.load(self._path)
+        names = [field.name for field in fields(Origin) if field.name not in ("forecache", "fingerprint")]
+        differ = [name for name in names if getattr(earlier.origin, name) != getattr(self._origin, name)]
+        if not is_same(earlier.origin.fingerprint, self._origin.fingerprint):
             differ.append("fingerprint")
-        if kept.sites != self._grid.sites or kept.num_steps != self._grid.num_steps:
+        if earlier.sites != self._grid.sites or earlier.num_steps != self._grid.num_steps:
             differ.insert(0, "sites or steps")
-        if kept.changes.shape[2] != self._gaps:
+        if earlier.changes.shape[2] != self._gaps:
             differ.append("gaps")
-        compact = kept.resolution == "channel" or any(mean.dtype is not torch.float32 for mean in kept.means)
-        if differ or (kept.is_partial and compact):
+        compact = earlier.resolution == "channel" or any(mean.dtype is not torch.float32 for mean in earlier.means)
+        if differ or (earlier.is_partial and compact):
             what = f"of another run ({', '.join(differ)} differ)" if differ else "compact and partial"
             raise StatisticsError(f"{self._path} holds statistics {what}: write to another file, or delete it first.")
-        return kept
+        return earlier
 
 
 def with_resolution(stats: Statistics, resolution: Literal["full", "half", "channel"], path: Path) -> Statistics:
-    """Finished statistics in the resolution asked for; the file is rewritten where it has another one.
+    """Finished statistics in a resolution; the file is written again if it has another one.
 
-    full: a mean a token in float32, half: in float16, channel: a mean a channel. Raises StatisticsError if the file
-    holds compact statistics and full ones are asked for.
+    full: a mean per token in float32. half: a mean per token in float16. channel: a mean per channel. Raises
+    StatisticsError if the file holds compact statistics and full ones were asked for.
     """
     if resolution != "full":
         stats = stats.compact(per="token" if resolution == "half" else "channel")
@@ -245,5 +257,5 @@ def with_resolution(stats: Statistics, resolution: Literal["full", "half", "chan
     return stats
 
 
-def _nothing() -> Statistics:
-    raise StatisticsError("No site was seen: the source did not call the model that it names as its target.")
+def _no_calls() -> Statistics:
+    raise StatisticsError("No site was called: the source does not sample with the model that it names as its target.")

@@ -1,8 +1,8 @@
-"""Scores: how good the images of a pattern are, on few samples. Parts of a search, which takes the best of them.
+"""Scores of patterns, from few samples each; a search ranks patterns by one of them.
 
 psnr_to_uncached()                           closeness to the samples without a cache
 frechet(features, reference)                 distance to a reference set, of any features
-clip_score(prompts)                          how well images fit a text
+clip_score(prompts)                          agreement of images with their texts
 Score("mine", lambda images, context: ..., better="lower")      anything else
 
 B images, F dimensions of a feature.
@@ -28,8 +28,10 @@ NAMES = ("psnr", "frechet", "clip")
 
 @dataclass(frozen=True)
 class Context:
-    """What a score may compare images with. conditions: the label or text of each. uncached: the same samples without a
-    cache, (B, C, H, W) in [0, 1], or None where the score did not ask for them.
+    """The data that a score may compare images with.
+
+    conditions: class label or text of each image.
+    uncached: the same samples without a cache, (B, C, H, W) in [0, 1]; None if the score does not need them.
     """
 
     conditions: tuple[int | str, ...]
@@ -38,10 +40,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Score:
-    """A proxy for quality. name: stands in tables and files, and tells a search from another; so it says all settings.
+    """A proxy for quality.
 
-    of: images (B, C, H, W) in [0, 1] and their context -> a number. better: the direction. needs_uncached: whether the
-    same samples are made once without a cache.
+    name: in tables and files; it has to name all settings, because it identifies a search.
+    of: the score of images (B, C, H, W) in [0, 1] and their context.
+    better: which direction is better, "higher" or "lower".
+    needs_uncached: whether the context needs the same samples without a cache.
     """
 
     name: str
@@ -51,11 +55,11 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
-            raise InputError(f"The better score is the 'higher' or the 'lower' one, not the {self.better!r} one.")
+            raise InputError(f"The better score is 'higher' or 'lower', not {self.better!r}.")
 
 
 def psnr_to_uncached() -> Score:
-    """Mean PSNR of each image to the same sample without a cache, in dB; an image counts with 100 dB at most."""
+    """Mean PSNR to the same samples without a cache, in dB, at most 100 dB for an image."""
 
     def of(images: Tensor, context: Context) -> float:
         assert context.uncached is not None
@@ -67,8 +71,8 @@ def psnr_to_uncached() -> Score:
 def frechet(features: Callable[[Tensor], Tensor], reference: Moments, name: str = "Fréchet distance") -> Score:
     """Fréchet distance of the images' features to a reference.
 
-    features: images (B, C, H, W) in [0, 1] -> (B, F). reference: `forecache.evaluate.Moments` of the same features on
-    real images. name: say which features and which reference. Few samples bias the distance upwards, all patterns
+    features: maps images (B, C, H, W) in [0, 1] to (B, F). reference: `forecache.evaluate.Moments` of the same features
+    of real images. name: has to name features and reference. Few samples bias the distance upwards, for all patterns
     alike.
     """
     return Score(name, lambda images, _: frechet_distance(Moments.of(features(images)), reference), better="lower")
@@ -77,8 +81,8 @@ def frechet(features: Callable[[Tensor], Tensor], reference: Moments, name: str 
 def clip_score(prompts: Sequence[str], model: str = clip.USUAL, batch: int = 32) -> Score:
     """CLIP score (arXiv 2104.08718): 100 times the cosine of an image and its prompt, at least 0, mean over images.
 
-    prompts: one for each condition of the search, in order. model: a repository on the hub or a folder, loaded when the
-    first pattern is scored. Needs the extra ``diffusers``.
+    prompts: one for each condition of the search, in order. model: a repository on the hub or a folder, loaded for the
+    first score. batch: images in one call of CLIP. Needs the extra ``diffusers``.
     """
     loaded: list[clip.Clip] = []
 

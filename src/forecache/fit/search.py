@@ -1,4 +1,4 @@
-"""Search: the pattern that samples best by a proxy, among those that constraints allow (ProCache, arXiv 2512.17298)."""
+"""Search for the pattern that scores best among those that constraints allow (ProCache, arXiv 2512.17298)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ from forecache.sampling.sources import (
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found. ranked: the candidates, best first. plan: that of the best one; its provenance says how it
-    was found. score: the proxy. size: patterns that the constraints allow.
+    """The result of a search.
+
+    ranked: the candidates, best first.
+    plan: of the best candidate; its provenance describes the search.
+    score: what the candidates are ranked by.
+    size: number of patterns that the constraints allow.
     """
 
     ranked: tuple[Candidate, ...]
@@ -52,15 +56,15 @@ class SearchResult:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every pattern was a candidate."""
+        """Whether every allowed pattern was a candidate."""
         return len(self.ranked) == self.size
 
     def show(self, most: int = 20) -> str:
-        """The best candidates as text, one line each."""
+        """The best candidates as text, a line for each."""
         title = f"{len(self.ranked)} of {self.size:,} patterns by {self.score.name}, {self.score.better} is better"
         lines = [
-            f"{place:>3}  {each.pattern}  {each.score:#.4g}  {each.fewer_macs}".rstrip()
-            for place, each in enumerate(self.ranked[:most], 1)
+            f"{place:>3}  {candidate.pattern}  {candidate.score:#.4g}  {candidate.fewer_macs}".rstrip()
+            for place, candidate in enumerate(self.ranked[:most], 1)
         ]
         rest = len(self.ranked) - most
         return "\n".join([title, *lines, *([f"     and {rest} more"] if rest > 0 else [])])
@@ -85,20 +89,25 @@ def search(
 ) -> SearchResult:
     """The pattern whose samples score best, and its plan (ProCache, arXiv 2512.17298).
 
-    target: a DiTPipeline, the bundled digits, or any `sources.Source`. constraints: the space, `patterns.Constraints`.
-    conditions: class labels or texts, one sample each; every pattern starts from the same noise. score: one of
-    `scores`, or a `scores.Score` of your own. method: what is made of the pattern, which computes its steps and reuses
-    in between:
-    ``lambda base: taylorseer(base, 1)`` searches for the best pattern under a Taylor forecast.
+    target: a DiTPipeline, a text-to-image pipeline, a bundled model, or any `sources.Source`.
+    constraints: the allowed patterns, `patterns.Constraints`.
+    conditions: class labels or texts, one for each sample; every pattern starts from the same noise.
+    score: one of `scores`, or a `scores.Score` of your own.
+    method: makes the method of a pattern from a base that computes its steps and reuses in between;
+        ``lambda base: taylorseer(base, 1)`` searches for the best pattern under a Taylor forecast.
+    guidance: classifier-free guidance scale.
+    seed: of the noise.
+    batch: samples of a generation.
+    candidates: if the constraints allow at most this number of patterns, all are scored; otherwise as many are drawn by
+        stick-breaking (the paper draws 5).
+    sampling_seed: of this draw.
+    path: a file, written after every candidate. A file of the same search is continued, also with other ``candidates``
+        or another ``sampling_seed``.
+    on_start: called with the number of model calls to come. on_step: called after each. on_candidate: called with each
+        candidate that was scored.
 
-    candidates: a space of at most so many patterns is enumerated; of a larger one so many are drawn by stick-breaking
-    with ``sampling_seed`` (the paper draws 5). on_start: called with the number of model calls to come, on_step after
-    each, on_candidate with each candidate that was scored.
-
-    path: a file, written after every candidate; if there is one already, of the same search, it is continued, with
-    other ``candidates`` or another ``sampling_seed`` as well. Under torchrun or ``accelerate launch`` the processes
-    share the candidates and all give the same result. Raises SearchFileError if ``path`` holds another search,
-    InputError for a score that is not a finite number.
+    Under torchrun or ``accelerate launch`` the processes share the candidates, and all return the same. Raises
+    SearchFileError if ``path`` holds another search, InputError for a score that is not a finite number.
     """
     source = as_source(target)
     labels = check_conditions(source, conditions)
@@ -107,28 +116,27 @@ def search(
             "A search needs at least one condition, a batch of at least 1 and at least 1 candidate; there are "
             f"{len(labels)} conditions, batch={batch} and candidates={candidates}."
         )
-    chosen = constraints.choose(candidates, sampling_seed)
-    run = _Run(
-        source, constraints, score, method, Sampling(constraints.num_steps, float(guidance), seed), labels, batch
-    )
-    kept = _Kept(Path(path) if path is not None else None, run.settings(), constraints)
-    run.plan(chosen[0])  # a method that cannot be planned is refused before anything is sampled
-    run.finish(kept, chosen, on_start, on_step, on_candidate)
-    ranked = _rank([kept.scored[pattern] for pattern in chosen], score)
-    plan = run.plan(ranked[0].pattern)
-    how = _provenance(ranked, constraints, score, kept.settings, sampling_seed)
-    return SearchResult(ranked, replace(plan, provenance={**plan.provenance, **how}), score, constraints.count())
+    patterns = constraints.choose(candidates, sampling_seed)
+    how = Sampling(constraints.num_steps, float(guidance), seed)
+    scorer = _Scorer(source, constraints, score, method, how, labels, batch)
+    scores = _Scores(Path(path) if path is not None else None, scorer.settings(), constraints)
+    scorer.plan(patterns[0])  # a method that cannot be planned is refused before anything is sampled
+    scorer.score_all(scores, patterns, on_start, on_step, on_candidate)
+    ranked = _rank([scores.by_pattern[pattern] for pattern in patterns], score)
+    plan = scorer.plan(ranked[0].pattern)
+    about = _provenance(ranked, constraints, score, scores.settings, sampling_seed)
+    return SearchResult(ranked, replace(plan, provenance={**plan.provenance, **about}), score, constraints.count())
 
 
-def _rank(found: Sequence[Candidate], score: Score) -> tuple[Candidate, ...]:
+def _rank(candidates: Sequence[Candidate], score: Score) -> tuple[Candidate, ...]:
     sign = -1 if score.better == "higher" else 1
-    return tuple(sorted(found, key=lambda each: sign * each.score))
+    return tuple(sorted(candidates, key=lambda candidate: sign * candidate.score))
 
 
 def _provenance(
     ranked: Sequence[Candidate], constraints: Constraints, score: Score, settings: Settings, sampling_seed: int
 ) -> dict[str, str]:
-    """How the first of the candidates was found, for its plan."""
+    """How the best candidate was found, for the provenance of its plan."""
     size, count = constraints.count(), len(ranked)
     order = "never growing" if constraints.monotone else "in any order"
     drawn = f"best of {count} of {size} patterns, drawn by stick-breaking with seed {sampling_seed}"
@@ -145,42 +153,55 @@ def _provenance(
     }
 
 
-class _Kept:
-    """The candidates that were scored so far, in memory and in the file of the search."""
+class _Scores:
+    """The candidates that were scored so far, in memory and in the file of the search.
+
+    settings: of the search.
+    by_pattern: the candidates by pattern.
+    """
 
     def __init__(self, path: Path | None, settings: Settings, constraints: Constraints) -> None:
         self.settings = settings
-        self.scored: dict[str, Candidate] = {}
+        self.by_pattern: dict[str, Candidate] = {}
         self._path = path
         if path is not None and path.exists():
-            found, candidates = search_file.read(path)
-            differ = found.differences(settings)
-            if not is_same(found.fingerprint, settings.fingerprint):
+            theirs, candidates = search_file.read(path)
+            differ = theirs.differences(settings)
+            if not is_same(theirs.fingerprint, settings.fingerprint):
                 differ.append("fingerprint")
             if differ:
                 raise SearchFileError(
                     f"{path} holds another search ({', '.join(differ)} differ): write to another file, or delete it "
                     "first."
                 )
-            if strange := [each.pattern for each in candidates if not constraints.allows(each.pattern)]:
+            self.by_pattern = {candidate.pattern: candidate for candidate in candidates}
+            if strange := [pattern for pattern in self.by_pattern if not constraints.allows(pattern)]:
                 raise SearchFileError(f"{path} scores {strange[0]}, which its own constraints do not allow: delete it.")
-            self.scored = {each.pattern: each for each in candidates}
 
     def share(self, new: Candidate | None, world: World) -> list[Candidate]:
-        """What every process has scored in this round is known to all, and written by the first."""
+        """The candidates that the processes scored in this round; all processes learn them, and one writes the file."""
         gathered: list[Candidate | None] = [new] * world.size
         if world.size > 1:
             dist.all_gather_object(gathered, new)
-        found = [each for each in gathered if each is not None]
-        self.scored |= {each.pattern: each for each in found}
+        candidates = [candidate for candidate in gathered if candidate is not None]
+        self.by_pattern |= {candidate.pattern: candidate for candidate in candidates}
         if self._path is not None and world.leads:
-            search_file.write(self._path, self.settings, self.scored.values())
-        return found
+            search_file.write(self._path, self.settings, self.by_pattern.values())
+        return candidates
 
 
 @dataclass(frozen=True)
-class _Run:
-    """How patterns are sampled with and scored."""
+class _Scorer:
+    """Samples with patterns and scores them.
+
+    source: the model.
+    constraints: the allowed patterns.
+    score: of a pattern's images.
+    method: makes the method of a pattern.
+    how: sampling steps, guidance and seed.
+    labels: class labels or texts, one for each sample.
+    batch: samples of a generation.
+    """
 
     source: Source
     constraints: Constraints
@@ -191,12 +212,14 @@ class _Run:
     batch: int
 
     def plan(self, pattern: str) -> Plan:
+        """The plan of a pattern."""
         return self.method(explicit(compute=computed(pattern))).plan(self._grid())
 
     def _grid(self) -> Grid:
         return grid(self.source.target, self.constraints.num_steps)
 
     def settings(self) -> Settings:
+        """The settings, as the file keeps them."""
         grid, space, how = self._grid(), self.constraints, self.how
         dtype = dtype_name(next(find(self.source.target).parameters()).dtype)
         method = self.method(explicit(compute=[0])).name
@@ -207,30 +230,30 @@ class _Run:
             *(how.guidance, how.seed, self.batch, self.labels),
         )
 
-    def finish(
+    def score_all(
         self,
-        kept: _Kept,
-        chosen: Sequence[str],
+        scores: _Scores,
+        patterns: Sequence[str],
         on_start: Callable[[int], None] | None,
         on_step: OnStep | None,
         on_candidate: Callable[[Candidate], None] | None,
     ) -> None:
-        """Every chosen pattern is scored, the ones that are left in turn by the processes."""
+        """Scores the patterns that have no score yet; the processes take turns."""
         world = distributed.current()
-        left = [pattern for pattern in chosen if pattern not in kept.scored]
-        mine = left[world.rank :: world.size]
+        left = [pattern for pattern in patterns if pattern not in scores.by_pattern]
+        own = left[world.rank :: world.size]
         rounds = math.ceil(len(left) / world.size)
-        generations = len(mine) + (self.score.needs_uncached and bool(mine))
+        generations = len(own) + (self.score.needs_uncached and bool(own))
         if on_start is not None:
             on_start(generations * math.ceil(len(self.labels) / self.batch) * self.how.num_steps)
-        uncached = self._sample(on_step) if self.score.needs_uncached and mine else None
+        uncached = self._sample(on_step) if self.score.needs_uncached and own else None
         context = Context(self.labels, uncached)
-        for pattern in [*mine, *[None] * (rounds - len(mine))]:
+        for pattern in [*own, *[None] * (rounds - len(own))]:
             new = self._candidate(pattern, context, on_step) if pattern is not None else None
-            for each in kept.share(new, world):
+            for candidate in scores.share(new, world):
                 if on_candidate is not None:
-                    on_candidate(each)
-        world.wait()  # a search that goes on from the file finds all of it
+                    on_candidate(candidate)
+        world.wait()  # so that a search that continues from the file reads all of it
 
     def _candidate(self, pattern: str, context: Context, on_step: OnStep | None) -> Candidate:
         plan = self.plan(pattern)
@@ -240,7 +263,7 @@ class _Run:
         if not math.isfinite(value):
             cause = "the score" if bool(images.isfinite().all()) else "the images, which are not finite themselves"
             raise InputError(
-                f"{self.score.name} of the pattern {pattern} is {value}, which cannot be ranked: see {cause}."
+                f"{self.score.name} of the pattern {pattern} is {value}, which cannot be ranked: check {cause}."
             )
         return Candidate(pattern, value, self._macs_ratio(plan))
 

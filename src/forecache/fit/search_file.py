@@ -1,4 +1,4 @@
-"""The file of a search: what decides a pattern's score, and the scores so far. Versioned JSON, checked when it is read.
+"""The file of a search: its settings and the scores so far. Versioned JSON, checked when it is read.
 
 {"format": "forecache-search", "version": 1, "forecache": "0.1.0",
  "settings": {"model": "DiTTransformer2DModel", ..., "budget": 7, ..., "conditions": [0, 1, 2]},
@@ -33,8 +33,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pattern that was sampled with. macs_ratio: how many times fewer multiply-accumulates than without a cache; None
-    where the model has no adapter that knows.
+    """A pattern that was sampled with.
+
+    pattern: computed (``#``) and skipped (``.``) steps.
+    score: of its images.
+    macs_ratio: how many times fewer multiply-accumulates than without a cache; None if the model's cannot be counted.
     """
 
     pattern: str
@@ -43,16 +46,30 @@ class Candidate:
 
     @property
     def fewer_macs(self) -> str:
-        """``2.75x fewer MACs``; empty where it is not known."""
+        """``2.75x fewer MACs``; empty where the ratio is not known."""
         return f"{self.macs_ratio:.2f}x fewer MACs" if self.macs_ratio is not None else ""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the score of a pattern, besides the pattern.
+    """Everything that decides the score of a pattern, besides the pattern.
 
-    method: its name on a pattern that computes step 0 alone. score, better: the proxy and its direction.
-    conditions: class labels or texts, one sample each.
+    model: class of the model.
+    fingerprint: of the model's weights.
+    scheduler: configuration of the scheduler.
+    dtype: of the model's weights.
+    num_steps: sampling steps.
+    budget: computed steps.
+    v_min: fewest skipped steps after a computed one.
+    v_max: most skipped steps after a computed one.
+    monotone: whether the gaps never grow.
+    method: name of the method on a pattern that computes step 0 alone.
+    score: name of the score.
+    better: "higher" or "lower".
+    guidance: classifier-free guidance scale.
+    seed: of the noise.
+    batch: samples of a generation.
+    conditions: class labels or texts, one for each sample.
     """
 
     model: str
@@ -73,8 +90,8 @@ class Settings:
     conditions: tuple[int | str, ...]
 
     def differences(self, other: Settings) -> list[str]:
-        """The names of what differs; the fingerprint, which is compared with a tolerance, is left out."""
-        names = [each.name for each in fields_of(Settings) if each.name != "fingerprint"]
+        """The names of the settings that differ, without the fingerprint, which is compared with a tolerance."""
+        names = [field.name for field in fields_of(Settings) if field.name != "fingerprint"]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
@@ -89,7 +106,7 @@ def write(path: Path, settings: Settings, candidates: Iterable[Candidate]) -> No
 
 
 def read(path: Path) -> tuple[Settings, list[Candidate]]:
-    """The contents of a search file, or a SearchFileError that names the file and what is wrong with it."""
+    """The settings and candidates in a file; SearchFileError names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "search file", "Delete it to search from the start"):
         document = DOCUMENT.fields(files.document(path, MAX_BYTES), KEYS)
         settings = fields(document["settings"], SETTINGS)
@@ -101,12 +118,13 @@ def read(path: Path) -> tuple[Settings, list[Candidate]]:
 def _candidates(values: list[Any]) -> list[Candidate]:
     types = {"pattern": str, "score": float, "macs_ratio": float}
     unknown = types | {"macs_ratio": type(None)}
-    found = [
+    candidates = [
         Candidate(**fields(value, unknown if isinstance(value, dict) and value.get("macs_ratio", 0) is None else types))
         for value in values
     ]
-    if strange := [each for each in found if not (math.isfinite(each.score) and math.isfinite(each.macs_ratio or 1))]:
-        raise ValueError(f"the score and macs_ratio of {short(strange[0].pattern)} must be finite")
-    if len({each.pattern for each in found}) != len(found):
-        raise ValueError("a pattern stands in it twice")
-    return found
+    for candidate in candidates:
+        if not (math.isfinite(candidate.score) and math.isfinite(candidate.macs_ratio or 1)):
+            raise ValueError(f"the score and macs_ratio of {short(candidate.pattern)} must be finite")
+    if len({candidate.pattern for candidate in candidates}) != len(candidates):
+        raise ValueError("it has a pattern twice")
+    return candidates

@@ -154,7 +154,7 @@ class ForecastSpec:
             kinds = {parameter.name: parameter.kind for parameter in (*parameters, THETA)}
             numbers = {name: _number(number, kinds[name]) for name, number in words}
             if len(numbers) < len(words):
-                raise ValueError("a number stands in it twice")
+                raise ValueError("it gives a number twice")
             theta = numbers.pop(THETA.name, None)
             return cls.of(rule, numbers, theta)
         except (LookupError, ValueError) as error:
