@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to in its DevTools protocol over a pipe: for tests and screenshots, with Python alone."""
+"""A headless Chromium, driven through its DevTools protocol over a pipe, for tests and screenshots; Python alone."""
 
 import base64
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
-"""Where the browser is; None if none is installed."""
+"""Path of the browser; None if none is installed."""
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 class Browser:
-    """``with Browser() as browser: page = browser.page(url)``; each page is somebody else's."""
+    """``with Browser() as browser: page = browser.page(url)``; pages share no cookies and no storage."""
 
     def __enter__(self):
         assert PATH is not None, "no Chromium or Chrome is installed here"
@@ -52,7 +52,7 @@ class Browser:
         self._folder.cleanup()
 
     def page(self, url, width=1280, height=900, dark=False, touch=False):
-        """A page in a context of its own."""
+        """Open a page in a browser context of its own."""
         context = self.ask("Target.createBrowserContext")["browserContextId"]
         target = self.ask("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -66,27 +66,27 @@ class Browser:
         return page
 
     def ask(self, method, session=None, **parameters):
-        """The answer to a command; events that come before it are kept in ``heard``."""
+        """The answer to a command; events before it are added to ``heard``."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         os.write(self._write, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
         while True:
-            if (found := self._next(60)) is None:
+            if (answer := self._next(60)) is None:
                 raise TimeoutError(f"The browser did not answer {method} within a minute.")
-            if found.get("id") == self._number:
-                if "error" in found:
-                    raise RuntimeError(f"{method}: {found['error']['message']}")
-                return found["result"]
-            self.heard.append(found)
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                return answer["result"]
+            self.heard.append(answer)
 
     def listen(self, seconds):
-        """Keep what comes within so many seconds."""
+        """Add the events of the next seconds to ``heard``."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and (found := self._next(left)):
-            self.heard.append(found)
+        while (left := until - time.monotonic()) > 0 and (event := self._next(left)):
+            self.heard.append(event)
 
     def _next(self, seconds):
-        """The next message; None if there is none within so many seconds."""
+        """The next message; None if none arrives within ``seconds``."""
         until = time.monotonic() + seconds
         while b"\0" not in self._rest:
             left = max(0, until - time.monotonic())
@@ -120,14 +120,14 @@ class Page:
         """The value of an expression as soon as it is true."""
         until = time.monotonic() + seconds
         value = f"(() => {{ try {{ const v = {script}; return v instanceof Node || v; }} catch {{ return null; }} }})()"
-        while not (found := self.run(value)):
+        while not (result := self.run(value)):
             if time.monotonic() > until:
                 raise TimeoutError(f"Not true within {seconds} s: {script}. The page says: {self.text()[:2000]}")
             self._browser.listen(0.1)
-        return found
+        return result
 
     def text(self):
-        """What can be read on the page."""
+        """The text of the page."""
         return self.run("document.body ? document.body.innerText : ''")
 
     def press(self, selector):
@@ -136,7 +136,7 @@ class Page:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def type(self, selector, text):
-        """Put a text in the place of what an input or a text area holds, as keys do."""
+        """Replace the text of an input or a text area, as keys do."""
         self.wait(f"document.querySelector({json.dumps(selector)})")
         self.run(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.focus(); e.select(); }})()")
         self.ask("Input.insertText", text=text)
@@ -147,43 +147,46 @@ class Page:
             self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
 
     def downloads(self, folder):
-        """From now on what the page downloads lies in a folder, under its own name."""
+        """Write the page's downloads to a folder, under their own names."""
         how = {"behavior": "allow", "browserContextId": self._context, "downloadPath": str(folder)}
         self._browser.ask("Browser.setDownloadBehavior", **how)
 
     def picture(self, path, *, whole=False):
-        """A screenshot as a PNG; whole: beyond the window's lower end."""
-        found = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        Path(path).write_bytes(base64.b64decode(found["data"]))
+        """Write a screenshot as PNG; whole: of the page beyond the window's lower edge."""
+        screenshot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        Path(path).write_bytes(base64.b64decode(screenshot["data"]))
 
     @property
     def console(self):
-        """Warnings and errors that the page has written so far, with those of loading and running it."""
-        found = []
+        """Warnings and errors of the page so far, with those of loading and running it."""
+        messages = []
         for kind, event in self._events():
             if kind == "Runtime.exceptionThrown":
                 details = event["exceptionDetails"]
-                found.append(details.get("exception", {}).get("description") or details["text"])
+                messages.append(details.get("exception", {}).get("description") or details["text"])
             elif kind == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning", "assert"):
-                found.append(" ".join(str(each.get("value", each.get("description"))) for each in event["args"]))
+                words = [str(word.get("value", word.get("description"))) for word in event["args"]]
+                messages.append(" ".join(words))
             elif kind == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
-                found.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
-        return found
+                messages.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
+        return messages
 
     @property
     def requested(self):
-        """Every address that the page has asked for."""
+        """Every address that the page has requested."""
         return [event["request"]["url"] for kind, event in self._events() if kind == "Network.requestWillBeSent"]
 
     def _events(self):
         self._browser.listen(0.2)
         return [
-            (each["method"], each["params"]) for each in self._browser.heard if each.get("sessionId") == self._session
+            (event["method"], event["params"])
+            for event in self._browser.heard
+            if event.get("sessionId") == self._session
         ]
 
 
 def _high(end):
-    """The same end of a pipe under a number over 9, so that it is not in the way of 3 and 4."""
-    found = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
+    """The same end of a pipe under a number above 9, because the browser uses 3 and 4."""
+    number = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(end)
-    return found
+    return number

@@ -1,19 +1,20 @@
-"""Every figure about the bundled digits model: quality of its samples, and of the demo's plans on many samples.
+"""Quality of the bundled digits model: of its samples, and of the demo's plans on many samples.
 
-    python benchmarks/digits.py [--samples 1000] [--repeats 5] [--times-only]
+    python benchmarks/digits.py                      half an hour on one core
+    python benchmarks/digits.py --times-only         the times alone, again
 
-Writes benchmarks/results/digits.json (with command, hardware and versions), the pictures in docs/images, and the tables
+Writes benchmarks/results/digits.json with command, hardware and versions, pictures in docs/images, and the tables
 between the markers in README.md and in the model card.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import common
 import torch
 
 import forecache as fc
@@ -26,17 +27,15 @@ from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
 from forecache.zoo.digits import FOLDER, Digits
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/digits.json"
 SETTINGS = {"guidance": 1.5, "seed": 0}
 
 
-def samples_themselves(source: Digits, count: int) -> dict:
-    """DDIM-50, guidance 2, without a cache: how many samples are the digit that was asked for."""
+def uncached_quality(source: Digits, count: int) -> dict[str, Any]:
+    """DDIM-50, guidance 2, without a cache: the share of samples recognised as the digit asked for."""
     labels = [index % 10 for index in range(count)]
     images = in_batches(source, labels, Sampling(num_steps=50, guidance=2.0, seed=0), 250)
     grid = torch.from_numpy(figures.tile(images[:100], 10)).permute(2, 0, 1)
-    save_png(grid, ROOT / "docs/images/digits.png")
+    save_png(grid, common.IMAGES / "digits.png")
     recognised = source.recognised(images) == torch.tensor(labels)
     by_class = [recognised[digit::10].float().mean().item() for digit in range(10)]
     distance = frechet_distance(Moments.of(source.features(images)), source.reference)
@@ -51,7 +50,8 @@ def samples_themselves(source: Digits, count: int) -> dict:
     }
 
 
-def table(quality: list[dict], times: dict[str, float]) -> list[str]:
+def table(quality: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> list[str]:
+    """One row for each plan."""
     lines = [
         "| plan | schedule | MACs | time | PSNR, dB | Fréchet | class | cache, MiB |",
         "|---|---|---|---|---|---|---|---|",
@@ -71,70 +71,59 @@ def table(quality: list[dict], times: dict[str, float]) -> list[str]:
     return lines
 
 
-def fill(path: Path, name: str, lines: list[str]) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name -->."""
-    text = path.read_text(encoding="utf-8")
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    new, count = re.subn(pattern, lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text, flags=re.DOTALL)
-    if count != 1:
-        sys.exit(f"{path} needs the markers <!-- {name} --> and <!-- /{name} --> once")
-    path.write_text(new, encoding="utf-8")
-
-
-def measure_quality(source: Digits, grid: fc.Grid, samples: int) -> dict:
-    """The uncached samples by themselves, and every plan of the demo against them."""
-    itself = samples_themselves(source, samples)
+def measure_quality(source: Digits, grid: fc.Grid, samples: int) -> dict[str, Any]:
+    """The uncached samples, and every plan of the demo against them."""
+    itself = uncached_quality(source, samples)
     print(f"DDIM-50, guidance 2: {itself['class_accuracy']:.1%} recognised", flush=True)
     rows = demo.compare(source, grid, demo.methods(), samples=samples, batch=250, on_run=print, **SETTINGS)
     title = f"digits, DDIM-20, guidance 1.5, {samples} samples"
-    figures.draw_quality(rows, ROOT / "docs/images/quality.png", title)
+    figures.draw_quality(rows, common.IMAGES / "quality.png", title)
     quality = [row.figures() for row in rows]
     quality[0]["macs_uncached"] = rows[1].cost.macs_uncached if rows[1].cost else None
     sampler = {"name": "DDIM-20", "samples": samples, "batch": 250, **SETTINGS}
     return {"uncached": itself, "sampler": sampler, "quality": quality}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1000, help="samples that quality is measured on")
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=1000, help="samples of the quality")
     parser.add_argument("--repeats", type=int, default=11, help="timed rounds of 64 samples; the median counts")
     parser.add_argument("--times-only", action="store_true", help="measure time again, keep the recorded quality")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     source = load_digits()
     grid = fc.grid(source.target, 20)
-    kept = json.loads(RESULT.read_text()) if args.times_only else measure_quality(source, grid, args.samples)
+    recorded = common.load("digits") if args.times_only else measure_quality(source, grid, args.samples)
     timed = demo.compare(source, grid, demo.methods(), samples=64, repeats=args.repeats, on_run=print, **SETTINGS)
-    figures.draw_grids(timed, ROOT / "docs/images/samples.png")
-    for row, short in zip(kept["quality"], timed, strict=True):
-        row["cache_bytes"] = short.cache_bytes  # of the batch of 64 that was timed
+    figures.draw_grids(timed, common.IMAGES / "samples.png")
+    for row, timed_row in zip(recorded["quality"], timed, strict=True):
+        row["cache_bytes"] = timed_row.cache_bytes  # of the batch of 64 that was timed
     document = {
-        "command": "python benchmarks/digits.py",
+        "command": common.command("digits.py", words),
         "environment": environment(),
-        **{name: kept[name] for name in ("uncached", "sampler", "quality")},
+        **{name: recorded[name] for name in ("uncached", "sampler", "quality")},
         "timing": {"samples": 64, "repeats": args.repeats, "rows": [row.figures() for row in timed]},
     }
-    RESULT.write_text(json.dumps(document, indent=2) + "\n")
+    common.save("digits", document)
     write_tables(document)
 
 
-def write_tables(document: dict) -> None:
+def write_tables(document: Mapping[str, Any]) -> None:
     """The README's table and the model card's figures, from the recorded result."""
-    environment, itself, timing = document["environment"], document["uncached"], document["timing"]
-    place = f"{environment['cpu']}, {environment['threads']} threads, torch {environment['torch']}"
+    itself, timing = document["uncached"], document["timing"]
     lines = table(document["quality"], {row["name"]: row["time_ratio"] for row in timing["rows"]})
     note = (
         f"DDIM-20, guidance 1.5. Quality: {document['sampler']['samples']} samples; PSNR to the uncached ones, Fréchet "
         f"distance of classifier features to the MNIST test set, share recognised as the class asked for. Time: 64 "
-        f"samples, median of {timing['repeats']} interleaved rounds; cache for those 64. {place}, "
-        f"diffusers {environment['diffusers']}."
+        f"samples, median of {timing['repeats']} alternating rounds; cache for those 64. "
+        f"{common.machine(document['environment'], 'threads', 'diffusers')}."
     )
-    fill(ROOT / "README.md", "table", [*lines, "", note])
+    common.fill(common.ROOT / "README.md", "table", [*lines, "", note])
     judged = (
         f"{itself['class_accuracy']:.1%} of {itself['samples']} samples (DDIM-50, guidance 2, seed 0) are recognised "
         f"as the class asked for; lowest class {min(itself['class_accuracy_by_class']):.0%}. Fréchet distance of "
         f"classifier features to the MNIST test set: {itself['frechet']:.2f}."
     )
-    fill(FOLDER / "README.md", "measured", [judged])
+    common.fill(FOLDER / "README.md", "measured", [judged])
     training = json.loads((FOLDER / "training.json").read_text())
     judge = json.loads((FOLDER / "classifier.json").read_text())
     trained = (
@@ -142,8 +131,8 @@ def write_tables(document: dict) -> None:
         f"{training['settings']['seed']}) in {training['seconds'] / 60:.0f} minutes on {training['hardware']}; last "
         f"loss {training['final_loss']:.4f}. The judge recognises {judge['test_accuracy']:.2%} of the MNIST test set."
     )
-    fill(FOLDER / "README.md", "training", [trained])
+    common.fill(FOLDER / "README.md", "training", [trained])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""Why a mean drift helps a forecast and not reuse: the errors of features, of the model's output, and of the samples.
+"""Why a mean drift helps a forecast and not reuse: errors of features, of the model's output, and of the samples.
 
-    python benchmarks/drift.py [--samples 32] [--threads 1]
+    python benchmarks/drift.py [--samples 32] [--threads 1]                five minutes on one core
 
 On the bundled digits model one step of 20 is skipped, by reuse, by EOC's additive form with theta 1, by a straight line
 (Taylor 1), and by both. Writes benchmarks/results/drift.json and the table between the markers in docs/methods/eoc.md.
@@ -9,13 +9,12 @@ Needs `make statistics`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import common
 import torch
-from digits import ROOT, fill
 from quality import DIGITS, TABLES, per_token
 from torch import Tensor
 
@@ -33,8 +32,13 @@ SKIPPED = (3, 6, 9, 12, 15, 18)
 STEPS = TABLES["corrections"].steps
 
 
-class Watched:
-    """One generation: the features of every site at the chosen step, the model's outputs at it, and the images."""
+class Recording:
+    """One generation, recorded at one step.
+
+    features: of every site at the step.
+    output: the model's guided prediction at the step.
+    images: of the generation.
+    """
 
     def __init__(self, source: Digits, labels: list[int], step: int, plan: fc.Plan | None) -> None:
         self.features: dict[int, Tensor] = {}
@@ -49,7 +53,7 @@ class Watched:
                 conditional, unconditional = output[0].chunk(2)
                 self.output = unconditional + DIGITS.guidance * (conditional - unconditional)
 
-        def keep(site: int, compute: Any, /, *args: Any, **kwargs: Any) -> Tensor:
+        def store(site: int, compute: Any, /, *args: Any, **kwargs: Any) -> Tensor:
             feature = compute(*args, **kwargs)
             if self.calls + 1 == step:
                 self.features[site] = feature.clone()
@@ -58,7 +62,7 @@ class Watched:
         handle = model.register_forward_hook(watch)
         try:
             if plan is None:
-                with mounted(layout(model).forwards(keep, None)):
+                with mounted(layout(model).forwards(store, None)):
                     self.images = source.generate(labels, how)
             else:
                 with fc.apply(source.target, plan):
@@ -68,10 +72,12 @@ class Watched:
 
 
 def rms(value: Tensor) -> float:
+    """The root mean square."""
     return value.double().square().mean().sqrt().item()
 
 
 def measure(source: Digits, labels: list[int], step: int, stats: fc.Statistics) -> dict[str, Any]:
+    """The errors of one skipped step under each plan."""
     grid = fc.grid(source.target, STEPS)
     base = fc.explicit(skip=[step])
     plans = {
@@ -80,7 +86,7 @@ def measure(source: Digits, labels: list[int], step: int, stats: fc.Statistics) 
         "Taylor 1": fc.taylorseer(base, 1),
         "Taylor 1 + EOC": fc.eoc(fc.taylorseer(base, 1), stats, 1.0, form="additive", judge="all"),
     }
-    truth, before = Watched(source, labels, step, None), Watched(source, labels, step - 1, None)
+    truth, before = Recording(source, labels, step, None), Recording(source, labels, step - 1, None)
     count = len(labels)
     own = drifted = 0.0
     for site, feature in truth.features.items():
@@ -90,17 +96,17 @@ def measure(source: Digits, labels: list[int], step: int, stats: fc.Statistics) 
         drifted += (change - drift).double().square().sum().item()
     row: dict[str, Any] = {"features": (drifted / own) ** 0.5, "output": {}, "psnr_db": {}}
     for name, method in plans.items():
-        found = Watched(source, labels, step, method.plan(grid))
-        row["output"][name] = rms(found.output - truth.output)
-        row["psnr_db"][name] = psnr(found.images, truth.images).mean().item()
+        recording = Recording(source, labels, step, method.plan(grid))
+        row["output"][name] = rms(recording.output - truth.output)
+        row["psnr_db"][name] = psnr(recording.images, truth.images).mean().item()
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=32, help="digits of a run")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     source = zoo.load_digits()
     stats, labels = per_token(), [index % 10 for index in range(args.samples)]
@@ -113,21 +119,20 @@ def main() -> None:
     ]
     for name in names[1:]:
         ratios = [row["output"][name] / row["output"]["reuse"] for row in rows.values()]
-        lines.append(f"| output error, {name} over reuse | " + " | ".join(f"{each:.2f}" for each in ratios) + " |")
+        lines.append(f"| output error, {name} over reuse | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
     for name in names:
         values = " | ".join(f"{row['psnr_db'][name]:.1f}" for row in rows.values())
         lines.append(f"| PSNR of the samples, {name} | {values} |")
     place = environment()
     note = (
         f"digits, DDIM-{STEPS}, guidance {DIGITS.guidance}, {args.samples} samples. Errors are root mean squares "
-        f"over the conditional halves (features) and the guided prediction (output). {place['cpu']}, torch "
-        f"{place['torch']}."
+        f"over the conditional halves (features) and the guided prediction (output). "
+        f"{common.machine(place)}."
     )
-    fill(ROOT / "docs/methods/eoc.md", "drift", [*lines, "", note])
-    document = {"command": "python benchmarks/drift.py " + " ".join(sys.argv[1:]), "environment": place, "steps": rows}
-    (ROOT / "benchmarks/results/drift.json").write_text(json.dumps(document, indent=1) + "\n")
+    common.fill_page("drift", [*lines, "", note])
+    common.save("drift", {"command": common.command("drift.py", words), "environment": place, "steps": rows})
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""The outputs of docs/quickstart.ipynb, made again by running it from the first cell to the last.
+"""The outputs of docs/quickstart.ipynb, from running it from the first cell to the last.
 
-    python benchmarks/notebook.py
+    python benchmarks/notebook.py                a minute on one core
 
 The test of the notebook runs it in the same way.
 """
@@ -8,14 +8,17 @@ The test of the notebook runs it in the same way.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "docs/quickstart.ipynb"
+NOTEBOOK = common.ROOT / "docs/quickstart.ipynb"
 
 
 def run(path: Path, folder: Path) -> Any:
@@ -26,22 +29,23 @@ def run(path: Path, folder: Path) -> Any:
 
 
 def tidy(notebook: Any) -> None:
-    """Leaves out when it ran and what its machine warned of, and joins what was printed line by line."""
+    """Removes times and warnings, and joins the lines of a cell's output."""
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        kept: list[Any] = []
+        outputs: list[Any] = []
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop("image/jpeg", None)  # beside the same as PNG
-            if output.get("name") == "stdout" and kept and kept[-1].get("name") == "stdout":
-                kept[-1].text += output.text
+            if output.get("name") == "stdout" and outputs and outputs[-1].get("name") == "stdout":
+                outputs[-1].text += output.text
             elif output.get("name") != "stderr":
-                kept.append(output)
+                outputs.append(output)
         if cell.cell_type == "code":
-            cell.outputs = kept
+            cell.outputs = outputs
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
+    common.parser(__doc__).parse_args(words)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         notebook = run(NOTEBOOK, Path(folder))
@@ -50,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

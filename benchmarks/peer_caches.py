@@ -1,7 +1,7 @@
-"""The caches of other libraries on a bare DiT transformer, each with the care that it needs, and ours beside them.
+"""The caches of other libraries on a bare DiT transformer, each with the setup that it needs, and ours.
 
-A cache is put on once, and started before every generation by what `put_on` gives back. What is special about each is
-written next to it. Versions that this was written with: cache-dit 1.5.3, diffusers 0.42.1, dit-smoothcache 0.1.1.
+A cache is put on once; the function that `put_on` returns is called before every generation. What a cache needs beyond
+that is documented next to it. Written with cache-dit 1.5.3, diffusers 0.42.1, dit-smoothcache 0.1.1.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from peer_runs import BARE, Cache, Called, Start
 import forecache as fc
 
 Mask = Callable[[int], list[int]]
-"""For so many steps, 1 for each that is computed and 0 for the others."""
+"""The mask of a number of steps: 1 for computed steps, 0 for the others."""
 OURS = "forecache"
 MODULES = r"transformer_blocks\.\d+\.(attn1|ff)"
 
 
 def ours(method: fc.Method) -> Callable[[Called], Start]:
+    """A plan of ours."""
+
     def put_on(called: Called) -> Start:
         session = fc.apply(called.model, method.plan(fc.grid(called.model, called.num_steps)))
         session.__enter__()
@@ -31,7 +33,7 @@ def ours(method: fc.Method) -> Callable[[Called], Start]:
 
 
 def _hooks(model: Any) -> Start:
-    """diffusers: DiT is no CacheMixin, so nobody opens a cache context and nobody resets the hooks between runs."""
+    """diffusers: DiT is no CacheMixin, so cache contexts are opened and hooks are reset here, before every run."""
     from diffusers.hooks import HookRegistry
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
@@ -39,13 +41,15 @@ def _hooks(model: Any) -> Start:
     registry.invalidate_child_registries_cache()
 
     def start() -> None:
-        registry.reset_stateful_hooks(recurse=True)  # of the states and of the context, which is opened again:
+        registry.reset_stateful_hooks(recurse=True)  # of the context, too, which is opened again
         _set_cache_context(model, CacheContext("cond"))
 
     return start
 
 
 def first_block(threshold: float) -> Callable[[Called], Start]:
+    """FirstBlockCache."""
+
     def put_on(called: Called) -> Start:
         from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
@@ -56,8 +60,8 @@ def first_block(threshold: float) -> Callable[[Called], Start]:
 
 
 def mag(threshold: float) -> Callable[[Called], Start]:
-    """Its ratios are calibrated on one run. It prints them; here they are read from the hook, which keeps them while it
-    waits for one step more than there are.
+    """MagCache. It calibrates its ratios on one run and prints them; they are read from the hook, which holds them as
+    long as it waits for one step more than there are.
     """
 
     def put_on(called: Called) -> Start:
@@ -77,7 +81,7 @@ def mag(threshold: float) -> Callable[[Called], Start]:
 
 
 def taylor(interval: int, order: int) -> Callable[[Called], Start]:
-    """Its own patterns end in ``attn`` and match no module of DiT, without a word: name the modules."""
+    """TaylorSeer. Its default patterns end in ``attn`` and match no module of DiT, so the modules are named."""
 
     def put_on(called: Called) -> Start:
         from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
@@ -96,7 +100,7 @@ def taylor(interval: int, order: int) -> Callable[[Called], Start]:
 
 
 def pyramid(interval: int) -> Callable[[Called], Start]:
-    """PAB skips attention alone, and asks for the timestep."""
+    """PAB, which skips attention alone and asks for the timestep."""
 
     def put_on(called: Called) -> Start:
         from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
@@ -115,22 +119,22 @@ def pyramid(interval: int) -> Callable[[Called], Start]:
 def dbcache(
     calibrator: str = "", order: int | None = None, mask: Mask | None = None, **options: Any
 ) -> Callable[[Called], Start]:
-    """cache-dit without a pipeline: its own refresh comes one step late, so it is asked for before every run.
+    """cache-dit without a pipeline. Its own refresh comes one step late, so it is called before every run.
 
-    mask: what is computed, instead of by a threshold.
+    mask: the computed steps, in place of a threshold.
     """
 
     def put_on(called: Called) -> Start:
         os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
         library = importlib.import_module("cache_dit")
-        chosen: dict[str, Any] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 3}
-        chosen |= {"num_inference_steps": called.num_steps, **options}
+        settings: dict[str, Any] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 3}
+        settings |= {"num_inference_steps": called.num_steps, **options}
         if mask is not None:
-            chosen |= {"max_warmup_steps": 1, "steps_computation_policy": "static"}
-            chosen["steps_computation_mask"] = mask(called.num_steps)
+            settings |= {"max_warmup_steps": 1, "steps_computation_policy": "static"}
+            settings["steps_computation_mask"] = mask(called.num_steps)
         more = {} if order is None else {"taylorseer_order": order}
         added = {"calibrator_config": getattr(library, calibrator)(**more)} if calibrator else {}
-        config = library.DBCacheConfig(**chosen)
+        config = library.DBCacheConfig(**settings)
         library.enable_cache(called.model, cache_config=config, **added)
         return lambda: library.refresh_context(called.model, cache_config=config, **added)
 
@@ -138,7 +142,7 @@ def dbcache(
 
 
 def smooth(interval: int) -> Callable[[Called], Start]:
-    """A static schedule, in SmoothCache's own form."""
+    """SmoothCache with a static schedule."""
 
     def put_on(called: Called) -> Start:
         library = importlib.import_module("SmoothCache")
@@ -152,17 +156,17 @@ def smooth(interval: int) -> Callable[[Called], Start]:
 
 
 def every(interval: int, warmup: int = 0) -> Mask:
-    """Every n-th step, after ``warmup`` computed ones."""
+    """The mask of every n-th step, after ``warmup`` computed ones."""
     return lambda num_steps: [int(step < warmup or step % interval == 0) for step in range(num_steps)]
 
 
 def by_pattern(pattern: str) -> Mask:
-    """The steps with ``#``."""
+    """The mask of a pattern."""
     return lambda num_steps: [int(sign == "#") for sign in pattern]
 
 
 def static(mask: Mask, calibrator: str = "", order: int | None = None) -> Callable[[Called], Start]:
-    """cache-dit with its own form of a fixed schedule."""
+    """cache-dit with a static schedule."""
     return dbcache(calibrator, order, mask)
 
 

@@ -1,10 +1,9 @@
-"""A model with a cache on it, called by hand: what `peers.py` times and samples from."""
+"""A model with a cache on it, called without a pipeline: `peers.py` times it and samples from it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from forecache.sampling.loop import sample, to_images
 from forecache.sampling.sources import Condition, Sampling
+from forecache.sampling.timing import timed
 
 Start = Callable[[], None]
 BARE = "no cache"
@@ -22,9 +22,13 @@ GUIDANCE, BATCH = 1.5, 50
 
 
 class Called:
-    """A model that notes when it is called: ``now`` is the timestep of the last call, ``seconds`` what calls took.
+    """A model that records its calls.
 
+    model: the transformer.
+    num_steps: calls of a generation.
     run: samples from it once, for caches that calibrate themselves.
+    now: timestep of the last call.
+    seconds: latency of every call.
     """
 
     def __init__(self, model: Any, num_steps: int, run: Callable[[Called], Any]) -> None:
@@ -35,15 +39,19 @@ class Called:
 
     def __call__(self, x: torch.Tensor, **arguments: Any) -> Any:
         self.now = int(arguments["timestep"].max())
-        started = time.perf_counter()
-        output = self.model(hidden_states=x, **arguments)
-        self.seconds.append(time.perf_counter() - started)
+        output, seconds = timed(lambda: self.model(hidden_states=x, **arguments))
+        self.seconds.append(seconds)
         return output
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache in one configuration. package: what brings it. put_on: gives what starts a generation."""
+    """A cache in one configuration.
+
+    name: in tables.
+    package: the distribution that has it.
+    put_on: puts it on a model, and returns a function that starts a generation.
+    """
 
     name: str
     package: str
@@ -51,7 +59,7 @@ class Cache:
 
     @property
     def version(self) -> str | None:
-        """The installed version of its package, None if there is none."""
+        """The installed version of its package; None if it is not installed."""
         try:
             return version(self.package)
         except PackageNotFoundError:
@@ -59,7 +67,7 @@ class Cache:
 
 
 class Nowhere:
-    """A file that keeps nothing: what some caches print in every call goes here."""
+    """A file that discards what some caches print in every call."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -69,6 +77,7 @@ class Nowhere:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
+    """Discards stdout and stderr inside the block."""
     nowhere: Any = Nowhere()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
@@ -76,7 +85,13 @@ def silence() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What all caches are put on. digits: the bundled model that it is of, None for random weights."""
+    """A model that all caches are put on.
+
+    model: the transformer.
+    scheduler: for sampling.
+    num_steps: sampling steps.
+    digits: the bundled model that the transformer is of; None for random weights.
+    """
 
     model: Any
     scheduler: Any
@@ -84,11 +99,11 @@ class Subject:
     digits: Any = None
 
     def few(self, count: int) -> Sequence[Condition]:
-        """What so many samples are asked for where any will do."""
+        """Some conditions, where any will do."""
         return range(count)
 
     def run(self, called: Called, labels: Sequence[Any], first: int = 0, seed: int = 0) -> Tensor:
-        """One generation in [-1, 1]; sample i starts from noise (seed, first + i)."""
+        """The images of one generation, in [-1, 1]; sample i starts from noise (seed, first + i)."""
         indices = range(first, first + len(labels))
         steps = self.num_steps
         with silence():
@@ -96,15 +111,18 @@ class Subject:
                 called, self.scheduler, labels, num_steps=steps, guidance=GUIDANCE, seed=seed, indices=indices
             )
 
+    def _calibration_run(self, called: Called) -> Tensor:
+        return self.run(called, self.few(10), seed=1000)
+
     def under(self, cache: Cache) -> Running:
-        """A copy of the model with the cache on it; a cache that calibrates itself does it on noise of its own."""
-        called = Called(copy.deepcopy(self.model), self.num_steps, lambda it: self.run(it, self.few(10), seed=1000))
+        """A copy of the model with the cache on it; a cache that calibrates itself does so on noise of its own."""
+        called = Called(copy.deepcopy(self.model), self.num_steps, self._calibration_run)
         with silence():
             return Running(cache, called, cache.put_on(called), self)
 
 
 class Captioned(Subject):
-    """digits-text, sampled by its pipeline."""
+    """The digits-text model, sampled by its pipeline."""
 
     def few(self, count: int) -> Sequence[Condition]:
         return self.digits.prompts[:count]
@@ -117,7 +135,13 @@ class Captioned(Subject):
 
 @dataclass(frozen=True)
 class Running:
-    """A cache on its model, ready to sample."""
+    """A cache on its model, ready to sample.
+
+    cache: the configuration.
+    called: the model.
+    start: starts a generation.
+    subject: what the model was copied from.
+    """
 
     cache: Cache
     called: Called
@@ -131,12 +155,13 @@ class Running:
         return self.subject.run(self.called, labels, first)
 
     def images(self, labels: Sequence[Condition]) -> Tensor:
+        """The images of all conditions, (B, C, H, W) in [0, 1]."""
         return torch.cat(
             [to_images(self(labels[first : first + BATCH], first)) for first in range(0, len(labels), BATCH)]
         )
 
     def counted(self, labels: Sequence[Condition]) -> list[tuple[int, int]]:
-        """For every step of a batch, how often the attention and the MLP of the middle block do their work."""
+        """For every step of a generation, how often the attention and the MLP of the middle block are computed."""
         blocks = self.called.model.transformer_blocks
         middle = blocks[len(blocks) // 2]
         counts: list[list[int]] = []

@@ -4,17 +4,18 @@
     python benchmarks/quality.py procache    then every row, three seeds, and the table of docs/methods/procache.md
     python benchmarks/quality.py text-procache    the same for digits-text: docs/measured/digits-text.md
 
-The searches take 48 samples with a seed of their own (1000), rank by PSNR, and are kept in out/procache/.
+The searches take 48 samples with a seed of their own (1000) and rank by PSNR; their files are in out/procache/.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import common
 import matplotlib.pyplot as plt
-from digits import ROOT
 
 import forecache as fc
 from forecache import zoo
@@ -23,12 +24,21 @@ from forecache.parts.patterns import Constraints
 from forecache.sampling import sources
 from forecache.zoo.digits_text import GUIDANCE
 
-KEPT = ROOT / "out/procache"
-Making = Callable[[fc.Method], fc.Method]
+SEARCHES = common.WORK / "procache"
+MakeMethod = Callable[[fc.Method], fc.Method]
 
 
 class Ablation(NamedTuple):
-    """A model, its sampling steps, how many are computed, its tokens; where selective computation begins."""
+    """An ablation on one model.
+
+    name: of the model.
+    load: opens it.
+    steps: sampling steps.
+    budget: computed steps.
+    tokens: of the model's input.
+    guidance: classifier-free guidance scale.
+    from_depth: relative depth at which selective computation begins.
+    """
 
     name: str
     load: Callable[[], Any]
@@ -44,15 +54,17 @@ TEXT = Ablation("digits-text", zoo.load_digits_text, 20, 7, 32, GUIDANCE, 0.5)
 
 
 def plain(base: fc.Method) -> fc.Method:
+    """Reuse."""
     return base
 
 
 def taylor(base: fc.Method) -> fc.Method:
+    """Taylor of order 1."""
     return fc.taylorseer(base, 1)
 
 
-def spaces(on: Ablation) -> dict[str, tuple[Constraints, Making]]:
-    """The searches by name: what is searched, and what is made of a pattern."""
+def spaces(on: Ablation) -> dict[str, tuple[Constraints, MakeMethod]]:
+    """The searches by name: the allowed patterns, and the method of a pattern."""
     few = on.budget - 1
     return {
         "monotone": (Constraints(on.steps, on.budget, 1, 3), plain),
@@ -62,54 +74,55 @@ def spaces(on: Ablation) -> dict[str, tuple[Constraints, Making]]:
     }
 
 
-def found(name: str, on: Ablation = DIGITS) -> fc.fit.SearchResult:
-    """The result of a search; searched now if it was not."""
-    space, making = spaces(on)[name]
+def result_of(name: str, on: Ablation = DIGITS) -> fc.fit.SearchResult:
+    """The result of a search, from its file if it is there."""
+    space, make_method = spaces(on)[name]
     source = sources.as_source(on.load())
     return fc.search(
         source,
         space,
         sources.all_conditions(source)[:48] if not source.classes else [index % 10 for index in range(48)],
         score=fc.fit.scores.psnr_to_uncached(),
-        method=making,
+        method=make_method,
         guidance=on.guidance,
         seed=1000,
         batch=48,
         candidates=40,
-        path=KEPT / f"{name}.json" if on is DIGITS else KEPT / on.name / f"{name}.json",
-        on_candidate=lambda each: print(f"{name}: {each.pattern} {each.score:.2f} dB", flush=True),
+        path=(SEARCHES if on is DIGITS else SEARCHES / on.name) / f"{name}.json",
+        on_candidate=lambda candidate: print(f"{name}: {candidate.pattern} {candidate.score:.2f} dB", flush=True),
     )
 
 
 def best(name: str, on: Ablation) -> fc.Method:
-    pattern = found(name, on).ranked[0].pattern
+    """Reuse with the best pattern of a search."""
+    pattern = result_of(name, on).ranked[0].pattern
     return fc.explicit(compute=fc.parts.patterns.computed(pattern))
 
 
 def uniform(on: Ablation, count: int) -> fc.Method:
-    """So many steps, evenly spread; the last of them where FORA N = 3 has its last one."""
+    """Reuse with evenly spread steps, of which the last is the last one of FORA N = 3."""
     last = (on.steps - 1) // 3 * 3
     return fc.explicit(compute=[round(index * last / (count - 1)) for index in range(count)])
 
 
 def at_equal_macs(on: Ablation, base: fc.Method, importance: tokens.Importance) -> fc.Method:
-    """Selective computation on a base that computes one step less, with the share that brings its MACs back."""
+    """Selective computation on a base with one computed step less, at the share of tokens that restores the MACs."""
     source = sources.as_source(on.load())
     grid, inputs = fc.grid(source.target, on.steps), sources.call_inputs(source, 2)
 
-    def made(count: int) -> fc.Method:
+    def selective(count: int) -> fc.Method:
         return fc.selective(base, on.from_depth, share=count / on.tokens, importance=importance)
 
     def macs(method: fc.Method) -> int:
         return method.plan(grid).cost(source.target, inputs=inputs).macs
 
     wanted = macs(fc.fora(3))
-    count = min(bisect.bisect_left(range(on.tokens + 1), wanted, key=lambda each: macs(made(each))), on.tokens)
-    return made(min((count - 1, count), key=lambda each: abs(macs(made(each)) - wanted)))
+    count = min(bisect.bisect_left(range(on.tokens + 1), wanted, key=lambda count: macs(selective(count))), on.tokens)
+    return selective(min((count - 1, count), key=lambda count: abs(macs(selective(count)) - wanted)))
 
 
 def methods(on: Ablation = DIGITS) -> dict[str, fc.Method]:
-    """Rows by their names, with the MACs of FORA N = 3 but for the one that says how many steps it computes."""
+    """Rows by name. All have the MACs of FORA N = 3, except the one that names its number of computed steps."""
     few = on.budget - 1
     pattern = f"monotone-{few}"
     rows = {
@@ -130,7 +143,7 @@ def methods(on: Ablation = DIGITS) -> dict[str, fc.Method]:
 
 
 def draw() -> None:
-    """How features change from step to step, and under it every pattern of the search with its score."""
+    """Draw how features change from step to step, and below every pattern of the search with its score."""
     plt.switch_backend("Agg")
     steps = DIGITS.steps
     stats = fc.Statistics.load(zoo.record("digits").statistics_path(steps))
@@ -143,21 +156,26 @@ def draw() -> None:
     upper.set_yscale("log")
     upper.legend(frameon=False, fontsize=8)
     upper.set_title("digits, DDIM-50: features change most at the end; the best pattern is nearly uniform", fontsize=10)
-    rows = [("reuse", found("monotone")), ("Taylor 1", found("monotone-taylor"))]
+    rows = [("reuse", result_of("monotone")), ("Taylor 1", result_of("monotone-taylor"))]
     labels = []
     for name, result in rows:
-        for each in result.ranked:
+        for candidate in result.ranked:
             place = len(labels)
-            labels.append(f"{name}: {each.score:.1f} dB")
-            computed = fc.parts.patterns.computed(each.pattern)
+            labels.append(f"{name}: {candidate.score:.1f} dB")
+            computed = fc.parts.patterns.computed(candidate.pattern)
             lower.scatter(computed, [place] * len(computed), marker="s", s=14, color="C0" if name == "reuse" else "C1")
     lower.set_yticks(range(len(labels)), labels, fontsize=7)
     lower.invert_yaxis()
     lower.set_xlabel("step (0 is the noisiest); squares are computed, 17 in each of the 9 patterns")
-    figure.savefig(ROOT / "docs/images/procache.png", dpi=110)
+    figure.savefig(common.IMAGES / "procache.png", dpi=110)
+
+
+def main(words: Sequence[str]) -> None:
+    common.parser(__doc__).parse_args(words)
+    for name in spaces(DIGITS):
+        print(result_of(name).show(9))
+    draw()
 
 
 if __name__ == "__main__":
-    for each in spaces(DIGITS):
-        print(found(each).show(9))
-    draw()
+    main(sys.argv[1:])

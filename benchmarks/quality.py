@@ -5,23 +5,23 @@
     python benchmarks/quality.py corrections --seeds         the table from what was measured, MACs counted again
     python benchmarks/quality.py text-corrections            on digits-text (text-procache: the same)
 
-Conditions in turn: label i is i mod 10, and the hundred captions. Every row is written when it is done (out/quality/),
-and not measured again. Writes benchmarks/results/quality-<table>.json with command, hardware and versions, and the
-table between the markers in its page. Statistics: `make statistics`, measured with another seed than the ones here.
+Conditions are cycled: label i is i mod 10, and the hundred captions. Every row is written when it is done
+(out/quality/), and not measured again. Writes benchmarks/results/quality-<table>.json with command, hardware and
+versions, and the table between the markers in its page. Statistics: `make statistics`, measured with a seed of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import common
 import procache
 import torch
-from digits import ROOT, fill
 from routers import at_random, in_order
 from torch import Tensor
 
@@ -37,12 +37,20 @@ from forecache.zoo.captions import pairs
 from forecache.zoo.digits_text import GUIDANCE
 
 BATCH = 50
-KEPT = ROOT / "out/quality"
+ROWS = common.WORK / "quality"
 UNCACHED = "no cache"
 
 
 class Model(NamedTuple):
-    """What a table is measured on. sampler: the scheduler's name. about: what the columns of a note mean."""
+    """A model that tables are measured on.
+
+    name: of the model.
+    load: opens it.
+    guidance: classifier-free guidance scale.
+    sampler: name of its scheduler.
+    statistics: name of the file of statistics per token.
+    about: what the columns of the table mean.
+    """
 
     name: str
     load: Callable[[], Digits | DigitsText]
@@ -63,11 +71,12 @@ TEXT = Model(
 
 
 def per_token(model: Model = DIGITS) -> fc.Statistics:
-    return fc.Statistics.load(ROOT / f"out/{model.statistics}.safetensors")
+    """The statistics per token that `make statistics` measures."""
+    return fc.Statistics.load(common.WORK / f"{model.statistics}.safetensors")
 
 
 class Undivided(Gradient):
-    """GOC's queue with eta as it is in every gap."""
+    """GOC's queue with eta not divided by the gap."""
 
     def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
         return super().weights(step, past)
@@ -136,53 +145,58 @@ def intervals() -> dict[str, fc.Method]:
 
 
 class Table(NamedTuple):
-    """The rows of a table, the page that it stands on, the steps of its runs, the model, and how much is measured."""
+    """A table of quality.
+
+    methods: the rows by name.
+    steps: sampling steps.
+    model: what samples.
+    samples: of a row and seed.
+    seeds: of the noise.
+    """
 
     methods: Callable[[], dict[str, fc.Method]]
-    page: str
     steps: int
     model: Model = DIGITS
     samples: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-TEXT_PAGE = "docs/measured/digits-text.md"
 TABLES: Mapping[str, Table] = {
-    "corrections": Table(corrections, "docs/methods/eoc.md", 20),
-    "l2c": Table(l2c, "docs/methods/l2c.md", 20),
-    "intervals": Table(intervals, "docs/which-method.md", 20, samples=300),
-    "procache": Table(procache.methods, "docs/methods/procache.md", procache.DIGITS.steps),
-    "text-corrections": Table(lambda: corrections(TEXT), TEXT_PAGE, 20, TEXT, 300, (0, 1)),
-    "text-procache": Table(lambda: procache.methods(procache.TEXT), TEXT_PAGE, 20, TEXT, 300, (0, 1)),
+    "corrections": Table(corrections, 20),
+    "l2c": Table(l2c, 20),
+    "intervals": Table(intervals, 20, samples=300),
+    "procache": Table(procache.methods, procache.DIGITS.steps),
+    "text-corrections": Table(lambda: corrections(TEXT), 20, TEXT, 300, (0, 1)),
+    "text-procache": Table(lambda: procache.methods(procache.TEXT), 20, TEXT, 300, (0, 1)),
 }
 
 
 def recorded(table: str, seed: int, samples: int) -> dict[str, dict[str, Any]]:
-    """The rows of one seed in the committed result; none if it is of another number of samples."""
-    path = ROOT / f"benchmarks/results/quality-{table}.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
+    """The rows of one seed in the committed result; none if that has another number of samples."""
+    document = common.load(f"quality-{table}")
     return document["seeds"].get(str(seed), {}) if document.get("sampler", {}).get("samples") == samples else {}
 
 
 class Seed:
-    """The rows of one table at one seed, kept in a file."""
+    """The rows of one table at one seed, and their file."""
 
     def __init__(self, table: str, seed: int, samples: int) -> None:
-        self.path = KEPT / f"{table}-{seed}-{samples}.json"
+        self.path = ROWS / f"{table}-{seed}-{samples}.json"
         self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
         model, steps = TABLES[table].model, TABLES[table].steps
         self.how = Sampling(steps, model.guidance, seed)
         prefix = "" if model is DIGITS else f"{model.name}-"
         self.samples = samples
-        self.uncached = KEPT / f"{prefix}uncached-{steps}-{seed}-{samples}.pt"
+        self.uncached = ROWS / f"{prefix}uncached-{steps}-{seed}-{samples}.pt"
 
     def measure(self, model: Digits | DigitsText, methods: Mapping[str, fc.Method]) -> None:
-        KEPT.mkdir(parents=True, exist_ok=True)
+        """Measure the rows that are not there."""
+        ROWS.mkdir(parents=True, exist_ok=True)
         source = sources.as_source(model)
-        every = sources.all_conditions(source)
-        asked = [every[index % len(every)] for index in range(self.samples)]
+        conditions = sources.all_conditions(source)
+        asked = [conditions[index % len(conditions)] for index in range(self.samples)]
         reference = self._reference(source, asked)
-        self._keep(UNCACHED, self._figures(model, reference, reference))
+        self._save(UNCACHED, self._figures(model, reference, reference))
         for name, method in methods.items():
             if name in self.rows:
                 continue
@@ -195,7 +209,7 @@ class Seed:
                 "macs_ratio": macs_ratio(source, plan),
                 "constant_bytes": plan.constants.nbytes,
             }
-            self._keep(name, about | self._figures(model, images, reference))
+            self._save(name, about | self._figures(model, images, reference))
             print(f"seed {self.how.seed}, {name}: {self.rows[name]['psnr_db']:.2f} dB", flush=True)
 
     def _reference(self, source: Source, asked: list[Condition]) -> Tensor:
@@ -214,31 +228,33 @@ class Seed:
             "class_accuracy": right.float().mean().item(),
         }
 
-    def _keep(self, name: str, row: dict[str, Any]) -> None:
+    def _save(self, name: str, row: dict[str, Any]) -> None:
         self.rows[name] = row
         self.path.write_text(json.dumps(self.rows, indent=1))
 
 
 def macs_ratio(source: Source, plan: fc.Plan) -> float:
+    """How many times fewer MACs a run with guidance takes."""
     return plan.cost(source.target, inputs=sources.call_inputs(source, 2)).speedup
 
 
 def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
-    """Mean, and half the range over the seeds; the figure alone of one seed."""
+    """The mean with half the range over the seeds; of one seed, the figure alone."""
     if len(values) == 1:
         return f"{values[0] * scale:.{digits}f}"
     half = (max(values) - min(values)) / 2
     return f"{statistics.fmean(values) * scale:.{digits}f} ± {half * scale:.{digits}f}"
 
 
-def _of(seeds: list[Seed]) -> str:
-    """What the figures of a table are of."""
+def _seeds_note(seeds: list[Seed]) -> str:
+    """How the figures of a table depend on seeds."""
     several = f" and seed, mean and half the range over {len(seeds)} seeds"
     return several if len(seeds) > 1 else f", seed {seeds[0].how.seed} alone: differences have no interval here"
 
 
 def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) -> None:
-    page, steps, model = TABLES[table].page, TABLES[table].steps, TABLES[table].model
+    """Write the result, and the table in its page."""
+    steps, model = TABLES[table].steps, TABLES[table].model
     right = "class" if model is DIGITS else "as asked"
     names = [name for name in wanted if all(name in seed.rows for seed in seeds)]
     lines = [f"| plan | fewer MACs | PSNR, dB | Fréchet | {right}, % |", "|---|---|---|---|---|"]
@@ -253,9 +269,9 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
     count = seeds[0].samples
     sampler = f"{model.sampler}-{steps}" if model is DIGITS else f"{model.sampler}, {steps} steps"
     note = (
-        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row{_of(seeds)}. "
+        f"{model.name}, {sampler}, guidance {model.guidance:g}, {count} samples a row{_seeds_note(seeds)}. "
         f"PSNR to the uncached samples; Fréchet distance of {model.about}. "
-        f"{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
+        f"{common.machine(place, 'diffusers')}."
     )
     document = {
         "command": command,
@@ -263,17 +279,17 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
         "sampler": {"name": sampler, "guidance": model.guidance, "samples": count, "batch": BATCH},
         "seeds": {seed.how.seed: {name: seed.rows[name] for name in names} for seed in seeds},
     }
-    (ROOT / f"benchmarks/results/quality-{table}.json").write_text(json.dumps(document, indent=1) + "\n")
-    fill(ROOT / page, f"table {table}", [*lines, "", note])
+    common.save(f"quality-{table}", document)
+    common.fill_page(f"table {table}", [*lines, "", note])
     print("\n".join(lines))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--samples", type=int, default=None, help="a row and seed [1000; 300 on digits-text]")
-    parser.add_argument("--seeds", type=int, nargs="*", default=None, help="measure these; none only writes the table")
-    args = parser.parse_args()
+    parser.add_argument("--seeds", type=int, nargs="*", default=None, help="measure these; none: only write the table")
+    args = parser.parse_args(words)
     table = TABLES[args.table]
     samples, all_seeds = args.samples or table.samples, list(table.seeds)
     wanted = all_seeds if args.seeds is None else args.seeds
@@ -283,11 +299,11 @@ def main() -> None:
         for seed in wanted:
             Seed(args.table, seed, samples).measure(model, methods)
     if wanted in ([], all_seeds):
-        every = [Seed(args.table, seed, samples) for seed in all_seeds]
-        for seed in every:
+        of_table = [Seed(args.table, seed, samples) for seed in all_seeds]
+        for seed in of_table:
             if not wanted and not seed.rows:
                 seed.rows = recorded(args.table, seed.how.seed, samples)
-        seeds = [seed for seed in every if {UNCACHED, *methods} <= set(seed.rows)]
+        seeds = [seed for seed in of_table if {UNCACHED, *methods} <= set(seed.rows)]
         if not seeds:
             raise SystemExit(f"No seed of {args.table} is measured in full: leave --seeds out, or name one.")
         source = sources.as_source(table.model.load())
@@ -295,9 +311,9 @@ def main() -> None:
             ratio = macs_ratio(source, method.plan(fc.grid(source.target, table.steps)))
             for seed in seeds:
                 seed.rows[name]["macs_ratio"] = ratio
-        command = f"python benchmarks/quality.py {args.table} --samples {samples}"
+        command = common.command("quality.py", [args.table, "--samples", str(samples)])
         write_table(args.table, [UNCACHED, *methods], seeds, command)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,20 +1,18 @@
 """GOC's table 3 by its own protocol on the bundled digits, beside the published figures.
 
-    python benchmarks/reproduce.py [--samples 320]       (ten minutes on one core; it continues after an interruption)
+    python benchmarks/reproduce.py [--samples 320]       ten minutes on one core; it continues after an interruption
 
-Runs what `forecache reproduce goc-table-3 --on digits` runs, with its result in benchmarks/results (command,
-hardware and versions in it), the picture in docs/images, and the tables between the markers in
-docs/reproduce.md and README.md.
+The same as `forecache reproduce goc-table-3 --on digits`. Writes benchmarks/results/reproduce-goc-table-3-digits.json
+with command, hardware and versions, docs/images/reproduce.png, and the tables of docs/reproduce.md and README.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from digits import ROOT, fill
+import common
 
 from forecache.evaluate import Estimate, difference
 from forecache.evaluate.estimates import Z
@@ -26,11 +24,10 @@ from forecache.reproduce.testbed import TestbedOptions, open_testbed
 from forecache.reproduce.worker import Protocol
 
 TABLE, ON = "goc-table-3", "digits"
-RESULT = ROOT / f"benchmarks/results/reproduce-{TABLE}-{ON}.json"
 
 
 def short(result: Reproduction) -> list[str]:
-    """FID, PSNR and speed alone, measured and published in one line a row."""
+    """FID, PSNR and speed alone: a line for each row, measured and published."""
     title = "| plan | fewer MACs | published | FID | minus no cache | FID, published | PSNR, dB |"
     lines = [title, "|---" * 7 + "|"]
     for row in result.table.rows:
@@ -43,10 +40,10 @@ def short(result: Reproduction) -> list[str]:
         less = f"{change.value:+.2f} ± {Z * change.error:.2f}" if change and change.error is not None else ""
         cells = [row.name, macs, speed, f"{figures['fid'].value:.2f}", less, row.published.get("fid", ""), closeness]
         lines.append(f"| {' | '.join(cells)} |")
-    protocol, place = result.document["protocol"], result.document["environment"]
+    protocol, machine = result.document["protocol"], common.machine(result.document["environment"])
     note = (
-        f"Measured on digits ({protocol['samples']} samples, features of its classifier; ± 95 %), {place['cpu']}, "
-        f"torch {place['torch']}; published for DiT-XL/2 on ImageNet ({result.table.source}): other images, so FID "
+        f"Measured on digits ({protocol['samples']} samples, features of its classifier; ± 95 %), {machine}; "
+        f"published for DiT-XL/2 on ImageNet ({result.table.source}): other images, so FID "
         "compares down a column only."
     )
     return [*lines, "", note]
@@ -61,36 +58,36 @@ BASES = {
 
 
 def gains(result: Reproduction) -> str:
-    """FID and PSNR of each correction minus those of its base."""
+    """FID and PSNR of each correction, minus those of its base."""
     texts = []
     for name, base in BASES.items():
         of, other = result.measured[name]["figures"], result.measured[base]["figures"]
-        found = {key: difference(of[key], other[key]) for key in ("fid", "psnr")}
-        cells = [f"{each.value:+.2f} ± {Z * (each.error or 0):.2f}" for each in found.values()]
+        differences = {key: difference(of[key], other[key]) for key in ("fid", "psnr")}
+        cells = [f"{change.value:+.2f} ± {Z * (change.error or 0):.2f}" for change in differences.values()]
         texts.append(f"{name}: FID {cells[0]}, PSNR {cells[1]} dB")
     return f"Minus its base: {'; '.join(texts)}."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=320, help="a row")
-    args = parser.parse_args()
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=320, help="samples of a row")
+    args = parser.parse_args(words)
     table = open_table(TABLE)
     result = reproduce(
         table,
         open_testbed(table, ON, TestbedOptions(), "cpu"),
-        ROOT / f"out/reproduce/{TABLE}-{ON}",
+        common.WORK / f"reproduce/{TABLE}-{ON}",
         Protocol(samples=args.samples),
         command=f"forecache reproduce {TABLE} --on {ON} --samples {args.samples}",
         on_progress=lambda what, done, total: print(f"{what} {done}/{total}", flush=True) if done == total else None,
     )
     minutes = sum(row["sampling_seconds"] + row["evaluation_seconds"] for row in result.measured.values()) / 60
-    RESULT.write_text(json.dumps(result.document, indent=1) + "\n")
-    figures_module.draw_reproduction(result, ROOT / "docs/images/reproduce.png")
+    common.save(f"reproduce-{TABLE}-{ON}", result.document)
+    figures_module.draw_reproduction(result, common.IMAGES / "reproduce.png")
     spent = f"`{result.document['command']}` took {minutes:.1f} minutes, on cores that other work shared."
-    fill(ROOT / "docs/reproduce.md", "table goc-table-3", [*result.markdown(), "", gains(result), "", spent])
-    fill(ROOT / "README.md", "reproduce", short(result))
+    common.fill_page("table goc-table-3", [*result.markdown(), "", gains(result), "", spent])
+    common.fill(common.ROOT / "README.md", "reproduce", short(result))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,24 +1,25 @@
-"""The routers that ship with the digits model: trained, and compared with schedules that skip as much.
+"""The routers that ship with the digits model: trained, and compared with schedules that skip as many cells.
 
-    python benchmarks/routers.py [--samples 128] [--keep] [--memory]
+    python benchmarks/routers.py                train both into the package, and compare (ten minutes on one core)
+    python benchmarks/routers.py --keep         compare those of the package (six minutes)
+    python benchmarks/routers.py --memory       peak memory of training DiT-XL/2 alone (random weights, CPU; minutes)
 
-Trains both routers (about 4 minutes on one core; --keep takes those that are there) into the package, and writes
-benchmarks/results/routers.json with command, settings, hardware and versions, and the table between the markers in
-docs/methods/l2c.md. --memory measures the peak memory of training DiT-XL/2 alone (random weights, CPU, minutes).
+Writes benchmarks/results/routers.json with command, settings, hardware and versions, and the tables between the markers
+in docs/methods/l2c.md and in the model card.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 import resource
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import common
 import torch
-from digits import ROOT, fill
 from torch import Tensor
 
 import forecache as fc
@@ -30,7 +31,6 @@ from forecache.sampling.sources import Sampling, in_batches
 from forecache.zoo import load_digits
 from forecache.zoo.digits import FOLDER, Digits
 
-RESULT = ROOT / "benchmarks/results/routers.json"
 STEPS, GUIDANCE = 20, 1.5
 TRAINING = {"iterations": 60, "batch": 4, "lr": 0.2, "seed": 0}
 LAM = {22: 5e-5, 40: 4.5e-4}
@@ -38,12 +38,12 @@ RANDOM = 5
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
-def train(source: Digits, level: int, lam: float) -> dict:
+def train(source: Digits, level: int, lam: float) -> dict[str, int]:
     """Train one router into the package."""
 
     def say(progress: Progress) -> None:
@@ -59,24 +59,25 @@ def train(source: Digits, level: int, lam: float) -> dict:
 
 
 def in_order(grid: fc.Grid, count: int, calls: list[int]) -> fc.Method:
-    """Skip ``count`` cells: all sites of the first of these calls, then of the next, ..."""
+    """Skip ``count`` cells: all sites of the first call, then of the next."""
     return cells("calls in order", grid, [(call, site.name) for call in calls for site in grid.sites][:count])
 
 
 def at_random(grid: fc.Grid, count: int, seed: int) -> fc.Method:
-    """Skip ``count`` cells of the odd calls, whichever."""
-    every = [(call, site.name) for call in range(1, grid.num_steps, 2) for site in grid.sites]
-    return cells(f"random {seed}", grid, random.Random(seed).sample(every, count))
+    """Skip ``count`` random cells of the odd calls."""
+    odd = [(call, site.name) for call in range(1, grid.num_steps, 2) for site in grid.sites]
+    return cells(f"random {seed}", grid, random.Random(seed).sample(odd, count))
 
 
-def cells(name: str, grid: fc.Grid, skipped: list[tuple[int, str]]) -> fc.Method:
-    chosen = set(skipped)
-    table = {site.name: [(call, site.name) not in chosen for call in range(grid.num_steps)] for site in grid.sites}
+def cells(name: str, grid: fc.Grid, skipped: Sequence[tuple[int, str]]) -> fc.Method:
+    """Skip these cells, (call, site name)."""
+    sites, calls = [site.name for site in grid.sites], range(grid.num_steps)
+    table = {site: [(call, site) not in skipped for call in calls] for site in sites}
     return fc.Method(name, fc.parts.schedules.lookup(table))
 
 
-def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict:
-    """PSNR of the router and of other schedules with as many skipped cells, to the uncached samples."""
+def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict[str, Any]:
+    """PSNR to the uncached samples, of the router and of other schedules with as many skipped cells."""
     grid = fc.grid(source.target, STEPS)
     router = fc.Router.load(zoo.record("digits").router_path(level))
     count = int(router.skips().sum())
@@ -88,30 +89,32 @@ def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict:
         "every other odd call first": in_order(grid, count, odd[::2] + odd[1::2]),
         **{f"random {seed}": at_random(grid, count, seed) for seed in range(RANDOM)},
     }
-    found, pooled = {}, {}
+    decibels, pooled = {}, {}
     for name, method in methods.items():
         plan = method.plan(grid)
         with fc.apply(source.target, plan):
             images = generate(source, samples)
-        found[name] = psnr(images, uncached).mean().item()
+        decibels[name] = psnr(images, uncached).mean().item()
         pooled[name] = -10 * math.log10((images - uncached).square().mean().item())
-        print(f"{level} %, {name}: {found[name]:.2f} dB, of the pooled error {pooled[name]:.2f} dB", flush=True)
+        print(f"{level} %, {name}: {decibels[name]:.2f} dB, of the pooled error {pooled[name]:.2f} dB", flush=True)
     cost = fc.l2c(router).plan(grid).cost(source.target)
     return {
         "skipped": count,
         "level": router.level(),
         "macs_ratio": cost.speedup,
-        "psnr_db": found,
+        "psnr_db": decibels,
         "pooled_db": pooled,
     }
 
 
 def generate(source: Digits, samples: int) -> Tensor:
+    """The samples that are compared."""
     labels = [index % 10 for index in range(samples)]
     return in_batches(source, labels, Sampling(STEPS, GUIDANCE, 0), 64)
 
 
-def table(document: dict) -> list[str]:
+def table(document: Mapping[str, Any]) -> list[str]:
+    """A line for each schedule, a column for each router."""
     rows = list(document["routers"].values())
     lines = ["| schedule | " + " | ".join(f"{row['level']:.1%} skipped" for row in rows) + " |"]
     lines.append("|---" * (1 + len(rows)) + "|")
@@ -126,34 +129,32 @@ def _of_random(figures: dict) -> float:
     return statistics.mean(value for name, value in figures.items() if name.startswith("random"))
 
 
-def write_table(document: dict) -> None:
+def write_tables(document: Mapping[str, Any]) -> None:
+    """Write the tables of the page and of the model card."""
     place = document["environment"]
     training = [row["training"] for row in document["routers"].values()]
     seconds = " and ".join(row["seconds"] for row in training)
     lam = " and ".join(row["lam"] for row in training)
     note = (
         f"digits, DDIM-{STEPS}, guidance {GUIDANCE:g}: PSNR in dB to {document['samples']} uncached samples, mean over "
-        "them, and in brackets the PSNR of their pooled error, which the few samples decide that turn out otherwise. "
+        "samples, and in brackets the PSNR of their pooled error, which a few very different samples decide. "
         "Every schedule of a column skips as many cells. Training: "
         f"lam {lam}, {TRAINING['iterations']} sampling runs of {TRAINING['batch']}, lr {TRAINING['lr']}, "
         f"{seconds} s on {place['threads']} thread of {place['cpu']}; torch {place['torch']}. MACs: "
         + " and ".join(f"{row['macs_ratio']:.2f}x" for row in document["routers"].values())
         + " fewer."
     )
-    for page, name in ((ROOT / "docs/methods/l2c.md", "table"), (FOLDER / "README.md", "routers")):
-        fill(page, name, [*table(document), "", note])
+    lines = [*table(document), "", note]
+    common.fill_page("table", lines)
+    common.fill(FOLDER / "README.md", "routers", lines)
     if peaks := document["dit_xl_peak_mib"]:
         one, two, alone = (peaks[name] / 1024 for name in ("batch 1", "batch 2", "model"))
         words = f"DiT-XL/2 at 256x256 in float32 on the CPU: the process takes {alone:.1f} GiB with the model alone,"
-        fill(
-            ROOT / "docs/methods/l2c.md",
-            "memory",
-            [words, f"{one:.1f} in a training with `--batch 1`, {two:.1f} with 2."],
-        )
+        common.fill_page("memory", [words, f"{one:.1f} in a training with `--batch 1`, {two:.1f} with 2."])
 
 
-class Random:
-    """DiT-XL/2 at 256x256 with random weights, as a source of one model call after another."""
+class RandomDiT:
+    """DiT-XL/2 at 256x256 with random weights, as a source."""
 
     classes = 1000
 
@@ -171,9 +172,9 @@ class Random:
         return x
 
 
-def memory() -> dict:
-    """Peak memory of one pair of calls, guidance pair included, at one and at two images."""
-    source = Random()
+def memory() -> dict[str, int]:
+    """Peak memory of one pair of calls, guidance pair included, with one and with two images."""
+    source = RandomDiT()
     peaks = {"model": peak_mib()}
     for batch in (1, 2):
         fc.train_router(source, num_steps=2, iterations=1, batch=batch)
@@ -181,31 +182,35 @@ def memory() -> dict:
     return peaks
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--keep", action="store_true", help="compare the routers that are there")
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=128, help="digits that are compared")
+    parser.add_argument("--keep", action="store_true", help="compare the routers of the package")
     parser.add_argument("--memory", action="store_true", help="peak memory of DiT-XL/2 alone")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
-    old = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    old = common.load("routers")
     if args.memory:
         old["dit_xl_peak_mib"] = memory()
-        RESULT.write_text(json.dumps(old, indent=2) + "\n")
+        common.save("routers", old)
         return
     source = load_digits()
     uncached = generate(source, args.samples)
-    document = {"command": "python benchmarks/routers.py", "samples": args.samples, "environment": environment()}
+    document: dict[str, Any] = {"command": common.command("routers.py", words), "samples": args.samples}
+    document["environment"] = environment()
     document["dit_xl_peak_mib"] = old.get("dit_xl_peak_mib")
     document["routers"] = {}
     for level, lam in LAM.items():
-        row = old["routers"][str(level)]["memory"] if args.keep else train(source, level, lam)
+        peaks = old["routers"][str(level)]["memory"] if args.keep else train(source, level, lam)
         training = dict(fc.Router.load(zoo.record("digits").router_path(level)).provenance)
-        found = compare(source, level, args.samples, uncached)
-        document["routers"][str(level)] = {"training": training, "memory": row, **found}
-    RESULT.write_text(json.dumps(document, indent=2) + "\n")
-    write_table(document)
+        document["routers"][str(level)] = {
+            "training": training,
+            "memory": peaks,
+            **compare(source, level, args.samples, uncached),
+        }
+    common.save("routers", document)
+    write_tables(document)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

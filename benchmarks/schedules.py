@@ -1,16 +1,17 @@
 """The plans of the methods' pages as pictures: every cell of 24 sites x 20 steps on the bundled digits.
 
-    python benchmarks/schedules.py
+    python benchmarks/schedules.py                a few seconds
 
-Nothing is sampled. Writes docs/images/schedule-<method>.svg; a test holds them against what this draws.
+Nothing is sampled. Writes docs/images/schedule-<method>.svg; a test compares them with what this draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from html import escape
 
-from digits import ROOT
+import common
 
 import forecache as fc
 from forecache import zoo
@@ -24,11 +25,11 @@ SIGNS = {
     "+": ("#d2577a", "corrected"),
     "o": ("#3f9c84", "some tokens computed"),
 }
-"""The colour and the meaning of each sign; they can be told apart on white and on black."""
+"""Colour and meaning of each sign; the colours differ on white and on black."""
 
 
 def methods() -> dict[str, Callable[[], fc.Method]]:
-    """One plan a page, with what is bundled."""
+    """The plan of each page, from bundled data."""
 
     def stats() -> fc.Statistics:
         return fc.Statistics.load(zoo.record("digits").statistics_path(STEPS))
@@ -45,8 +46,8 @@ def methods() -> dict[str, Callable[[], fc.Method]]:
     }
 
 
-def drawn(plan: fc.Plan) -> str:
-    """A plan as SVG: a line a site, a column a step, a rectangle a cell."""
+def draw(plan: fc.Plan) -> str:
+    """A plan as SVG: a line for each site, a column for each step, a rectangle for each cell."""
     sites, rows = plan.grid.sites, [[cell.sign for cell in row] for row in plan.rows]
     cells = [_cell(line, step, sign) for line, row in enumerate(rows) for step, sign in enumerate(row)]
     names = [
@@ -74,10 +75,10 @@ def _cell(line: int, step: int, sign: str) -> str:
     return f'<rect x="{x}" y="{y}" width="{WIDE - 2}" height="{HIGH - 2}" fill="{SIGNS[sign][0]}"{opacity}/>'
 
 
-def _legend(there: set[str], y: int) -> list[str]:
+def _legend(signs: set[str], y: int) -> list[str]:
     parts, x = [], LEFT + 1
     for sign, (colour, meaning) in SIGNS.items():
-        if sign in there:
+        if sign in signs:
             opacity = ' fill-opacity="0.22"' if sign == "." else ""
             parts.append(f'<rect x="{x}" y="{y - 8}" width="12" height="9" fill="{colour}"{opacity}/>')
             parts.append(f'<text x="{x + 17}" y="{y}" font-size="11">{meaning}</text>')
@@ -86,16 +87,17 @@ def _legend(there: set[str], y: int) -> list[str]:
 
 
 def pictures() -> dict[str, str]:
-    """Every picture, by its file's name."""
+    """The pictures by file name."""
     grid = fc.grid(zoo.load_digits(), STEPS)
-    return {f"schedule-{name}.svg": drawn(make().plan(grid)) for name, make in methods().items()}
+    return {f"schedule-{name}.svg": draw(make().plan(grid)) for name, make in methods().items()}
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
+    common.parser(__doc__).parse_args(words)
     for name, picture in pictures().items():
-        (ROOT / "docs/images" / name).write_text(picture, encoding="utf-8")
+        (common.IMAGES / name).write_text(picture, encoding="utf-8")
         print(f"docs/images/{name}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

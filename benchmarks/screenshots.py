@@ -1,29 +1,32 @@
 """The pictures of the comparison page in docs/comparing.md: light, dark, and on a phone.
 
-    python benchmarks/screenshots.py
+    python benchmarks/screenshots.py                two minutes
 
-It starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png. The times in the pictures are
-those of the machine that ran this, beside whatever else ran on it.
+Starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png. The times in the pictures are
+those of the machine that ran this, with whatever else ran on it.
 """
 
-import argparse
+from __future__ import annotations
+
+import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from browser import Browser
+import common
+from browser import Browser, Page
 from PIL import Image
 
 from forecache.compare import page
 from forecache.compare.comparer import Comparer
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
 DONE = "document.querySelector('#figures table') && document.querySelector('#difference img')?.complete"
 
 
-def compare(tab, fill):
-    """Fill in, press Compare, and wait for the figures."""
+def compare(tab: Page, fields: Mapping[str, str]) -> None:
+    """Fill in the fields, press Compare, and wait for the figures."""
     tab.wait("document.querySelector('#compare')")
-    for selector, text in fill.items():
+    for selector, text in fields.items():
         tab.type(selector, text)
     tab.press("#compare")
     tab.wait(DONE, 300)
@@ -31,8 +34,8 @@ def compare(tab, fill):
     tab.run("new Promise((done) => setTimeout(done, 800))")  # transitions
 
 
-def small(path):
-    """As few bytes as a picture of flat colours needs."""
+def shrink(path: Path) -> None:
+    """Reduce a picture of flat colours to a palette."""
     with Image.open(path) as image:
         image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
             path, optimize=True
@@ -40,10 +43,10 @@ def small(path):
     print(path, path.stat().st_size)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=IMAGES)
-    out = parser.parse_args().out
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=common.IMAGES, help="a folder")
+    out = parser.parse_args(words).out
     comparer = Comparer()
     with tempfile.TemporaryDirectory() as folder:
         shown, address = page.serve(comparer, Path(folder), "127.0.0.1", None)
@@ -60,8 +63,8 @@ def main():
             narrow.picture(out / "compare-narrow.png", whole=True)
         shown.close(verbose=False)
     for name in ("light", "dark", "narrow"):
-        small(out / f"compare-{name}.png")
+        shrink(out / f"compare-{name}.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,7 +3,7 @@
     python benchmarks/speed.py                          tiny, dit-cpu and digits, one thread (a quarter of an hour)
     python benchmarks/speed.py tiny --rounds 3          one model, fewer rounds
 
-The same as `forecache bench`, once a model. 20 steps, guidance pairs; ratios as in `forecache.bench.speed`.
+The same as `forecache bench`, for each model. 20 steps, guidance pairs; ratios as in `forecache.bench.speed`.
 Writes benchmarks/results/speed-<model>.json with command, hardware and versions, docs/images/speed-<model>.png, and the
 tables between the markers in docs/measured/speed.md; with --out, all of it to that folder instead.
 """
@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import common
 import torch
-from digits import ROOT, fill
 
 from forecache.bench import speed
 from forecache.bench.subjects import open_subject, preset
@@ -25,57 +25,57 @@ from forecache.environment import environment
 from forecache.report import figures
 
 MODELS = {"tiny": 1, "dit-cpu": 1, "digits": 16}
-"""Images a call, of the models that a CPU can time."""
+"""Images of a call, for the models that a CPU can time."""
 PLANS = ("all-computed", "fora-25", "fora-50", "fora-75", "goc-50", "goc-75", "taylor-50", "taylor-75")
-PAGE = ROOT / "docs/measured/speed.md"
 
 
-def measure(name: str, args: argparse.Namespace) -> tuple[list[speed.Timed], dict]:
+def measure(name: str, args: argparse.Namespace) -> tuple[list[speed.PlanSpeed], dict]:
+    """The rows of a model, and their document."""
     subject = open_subject(name, 2 * MODELS[name], "cpu")
     grid = subject.grid(args.steps)
-    plans = {each: preset(each, args.steps).plan(grid) for each in PLANS}
+    plans = {name: preset(name, args.steps).plan(grid) for name in PLANS}
     rows = speed.measure(subject, plans, rounds=args.rounds, on_run=lambda plan: print(f"{name}: {plan}", flush=True))
-    settings = {"command": " ".join(["python benchmarks/speed.py", *args.words]), "steps": args.steps}
+    settings = {"command": common.command("speed.py", args.words), "steps": args.steps}
     settings |= {"batch": MODELS[name], "guidance": True, "rounds": args.rounds}
     return rows, speed.document(subject, rows, settings)
 
 
-def lines(name: str, rows: Sequence[speed.Timed], document: dict) -> list[str]:
-    """The table with a note, and what a run of GOC takes over one of FORA."""
+def lines(name: str, rows: Sequence[speed.PlanSpeed], document: dict) -> list[str]:
+    """The table with its note, in which a run of GOC is compared with one of FORA."""
     by_name = {row.name: row for row in rows}
-    place, model, settings = document["environment"], document["model"], document["settings"]
+    model, settings = document["model"], document["settings"]
     goc = by_name["goc-50"].over(by_name["fora-50"])
     note = (
         f"{name}, {settings['steps']} steps, {model['rows']} samples a call, {settings['rounds']} rounds. "
         f"{speed.LEGEND} A run of goc-50 over one of fora-50: {goc.median:.3f} ({goc.low:.3f} to {goc.high:.3f}). "
-        f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}, diffusers {place['diffusers']}."
+        f"{common.machine(document['environment'], 'threads', 'diffusers')}."
     )
-    picture = f"![Time against MACs](../images/speed-{name}.png)"
+    picture = common.picture(f"table bench {name}", f"speed-{name}.png", "Time against MACs")
     return [*speed.table(rows), "", note, "", picture]
 
 
 def main(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("models", nargs="*", default=list(MODELS), help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=None, help="a folder for everything that is written")
     args = parser.parse_args(words)
     args.words = list(words)
-    if strange := set(args.models) - set(MODELS):
-        parser.error(f"there is no model {strange.pop()!r}; there are {', '.join(MODELS)}")
+    if unknown := set(args.models) - set(MODELS):
+        parser.error(f"there is no model {unknown.pop()!r}; there are {', '.join(MODELS)}")
     torch.set_num_threads(args.threads)
     for name in args.models:
         rows, document = measure(name, args)
-        results, images = (args.out, args.out) if args.out else (ROOT / "benchmarks/results", ROOT / "docs/images")
+        results, images = (args.out, args.out) if args.out else (common.RESULTS, common.IMAGES)
         results.mkdir(parents=True, exist_ok=True)
         (results / f"speed-{name}.json").write_text(json.dumps(document, indent=1) + "\n")
         figures.draw_speed(rows, images / f"speed-{name}.png", f"{name}, {args.steps} steps, {environment()['cpu']}")
         text = lines(name, rows, document)
         print("\n".join(text))
         if args.out is None:
-            fill(PAGE, f"table bench {name}", text)
+            common.fill_page(f"table bench {name}", text)
         else:
             (args.out / f"speed-{name}.md").write_text("\n".join(text) + "\n")
 

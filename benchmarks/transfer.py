@@ -1,6 +1,6 @@
 """A plan that was tuned at one guidance and number of steps, applied at others, beside what needs no tuning.
 
-    python benchmarks/transfer.py                  digits, the ready plans of 10 and 7 computed steps (ten minutes)
+    python benchmarks/transfer.py                  digits, the shipped plans of 10 and 7 computed steps (ten minutes)
     python benchmarks/transfer.py --samples 20     a quicker look
 
 At other guidance the plan runs as it is. At another number of steps it is stretched (`forecache.plan.resampled`);
@@ -10,13 +10,11 @@ Writes benchmarks/results/transfer-digits.json and the tables between the marker
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import common
 import torch
-from digits import ROOT, fill
 
 import forecache as fc
 from forecache import zoo
@@ -33,6 +31,7 @@ MOST, SEED, BATCH = 80.0, 0, 100
 
 
 def untuned(interval: int) -> dict[str, fc.Method]:
+    """The methods that need no tuning, at an interval."""
     base = fc.fora(interval)
     return {
         f"GOC 0.8, N = {interval}": fc.goc(base, 0.8),
@@ -41,23 +40,24 @@ def untuned(interval: int) -> dict[str, fc.Method]:
 
 
 def stretched(plan: fc.Plan, num_steps: int, order: int = 1) -> dict[str, fc.Plan]:
-    """The plan at another number of steps: as it is where it can be, else its schedule with feedback on Taylor's."""
+    """The plan at another number of steps: stretched if it can be, else its schedule under Taylor with feedback."""
     pattern = "".join("#" if cell.computed else "." for cell in plan.rows[0])
-    found: dict[str, fc.Plan] = {}
+    plans: dict[str, fc.Plan] = {}
     if num_steps == plan.num_steps:
         return {"tuned": plan}
     try:
-        found["tuned, stretched"] = fc.plan.resampled(plan, num_steps)
+        plans["tuned, stretched"] = fc.plan.resampled(plan, num_steps)
     except fc.errors.PlanError:
         base = fc.plan.resampled(fc.explicit(pattern=pattern).plan(plan.grid), num_steps)
         steps = "".join("#" if cell.computed else "." for cell in base.rows[0])
         for strength in (0.5, 0.8):
             method = fc.feedback(fc.explicit(pattern=steps), order, strength)
-            found[f"its schedule stretched, Taylor {order}, feedback {strength:g}"] = method.plan(base.grid)
-    return found
+            plans[f"its schedule stretched, Taylor {order}, feedback {strength:g}"] = method.plan(base.grid)
+    return plans
 
 
 def measure(samples: int) -> list[dict[str, object]]:
+    """A row for each setting and plan."""
     source = sources.as_source(zoo.load_digits())
     labels = [number % 10 for number in range(samples)]
     settings = [(TUNED_AT[0], guidance) for guidance in GUIDANCES]
@@ -85,14 +85,14 @@ def measure(samples: int) -> list[dict[str, object]]:
 
 
 def table(rows: list[dict[str, object]]) -> list[str]:
-    """One line a setting and plan; the best in bold."""
+    """A line for each setting and plan, the best PSNR in bold."""
     lines = ["| steps | guidance | plan tuned at 20 steps, 1.5 | PSNR, dB | without tuning | PSNR, dB |"]
     lines.append("|---|---|---|---|---|---|")
     keys = dict.fromkeys((row["steps"], row["guidance"], row["plan"]) for row in rows)
     for key in keys:
-        mine = [row for row in rows if (row["steps"], row["guidance"], row["plan"]) == key]
-        tuned, plain = ([row for row in mine if ("N =" in str(row["name"])) is is_plain] for is_plain in (False, True))
-        ours, theirs = (max(each, key=_psnr) for each in (tuned, plain))
+        here = [row for row in rows if (row["steps"], row["guidance"], row["plan"]) == key]
+        tuned, plain = ([row for row in here if ("N =" in str(row["name"])) is is_plain] for is_plain in (False, True))
+        ours, theirs = (max(group, key=_psnr) for group in (tuned, plain))
         cells = [_cells(row, _psnr(row) >= max(_psnr(ours), _psnr(theirs))) for row in (ours, theirs)]
         lines.append(f"| {key[0]} | {key[1]:g} | {' | '.join(cells)} |")
     return lines
@@ -108,24 +108,21 @@ def _psnr(row: Mapping[str, object]) -> float:
     return float(str(row["psnr_db"]))
 
 
-def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=200, help="digits of a row")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     rows = measure(args.samples)
     place = environment()
-    about = {
-        "command": " ".join(["python benchmarks/transfer.py", *words]), "environment": place, "samples": args.samples
-    }  # fmt: skip
-    (ROOT / "benchmarks/results/transfer-digits.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    about = {"command": common.command("transfer.py", words), "environment": place, "samples": args.samples}
+    common.save("transfer-digits", about | {"rows": rows})
     note = (
         f"digits, DDIM, {args.samples} samples of seed {SEED}, PSNR to the samples without a cache at the same "
-        f"setting; the better of what is named of each kind. {place['cpu']}, torch {place['torch']}, diffusers "
-        f"{place['diffusers']}."
+        f"setting; the best plan of each kind. {common.machine(place, 'diffusers')}."
     )
-    fill(ROOT / "docs/measured/tuned-plans.md", "table transfer", [*table(rows), "", note])
+    common.fill_page("table transfer", [*table(rows), "", note])
 
 
 if __name__ == "__main__":

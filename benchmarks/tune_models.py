@@ -1,24 +1,23 @@
-"""Tuning DiT-XL/2, PixArt, FLUX and Wan: the command for each, and the GPU hours that it needs.
+"""Tuning of DiT-XL/2, PixArt, FLUX and Wan: the command for each, and the GPU hours that it needs.
 
-    python benchmarks/tune_models.py                     the table in docs/tuning.md: exact MACs from shapes, no weights
-    python benchmarks/tune_models.py --run DiT-XL/2      the command itself, on a GPU with the weights at hand
+    python benchmarks/tune_models.py                     the table in docs/tuning.md: exact MACs from shapes (seconds)
+    python benchmarks/tune_models.py --run DiT-XL/2      the command itself, on a GPU with the weights at hand (hours)
 
 Hours are model calls times MACs a call over --tflops, the bf16 rate that a GPU reaches on such a model (an H100 about
-400 of its 989). Text encoders and decoders come on top. Nothing of this has been run on the real weights.
+400 of its 989). Text encoders and decoders are not counted. Nothing of this has been run on the real weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import common
 import torch
-from digits import ROOT, fill
 
 import forecache as fc
 from forecache.fit.tuning import proposals, refine, trial_runner, tuner
@@ -30,12 +29,22 @@ TFLOPS = 400.0
 
 @dataclass(frozen=True)
 class Subject:
-    """A model by its class, what it is made with, and the arguments of one call.
+    """A model to tune, from its shapes.
 
-    rows: of a call on one sample, two with a guidance pair. calls: of a step. what: is made.
+    output: size of an image or a video.
+    kind: class of the model in diffusers.
+    config: arguments of the class.
+    inputs: arguments of one call, for a number of rows.
+    rows: of a call on one sample; two with a guidance pair.
+    calls: model calls of a step.
+    steps: sampling steps.
+    samples: that are tuned on.
+    held_out: samples that judge.
+    schedules: sampled with for each speed-up.
+    command: that tunes it.
     """
 
-    what: str
+    output: str
     kind: str
     config: Mapping[str, Any]
     inputs: Callable[[int], Mapping[str, torch.Tensor | Mapping[str, Any]]]
@@ -59,7 +68,7 @@ class Subject:
         return self.calls * cost.macs_uncached // self.steps
 
     def passes(self) -> float:
-        """Whole runs of one sample without a cache that a tuning is worth."""
+        """The cost of a tuning, in runs of one sample without a cache."""
         noises = trial_runner.NOISES
         trials = self.schedules + proposals.LAST + tuner.FINALISTS * noises
         fixed, by_step = refine.most_samplings(0, noises), refine.most_samplings(1, noises)
@@ -136,35 +145,36 @@ MODELS = {
 
 
 def table(tflops: float) -> list[str]:
+    """The table, its note, and the commands."""
     lines = [
         "| model | of | TMACs a step | steps | samples | schedules | GPU hours |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, each in MODELS.items():
-        macs = each.macs()
-        hours = each.passes() * each.steps * 2 * macs / (tflops * 1e12) / 3600
+    for name, subject in MODELS.items():
+        macs = subject.macs()
+        hours = subject.passes() * subject.steps * 2 * macs / (tflops * 1e12) / 3600
         lines.append(
-            f"| {name} | {each.what} | {macs / 1e12:.2f} | {each.steps} | {each.samples} + {each.held_out} | "
-            f"{each.schedules} x {len(SPEEDUPS)} | {hours:.1f} |"
+            f"| {name} | {subject.output} | {macs / 1e12:.2f} | {subject.steps} | {subject.samples} + "
+            f"{subject.held_out} | {subject.schedules} x {len(SPEEDUPS)} | {hours:.1f} |"
         )
     speedups = ", ".join(f"{speedup:g}x" for speedup in SPEEDUPS)
     note = (
         f"Plans for {speedups} fewer MACs; samples: tuned on + held out. MACs are counted from shapes, guidance "
         f"included; hours are of one GPU at {tflops:g} TFLOP/s, without text encoders and decoders."
     )
-    return [*lines, "", note, "", "```text", *(each.command for each in MODELS.values()), "```"]
+    return [*lines, "", note, "", "```text", *(subject.command for subject in MODELS.values()), "```"]
 
 
-def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str]) -> None:
+    parser = common.parser(__doc__)
     parser.add_argument("--run", choices=list(MODELS), help="run the command of this model instead")
-    parser.add_argument("--tflops", type=float, default=TFLOPS)
+    parser.add_argument("--tflops", type=float, default=TFLOPS, help="bf16 rate of the GPU on such a model")
     args = parser.parse_args(words)
     if args.run:
-        sys.exit(subprocess.run(shlex.split(MODELS[args.run].command), check=False, cwd=ROOT).returncode)
+        sys.exit(subprocess.run(shlex.split(MODELS[args.run].command), check=False, cwd=common.ROOT).returncode)
     lines = table(args.tflops)
     print("\n".join(lines))
-    fill(ROOT / "docs/tuning.md", "table models", lines)
+    common.fill_page("table models", lines)
 
 
 if __name__ == "__main__":

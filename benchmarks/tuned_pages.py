@@ -1,10 +1,12 @@
-"""Tables and pictures of what benchmarks/tuned.py measured."""
+"""Tables and pictures of the results of benchmarks/tuned.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import common
 
 import forecache as fc
 from forecache.report import figures
@@ -14,12 +16,12 @@ PEERS = ("cache-dit", "diffusers")
 
 
 def pattern(plan: fc.Plan) -> str:
-    """The schedule of a tuned plan."""
+    """The pattern of a tuned plan."""
     return "".join("#" if cell.computed else "." for cell in plan.rows[0])
 
 
 def forecast(plan: fc.Plan) -> str:
-    """The forecast of a tuned plan by its name, as its provenance has it."""
+    """The forecast of a tuned plan, as its provenance names it."""
     return plan.provenance["method"].split(", ", 1)[1].strip("')")
 
 
@@ -29,14 +31,15 @@ def unrefined(plan: fc.Plan) -> str:
 
 
 def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
+    """A line for each cache, those that compute most steps first, then by PSNR."""
     timed = any("less_time" in row for row in rows)
     heads = ["computed", "cache", "fewer MACs", *(["less time"] if timed else []), "PSNR, dB", "Fréchet", "as asked"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    chosen = [row for row in rows if row["name"] == "no cache"]
+    ordered = [row for row in rows if row["name"] == "no cache"]
     for count in counts:
-        mine = [row for row in rows if row["computed"] == count]
-        chosen += sorted(mine, key=lambda row: -(row["psnr_db"] or 0))
-    for row in chosen:
+        of_count = [row for row in rows if row["computed"] == count]
+        ordered += sorted(of_count, key=lambda row: -(row["psnr_db"] or 0))
+    for row in ordered:
         near = f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else ""
         name = f"**{row['name']}**" if row["name"].startswith("tuned") else row["name"]
         macs, time = (f"{row[key]:.2f}x" if row.get(key) else "" for key in ("fewer_macs", "less_time"))
@@ -46,11 +49,11 @@ def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     return lines
 
 
-def draw(found: Sequence[Row], counts: Sequence[int], path: Path, title: str) -> None:
+def draw(measured: Sequence[Row], counts: Sequence[int], path: Path, title: str) -> None:
     """PSNR against computed steps: tuned plans as a line, the others as points."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    rows = [row for row in found if row["psnr_db"] is not None and row["computed"] in counts]
+    rows = [row for row in measured if row["psnr_db"] is not None and row["computed"] in counts]
     kinds = {
         "tuned": ("o-", [row for row in rows if row["name"] == "tuned"]),
         "fewer steps, no cache": ("v", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
@@ -73,20 +76,20 @@ def draw(found: Sequence[Row], counts: Sequence[int], path: Path, title: str) ->
     plt.close(figure)
 
 
-def summary(found: Sequence[Row], counts: Sequence[int]) -> list[str]:
-    """PSNR of the tuned plans beside the best of every other kind, for the README."""
+def summary(measured: Sequence[Row], counts: Sequence[int]) -> list[str]:
+    """PSNR of the tuned plans beside the best row of every other kind, for the README."""
     lines = [
         "| computed | tuned | best published method | best other library | as many steps |",
         "|---|---|---|---|---|",
     ]
     for count in counts:
-        mine = [row for row in found if row["computed"] == count and row["psnr_db"] is not None]
-        tuned = next((row for row in mine if row["name"] == "tuned"), None)
+        of_count = [row for row in measured if row["computed"] == count and row["psnr_db"] is not None]
+        tuned = next((row for row in of_count if row["name"] == "tuned"), None)
         if tuned is None:
             continue
-        plain = [row for row in mine if row["name"][0].isdigit()]
-        theirs = [row for row in mine if row["name"].startswith(PEERS)]
-        published = [row for row in mine if row is not tuned and row not in plain and row not in theirs]
+        plain = [row for row in of_count if row["name"][0].isdigit()]
+        theirs = [row for row in of_count if row["name"].startswith(PEERS)]
+        published = [row for row in of_count if row is not tuned and row not in plain and row not in theirs]
         best = [max(rows, key=lambda row: row["psnr_db"], default=None) for rows in (published, theirs, plain)]
         others = [f"{row['psnr_db']:.1f} ({row['name'].removeprefix('ours: ')})" if row else "" for row in best]
         others[2] = others[2].split(" (")[0]
@@ -97,24 +100,23 @@ def summary(found: Sequence[Row], counts: Sequence[int]) -> list[str]:
 
 
 def ready(plans: Iterable[tuple[str, fc.Plan]]) -> list[str]:
-    """The plans that ship, and what their provenance says."""
+    """The plans that ship, with their provenance."""
     lines = ["| model | computed | schedule | found | PSNR to no cache |", "|---|---|---|---|---|"]
     for model, plan in plans:
         steps = pattern(plan)
-        found = f"{forecast(plan)}; {plan.provenance['tuned'].split(' with')[0]}"
+        origin = f"{forecast(plan)}; {plan.provenance['tuned'].split(' with')[0]}"
         of = f"{steps.count('#')} of {plan.num_steps}"
-        lines.append(f"| {model} | {of} | `{steps}` | {found} | {plan.provenance['psnr']} |")
+        lines.append(f"| {model} | {of} | `{steps}` | {origin} | {plan.provenance['psnr']} |")
     return lines
 
 
 def note(name: str, document: Mapping[str, Any]) -> str:
-    """Where the figures come from. name: such as digits-20."""
-    place = document["environment"]
+    """The note under the table, on how its figures were measured; name: such as digits-20."""
     model, steps = name.rsplit("-", 1)
     timed = any("less_time" in row for row in document["rows"])
-    clock = "Less time: 8 images in one call, median of 3 rounds in turn with no cache, within a tenth or so. "
+    clock = "Less time: 8 images in one call, median of 3 rounds alternating with no cache, within a tenth or so. "
     return (
         f"{model}, {steps} steps, {document['samples']} samples of seed {document['seed']}; tuned on other noise. PSNR "
         "to the samples without a cache; Fréchet distance of the judge's features to the MNIST test set. "
-        f"{clock * timed}{place['cpu']}, torch {place['torch']}, diffusers {place['diffusers']}."
+        f"{clock * timed}{common.machine(document['environment'], 'diffusers')}."
     )

@@ -1,7 +1,8 @@
-"""Other libraries' caches at a number of computed steps: by a mask where they take one, else by the threshold."""
+"""Other libraries' caches at a number of computed steps: by a mask if they take one, else by their threshold."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 from peer_caches import by_pattern, dbcache, first_block, mag, static
 from peer_runs import BARE, Cache, Called, Captioned, Running, Start, Subject
 from torch.utils.flop_counter import FlopCounterMode
-from tuned_others import halved, spread
+from tuned_others import bisect, spread
 
 from forecache.zoo import DigitsText
 
 PutOn = Callable[[Called], Start]
 THRESHOLDS = (0.02, 8.0)
 FEW = 10
-"""Samples on which thresholds are found and operations counted: some caches decide by what they see."""
+"""Samples on which thresholds are set and operations counted; some caches decide by the features."""
 
 
 class Peers:
@@ -29,7 +30,7 @@ class Peers:
         self._bare = self._flops(self._subject.under(Cache(BARE, "forecache", lambda called: lambda: None)))
 
     def caches(self, count: int) -> Iterator[tuple[str, Callable[[], Running]]]:
-        """Names, and what puts the cache on; that raises LookupError where no threshold computes so many steps."""
+        """Names, and functions that put the cache on; they raise LookupError if no threshold gives that many steps."""
         mask = by_pattern(spread(self._steps, count))
         masked = {
             "cache-dit static": static(mask),
@@ -44,8 +45,9 @@ class Peers:
             "diffusers FirstBlockCache": ("diffusers", first_block),
             "diffusers MagCache": ("diffusers", mag),
         }
-        for name, (package, made) in dynamic.items():
-            yield from self._installed(name, package, lambda made=made: self._at(made, count))
+        for name, (package, with_threshold) in dynamic.items():
+            at_count = functools.partial(self._at, with_threshold, count)
+            yield from self._installed(name, package, at_count)
 
     def about(self, running: Running) -> dict[str, Any]:
         """How many times fewer MACs a run has than one without a cache, and which steps the middle block computes."""
@@ -61,18 +63,18 @@ class Peers:
 
         yield name, lambda: self._subject.under(Cache(name, package, put_on()))
 
-    def _at(self, made: Callable[[float], PutOn], count: int) -> PutOn:
-        """With the smallest threshold that computes no more steps; LookupError if that is fewer."""
+    def _at(self, with_threshold: Callable[[float], PutOn], count: int) -> PutOn:
+        """The cache with the smallest threshold that computes no more steps; LookupError if that computes fewer."""
 
         def computed(threshold: float) -> int:
-            running = self._subject.under(Cache("tried", "forecache", made(threshold)))
+            running = self._subject.under(Cache("tried", "forecache", with_threshold(threshold)))
             return sum(attention for attention, _ in running.counted(self._subject.few(FEW)))
 
         low, high = map(math.log, THRESHOLDS)
-        at_most = math.exp(-halved(lambda minus: computed(math.exp(-minus)) <= count, -high, -low, 8))
-        if (found := computed(at_most)) != count:
-            raise LookupError(f"The threshold that computes at most {count} steps computes {found}.")
-        return made(at_most)
+        at_most = math.exp(-bisect(lambda minus: computed(math.exp(-minus)) <= count, -high, -low, 8))
+        if (steps := computed(at_most)) != count:
+            raise LookupError(f"The threshold that computes at most {count} steps computes {steps}.")
+        return with_threshold(at_most)
 
     def _flops(self, running: Running) -> float:
         with FlopCounterMode(display=False) as counter:

@@ -162,7 +162,7 @@ def test_the_pictures_of_schedules_are_what_the_code_draws():
 
 def test_a_schedule_is_drawn_cell_by_cell():
     grid = fc.Grid(4, (fc.parts.Site("a", 0, "attn"), fc.parts.Site("b<", 0, "mlp")))
-    picture = script("schedules").drawn(fc.explicit(pattern="#..#").plan(grid))
+    picture = script("schedules").draw(fc.explicit(pattern="#..#").plan(grid))
     cells = re.findall(r'<rect x="(\d+)" y="(\d+)" width="22" height="7" fill="(#\w+)"', picture)
     assert [colour for *_, colour in cells] == 2 * ["#4a6fb5", "#808794", "#808794", "#4a6fb5"]
     assert len({(x, y) for x, y, _ in cells}) == 8
