@@ -9,10 +9,12 @@ besides its version stay, and the script fails if they do not. Files that are of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -59,8 +61,9 @@ def convert_tensors(path: Path, document: Document) -> bool:
     return True
 
 
-def main() -> None:
-    """Convert what is older than today's version, and name it."""
+def main(words: Sequence[str]) -> None:
+    """Convert the files of older versions, and name them."""
+    common.parser(__doc__).parse_args(words)
     for path in sorted(ASSETS.rglob("*.safetensors")):
         for document in TENSOR_FILES:
             if convert_tensors(path, document):
@@ -68,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -29,7 +29,7 @@ def scripts(monkeypatch):
         return __import__(name)
 
     yield get
-    for name in ("digits", "speed", "least", "peers", "peer_runs", "peer_caches", "tuned_others", "tuned_peers"):
+    for name in ("common", "speed", "least", "peers", "peer_runs", "peer_caches", "tuned_others", "tuned_peers"):
         sys.modules.pop(name, None)
 
 

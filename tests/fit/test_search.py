@@ -241,7 +241,7 @@ def test_a_file_that_was_spoilt_is_refused(digits, tmp_path, change, sentence):
 def test_a_score_that_cannot_be_ranked_is_refused_with_its_pattern(digits, tmp_path, value):
     score = Score("mine", lambda images, context: value)
     with pytest.raises(
-        fc.errors.InputError, match=rf"mine of the pattern {PATTERNS[0]} is .*{value}, .*: see the score"
+        fc.errors.InputError, match=rf"mine of the pattern {PATTERNS[0]} is .*{value}, .*: check the score"
     ):
         search(digits, score=score, path=tmp_path / "s.json")
     assert not (tmp_path / "s.json").exists()
@@ -250,7 +250,7 @@ def test_a_score_that_cannot_be_ranked_is_refused_with_its_pattern(digits, tmp_p
 def test_images_that_are_not_finite_are_named_as_the_cause(digits):
     for parameter in digits.transformer.proj_out_2.parameters():
         parameter.data.fill_(math.nan)
-    with pytest.raises(fc.errors.InputError, match=r"is nan, .*: see the images, which are not finite themselves"):
+    with pytest.raises(fc.errors.InputError, match=r"is nan, .*: check the images, which are not finite themselves"):
         search(digits)
 
 
