@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # scripts of training/ can be imported, too
 RESULTS = ROOT / "benchmarks/results"
 IMAGES = ROOT / "docs/images"
 WORK = ROOT / "out"

@@ -135,7 +135,7 @@ def test_bench_writes_a_table_a_picture_and_what_was_measured(forecache, tmp_pat
     code, out, err = forecache("bench", *words, "--device", "cpu", "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     assert re.search(rf"mine +{plan.cost(tiny.model).speedup:.2f}x", out)
-    assert "!" not in out.split("! where")[0]
+    assert "!" not in out.split("! marks")[0]
     record = json.loads((tmp_path / "out/bench.json").read_text())
     rows = {row["name"]: row for row in record["rows"]}
     assert list(rows) == ["no cache", "fora-50", "mine"]
