@@ -50,6 +50,15 @@ def test_nothing_is_reused_at_threshold_0_and_everything_measured_at_a_high_one(
     assert fc.smoothcache(statistics(CHANGES), 9.0).plan(GRID).picture() == "#..#.."
 
 
+def test_a_change_of_exactly_the_threshold_is_computed():
+    """A step is skipped below the threshold only: at 0 nothing is, not even features that do not change."""
+    equal = {kind: [[0.25, 0.25]] * T for kind in ("attn", "mlp")}
+    assert fc.smoothcache(statistics(equal), 0.25).plan(GRID).picture() == "#" * T
+    assert fc.smoothcache(statistics(equal), 0.2500001).plan(GRID).picture() == "#..#.."
+    still = {kind: [[0.0, 0.0]] * T for kind in ("attn", "mlp")}
+    assert fc.smoothcache(statistics(still), 0.0).plan(GRID).picture() == "#" * T
+
+
 def test_statistics_of_another_run_are_refused():
     method = fc.smoothcache(statistics(CHANGES), 0.2)
     with pytest.raises(fc.errors.StatisticsError, match="6 steps, and the plan is for 7"):

@@ -17,6 +17,8 @@ from support.statistics import measured
 from support.traces import everything
 
 import forecache as fc
+from forecache.parts.corrections import Drift
+from forecache.parts.grid import Cell
 from forecache.zoo import Digits
 
 T = 20
@@ -50,6 +52,20 @@ def series(*averages):
     stats = measured(grid, tokens=2, width=3)
     stats.means[0][:] = torch.tensor(averages)[:, None, None]
     return stats, grid
+
+
+def test_a_computed_step_ends_a_correction_even_if_the_old_feature_is_read_again():
+    """Step 3 reads step 0, past the feature computed at 2: its gain is that of its own trend, 1 -> 4, alone.
+
+    No forecast of ours reads so, and for the others nothing depends on it: the decision is pinned here.
+    """
+    stats, grid = series(0.0, 2.0, 1.0, 4.0)
+    corrector = Drift(stats, 0.5, judge="all").corrector(grid.sites[0], grid)
+    cells = [Cell(), Cell(((0, 1.0),)), Cell(), Cell(((0, 1.0),))]
+    gains = [corrector.correct(step, cell).gain for step, cell in enumerate(cells)]
+    assert [gain is not None for gain in gains] == [False, True, False, True]
+    assert corrector.constants[gains[1]].unique().tolist() == [1.0]  # 1 + 0.5 * (2 - 0) = 1 + gain
+    assert corrector.constants[gains[3]].unique().tolist() == [1.5]  # not (1 + 1) * (1 + 1.5) - 1
 
 
 def emitted(method, grid, inputs):

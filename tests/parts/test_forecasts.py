@@ -11,7 +11,7 @@ import forecache as fc
 from forecache.errors import PlanError
 from forecache.parts.forecasts import Feedback, Gradient, Reuse, Taylor
 
-steps = st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True).map(lambda each: sorted(each, reverse=True))
+steps = st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True).map(lambda drawn: sorted(drawn, reverse=True))
 """A skipped step and the steps before it, newest first, at any spacing."""
 
 forecasts = st.one_of(
@@ -33,15 +33,6 @@ def test_weights_sum_to_one_at_any_spacing(forecast, drawn):
     weights = forecast.weights(step, past[: forecast.length])
     assert len(weights) == min(len(past), forecast.length)
     assert math.fsum(weights) == pytest.approx(1, abs=1e-9 * max(map(abs, weights)))
-
-
-@given(st.integers(1, 5), steps.filter(lambda each: len(each) > 2), st.integers(-9, 9), st.integers(-9, 9))
-def test_taylor_of_order_one_and_above_reproduces_straight_lines(order, drawn, slope, height):
-    step, *past = drawn
-    forecast = Taylor(order)
-    scale = max(map(abs, forecast.weights(step, past[: forecast.length])))
-    line = estimate(forecast, step, past, lambda c: slope * c + height)
-    assert line == pytest.approx(slope * step + height, abs=1e-9 * 600 * scale)
 
 
 @given(st.integers(0, 4), steps, st.lists(st.integers(-20, 20), min_size=5, max_size=5))
@@ -88,18 +79,52 @@ def test_taylor_of_order_two_is_not_exact_on_parabolas_but_nearer_than_order_one
     assert errors[0] > errors[1] > errors[2] > 0
 
 
+COMPUTED = (9, 5, 2)
+"""Computed steps, newest first; 10 is estimated, and three steps were skipped before 9."""
+
+
 @pytest.mark.parametrize(
-    ("forecast", "history", "length"),
+    ("forecast", "reads"),
     [
-        (Reuse(), "computed", 1),
-        (Gradient(1.0), "emitted", 2),
-        (Gradient(1.0, "computed"), "computed", 2),
-        (Taylor(0), "computed", 1),
-        (Taylor(3), "computed", 4),
+        (Reuse(), {9: 1}),
+        (Gradient(0.6), {9: 1.2, 8: -0.2}),  # the estimate emitted before it, eta divided by the gap
+        (Gradient(0.6, "computed"), {9: 1.6, 5: -0.6}),
+        (Taylor(0), {9: 1}),
+        (Taylor(1), {9: 1.25, 5: -0.25}),
+        (Feedback(0, 0.6), {9: 1.3, 8: -0.2, 7: -0.2, 6: -0.2, 5: 0.3}),  # 1 + 0.2 * (3 + 2 + 1) / 4, ...
     ],
+    ids=str,
 )
-def test_a_forecast_says_what_it_reads(forecast, history, length):
-    assert (forecast.history, forecast.length) == (history, length)
+def test_the_steps_that_a_forecast_reads(forecast, reads):
+    found = forecast.reads(10, COMPUTED, None)
+    assert list(found) == list(reads), "newest first"
+    assert found == pytest.approx(reads)
+
+
+rules = st.one_of(
+    forecasts,
+    st.builds(Feedback, st.integers(0, 4), st.floats(0, 1)),
+)
+linear = st.one_of(st.builds(Taylor, st.integers(1, 5)), st.builds(Feedback, st.integers(1, 4), st.floats(0, 1)))
+"""Forecasts that know a slope."""
+
+
+@given(rules, steps)
+def test_what_a_rule_reads_was_emitted_before_and_its_weights_sum_to_one(rule, drawn):
+    step, *computed = drawn
+    reads = rule.reads(step, computed, None)
+    assert list(reads) == sorted(reads, reverse=True)
+    assert all(0 <= source <= computed[0] for source in reads)
+    assert math.fsum(reads.values()) == pytest.approx(1, abs=1e-9 * max(map(abs, reads.values())))
+
+
+@given(linear, steps.filter(lambda drawn: len(drawn) > 2), st.integers(-9, 9), st.integers(-9, 9))
+def test_a_rule_that_knows_a_slope_continues_a_straight_line_at_any_spacing(rule, drawn, slope, height):
+    """Whatever it reads lies on the line: computed features, and estimates that were right."""
+    step, *computed = drawn
+    reads = rule.reads(step, computed, None)
+    line = math.fsum(weight * (slope * source + height) for source, weight in reads.items())
+    assert line == pytest.approx(slope * step + height, abs=1e-9 * 600 * max(map(abs, reads.values())))
 
 
 def test_a_negative_order_is_refused():

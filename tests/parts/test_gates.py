@@ -75,3 +75,27 @@ def test_a_narrowed_gate_still_checks_its_listed_steps():
     gate = gates.at_depth(0, 9, gates.on_steps((2, 3)))
     with pytest.raises(fc.errors.PlanError, match=r"correct steps \[2\]"):
         fc.goc(fc.fora(2), 0.8, gate=gate).plan(fc.Grid(6, (fc.parts.Site("blocks.0.mlp", 0, "mlp"),)))
+
+
+class Shares:
+    """Statistics of one site whose gradient points the wrong way in these shares of the sites, step by step."""
+
+    def __init__(self, *shares):
+        self.inverse_shares = shares
+
+    def check(self, grid):
+        pass
+
+
+def opened(gate, num_steps=3):
+    """``~`` where a gate is open, one sign a step."""
+    grid = fc.Grid(num_steps, SITES)
+    return "".join("~" if gate(step, SITES[0], grid) else "." for step in range(num_steps))
+
+
+def test_god_weighs_position_and_share_equally_and_closes_from_six_tenths_on():
+    """B = (position + N) / 2 by default, at positions 0, 0.5 and 1. Open below 0.6: the paper prints neither value."""
+    assert opened(gates.god(Shares(1.0, 0.69, 0.19))) == "~~~"
+    assert opened(gates.god(Shares(1.0, 0.71, 0.21))) == "~.."
+    assert opened(gates.god(Shares(0, 0.25, 0.5), threshold=0.375)) == "~.."  # B = 0, 0.375, 0.75: closed at B itself
+    assert gates.god(Shares(0, 0, 0)).show(fc.Grid(3, SITES)).startswith("gate god(gamma=0.5, threshold=0.6): ")
