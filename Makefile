@@ -56,7 +56,7 @@ statistics: $(READY)
 	cp out/digits-text-statistics-20.safetensors $(DIGITS)-text/statistics-20.safetensors
 	$(BIN)/forecache calibrate --model digits-text --samples 300 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
 
-# the tables of docs/methods/eoc.md, docs/methods/l2c.md, docs/which-method.md, docs/methods/procache.md, docs/measured/digits-text.md, docs/calibration.md, docs/evaluation.md and
+# the tables of docs/methods/eoc.md, docs/methods/l2c.md, docs/measured/methods.md, docs/methods/procache.md, docs/measured/digits-text.md, docs/calibration.md, docs/evaluation.md and
 # docs/sampling.md, docs/reproduce.md (four hours on two cores, after make statistics)
 tables: $(READY)
 	$(BIN)/python benchmarks/quality.py corrections

@@ -1,7 +1,7 @@
-"""What mkdocs builds beside the files of docs/: pages of files that lie elsewhere, of the notebook and of the commands.
+"""Pages that mkdocs builds from outside of docs/: the changelog, the notebook, the service and the commands.
 
-A link in any page is read from where its file lies in the repository. It leads to the page of the file that it names;
-a file without a page (code) is named, and not linked.
+A link is read from where its file lies in the repository, and leads to the page of the file that it names. A file
+without a page (code) is named without a link.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "examples/serve/README.md": "service.md",
 }
-"""Files of the repository that have a page, and which."""
+"""Files of the repository outside of docs/ that have a page -> the page."""
 
 NOTEBOOK = "docs/quickstart.ipynb"
 PAGES = {**ELSEWHERE, NOTEBOOK: "quickstart.md"}
@@ -37,17 +37,17 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages whose text lies elsewhere."""
+    """The files of the site with the generated pages added."""
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    for name, content in of_notebook(ROOT / NOTEBOOK).items():
+    for name, content in notebook_files(ROOT / NOTEBOOK).items():
         files.append(File.generated(config, name, content=content))
-    files.append(File.generated(config, "commands.md", content=of_commands()))
+    files.append(File.generated(config, "commands.md", content=commands_page()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as the site has them."""
+    """The text of a page with the links of the site."""
     origins = {name: source for source, name in PAGES.items()}
     origin = origins.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     known = {file.src_uri for file in files}
@@ -59,46 +59,44 @@ def _linked(link: re.Match[str], origin: str, here: str, known: set[str]) -> str
     path, hash_, anchor = target.partition("#")
     if not path or re.match(r"[a-z]+:", target):
         return link[0]
-    place = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
-    if not (ROOT / place).exists() and place.removeprefix("docs/") not in known:
-        return link[0]  # mkdocs says that it leads nowhere
-    page = PAGES.get(place, place.removeprefix("docs/"))
+    file = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+    if not (ROOT / file).exists() and file.removeprefix("docs/") not in known:
+        return link[0]  # mkdocs reports that it leads nowhere
+    page = PAGES.get(file, file.removeprefix("docs/"))
     if page not in known:
         return text if "`" in text else f"`{text}`"
     return f"[{text}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_}{anchor})"
 
 
-def of_commands() -> str:
-    """Every command with its options, as `--help` has them."""
+def commands_page() -> str:
+    """The page of all commands with their options, as `--help` prints them."""
     for module in pkgutil.iter_modules(cli.__path__):
         importlib.import_module(f"forecache.cli.{module.name}")
     command = typer.main.get_command(importlib.import_module("forecache.cli.terminal").app)
     context = typer.Context(command, info_name="forecache")  # type: ignore[arg-type]
     text = get_docs_for_click(obj=command, ctx=context, name="forecache", title="The command line")
-    title, *each = text.replace("* `--help`: Show this message and exit.\n", "").split("\n## `")
-    return "\n## `".join([title.partition("**Usage**")[0], *each])
+    title, *sections = text.replace("* `--help`: Show this message and exit.\n", "").split("\n## `")
+    return "\n## `".join([title.partition("**Usage**")[0], *sections])
 
 
-def of_notebook(path: Path) -> dict[str, str | bytes]:
-    """The page of a notebook, and its pictures, by their names in the site."""
-    made: dict[str, str | bytes] = {}
+def notebook_files(path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook and its pictures, by their names in the site."""
+    pictures: dict[str, bytes] = {}
     parts = []
-    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+    for cell_number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        for place, output in enumerate(cell.get("outputs", ())):
-            name = f"images/{path.stem}-{number}-{place}.png"
-            parts.append(_shown(output, name, made))
+        for output_number, output in enumerate(cell.get("outputs", ())):
+            parts.append(_output(output, f"images/{path.stem}-{cell_number}-{output_number}.png", pictures))
     parts.append(f'<a href="{path.name}" download>The notebook as a file</a>')
-    made[f"{path.stem}.md"] = "\n\n".join(filter(None, parts)) + "\n"
-    return made
+    return {**pictures, f"{path.stem}.md": "\n\n".join(filter(None, parts)) + "\n"}
 
 
-def _shown(output: dict[str, Any], name: str, made: dict[str, str | bytes]) -> str:
-    """An output as Markdown; a picture goes into ``made``."""
+def _output(output: dict[str, Any], name: str, pictures: dict[str, bytes]) -> str:
+    """An output of a cell as Markdown; a picture is added to ``pictures`` under its name."""
     data = output.get("data", {})
     if "image/png" in data:
-        made[name] = base64.b64decode("".join(data["image/png"]))
+        pictures[name] = base64.b64decode("".join(data["image/png"]))
         return f"![Output]({name})"
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     return f"```{{.text .output}}\n{text}\n```" if text else ""

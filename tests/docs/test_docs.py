@@ -10,26 +10,27 @@ from support.documents import blocks
 from forecache.report import html
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HUB = "facebook/DiT-XL-2-256"
 PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
 
 
 def with_python():
+    """The pages with Python that is run block by block; test_extending.py runs files."""
     return [page for page in PAGES if blocks(page, "python")]
 
 
 @pytest.fixture
-def kinds_as_before():
-    """docs/report.md adds a kind of file, which other tests are not to find."""
+def _kinds_restored():
+    """Takes out again the kind of file that docs/report.md adds."""
     before = dict(html.KINDS)
     yield
     html.KINDS.clear()
     html.KINDS.update(before)
 
 
-@pytest.mark.parametrize("page", with_python(), ids=lambda page: page.name)
-@pytest.mark.usefixtures("short_tuning", "kinds_as_before")
+@pytest.mark.parametrize("page", with_python(), ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.usefixtures("short_tuning", "_kinds_restored")
 def test_python_blocks_run(page, pipe_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -1,5 +1,5 @@
-"""The documentation site: it builds, loads nothing from elsewhere and names all that is public; its pictures are what
-the code draws, and the notebook runs.
+"""The documentation site: it builds, loads nothing from elsewhere and documents every public name; its pictures are
+those that the code draws, and the notebook runs.
 """
 
 import functools
@@ -24,8 +24,11 @@ import forecache as fc
 ROOT = Path(__file__).parent.parent.parent
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers", "nbclient", "ipykernel")
 TOOLS = [name for name in NEEDED if not importlib.util.find_spec(name)]
-PUBLIC = ["adapters", "evaluate", "reports", "zoo", "tokens", "reproduction"]
-"""Modules with a table of contents of their own; those that `forecache.__all__` names are found by themselves."""
+PACKAGES = [
+    "", "parts", "evaluate", "models", "plan", "methods", "runtime", "sampling", "zoo", "fit", "fit.tuning",
+    "reproduce", "report.html", "compare",
+]  # fmt: skip
+"""The packages whose tables of contents are public."""
 
 pytestmark = pytest.mark.skipif(bool(TOOLS), reason=f"{TOOLS} not installed: pip install 'forecache[docs]'")
 
@@ -42,7 +45,7 @@ def site(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """What a page refers to, and its own anchors."""
+    """The links, loaded files, anchors and classes of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -50,14 +53,14 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, name, attributes):
-        found = dict(attributes)
-        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
-        self.classes |= set((found.get("class") or "").split())
-        if name == "a" and found.get("href"):
-            self.links.append(found["href"])
-        self.loads += [found[key] for key in ("src", "data") if found.get(key)]
-        if name == "link" and "canonical" not in (found.get("rel") or ""):
-            self.loads.append(found["href"])
+        values = dict(attributes)
+        self.ids |= {values[key] for key in ("id", "name") if values.get(key)}
+        self.classes |= set((values.get("class") or "").split())
+        if name == "a" and values.get("href"):
+            self.links.append(values["href"])
+        self.loads += [values[key] for key in ("src", "data") if values.get(key)]
+        if name == "link" and "canonical" not in (values.get("rel") or ""):
+            self.loads.append(values["href"])
 
 
 @pytest.fixture(scope="session")
@@ -69,25 +72,55 @@ def is_local(target):
     return not re.match(r"[a-z]+:|//", target)
 
 
-def anchor(name):
-    """Of a public name. A function with the name of its module (calibrate, search) stands under where it lies."""
-    found, module = getattr(fc, name), sys.modules.get(f"forecache.{name}")
-    return f"forecache.{name}" if module in (None, found) else f"{found.__module__}.{found.__name__}"
+def named(path):
+    """The object that a path such as ``forecache.parts.gates.god`` names; None where there is none."""
+    value, *words = path.split(".")
+    value = importlib.import_module(value)
+    for word in words:
+        module = getattr(value, "__name__", "")
+        if not hasattr(value, word) and importlib.util.find_spec(f"{module}.{word}") is not None:
+            importlib.import_module(f"{module}.{word}")
+        value = getattr(value, word, None)
+    return value
 
 
-def test_every_public_name_stands_in_the_reference(site, pages):
-    known = set().union(*(page.ids for path, page in pages.items() if path.parent.name == "api"))
-    wanted = {anchor(name) for name in fc.__all__ if name != "__version__"}
-    for name in PUBLIC:
-        module = importlib.import_module(f"forecache.{name}")
-        wanted |= {f"forecache.{name}.{each}" for each in module.__all__}
-    missing = sorted(wanted - known)
+def public_names():
+    """Path -> object of every public name, without ``__version__`` and the packages themselves."""
+    paths = {}
+    for package in PACKAGES:
+        module = importlib.import_module(".".join(filter(None, ["forecache", package])))
+        paths |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
+    listed = {f"forecache.{package}" for package in PACKAGES}
+    return {path: value for path, value in paths.items() if path != "forecache.__version__" and path not in listed}
+
+
+REFERENCE = re.compile(r"^::: (\S+)", re.MULTILINE)
+
+
+def documented_names():
+    return [name for page in (ROOT / "docs/api").glob("*.md") for name in REFERENCE.findall(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("name", documented_names())
+def test_the_reference_documents_names_that_exist(name):
+    assert named(name) is not None
+
+
+def test_the_reference_documents_every_public_name_once():
+    documented = documented_names()
+    assert len(set(documented)) == len(documented)
+    known = {id(named(name)) for name in documented}
+    missing = sorted(path for path, value in public_names().items() if id(value) not in known)
     assert not missing, f"add '::: {missing[0]}' to a page of docs/api (and {len(missing) - 1} more: {missing[1:9]})"
+
+
+def test_every_documented_name_has_an_anchor(site, pages):
+    anchors = set().union(*(page.ids for path, page in pages.items() if path.parent.name == "api"))
+    assert not sorted(set(documented_names()) - anchors)
     assert "forecache.__version__" in (site / "api/index.html").read_text(encoding="utf-8")
 
 
-def test_the_reference_says_something_of_every_name(site):
-    """A heading of the reference is followed by the first line of what it names."""
+def test_the_reference_has_the_docstring_of_every_name(site):
     text = re.sub(r"<[^>]+>", "", (site / "api/index.html").read_text(encoding="utf-8"))
     text = re.sub(r"\s+", " ", text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     text = re.sub(r"&#39;|&quot;", "'", text)
@@ -100,31 +133,31 @@ def test_the_reference_says_something_of_every_name(site):
 
 def test_nothing_is_loaded_from_elsewhere(site, pages):
     assert len(pages) > 25
-    assert {each for page in pages.values() for each in page.loads if not is_local(each)} == set()
+    assert {target for page in pages.values() for target in page.loads if not is_local(target)} == set()
     assert not any("mermaid" in page.classes for page in pages.values()), "mermaid would be fetched when it is seen"
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"url\(['\"]?(?:https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
 
 
 def test_every_reference_inside_the_site_leads_somewhere(site, pages):
-    """Also those that strictness does not see: in HTML of ours, and to anchors."""
+    """Also those that strict mode does not check: in HTML of ours, and to anchors."""
     for path, page in pages.items():
         if path.name == "404.html":
             continue
         for target in (*page.links, *page.loads):
-            place, _, anchor = target.partition("#")
+            file, _, anchor = target.partition("#")
             if not is_local(target):
                 continue
-            found = path if not place else (path.parent / unquote(place.partition("?")[0])).resolve()
-            found = found / "index.html" if found.is_dir() else found
-            assert found.exists(), (path.name, target)
-            if anchor and found.suffix == ".html":
-                assert unquote(anchor) in pages[found].ids, (path.name, target)
+            page_path = path if not file else (path.parent / unquote(file.partition("?")[0])).resolve()
+            page_path = page_path / "index.html" if page_path.is_dir() else page_path
+            assert page_path.exists(), (path.name, target)
+            if anchor and page_path.suffix == ".html":
+                assert unquote(anchor) in pages[page_path].ids, (path.name, target)
 
 
-def test_lists_and_tables_are_none_by_accident(site):
-    """What Markdown does not take for a list or a table stays in a paragraph, with its signs."""
-    for path in site.glob("*.html"):
+def test_no_list_or_table_is_left_as_text(site):
+    """A list or a table that Markdown does not recognise stays in a paragraph, with its signs."""
+    for path in site.rglob("*.html"):
         for paragraph in re.findall(r"<p>(.*?)</p>", path.read_text(encoding="utf-8"), re.DOTALL):
             assert not re.search(r"^\s*(?:- |\|.*\|$|```)", paragraph, re.MULTILINE), (path.name, paragraph[:200])
 
@@ -156,8 +189,8 @@ def script(name):
 
 def test_the_pictures_of_schedules_are_what_the_code_draws():
     for name, picture in script("schedules").pictures().items():
-        kept = (ROOT / "docs/images" / name).read_text(encoding="utf-8")
-        assert kept == picture, f"python benchmarks/schedules.py draws {name} again"
+        on_disk = (ROOT / "docs/images" / name).read_text(encoding="utf-8")
+        assert on_disk == picture, f"python benchmarks/schedules.py draws {name} again"
 
 
 def test_a_schedule_is_drawn_cell_by_cell():
@@ -171,18 +204,18 @@ def test_a_schedule_is_drawn_cell_by_cell():
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    """In a kernel of its own, in an empty folder; what stands in the file are outputs of such a run."""
+    """In a kernel of its own, in an empty folder; the outputs in the file are those of such a run."""
     notebook = script("notebook")
-    made = notebook.run(notebook.NOTEBOOK, tmp_path)
-    notebook.tidy(made)
-    kept = json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    printed = "".join(output.get("text", "") for cell in made.cells for output in cell.get("outputs", ()))
+    run = notebook.run(notebook.NOTEBOOK, tmp_path)
+    notebook.tidy(run)
+    saved = json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    printed = "".join(output.get("text", "") for cell in run.cells for output in cell.get("outputs", ()))
     assert "#.#~#~#~#~#~#~#~#~#~" in printed
     assert len(re.findall(r"[\d.]+x fewer MACs +[\d.]+ dB", printed)) == 5
     assert (tmp_path / "out/quickstart/plan.html").stat().st_size > 10_000
-    for mine, theirs in zip(made.cells, kept, strict=True):
-        kinds = [sorted(output.get("data", {"text": 0})) for output in mine.get("outputs", ())]
-        assert kinds == [sorted(output.get("data", {"text": 0})) for output in theirs.get("outputs", ())]
+    for cell, saved_cell in zip(run.cells, saved, strict=True):
+        kinds = [sorted(output.get("data", {"text": 0})) for output in cell.get("outputs", ())]
+        assert kinds == [sorted(output.get("data", {"text": 0})) for output in saved_cell.get("outputs", ())]
     assert notebook.NOTEBOOK.stat().st_size < 200_000
 
 
@@ -200,7 +233,7 @@ def test_in_a_browser_pages_fit_a_phone_and_ask_for_nothing(site):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        for page in ("index.html", "goc.html", "performance.html", "api/index.html"):
+        for page in ("index.html", "methods/goc.html", "performance.html", "api/index.html"):
             (site / "harness.html").write_text(HARNESS.replace("PAGE", page))
             rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
             dom, console = browsed(f"http://127.0.0.1:{server.server_port}/harness.html", rules)
@@ -213,10 +246,10 @@ def test_in_a_browser_pages_fit_a_phone_and_ask_for_nothing(site):
 
 
 def test_docstrings_are_written_as_markdown():
-    """Code and columns get a fence, described names bold; prose stays as it is."""
-    place = importlib.util.spec_from_file_location("_docstrings", ROOT / "docs/_docstrings.py")
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
+    """Code and columns get a fence, described names bold, fields of one a line a list; prose stays as it is."""
+    spec = importlib.util.spec_from_file_location("_docstrings", ROOT / "docs/_docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     prose = "Say it. This is prose (not code), as here: a, b.\nwith more of it"
     columns, code = "every(3)      one in three\nfirst(2)      two", "plan = goc(fora(2), 0.8).plan(grid)"
     text = f"{prose}\n\n{code}\n\n{columns}\n\nb, a: x. c: y."
@@ -227,3 +260,5 @@ def test_docstrings_are_written_as_markdown():
         "**b**, **a**: x. c: y.",
     ]
     assert module.written("word", {"word"}) == "word"
+    fields = "a: one\n    and more of it\nb: two"
+    assert module.written(fields, {"a", "b"}) == "- **a**: one\n    and more of it\n- **b**: two"
