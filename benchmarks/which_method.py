@@ -1,4 +1,4 @@
-"""The picture of docs/measured/methods.md: closeness against MACs of everything that was measured on digits at 20 steps.
+"""The picture of docs/measured/methods.md: PSNR against MACs of everything that was measured on digits at 20 steps.
 
     python benchmarks/which_method.py                a few seconds
 
