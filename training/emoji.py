@@ -95,6 +95,7 @@ def build_text_encoder(pieces: int) -> CLIPTextModel:
             pad_token_id=SPECIAL.index("<pad>"),
             bos_token_id=SPECIAL.index("<s>"),
             eos_token_id=SPECIAL.index("</s>"),
+            attn_implementation="eager",
         )
     )
 
@@ -164,7 +165,7 @@ class Painter(torch.nn.Module):
     def forward(self, noisy: Tensor, time_B: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
         """Velocities (B, 64, 48)."""
         return self.run_transformer(
-            hidden_states=noisy,
+            hidden_states=noisy.to(text[0].dtype),
             encoder_hidden_states=text[0],
             pooled_projections=text[1],
             timestep=time_B,
@@ -233,9 +234,8 @@ class Painting:
     def loss(self, draw: Generator) -> Tensor:
         """The error of velocities on a batch."""
         index, ids = self.batch(self.args.batch, self.args.prompt_dropout, draw)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-            text = self.painter.read(ids)
-            return flow.flow_loss(self.tokens[index], draw, lambda noisy, time_B: self.painter(noisy, time_B, text))
+        text = self.painter.read(ids)
+        return flow.flow_loss(self.tokens[index], draw, lambda noisy, time_B: self.painter(noisy, time_B, text))
 
     @torch.no_grad()
     def paint(self, prompts: Sequence[str], args: argparse.Namespace) -> Tensor:
@@ -283,7 +283,7 @@ def main() -> None:
     args = words.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "train":
-        flow.train(flow.Run(Painting(args), args))
+        flow.train(Painting(args), args)
     elif args.command == "sample":
         sample(args)
     else:
