@@ -238,11 +238,10 @@ class Painting:
         return flow.flow_loss(self.tokens[index], draw, lambda noisy, time_B: self.painter(noisy, time_B, text))
 
     @torch.no_grad()
-    def paint(self, prompts: Sequence[str], args: argparse.Namespace) -> Tensor:
-        """Pictures (B, 3, 32, 32) of prompts; each depends on its prompt, the seed and its place alone."""
-        noise = torch.stack(
-            [torch.randn(64, 48, generator=flow.generator(args.seed + 2, row)) for row in range(len(prompts))]
-        )
+    def paint(self, prompts: Sequence[str], args: argparse.Namespace, first: int = 0) -> Tensor:
+        """Pictures (B, 3, 32, 32) of prompts; picture i depends on its prompt, the seed and first + i alone."""
+        rows = range(first, first + len(prompts))
+        noise = torch.stack([torch.randn(64, 48, generator=flow.generator(args.seed + 2, row)) for row in rows])
         asked = self.painter.read(tokens(self.tokenizer, prompts))
         free = self.painter.read(self.empty.expand(len(prompts), -1))
         out = flow.draw_samples(

@@ -314,13 +314,18 @@ def add_sample(commands: Any, defaults: Mapping[str, Any]) -> argparse.ArgumentP
     """The subcommand `sample`."""
     command = commands.add_parser("sample", help="draw a grid of pictures with the averaged weights")
     add_common(command, defaults)
-    command.add_argument("--from", dest="start", type=Path, default=None, help="checkpoint; default: the run's")
+    add_sampling(command, defaults)
     command.add_argument("--picture", type=Path, required=True, help="PNG to write")
+    return command
+
+
+def add_sampling(command: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
+    """The options of whatever draws samples."""
+    command.add_argument("--from", dest="start", type=Path, default=None, help="checkpoint; default: the run's")
     command.add_argument("--count", type=int, default=defaults["count"])
     command.add_argument("--steps", type=int, default=30)
     command.add_argument("--guidance", type=float, default=defaults["guidance"])
     command.add_argument("--shift", type=float, default=defaults["shift"], help="of the scheduler")
-    return command
 
 
 def add_shrink(commands: Any, defaults: Mapping[str, Any]) -> None:

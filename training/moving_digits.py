@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor
 
-FRAMES, SIZE, DIGIT = 12, 32, 16
+FRAMES, SIZE, DIGIT = 12, 32, 14
 TEXT_WIDTH = 64
 LENGTH = 12
 """Tokens of every caption, `</s>` and padding included."""
@@ -62,7 +62,7 @@ DEFAULTS = {
 }
 
 
-def build(heads: int = 5, layers: int = 9, patch: tuple[int, int, int] = (1, 8, 8)) -> WanTransformer3DModel:
+def build(heads: int = 6, layers: int = 8, patch: tuple[int, int, int] = (2, 8, 8)) -> WanTransformer3DModel:
     """An untrained transformer: clips (B, 1, 12, 32, 32) to velocities; every block starts as the identity."""
     model = WanTransformer3DModel(
         patch_size=patch,
@@ -128,7 +128,7 @@ def phrase(digit: int, direction: str) -> str:
 
 
 def load(path: Path) -> tuple[Tensor, Tensor]:
-    """Digits (N, 16, 16) in [0, 1], cut to their middle 24x24 and made smaller, and their labels (N)."""
+    """Digits (N, 14, 14) in [0, 1], cut to their middle 24x24 and made smaller, and their labels (N)."""
     file = np.load(path)
     pixels = torch.from_numpy(file["x_train"][:, 2:26, 2:26]).unsqueeze(1)
     digits = [
@@ -154,13 +154,30 @@ def start(sign: int, share: float) -> float:
     return share * room if sign == 0 else share * room / 2 + (room / 2 if sign < 0 else 0)
 
 
-def clip(digits: Sequence[Tensor], directions: Sequence[str], dice: Sequence[Sequence[float]]) -> Tensor:
-    """A clip (12, 32, 32) in [-1, 1]; three numbers of each digit in [0, 1) say its place and its speed, 1 to 2."""
-    frames = torch.zeros(FRAMES, SIZE, SIZE)
-    for digit, direction, (left, top, fast) in zip(digits, directions, dice, strict=True):
+Way = tuple[list[int], list[int]]
+"""A digit's columns and rows in all frames."""
+
+
+def ways(directions: Sequence[str], dice: Sequence[float]) -> list[Way]:
+    """The ways of the digits of a clip; three dice (in [0, 1)) of each say its place and its speed, 1 to 2 a frame."""
+    found = []
+    for number, direction in enumerate(directions):
         right, down = DIRECTIONS[direction]
-        columns = way(start(right, left), right * (1 + fast))
-        rows = way(start(down, top), down * (1 + fast))
+        left, top, fast = dice[3 * number : 3 * number + 3]
+        found.append((way(start(right, left), right * (1 + fast)), way(start(down, top), down * (1 + fast))))
+    return found
+
+
+def apart(found: Sequence[Way]) -> float:
+    """How far apart the digits stay on average, along the axis where they are farther apart."""
+    (x, y), (u, v) = found[0], found[-1]
+    return sum(max(abs(a - c), abs(b - d)) for a, b, c, d in zip(x, y, u, v, strict=True)) / FRAMES
+
+
+def clip(digits: Sequence[Tensor], found: Sequence[Way]) -> Tensor:
+    """A clip (12, 32, 32) in [-1, 1]."""
+    frames = torch.zeros(FRAMES, SIZE, SIZE)
+    for digit, (columns, rows) in zip(digits, found, strict=True):
         for frame, row, column in zip(frames, rows, columns, strict=True):
             window = frame[row : row + DIGIT, column : column + DIGIT]
             torch.maximum(window, digit, out=window)
@@ -210,19 +227,23 @@ class Filming:
         """Nothing."""
 
     def batch(self, count: int, dropout: float, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Clips (B, 1, 12, 32, 32) and token ids (B, 12); a third of the clips has a single digit."""
+        """Clips (B, 1, 12, 32, 32) and token ids (B, 12).
+
+        A third of the clips has a single digit. Of four pairs of ways those are taken that keep two digits apart most.
+        """
         numbers = torch.randint(len(self.digits), (count, 2), generator=draw)
         turns = torch.randint(len(DIRECTIONS), (count, 2), generator=draw)
-        dice = torch.rand(count, 8, generator=draw).tolist()
+        dice = torch.rand(count, 2, generator=draw).tolist()
+        tries = torch.rand(count, 4, 6, generator=draw).tolist()
         clips, texts = [], []
         for row in range(count):
-            chosen = numbers[row, : 1 if dice[row][6] < 1 / 3 else 2].tolist()
+            chosen = numbers[row, : 1 if dice[row][0] < 1 / 3 else 2].tolist()
             directions = [list(DIRECTIONS)[turn] for turn in turns[row, : len(chosen)].tolist()]
             digits = [self.digits[number] for number in chosen]
-            clips.append(clip(digits, directions, [dice[row][:3], dice[row][3:6]][: len(chosen)]))
+            clips.append(clip(digits, max((ways(directions, thrown) for thrown in tries[row]), key=apart)))
             labels = [int(self.labels[number]) for number in chosen]
             text = ", ".join(phrase(label, direction) for label, direction in zip(labels, directions, strict=True))
-            texts.append("" if dice[row][7] < dropout else text)
+            texts.append("" if dice[row][1] < dropout else text)
         return torch.stack(clips).unsqueeze(1), tokens(self.tokenizer, texts)
 
     def loss(self, draw: Generator) -> Tensor:
