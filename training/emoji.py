@@ -83,21 +83,19 @@ def build(heads: int = 5, joint: int = 2, single: int = 8) -> FluxTransformer2DM
 
 def build_text_encoder(pieces: int) -> CLIPTextModel:
     """An untrained CLIP text encoder: token ids (B, 16) to features (B, 16, 128), and those of `</s>` (B, 128)."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=pieces,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=LENGTH,
-            pad_token_id=SPECIAL.index("<pad>"),
-            bos_token_id=SPECIAL.index("<s>"),
-            eos_token_id=SPECIAL.index("</s>"),
-            attn_implementation="eager",
-        )
+    config = CLIPTextConfig(
+        vocab_size=pieces,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
     )
+    return CLIPTextModel._from_config(config, attn_implementation="eager")
 
 
 def build_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
@@ -201,7 +199,7 @@ class Painting:
         index = torch.multinomial(self.weights, count, replacement=True, generator=draw)
         dice = torch.rand(3, count, generator=draw)
         texts = []
-        for row, i in enumerate(index.tolist()):
+        for row, i in enumerate(map(int, index)):
             names = emoji_data.names_of(self.emoji.names[i])
             style = self.emoji.styles[i] if dice[1, row] >= 0.3 else ""
             text = emoji_data.caption(names[int(dice[2, row] * len(names))], style, self.emoji.tones[i])

@@ -156,7 +156,8 @@ def judge_samples(args: argparse.Namespace) -> None:
     header = flow.load_average(task.module, args.start or args.out / flow.CHECKPOINT)
     seen = plain(task.emoji)
     weights = emoji_data.weights(seen)
-    chosen = torch.multinomial(weights, args.count, replacement=True, generator=flow.generator(args.seed, 0)).tolist()
+    drawn = torch.multinomial(weights, args.count, replacement=True, generator=flow.generator(args.seed, 0))
+    chosen = [int(i) for i in drawn]
     prompts = [emoji_data.caption(seen.names[i], seen.styles[i]) for i in chosen]
     pictures = torch.cat([task.paint(prompts[row : row + 50], args, row) for row in range(0, args.count, 50)])
     record = {

@@ -16,7 +16,7 @@ import signal
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -82,14 +82,14 @@ def draw_samples(
 ) -> Tensor:
     """Euler's way from noise to data; ``without`` is the velocity without a prompt, for guidance over 1."""
     scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
-    sample = noise
-    for timestep in scheduler.timesteps:
-        time_B = (timestep / scheduler.config["num_train_timesteps"]).expand(len(noise))
+    sample, euler = noise, cast("Any", scheduler)
+    for timestep in euler.timesteps:
+        time_B = (timestep / euler.config.num_train_timesteps).expand(len(noise))
         asked = velocity(sample, time_B)
         if guidance != 1:
             free = without(sample, time_B)
             asked = free + guidance * (asked - free)
-        sample = scheduler.step(asked, timestep, sample, return_dict=False)[0]
+        sample = euler.step(asked, timestep, sample, return_dict=False)[0]
     return sample
 
 
