@@ -5,7 +5,7 @@
     python training/emoji.py sample --out runs/emoji --picture runs/emoji/grid.png
     python training/emoji.py shrink --out runs/emoji --to training/checkpoints/emoji/checkpoint.safetensors
 
-Prompts are read by a CLIP text encoder of two layers on word pieces. It first learns to tell the colours of a picture
+Prompts are read by a CLIP text encoder of two layers on words. It first learns to tell the colours of a picture
 from its caption, and is then trained with the transformer. It stands for both encoders of FluxPipeline: the features of
 all tokens go to the joint blocks, those of the last one to the modulation. What the pipeline takes for latents are
 pixels, with 2x2 of them in 12 channels; its own packing makes 8x8 tokens of 48 channels of them.
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 TEXT_WIDTH = 128
 LENGTH = 16
 """Tokens of every prompt, `</s>` and padding included."""
-PIECES = 1536
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 DEFAULTS = {
     "data": "../shared/data/emoji32.npz",
@@ -104,14 +103,21 @@ def build_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
 
 
 def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of word pieces learned from ``texts``: lower case, `</s>` at the end."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """A tokenizer of the words of ``texts`` and, for others, of single letters; no signs; `</s>` at the end.
 
-    tokenizer: Any = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer: Any = trainers.WordPieceTrainer(vocab_size=PIECES, special_tokens=list(SPECIAL), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    Its pieces are not learned: the trainers of tokenizers choose others each time, and a checkpoint could not go on.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    splitting: Any = pre_tokenizers.Split(Regex("[0-9]+|[a-z]+|[+]"), "removed", invert=True)
+    normalizer: Any = normalizers.BertNormalizer()
+    words = {piece for text in texts for piece, _ in splitting.pre_tokenize_str(normalizer.normalize_str(text))}
+    signs = {sign for word in words for sign in word}
+    pieces = [*SPECIAL, *sorted(words | signs), *sorted(f"##{sign}" for sign in signs)]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer: Any = Tokenizer(models.WordPiece(numbers, unk_token="<unk>"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitting
     end = SPECIAL.index("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
     return PreTrainedTokenizerFast(
@@ -125,10 +131,9 @@ def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def vocabulary(emoji: Emoji) -> list[str]:
-    """The texts that word pieces are learned from: every name once, styles and tones as often as they matter."""
+    """The texts whose words the tokenizer knows: names, styles and skin tones."""
     names = [text for name in sorted(set(emoji.names)) for text in emoji_data.names_of(name)]
-    rest = [*emoji_data.STYLES, *(emoji_data.toned(tone) for tone in sorted(set(emoji.tones)))]
-    return [*names, *rest * 20]
+    return [*names, *emoji_data.STYLES, *(emoji_data.toned(tone) for tone in sorted(set(emoji.tones)))]
 
 
 def pack(pictures: Tensor) -> Tensor:
