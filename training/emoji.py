@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parent))
 import emoji_data
 import flow
+import flow_options
 
 if TYPE_CHECKING:
     import argparse
@@ -277,11 +278,11 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    words, commands = flow.parser(__doc__, DEFAULTS)
+    words, commands = flow_options.parser(__doc__, DEFAULTS)
     commands.choices["train"].add_argument("--reading", type=int, default=800, help="lessons of the text encoder first")
-    command = flow.add_sample(commands, DEFAULTS)
+    command = flow_options.add_sample(commands, DEFAULTS)
     command.add_argument("--prompts", default=None, help="prompts with commas between; default: 64 well-known names")
-    flow.add_shrink(commands, DEFAULTS)
+    flow_options.add_shrink(commands, DEFAULTS)
     args = words.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "train":

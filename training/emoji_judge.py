@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import emoji
 import emoji_data
 import flow
+import flow_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,9 +187,9 @@ def main() -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--threads", type=int, default=2)
     command = commands.add_parser("judge", help="judge samples of a checkpoint of emoji.py")
-    flow.add_common(command, emoji.DEFAULTS)
+    flow_options.add_common(command, emoji.DEFAULTS)
     command.add_argument("--judge", type=Path, required=True, help="the file that train wrote")
-    flow.add_sampling(command, emoji.DEFAULTS)
+    flow_options.add_sampling(command, emoji.DEFAULTS)
     command.add_argument("--write", type=Path, default=None, help="JSON file for the figures")
     args = words.parse_args()
     torch.set_num_threads(args.threads)
