@@ -42,6 +42,7 @@ def pictures(folder):
     return {path.name: Image.open(path).copy() for path in sorted(folder.glob("0*.png"))}
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_and_writes_pictures(forecache, tmp_path):
     code, out, err = forecache("demo", "--samples", 12, "--repeats", 1, "--out", tmp_path)
     assert code == 0
@@ -286,6 +287,7 @@ cli.main()
 """The command line, interrupted by a signal in the middle of its third batch if the first word says so."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on(tmp_path):
     """The same command then ends with the same numbers to the last bit."""
     words = ["calibrate", "--steps", "8", "--samples", "32", "--batch", "8", "--out"]

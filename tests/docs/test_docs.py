@@ -54,6 +54,7 @@ def test_the_readme_has_commands():
     assert len(commands()) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_tuning")
 def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

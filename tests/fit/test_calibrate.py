@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from support import reference
+from support.slow import slow_but
 from support.small import CLASSES, small_dit
 from support.sources import Mine
 from support.statistics import same
@@ -540,7 +541,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", slow_but(LAUNCHERS, "torchrun"))
 def test_two_processes_measure_what_one_does(digits, tmp_path, launcher):
     """Five batches for two: one process has a round without a batch. One file is new, the others were interrupted."""
     options = {"num_steps": T, "batch": 2, "gaps": GAPS, "seed": 7}

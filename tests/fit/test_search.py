@@ -367,6 +367,7 @@ with started() as world:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(digits, tmp_path):
     """The first search draws one pattern and leaves the second process without any; the second goes on with three."""
     digits.transformer.save_pretrained(tmp_path)

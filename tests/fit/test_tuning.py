@@ -456,6 +456,7 @@ def test_a_rule_of_ones_own_is_tuned_with(digits, monkeypatch, tmp_path):
     assert [str(trial.forecast) for trial in fc.tune(digits, LABELS[:1], **how, budget=0.55).trials] == names
 
 
+@pytest.mark.slow
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
     source = fc.sampling.sources.as_source(digits)
     for plan, trial, unseen in zip(tuned.plans, tuned.best, tuned.held_out, strict=True):
@@ -559,6 +560,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
 FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "refining": False}
 
 
+@pytest.mark.slow
 def test_the_cheapest_plan_that_is_good_enough(digits):
     """Bisection gives what looking at every number of computed steps gives."""
     every = {count: fc.tune(digits, LABELS, **FEW, budget=count / 5 + 0.03).best[0] for count in (2, 3, 4)}
@@ -618,6 +620,7 @@ with started() as world:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path):
     (tmp_path / "script.py").write_text(PROCESSES)
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node"]

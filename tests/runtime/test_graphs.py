@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.slow import slow_but
 from support.small import generate, labels, noise, small_dit
 from support.statistics import random_statistics
 from support.tiny import TIMES, TINY, normal
@@ -54,7 +55,7 @@ def shapes(plan, model):
     return len({traced.of(step) for step in Executable(layout(model), plan).steps})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but(METHODS, "goc", "toca"))
 def test_a_graph_for_every_step_that_does_something_else(name):
     model = small_dit(3)
     make, most = METHODS[name]
@@ -80,7 +81,7 @@ def test_a_graph_for_every_step_that_does_something_else(name):
 ORDERS = ["compile, apply", "compile in place, apply", "apply, compile", "apply, compile in place"]
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", slow_but(ORDERS, "compile, apply", "apply, compile in place"))
 def test_in_whichever_order(order):
     model = small_dit(3)
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(model, STEPS))

@@ -109,7 +109,7 @@ def test_a_collapsed_run_equals_block_by_block(block_by_block, name):
 @given(st.data())
 def test_any_plan_collapses_to_the_same(data):
     """Rows that no method would make, each site its own."""
-    model = small_dit(3)
+    model = small_dit(3).double()  # weights up to 4, step after step: in float32 they could overflow
     grid = fc.grid(model, 6)
     rows = [data.draw(plans.rows(6)) for _ in range(3)]
     table = tuple(rows[data.draw(st.integers(0, 2))] for _ in grid.sites)
@@ -122,8 +122,8 @@ def test_any_plan_collapses_to_the_same(data):
         apart, _ = sampled(model, plan)
     finally:
         Forwards.run_block = run_block
-    scale = apart.abs().max().clamp(min=1)
-    assert (together - apart).abs().max() < 1e-4 * scale or not apart.isfinite().all()
+    assert apart.isfinite().all()
+    assert (together - apart).abs().max() < 1e-4 * apart.abs().max().clamp(min=1)
 
 
 def test_runs_are_found():
