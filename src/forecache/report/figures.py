@@ -16,6 +16,7 @@ from forecache.errors import MissingExtraError
 from forecache.evaluate.estimates import Z
 from forecache.evaluate.metrics import METRICS
 from forecache.fit.search import SearchResult
+from forecache.io.files import replacing
 from forecache.parts.gates import god
 from forecache.parts.grid import Grid
 from forecache.parts.statistics import Statistics
@@ -32,6 +33,12 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def save_figure(figure: Any, path: Path, dpi: int) -> None:
+    """Write a matplotlib figure, in the format that the path ends in, by the rules of `files.replacing`."""
+    with replacing(path, durable=False) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=dpi)
 
 
 def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
@@ -75,7 +82,7 @@ def draw_grids(rows: Sequence[Row], path: Path, max_images: int = 64, gain: floa
             cost = f"{row.cost.speedup:.2f}x fewer MACs, {row.speedup:.2f}x faster"
             title = f"{row.name}\n{cost}\n{row.psnr:.1f} dB; below: difference x {gain:g}"
             axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -101,7 +108,7 @@ def draw_quality(rows: Sequence[Row], path: Path, title: str = "") -> None:
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -137,7 +144,7 @@ def draw_speed(rows: Sequence[PlanSpeed], path: Path, title: str = "") -> None:
     )  # above the bars
     right.margins(x=0.12)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -177,7 +184,7 @@ def draw_pareto(points: Mapping[str, tuple[float, float, float]], path: Path, ti
     for line, (name, number) in enumerate(numbers.items()):
         names.text(0, 1 - line / max(20, len(numbers)), f"{number}  {name}", color=colours[name], fontsize=8, va="top")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -209,7 +216,7 @@ def draw_reproduction(result: Reproduction, path: Path) -> None:
         axis.grid(alpha=0.3)
     panels[0][-1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{result.table.title}\nmeasured on {result.document['on']}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -233,7 +240,7 @@ def draw_statistics(stats: Statistics, gate: god, path: Path) -> None:
     axes[0].set_title(f"{subject}: change of every feature from the step before", fontsize=10)
     figure.colorbar(colours, ax=axes[: len(kinds)], label="relative L1", shrink=0.8)
     _draw_gate(axes[-1], stats, gate)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -277,5 +284,5 @@ def draw_search(result: SearchResult, path: Path, max_patterns: int = 40) -> Non
     space = f"all {result.size}" if result.exhaustive else f"{len(result.ranked)} sampled of {result.size:,}"
     cut = f"the best {len(best)} of " if len(best) < len(result.ranked) else ""
     figure.suptitle(f"{cut}{space} patterns")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

@@ -8,7 +8,7 @@ from typing import Any
 
 from forecache.fit.tuning import Tuned
 from forecache.parts import patterns
-from forecache.report.figures import pyplot
+from forecache.report.figures import pyplot, save_figure
 
 
 def draw_tuned(tuned: Tuned, path: Path) -> None:
@@ -42,7 +42,7 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
     gains.set(xlabel="step (0 is the noisiest); marks: computed", ylabel="influence of an error on the image")
     for axis in (front, expected, gains):
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -52,7 +52,7 @@ def draw_expected(expected: Sequence[float], measured: Sequence[float], path: Pa
     figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
     _expected(axis, expected, measured)
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
