@@ -3,8 +3,9 @@
     python examples/tune_video.py Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --steps 50 --speedup 2
     torchrun --nproc-per-node 8 examples/tune_video.py ...       each process samples its share
 
-`forecache.tune` needs a source: what samples (`target`), and images of conditions (`generate`). A video is one tall
-image to it, frame below frame. Writes plan-2x.json and tune.json to --out; a second call goes on where one stopped.
+`forecache.tune` needs a source: the pipeline (`target`), and a method that samples images (`generate`). A video is one
+tall image to it, frame below frame. Writes plan-2x.json and tune.json to --out; the same command continues an
+interrupted tuning.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ import forecache as fc
 
 @dataclass(frozen=True)
 class Videos:
-    """Videos of texts. size: height, width and number of frames."""
+    """A text-to-video pipeline as a source.
+
+    pipe: the diffusers pipeline.
+    size: height and width in pixels, and number of frames.
+    classes: 0, since it takes prompts.
+    """
 
     pipe: Any
     size: tuple[int, int, int]
@@ -35,10 +41,10 @@ class Videos:
         return self.pipe
 
     def label(self, name: str) -> int:
-        raise fc.errors.InputError(f"A {type(self.pipe).__name__} makes videos of texts; {name!r} is no class.")
+        raise fc.errors.InputError(f"A {type(self.pipe).__name__} takes prompts; {name!r} is not a class.")
 
     def generate(self, labels: Sequence[str], how: Any, first_index: int = 0, on_step: Any = None) -> torch.Tensor:
-        """(B, C, frames x H, W) in [0, 1]; the noise of a video depends on the seed and its number alone."""
+        """Videos (B, C, frames x H, W) in [0, 1]; a video's noise depends on the seed and its number only."""
         height, width, frames = self.size
         numbers = how.indices(first_index, len(labels))
         seeds = [torch.Generator().manual_seed(1_000_003 * how.seed + number) for number in numbers]
@@ -68,12 +74,12 @@ def say(trial: fc.fit.tuning.Trial) -> None:
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder of save_pretrained, or a repository on the hub")
-    parser.add_argument("--prompts", type=Path, required=True, help="a file of texts, one a line")
+    parser.add_argument("model", help="a folder of save_pretrained, or a hub repository")
+    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts, one a line")
     parser.add_argument("--size", type=int, nargs=3, default=(480, 832, 81), metavar=("HEIGHT", "WIDTH", "FRAMES"))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--speedup", type=float, action="append", help="so many times fewer MACs [2]")
+    parser.add_argument("--speedup", type=float, action="append", help="MAC reduction; repeatable [2]")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--schedules", type=int, default=32)
@@ -86,19 +92,19 @@ def main(words: list[str]) -> None:
         torch.distributed.init_process_group("nccl" if gpu else "gloo")
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    texts = [line for line in args.prompts.read_text().splitlines() if line.strip()]
-    if not texts:
-        parser.error(f"{args.prompts} has no text")
+    prompts = [line for line in args.prompts.read_text().splitlines() if line.strip()]
+    if not prompts:
+        parser.error(f"{args.prompts} has no prompts")
     speedups = args.speedup or [2.0]
     dtype = torch.bfloat16 if gpu else torch.float32
     pipe = DiffusionPipeline.from_pretrained(args.model, dtype=dtype)  # before diffusers 0.40: torch_dtype
     pipe.to("cuda" if gpu else "cpu").set_progress_bar_config(disable=True)
     tuned = fc.tune(
         Videos(pipe, tuple(args.size)),
-        [texts[number % len(texts)] for number in range(args.samples)],
+        [prompts[number % len(prompts)] for number in range(args.samples)],
         num_steps=args.steps,
         budget=[1 / speedup for speedup in speedups],
-        held_out=[texts[-1 - number % len(texts)] for number in range(args.held_out)],
+        held_out=[prompts[-1 - number % len(prompts)] for number in range(args.held_out)],
         guidance=args.guidance,
         batch=1,
         number=args.schedules,

@@ -1,4 +1,4 @@
-"""An HTTP service that samples digits, each request by a plan of its choice.
+"""An HTTP service that samples digits; every request names its plan.
 
     python examples/serve/app.py [--port 8000] [--queue 16] [--plan NAME=FILE ...]
 
@@ -37,13 +37,18 @@ import forecache as fc
 from forecache.zoo import Digits
 
 LOGGER = logging.getLogger("forecache.serve")
-MOST_BYTES = 4096
-"""Of a request's body."""
+MAX_BYTES = 4096
+"""Most bytes of a request's body."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """queue: jobs that may wait. timeout: the most seconds of a request, waiting included. plans: files by name."""
+    """The settings of a server.
+
+    queue: jobs that may wait.
+    timeout: longest duration of a request in seconds, waiting included.
+    plans: plan files by name.
+    """
 
     queue: int = 16
     timeout: float = 60.0
@@ -51,7 +56,7 @@ class Settings:
 
 
 class Order(BaseModel):
-    """What a client asks for. Nothing in it is a path, and every number has its limits."""
+    """The content of a request. It holds no paths, and every number has limits."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -64,15 +69,21 @@ class Order(BaseModel):
 
 
 class RefusedError(Exception):
-    """A request that gets another answer than an image: outcome, for the metrics; status; what to tell the client."""
+    """A request that is answered without an image.
 
-    def __init__(self, outcome: str, status: int, told: Any, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(told)
-        self.outcome, self.status, self.told, self.headers = outcome, status, told, dict(headers or {})
+    outcome: its label in the metrics.
+    status: HTTP status.
+    detail: the reason, for the client.
+    headers: further headers of the answer.
+    """
+
+    def __init__(self, outcome: str, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.outcome, self.status, self.detail, self.headers = outcome, status, detail, dict(headers or {})
 
 
 def make_app(settings: Settings = Settings(), digits: Digits | None = None) -> FastAPI:
-    """The service. The model is loaded, the plans are enabled and the worker starts when the app does."""
+    """The service; the model is loaded, the plans are enabled and the worker starts with the app."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +94,7 @@ def make_app(settings: Settings = Settings(), digits: Digits | None = None) -> F
         yield
         await asyncio.to_thread(worker.close)
         plans.close()
-        LOGGER.info("Every request is finished, and the model is as it was.")
+        LOGGER.info("Every request is finished, and the plans are disabled.")
 
     app = FastAPI(title="forecache: digits", lifespan=lifespan, openapi_url=None)
     app.state.settings = settings
@@ -95,7 +106,7 @@ def make_app(settings: Settings = Settings(), digits: Digits | None = None) -> F
 
 
 async def images(request: Request) -> Response:
-    """One request: read, queued, waited for; what went wrong is told as JSON with the reason."""
+    """Answer a request with its image, or with the reason of a failure as JSON."""
     state, started = request.app.state, perf_counter()
     try:
         order = await read(request)
@@ -104,7 +115,7 @@ async def images(request: Request) -> Response:
         state.metrics.latency.labels(order.plan).observe(perf_counter() - started)
     except RefusedError as refused:
         outcome = refused.outcome
-        response = JSONResponse({"detail": refused.told}, refused.status, refused.headers)
+        response = JSONResponse({"detail": refused.detail}, refused.status, refused.headers)
     except asyncio.CancelledError:
         state.metrics.requests.labels("cancelled").inc()
         raise
@@ -113,15 +124,15 @@ async def images(request: Request) -> Response:
 
 
 async def read(request: Request) -> Order:
-    """The order in a request's body, checked."""
+    """The checked order in a request's body."""
     body = b""
     try:
         async for part in request.stream():
             body += part
-            if len(body) > MOST_BYTES:
-                raise RefusedError("invalid", 413, f"A request has at most {MOST_BYTES} bytes.")
+            if len(body) > MAX_BYTES:
+                raise RefusedError("invalid", 413, f"A request has at most {MAX_BYTES} bytes.")
     except ClientDisconnect:
-        raise RefusedError("cancelled", 499, "The client is gone.") from None
+        raise RefusedError("cancelled", 499, "The client has left.") from None
     try:
         order = Order.model_validate_json(body)
     except ValidationError as error:
@@ -135,7 +146,7 @@ async def read(request: Request) -> Order:
 
 
 async def answer(request: Request, order: Order) -> Response:
-    """The image of an order, or RefusedError; no generation goes on whose client is gone or whose time is over."""
+    """The image of an order, or RefusedError. A generation ends with its client's connection and with its timeout."""
     worker: Worker = request.app.state.worker
     seed = random.SystemRandom().randrange(2**63) if order.seed is None else order.seed
     job = Job(order.plan, tuple(map(int, order.digits)), order.steps, order.guidance, seed)
@@ -145,64 +156,64 @@ async def answer(request: Request, order: Order) -> Response:
         raise RefusedError("full", 503, str(full), {"Retry-After": str(full.retry_after)}) from None
     except ClosedError as closed:
         raise RefusedError("closing", 503, str(closed), {"Retry-After": "5", "Connection": "close"}) from None
-    most = request.app.state.settings.timeout
+    limit = request.app.state.settings.timeout
     try:
-        done = await wait_for(job, request, min(most, order.timeout or most))
+        done = await wait_for(job, request, min(limit, order.timeout or limit))
     finally:
         worker.withdraw(job)
     headers = {
         "X-Seed": str(seed),
         "X-Plan": order.plan,
-        "X-Computed-Share": f"{done.made.computed:.4f}",
+        "X-Computed-Share": f"{done.picture.computed:.4f}",
         "X-Seconds": f"{done.seconds:.4f}",
     }
-    return Response(done.made.png, media_type="image/png", headers=headers)
+    return Response(done.picture.png, media_type="image/png", headers=headers)
 
 
 async def wait_for(job: Job, request: Request, timeout: float) -> Done:
-    """What the worker made of a job; RefusedError if the client goes first, the time is over or the model fails."""
+    """The finished job; RefusedError if its client leaves, its time is over, or the model fails."""
     result = asyncio.wrap_future(job.result)
-    gone = asyncio.ensure_future(disconnected(request))
+    left = asyncio.ensure_future(disconnected(request))
     try:
-        await asyncio.wait({result, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({result, left}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if result.done():
             return result.result()
-        if gone.done():
-            raise RefusedError("cancelled", 499, "The client is gone.")
+        if left.done():
+            raise RefusedError("cancelled", 499, "The client has left.")
         raise RefusedError("timeout", 504, f"It was not finished within {timeout:g} s.")
     except fc.errors.PlanError as error:
         raise RefusedError("invalid", 422, str(error)) from None
     except StoppedError:
-        raise RefusedError("cancelled", 499, "The client is gone.") from None
+        raise RefusedError("cancelled", 499, "The client has left.") from None
     except (RefusedError, asyncio.CancelledError):
         result.add_done_callback(forget)
         raise
     except Exception:
         raise RefusedError("error", 500, "The model failed; the log says why.") from None
     finally:
-        gone.cancel()
+        left.cancel()
 
 
 def forget(result: asyncio.Future[Done]) -> None:
-    """Look at an error that nobody waits for any more, so that asyncio does not tell of it."""
+    """Retrieve an error that nobody awaits, so that asyncio does not log it."""
     if not result.cancelled():
         result.exception()
 
 
 async def disconnected(request: Request) -> None:
-    """Returns when the client has closed the connection; the body must have been read."""
+    """Wait until the client closes the connection; the body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def plans_by_name(request: Request) -> dict[str, str]:
-    """Every plan that a request may ask for, as its picture; "" for none."""
+    """The picture of every plan that a request may ask for; "" for the plan none."""
     plans: Plans = request.app.state.plans
     return {name: plans.sessions[name].plan.picture() if name in plans.sessions else "" for name in plans.names}
 
 
 async def healthz(request: Request) -> Response:
-    """Whether requests are taken."""
+    """Whether requests are accepted."""
     worker: Worker = request.app.state.worker
     if worker.closing or not worker.thread.is_alive():
         return JSONResponse({"status": "closing" if worker.closing else "broken"}, 503)
@@ -215,12 +226,12 @@ async def scrape(request: Request) -> Response:
 
 
 class Server(uvicorn.Server):
-    """Refuses what comes from the signal on, over connections that are open already; uvicorn closes the port."""
+    """A server that refuses requests on open connections as soon as a signal arrives; uvicorn closes the port."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         worker = getattr(self.config.app.state, "worker", None)  # type: ignore[union-attr]
         if worker is not None:
-            worker.closing = True  # and nothing else: a signal handler must not wait for a lock
+            worker.closing = True  # nothing else: a signal handler must not wait for a lock
         super().handle_exit(sig, frame)
 
 
@@ -228,18 +239,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--queue", type=int, default=16, help="how many requests may wait")
-    parser.add_argument("--timeout", type=float, default=60.0, help="the most seconds of a request, waiting included")
+    parser.add_argument("--queue", type=int, default=16, help="requests that may wait")
     parser.add_argument(
-        "--grace", type=int, default=30, help="seconds that SIGTERM leaves the requests that were taken"
+        "--timeout", type=float, default=60.0, help="longest duration of a request in seconds, waiting included"
     )
-    parser.add_argument("--threads", type=int, help="of the model; all cores without")
-    parser.add_argument("--plan", action="append", default=[], metavar="NAME=FILE", help="a further plan, of Plan.save")
+    parser.add_argument("--grace", type=int, default=30, help="seconds to finish the accepted requests after SIGTERM")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model [all cores]")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a further plan, a file of Plan.save; repeatable",
+    )
     args = parser.parse_args()
-    named = [re.fullmatch(r"([a-z0-9][a-z0-9.-]{0,63})=(.+)", each) for each in args.plan]
-    if not all(named):
-        parser.error("--plan takes NAME=FILE, and a name has small letters, digits, dots and dashes")
-    args.plan = {found[1]: Path(found[2]) for found in named if found}
+    matches = [re.fullmatch(r"([a-z0-9][a-z0-9.-]{0,63})=(.+)", word) for word in args.plan]
+    if not all(matches):
+        parser.error("--plan takes NAME=FILE, and a name has lower-case letters, digits, dots and dashes")
+    args.plan = {match[1]: Path(match[2]) for match in matches if match}
     return args
 
 
@@ -252,7 +269,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             number, lambda *_: None
-        )  # uvicorn hands the signal on when it is done; then nothing is left to do
+        )  # uvicorn raises the signal again when it has ended; nothing is left to do then
     config = uvicorn.Config(
         app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=args.grace
     )

@@ -1,10 +1,10 @@
-"""Every image of a busy server against the one that its request gives by itself, and the server's memory.
+"""A load test: every image of a busy server is compared with the library's own, and the server's memory is watched.
 
     python examples/serve/load_test.py [--seconds 120] [--clients 2 16] [--pair-seconds 30]
 
-Starts the server itself, on loopback. Clients mix steps, guidance, plans and sizes, and leave some requests before they
-are answered. References are made before, in a process that serves nothing, each by a model that has just been loaded.
-Writes benchmarks/results/serving.json, and the tables between the markers in docs/serving.md.
+Starts the server on loopback. Clients mix steps, guidance scales, plans and sizes, and abandon some requests. Reference
+images are sampled first, in a process without a server, each by a freshly loaded model. Writes
+benchmarks/results/serving.json, and the tables between the markers in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ ROOT = HERE.parent.parent
 RESULT = ROOT / "benchmarks/results/serving.json"
 PAGE = ROOT / "docs/serving.md"
 STEPS, GUIDANCE = (10, 12, 20), (1.0, 1.5, 3.0)
-LEAVING = 0.15
-COUNTED = ("requests", "cancelled", "refused", "failed", "wrong")
+ABANDONED = 0.15
 """Share of the requests whose client leaves within a second."""
+COUNTED = ("requests", "cancelled", "refused", "failed", "wrong")
 QUEUE = 12
 RSS = "process_resident_memory_bytes"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request: what is posted."""
+    """The content of one request."""
 
     digits: str
     plan: str
@@ -65,39 +65,41 @@ class Case:
 
 def cases() -> list[Case]:
     """Every plan at every length and guidance; one, two or three digits."""
-    every = itertools.product((NONE, *METHODS), STEPS, GUIDANCE)
+    settings = itertools.product((NONE, *METHODS), STEPS, GUIDANCE)
     return [
-        Case("".join(str((number + each) % 10) for each in range(1 + number % 3)), *each, seed=1000 + number)
-        for number, each in enumerate(every)
+        Case("".join(str((number + place) % 10) for place in range(1 + number % 3)), *setting, seed=1000 + number)
+        for number, setting in enumerate(settings)
     ]
 
 
 PAIR = {plan: Case("3", plan, 20, 1.5, 7) for plan in (NONE, "goc-50")}
-"""What is timed with and without a cache."""
+"""The cases that are timed, without and with a cache."""
 
 
 def reference(case: Case) -> bytes:
-    """The request's image by the library alone: a fresh model, and a session that makes nothing else."""
+    """The case's image sampled by the library alone: a freshly loaded model, and a session for this image only."""
     torch.set_num_threads(1)
     digits = load_digits()
     plan = METHODS[case.plan].plan(fc.grid(digits, case.steps)) if case.plan != NONE else None
-    labels = [int(each) for each in case.digits]
+    labels = [int(digit) for digit in case.digits]
     how = {"num_steps": case.steps, "guidance": case.guidance, "seed": case.seed}
     with fc.apply(digits, plan) if plan else contextlib.nullcontext():
         return png(to_images(sample(digits.transformer, digits.scheduler, labels, **how)))
 
 
-def references(every: Sequence[Case]) -> dict[Case, bytes]:
-    """All of them, in a process of their own."""
+def references(requests: Sequence[Case]) -> dict[Case, bytes]:
+    """The reference image of every case, sampled in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return dict(zip(every, pool.map(reference, every), strict=True))
+        return dict(zip(requests, pool.map(reference, requests), strict=True))
 
 
 @dataclass
-class Tally:
-    """What clients saw. counts: by outcome, and all requests. latency, seconds: (plan, seconds) of every image.
+class Outcomes:
+    """The outcomes of the requests of clients.
 
-    latency is with waiting, seconds of the model alone.
+    counts: requests by outcome, and all of them as "requests".
+    latency: (plan, seconds from the request to the image) of every image.
+    seconds: (plan, seconds of the model) of every image.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -105,7 +107,7 @@ class Tally:
     seconds: list[tuple[str, float]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
-        """Counts, and percentiles with a plan and without."""
+        """The counts, and percentiles of the times with and without a plan."""
         counts = {name: self.counts[name] for name in COUNTED}
         kinds = {"without_cache": lambda plan: plan == NONE, "with_cache": lambda plan: plan != NONE}
         return counts | {
@@ -125,60 +127,60 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{share}": round(float(np.percentile(values, share)), 4) for share in (50, 95)} if values else {}
 
 
-async def ask(client: httpx2.AsyncClient, case: Case, wanted: bytes, tally: Tally) -> int:
-    """One request whose image is compared; the status of the answer."""
+async def ask(client: httpx2.AsyncClient, case: Case, wanted: bytes, outcomes: Outcomes) -> int:
+    """Send one request and compare its image; returns the status of the answer."""
     started = time.perf_counter()
     answer = await client.post("/v1/images", json=vars(case))
     if answer.status_code == 503:
-        tally.counts["refused"] += 1
+        outcomes.counts["refused"] += 1
         await asyncio.sleep(float(answer.headers["retry-after"]))
     elif answer.status_code != 200:
-        tally.counts["failed"] += 1
+        outcomes.counts["failed"] += 1
     else:
-        tally.latency.append((case.plan, time.perf_counter() - started))
-        tally.seconds.append((case.plan, float(answer.headers["x-seconds"])))
-        tally.counts["wrong"] += answer.content != wanted
+        outcomes.latency.append((case.plan, time.perf_counter() - started))
+        outcomes.seconds.append((case.plan, float(answer.headers["x-seconds"])))
+        outcomes.counts["wrong"] += answer.content != wanted
     return answer.status_code
 
 
-async def one_client(url: str, wanted: dict[Case, bytes], seconds: float, seed: int, leaving: float) -> Tally:
-    """Requests one after the other, drawn at random, some of them left early, until the time is over."""
-    tally, rng, every = Tally(), random.Random(seed), list(wanted)
+async def one_client(url: str, wanted: dict[Case, bytes], seconds: float, seed: int, leaving: float) -> Outcomes:
+    """A client that sends random requests one after the other, and abandons some of them."""
+    outcomes, rng, choices = Outcomes(), random.Random(seed), list(wanted)
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            case, patience = rng.choice(every), rng.uniform(0.02, 1.0)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            case, patience = rng.choice(choices), rng.uniform(0.02, 1.0)
             leaves = rng.random() < leaving
-            tally.counts["requests"] += 1
+            outcomes.counts["requests"] += 1
             try:
                 async with asyncio.timeout(patience if leaves else None):
-                    await ask(client, case, wanted[case], tally)
+                    await ask(client, case, wanted[case], outcomes)
             except TimeoutError:
-                tally.counts["cancelled"] += 1
-    return tally
+                outcomes.counts["cancelled"] += 1
+    return outcomes
 
 
 async def load(
-    url: str, wanted: dict[Case, bytes], clients: int, seconds: float, leaving: float = LEAVING
-) -> tuple[Tally, float]:
-    """So many clients at once, and the seconds until the last one has its answer."""
+    url: str, wanted: dict[Case, bytes], clients: int, seconds: float, leaving: float = ABANDONED
+) -> tuple[Outcomes, float]:
+    """Run a number of clients at once; returns their outcomes, and the seconds until the last answer."""
     started = time.monotonic()
-    every = [one_client(url, wanted, seconds, seed, leaving) for seed in range(clients)]
-    total = Tally()
-    for tally in await asyncio.gather(*every):
-        for name, value in vars(tally).items():
+    running = [one_client(url, wanted, seconds, seed, leaving) for seed in range(clients)]
+    total = Outcomes()
+    for outcomes in await asyncio.gather(*running):
+        for name, value in vars(outcomes).items():
             setattr(total, name, getattr(total, name) + value)
     return total, time.monotonic() - started
 
 
 async def one_by_one(url: str, wanted: dict[Case, bytes]) -> int:
-    """Every case once, alone on the server: how many images are wrong."""
-    tally = Tally()
+    """Request every case once on an idle server; returns the number of wrong images."""
+    outcomes = Outcomes()
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
         for case, image in wanted.items():
-            if await ask(client, case, image, tally) != 200:
+            if await ask(client, case, image, outcomes) != 200:
                 sys.exit(f"{case} was not answered")
-    return tally.counts["wrong"]
+    return outcomes.counts["wrong"]
 
 
 async def scraped(url: str) -> dict[tuple[str, ...], float]:
@@ -186,11 +188,11 @@ async def scraped(url: str) -> dict[tuple[str, ...], float]:
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
         text = (await client.get("/metrics")).text
     families = text_string_to_metric_families(text)
-    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
 async def watch(url: str, memory: list[int]) -> None:
-    """Notes the server's memory every ten seconds, until it is cancelled."""
+    """Record the server's memory every ten seconds until cancelled."""
     while True:
         await asyncio.sleep(10)
         memory.append(int((await scraped(url))[RSS,]))
@@ -198,7 +200,7 @@ async def watch(url: str, memory: list[int]) -> None:
 
 @contextlib.asynccontextmanager
 async def server(threads: int) -> AsyncIterator[str]:
-    """A server in a process of its own, by its address; SIGTERM must end it properly."""
+    """Start a server in a process of its own, yield its address, and end it with SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -224,7 +226,7 @@ async def server(threads: int) -> AsyncIterator[str]:
 
 
 async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Namespace) -> dict[str, Any]:
-    """A fresh server: every case alone, the mixed load, every case alone again; then one plan alone, and none."""
+    """Measure a fresh server: every case alone, the mixed load, every case alone again; then a plan and none."""
     async with server(args.threads) as url:
         wrong = await one_by_one(url, wanted)
         before = await scraped(url)
@@ -237,10 +239,10 @@ async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Names
         wrong += await one_by_one(url, wanted)
         pair = {}
         for plan, case in PAIR.items():
-            tally, seconds = await load(url, {case: wanted[case]}, clients, args.pair_seconds, leaving=0.0)
-            kind = tally.figures()["without_cache" if plan == NONE else "with_cache"]
+            outcomes, seconds = await load(url, {case: wanted[case]}, clients, args.pair_seconds, leaving=0.0)
+            kind = outcomes.figures()["without_cache" if plan == NONE else "with_cache"]
             pair[plan] = kind | {"images_per_second": round(kind["images"] / seconds, 3)}
-            wrong += tally.counts["wrong"]
+            wrong += outcomes.counts["wrong"]
     return {
         "clients": clients,
         "seconds": args.seconds,
@@ -253,7 +255,7 @@ async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Names
 
 
 def tables(document: dict[str, Any]) -> list[str]:
-    """What docs/serving.md shows."""
+    """The tables of docs/serving.md."""
     lines = ["| clients | requests | images | cancelled | refused | wrong images | memory, MiB | at the end |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for run in document["runs"]:
@@ -277,8 +279,8 @@ def tables(document: dict[str, Any]) -> list[str]:
     ]
     for run in document["runs"]:
         for kind in ("without_cache", "with_cache"):
-            found = run[kind]
-            cells = [found["latency"]["p50"], found["latency"]["p95"], found["model_seconds"]["p50"]]
+            figures = run[kind]
+            cells = [figures["latency"]["p50"], figures["latency"]["p95"], figures["model_seconds"]["p50"]]
             words = kind.replace("_", " ")
             lines.append(f"| {run['clients']} | {words} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     place = document["environment"]
@@ -291,10 +293,10 @@ def tables(document: dict[str, Any]) -> list[str]:
 
 
 def fill(path: Path, name: str, lines: list[str]) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name -->."""
+    """Replace the text between <!-- name --> and <!-- /name -->."""
     text = path.read_text(encoding="utf-8")
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    new, count = re.subn(pattern, lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text, flags=re.DOTALL)
+    new, count = re.subn(pattern, lambda match: match[1] + "\n".join(lines) + "\n" + match[2], text, flags=re.DOTALL)
     if count != 1:
         sys.exit(f"{path} needs the markers <!-- {name} --> and <!-- /{name} --> once")
     path.write_text(new, encoding="utf-8")
@@ -305,13 +307,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of mixed load, for each number of clients")
     parser.add_argument("--pair-seconds", type=float, default=30.0, help="of load with one plan, and without")
     parser.add_argument("--clients", type=int, nargs="+", default=[2, 16])
-    parser.add_argument("--threads", type=int, default=1, help="of the model")
-    parser.add_argument("--out", type=Path, help="write the figures here alone, and leave the docs as they are")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
+    parser.add_argument("--out", type=Path, help="write the figures to this file only, and leave the docs unchanged")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    every = [*cases(), *PAIR.values()]
-    print(f"{len(every)} references ...", flush=True)
-    wanted = references(every)
+    requests = [*cases(), *PAIR.values()]
+    print(f"{len(requests)} references ...", flush=True)
+    wanted = references(requests)
     runs = [asyncio.run(measured(clients, wanted, args)) for clients in args.clients]
     document = {
         "command": "python examples/serve/load_test.py",

@@ -1,4 +1,4 @@
-"""What the service tells Prometheus."""
+"""The Prometheus metrics of the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 
 
 class Metrics:
-    """Requests by outcome, their latency by plan, and what the plans' sessions count, read when it is asked for."""
+    """Requests by outcome, latency by plan, and the statistics of the plans' sessions, read at every scrape."""
 
     def __init__(self, plans: Plans, worker: Worker) -> None:
         self._registry = CollectorRegistry()
@@ -32,7 +32,7 @@ class Metrics:
         )
         self.latency = Histogram(
             "forecache_latency_seconds",
-            "From a request to its image, waiting included.",
+            "Seconds from a request to its image, waiting included.",
             ["plan"],
             buckets=BUCKETS,
             registry=self._registry,
@@ -41,22 +41,22 @@ class Metrics:
             self.requests.labels(outcome)
         for name in plans.names:
             self.latency.labels(name)
-        self._registry.register(Counted(plans, worker))
+        self._registry.register(SessionCollector(plans, worker))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Every metric in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class Counted(Collector):
-    """The queue, and what the plans' sessions have counted."""
+class SessionCollector(Collector):
+    """The length of the queue, and the statistics of the plans' sessions."""
 
     def __init__(self, plans: Plans, worker: Worker) -> None:
         self._plans, self._worker = plans, worker
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("forecache_queue_depth", "Requests that wait.", value=self._worker.waiting)
+        yield GaugeMetricFamily("forecache_queue_depth", "Waiting requests.", value=self._worker.waiting)
         cells = CounterMetricFamily(
             "forecache_features", "Features, by what was done instead of all of them.", labels=["plan", "kind"]
         )

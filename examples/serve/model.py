@@ -1,7 +1,7 @@
 """The bundled digits model behind a set of plans: one transformer, and a pipeline for each plan.
 
-A plan that is enabled on a pipeline is for that pipeline's calls alone. So the plans are enabled once, when the server
-starts, and a request chooses its plan by choosing a pipeline; nothing is put on the model or taken off it meanwhile.
+A plan enabled on a pipeline applies to that pipeline's calls only. The plans are enabled once, when the server starts,
+and a request selects its plan by selecting a pipeline; the model is not changed while it serves.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ METHODS: Mapping[str, fc.Method] = MappingProxyType(
         "taylor-67": fc.taylorseer(fc.fora(interval=3), 2),
     }
 )
-"""The plans that every server has; the number is the share of steps that is skipped."""
+"""The plans that every server has; the number is the percentage of skipped steps."""
 PLAN_STEPS = 20
-"""Their length; a request of another length gets the plan resampled."""
+"""Number of steps of these plans; requests of other lengths get the plan resampled."""
 
 
 class DigitsPipeline:
-    """Samples digits as a diffusers pipeline does: it sets its scheduler's timesteps, and calls the transformer."""
+    """A pipeline for digits, made like those of diffusers: it sets its scheduler's timesteps and calls the model."""
 
     def __init__(self, digits: Digits) -> None:
         self.transformer: Any = digits.transformer
@@ -53,7 +53,7 @@ class DigitsPipeline:
         seed: int,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1], one a label. on_step: called after every step; what it raises ends the run."""
+        """Images (B, 1, H, W) in [0, 1], one per label. on_step: called after every step; may raise to end the run."""
         config = self.transformer.config
         self.scheduler.set_timesteps(num_inference_steps)
         shape = (config.in_channels, config.sample_size, config.sample_size)
@@ -76,8 +76,12 @@ class DigitsPipeline:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A request's PNG, and the share of features that was computed for it, 0 to 1."""
+class Picture:
+    """The image of a request.
+
+    png: the PNG file's bytes.
+    computed: share of the features that was computed for it, 0 to 1.
+    """
 
     png: bytes
     computed: float
@@ -86,8 +90,11 @@ class Made:
 class Plans:
     """The model with its plans enabled; `close` disables them. One thread at a time may call `generate`.
 
-    files: further plans by name, of `Plan.save`. Raises PlanError for a file that is none, PlanMismatchError for a plan
-    of another model or another scheduler, AlreadyAppliedError if the transformer has plans already.
+    digits: the model. Default: loaded.
+    files: further plans by name, as files of `Plan.save`.
+
+    Raises PlanError for a file that is not a plan, PlanMismatchError for a plan of another model or scheduler, and
+    AlreadyAppliedError if the transformer already has plans.
     """
 
     def __init__(self, digits: Digits | None = None, files: Mapping[str, Path] | None = None) -> None:
@@ -110,27 +117,27 @@ class Plans:
 
     @property
     def names(self) -> list[str]:
-        """The plans that a request may ask for."""
+        """The names of the plans that a request may ask for."""
         return list(self.pipes)
 
     def generate(
         self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int, on_step: Callable[[], None]
-    ) -> Made:
-        """The digits side by side. Raises PlanError for a plan that cannot be resampled to so many steps."""
+    ) -> Picture:
+        """The digits side by side. Raises PlanError if the plan cannot be resampled to this number of steps."""
         before = self.cells(plan)
         images = self.pipes[plan](labels, steps, guidance, seed, on_step)
-        computed, cells = (now - then for now, then in zip(self.cells(plan), before, strict=True))
-        return Made(png(images), computed / cells if cells else 1.0)
+        computed, cells = (after - earlier for after, earlier in zip(self.cells(plan), before, strict=True))
+        return Picture(png(images), computed / cells if cells else 1.0)
 
     def cells(self, plan: str) -> tuple[int, int]:
-        """Features computed so far, and all that would have been without the plan; zeros without a plan."""
+        """Features computed so far, and features that would have been computed without the plan; zeros for no plan."""
         if plan not in self.sessions:
             return 0, 0
         stats = self.sessions[plan].stats
         return stats.computed, stats.computed + stats.skipped + stats.partial
 
     def close(self) -> None:
-        """The model is as it was."""
+        """Disable every plan; the model is then unchanged."""
         for name in self.sessions:
             fc.disable(self.pipes[name])
         self.sessions.clear()

@@ -1,4 +1,4 @@
-"""One thread that owns the model, and the bounded queue before it."""
+"""A worker thread that owns the model, and its bounded queue."""
 
 from __future__ import annotations
 
@@ -11,49 +11,58 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
-from model import Made
+from model import Picture
 
 LOGGER = logging.getLogger("forecache.serve")
 
 
 class FullError(Exception):
-    """The queue has no place left; ``retry_after``: seconds until it probably has."""
+    """The queue is full. retry_after: seconds until it probably has room."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"The queue is full: ask again in {retry_after} s.")
+        super().__init__(f"The queue is full: try again in {retry_after} s.")
         self.retry_after = retry_after
 
 
 class ClosedError(Exception):
-    """The server is shutting down: what it has taken it finishes, and it takes nothing more."""
+    """The server is shutting down: it finishes the accepted requests and accepts no more."""
 
     def __init__(self) -> None:
-        super().__init__("The server is shutting down: ask another one.")
+        super().__init__("The server is shutting down: use another one.")
 
 
 class StoppedError(Exception):
-    """A generation that nobody waits for any more; raised between two steps of it."""
+    """The client has gone; raised between two steps to end its generation."""
 
 
 class Generate(Protocol):
-    """What makes an image; on_step is to be called after every step, and what it raises ends the generation."""
+    """A function that samples an image. It calls on_step after every step; on_step may raise to end the generation."""
 
     def __call__(
         self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int, on_step: Callable[[], None]
-    ) -> Made: ...
+    ) -> Picture: ...
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was made, and the seconds that the model worked on it."""
+    """A finished job.
 
-    made: Made
+    picture: its image.
+    seconds: time of the model.
+    """
+
+    picture: Picture
     seconds: float
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. result: a `Done`, or the error that the model raised; cancelled if nobody waited for it."""
+    """A request in the queue or running.
+
+    plan, labels, steps, guidance, seed: what to sample.
+    result: a `Done`, or the error that the model raised; cancelled if the client left while the job waited.
+    stopped: set when the client has left.
+    """
 
     plan: str
     labels: tuple[int, ...]
@@ -65,34 +74,35 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one after the other, in the order in which they came, in a thread of its own.
+    """Runs jobs one after the other, in the order of their submission, in a thread of its own.
 
-    places: how many jobs may wait beside the one that runs. busy: whether one runs. closing: set by `close`, or before
-    it by a signal handler, it refuses further jobs.
+    places: jobs that may wait beside the running one.
+    busy: whether a job is running.
+    closing: whether further jobs are refused; set by `close`, or earlier by a signal handler.
     """
 
     def __init__(self, generate: Generate, places: int) -> None:
         self._generate, self._places = generate, places
         self._waiting: deque[Job] = deque()
         self._change = threading.Condition()
-        self._usual = 1.0
+        self._typical_seconds = 1.0
         self._ended = False
         self.busy = self.closing = False
         self.thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self.thread.start()
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue. Raises FullError, or ClosedError."""
+        """Append a job to the queue. Raises FullError or ClosedError."""
         with self._change:
             if self.closing:
                 raise ClosedError
             if len(self._waiting) >= self._places:
-                raise FullError(max(1, round(self._usual * (len(self._waiting) + 1))))
+                raise FullError(max(1, round(self._typical_seconds * (len(self._waiting) + 1))))
             self._waiting.append(job)
             self._change.notify()
 
     def withdraw(self, job: Job) -> None:
-        """Nobody waits for this job any more: it leaves the queue, or stops after the step that runs."""
+        """Remove a job from the queue, or stop it after the step in progress, because its client has left."""
         job.stopped.set()
         with self._change:
             if job in self._waiting:
@@ -101,11 +111,11 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """The number of waiting jobs."""
         return len(self._waiting)
 
     def close(self) -> None:
-        """Finish every job that was taken, then end the thread."""
+        """Finish every accepted job, then end the thread."""
         with self._change:
             self.closing = self._ended = True
             self._change.notify()
@@ -130,7 +140,7 @@ class Worker:
 
         self.busy, started = True, perf_counter()
         try:
-            made = self._generate(job.plan, job.labels, job.steps, job.guidance, job.seed, on_step)
+            picture = self._generate(job.plan, job.labels, job.steps, job.guidance, job.seed, on_step)
         except StoppedError as error:
             job.result.set_exception(error)
         except Exception as error:
@@ -138,7 +148,7 @@ class Worker:
             job.result.set_exception(error)
         else:
             seconds = perf_counter() - started
-            self._usual = 0.8 * self._usual + 0.2 * seconds
-            job.result.set_result(Done(made, seconds))
+            self._typical_seconds = 0.8 * self._typical_seconds + 0.2 * seconds
+            job.result.set_result(Done(picture, seconds))
         finally:
             self.busy = False

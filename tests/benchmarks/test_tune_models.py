@@ -133,7 +133,7 @@ def test_a_video_is_one_tall_image(video, wan_folder):
     both = source.generate(["a cat", "a red apple"], how)
     assert both.shape == (2, 3, 5 * 16, 16)
     assert torch.allclose(source.generate(["a red apple"], how, 1)[0], both[1], atol=1e-4)
-    with pytest.raises(fc.errors.InputError, match="'7' is no class"):
+    with pytest.raises(fc.errors.InputError, match="'7' is not a class"):
         source.label("7")
 
 
@@ -141,4 +141,4 @@ def test_texts_that_are_missing_are_named(video, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(SystemExit):
         video.main(["nowhere", "--prompts", str(tmp_path / "empty.txt")])
-    assert "has no text" in capsys.readouterr().err
+    assert "has no prompts" in capsys.readouterr().err

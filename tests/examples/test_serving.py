@@ -373,7 +373,7 @@ def test_a_worker_runs_jobs_in_their_order():
 
     def generate(plan, labels, steps, guidance, seed, on_step):
         ran.append(seed)
-        return served.Made(b"", 1.0)
+        return served.Picture(b"", 1.0)
 
     worker = working.Worker(generate, 20)
     jobs = [working.Job("none", (1,), 1, 1.0, seed) for seed in range(20)]
@@ -390,11 +390,11 @@ def check_the_load_test(address):
     """It counts an image that is not the one it was told, and no other, with clients that leave and that stay."""
     case = load_test.Case("2", "fora-50", 2, 1.0, 5)
     for image in (load_test.reference(case), b"another"):
-        tally, seconds = asyncio.run(load_test.load(address, {case: image}, clients=2, seconds=0.4, leaving=0.0))
-        images = len(tally.latency)
-        assert images == tally.counts["requests"] > 1
-        assert tally.counts["wrong"] == (images if image == b"another" else 0)
-        assert not any(tally.counts[name] for name in ("cancelled", "refused", "failed"))
+        outcomes, seconds = asyncio.run(load_test.load(address, {case: image}, clients=2, seconds=0.4, leaving=0.0))
+        images = len(outcomes.latency)
+        assert images == outcomes.counts["requests"] > 1
+        assert outcomes.counts["wrong"] == (images if image == b"another" else 0)
+        assert not any(outcomes.counts[name] for name in ("cancelled", "refused", "failed"))
         assert seconds >= 0.4
     long = load_test.Case("12345678", "none", 50, 3.0, 5)
     left, _ = asyncio.run(load_test.load(address, {long: b""}, clients=1, seconds=0.1, leaving=1.0))
