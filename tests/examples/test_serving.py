@@ -412,7 +412,7 @@ def test_a_real_server_finishes_its_request_on_sigterm(digits):
     address = f"http://127.0.0.1:{port}"
     try:
         with httpx2.Client(base_url=address, timeout=30) as client:
-            ends = time.monotonic() + 40
+            ends = time.monotonic() + 240  # a busy machine imports slowly
             while True:
                 with contextlib.suppress(httpx2.TransportError):
                     if client.get("/healthz").status_code == 200:
