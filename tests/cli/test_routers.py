@@ -63,7 +63,7 @@ def test_train_router_prints_the_picture_and_goes_on(forecache, tmp_path):
     assert not torch.equal(longer.logits, router.logits)
     code, _, err = forecache(*words, "--lam", 1)
     assert code == 1
-    assert "checkpoint of another training: lam is" in err
+    assert "checkpoint of another training: its lam is" in err
     assert err.count("\n") == 1
 
 
