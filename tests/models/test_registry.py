@@ -1,8 +1,10 @@
-"""Which models are known: the list, the docs that repeat it, original layouts, a user's own adapters, pipelines."""
+"""Which models are known: the list, the docs that repeat it, original layouts, a user's own families, pipelines."""
 
 import json
+import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from support import reference
@@ -12,7 +14,7 @@ from support.tiny import TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache.models import find
+from forecache.models import families, registry
 from forecache.models.blocks import Block, Branch
 from forecache.models.find import layout
 from forecache.models.layout import from_blocks
@@ -20,30 +22,79 @@ from forecache.models.layout import from_blocks
 DOCS = Path(__file__).parent.parent.parent / "docs" / "models.md"
 
 
-def test_the_docs_have_the_table_of_the_registry():
-    lines = ["| name | model | level | sites |", "|---|---|---|---|"]
-    lines += [f"| {row['name']} | `{row['model']}` | {row['level']} | `{row['sites']}` |" for row in find.table()]
-    assert DOCS.read_text(encoding="utf-8").split("<!-- models -->")[1].strip() == "\n".join(lines)
+EXPECTED = {
+    "DiTTransformer2DModel": ("branches", ("attn", "mlp")),
+    "FluxTransformer2DModel": ("branches", ("attn", "mlp", "mlp_text", "parallel")),
+    "PixArtTransformer2DModel": ("branches", ("attn", "cross", "mlp")),
+    "SD3Transformer2DModel": ("branches", ("attn", "attn2", "mlp", "mlp_text")),
+    "WanTransformer3DModel": ("branches", ("attn", "cross", "mlp")),
+    "AuraFlowTransformer2DModel": ("blocks", ("block",)),
+    "CogVideoXTransformer3DModel": ("blocks", ("block",)),
+    "Flux2Transformer2DModel": ("blocks", ("block",)),
+    "HunyuanDiT2DModel": ("blocks", ("block",)),
+    "HunyuanVideoTransformer3DModel": ("blocks", ("block",)),
+    "LTXVideoTransformer3DModel": ("blocks", ("block",)),
+    "LatteTransformer3DModel": ("blocks", ("block",)),
+    "Lumina2Transformer2DModel": ("blocks", ("block",)),
+    "MochiTransformer3DModel": ("blocks", ("block",)),
+    "QwenImageTransformer2DModel": ("blocks", ("block",)),
+    "SanaTransformer2DModel": ("blocks", ("block",)),
+    "StableAudioDiTModel": ("blocks", ("block",)),
+    "ZImageTransformer2DModel": ("blocks", ("block",)),
+}
+"""Written out by hand: the classes of diffusers that are supported, their level and the kinds of their sites."""
+BY_STRUCTURE = {"blocks of norm1, attn, norm2, mlp, ...": ("branches", ("attn", "mlp"))}
 
 
-def test_the_command_lists_what_the_registry_has(forecache):
+def rows_of_docs():
+    lines = DOCS.read_text(encoding="utf-8").split("<!-- models -->")[1].strip().splitlines()[2:]
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return {model: (level, tuple(sites.split(", "))) for _, model, level, sites in cells}
+
+
+def test_the_registry_has_the_expected_families():
+    known = {family.kind: (family.level, family.sites) for family in registry.families()}
+    assert known == EXPECTED | BY_STRUCTURE
+    assert [family.kind for family in registry.families()][-1:] == list(BY_STRUCTURE)  # asked last
+
+
+def test_the_docs_list_the_expected_families():
+    assert rows_of_docs() == EXPECTED | BY_STRUCTURE
+
+
+def test_the_command_lists_the_expected_families(forecache):
     code, out, err = forecache("models", "--json")
     assert (code, err) == (0, "")
-    rows = json.loads(out)
-    assert rows == find.table()
-    assert {each.kind for each in TINY.values()} <= {row["model"] for row in rows}
+    rows = {row["model"]: (row["level"], tuple(row["sites"].split(", "))) for row in json.loads(out)}
+    assert rows == EXPECTED | BY_STRUCTURE
     _, out, _ = forecache("models")
     assert "FluxTransformer2DModel" in out
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_the_list_says_the_sites_that_a_model_has(name):
-    model = TINY[name].model()
-    row = next(each for each in find.adapters() if each.fits(model))
-    found = layout(model)
-    assert row.level == found.level
-    assert {site.kind for site in found.sites} <= set(row.sites)
-    assert row.kind == TINY[name].kind
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_models_of_the_real_class_have_the_sites_of_their_family(kind):
+    assert issubclass(getattr(diffusers, kind), nn.Module)
+    models = [tiny.model() for tiny in TINY.values() if tiny.kind == kind]
+    layouts = [layout(model) for model in models]
+    level, sites = EXPECTED[kind]
+    assert {found.level for found in layouts} == {level}
+    assert {site.kind for found in layouts for site in found.sites} == set(sites)
+    assert {registry.family_of(model).kind for model in models} == {kind}
+
+
+def test_a_family_is_one_file(tmp_path, monkeypatch):
+    """A file in the folder of families is known without any list that names it."""
+    (tmp_path / "mine.py").write_text(
+        "from forecache.models.family import Family\n"
+        "FAMILIES = (Family('Mine', 'Mine', 'branches', ('mix',), lambda model: False, lambda model: None),)\n"
+    )
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    registry._built_in.cache_clear()
+    try:
+        assert {row["model"] for row in registry.table()} == {*EXPECTED, *BY_STRUCTURE, "Mine"}
+    finally:
+        sys.modules.pop("forecache.models.families.mine", None)
+        registry._built_in.cache_clear()
 
 
 # ---- original layouts -----------------------------------------------------------------------------------------------
@@ -136,7 +187,7 @@ def test_long_skips_are_refused_with_the_reason(names):
         fc.grid(Skipping(*names), 4)
 
 
-# ---- adapters of the user's own -------------------------------------------------------------------------------------
+# ---- families of the user's own -------------------------------------------------------------------------------------
 
 
 class Own(Timm):
@@ -150,17 +201,17 @@ def own_layout(model):
     return from_blocks(model, [block(module) for module in model.blocks])
 
 
-def test_a_registered_adapter_comes_first_and_goes_again():
+def test_a_registered_family_comes_first_and_goes_again():
     model = Own()
     with fc.models.register(Own, own_layout, name="mine"):
         assert [site.kind for site in fc.grid(model, 2).sites] == ["own"] * 3
-        assert find.table()[0] == {"name": "mine", "model": "Own", "level": "branches", "sites": ""}
+        assert registry.table()[0] == {"name": "mine", "model": "Own", "level": "branches", "sites": ""}
         assert [site.kind for site in fc.grid(Timm(), 2).sites] == ["attn", "mlp"] * 3
     assert [site.kind for site in fc.grid(model, 2).sites] == ["attn", "mlp"] * 3
 
 
 def test_wrong_registrations_are_refused():
-    with fc.models.register(Own, own_layout), pytest.raises(fc.errors.ModelError, match="an adapter for Own already"):
+    with fc.models.register(Own, own_layout), pytest.raises(fc.errors.ModelError, match="a family for Own already"):
         fc.models.register(Own, own_layout)
     with pytest.raises(fc.errors.ModelError, match="for a class of torch modules, not for"):
         fc.models.register(Own(), own_layout)  # type: ignore[arg-type]
@@ -168,7 +219,7 @@ def test_wrong_registrations_are_refused():
         fc.models.register(Own, None)  # type: ignore[arg-type]
     with (
         fc.models.register(Own, lambda model: []),
-        pytest.raises(fc.errors.ModelError, match="gave a list instead of a"),
+        pytest.raises(fc.errors.ModelError, match="returned a list instead of a"),
     ):
         fc.grid(Own(), 2)
 

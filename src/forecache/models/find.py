@@ -18,7 +18,7 @@ from forecache.models.counting import CallCost, CountRequest, count
 from forecache.models.families import original
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.models.layout import Layout
-from forecache.models.registry import adapter_for
+from forecache.models.registry import family_of
 from forecache.parts.grid import Grid, Site
 
 
@@ -63,7 +63,7 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     """
     if patterns is not None:
         return modules.matching(model, patterns)
-    if (found := adapter_for(model)) is not None:
+    if (found := family_of(model)) is not None:
         return found.layout(model)
     if modules.fits(model):
         return modules.matching(model, modules.DIT_PATTERNS)
@@ -109,7 +109,7 @@ def describe(model: nn.Module, found: Layout) -> str:
 def layout_for(model: nn.Module, grid: Grid) -> Layout:
     """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
     wanted = grid.sites
-    known = adapter_for(model)
+    known = family_of(model)
     if known is not None and (found := known.layout(model)).sites == wanted:
         return found
     if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forecache.errors import ModelError, SiteError
 from forecache.models.blocks import BlockHandler, Forward, SiteHandler
-from forecache.models.families.whole_blocks import family
+from forecache.models.families.whole_blocks import row_of
 from forecache.models.layout import Layout
 from forecache.parts.grid import Site
 
@@ -68,8 +68,8 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
             yield module, _forward(on_site, index, _only_tensor(module.forward, site.name))
 
     tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
-    known = family(model)
-    return Layout(model, sites, forwards, tokenwise=tokenwise, rising=known is not None and known.rising)
+    row = row_of(model)
+    return Layout(model, sites, forwards, tokenwise=tokenwise, rising=row is not None and row.rising)
 
 
 def census(model: nn.Module, sites: Sequence[Site]) -> str:

@@ -1,67 +1,34 @@
-"""Which models forecache knows, at which level, and how a user adds one."""
+"""The model families that forecache knows, and how a user adds one.
+
+Built-in families are the ``FAMILIES`` of every module in `forecache.models.families`: a new file there is a new family.
+"""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import Any, get_args
 
 from torch import nn
 
 from forecache.errors import ModelError
-from forecache.models.families import dit, flux, original, pixart, sd3, wan, whole_blocks
+from forecache.models import families as built_in
+from forecache.models.family import Family
 from forecache.models.layout import Layout, Level
 
-
-class Adapter(NamedTuple):
-    """What is known of a family. kind: the class, or what its blocks look like. sites: their kinds, in order."""
-
-    name: str
-    kind: str
-    level: Level
-    sites: tuple[str, ...]
-    fits: Callable[[Any], bool]
-    layout: Callable[[Any], Layout]
-
-
-BUILT_IN = (
-    Adapter(
-        "DiT", "DiTTransformer2DModel", "branches", ("attn", "mlp"), dit.fits, dit.layout
-    ),
-    Adapter(
-        "PixArt-alpha, Sigma", "PixArtTransformer2DModel", "branches", ("attn", "cross", "mlp"),
-        pixart.fits, pixart.layout,
-    ),
-    Adapter(
-        "Stable Diffusion 3, 3.5", "SD3Transformer2DModel", "branches", ("attn", "attn2", "mlp", "mlp_text"),
-        sd3.fits, sd3.layout,
-    ),
-    Adapter(
-        "FLUX.1", "FluxTransformer2DModel", "branches", ("attn", "mlp", "mlp_text", "parallel"),
-        flux.fits, flux.layout,
-    ),
-    Adapter("Wan 2.1, 2.2", "WanTransformer3DModel", "branches", ("attn", "cross", "mlp"), wan.fits, wan.layout),
-    *(
-        Adapter(each.name, each.kind, "blocks", ("block",), each.fits, whole_blocks.layout)
-        for each in whole_blocks.FAMILIES
-    ),
-    Adapter(
-        "facebookresearch/DiT, timm", "blocks of norm1, attn, norm2, mlp, ...", "branches", ("attn", "mlp"),
-        original.fits, original.layout,
-    ),
-)  # fmt: skip
-"""In the order in which they are asked."""
-
-_registered: dict[type, Adapter] = {}
+_registered: dict[type, Family] = {}
 
 
 class Registration:
-    """A registered adapter; ``with`` or `remove` takes it out again."""
+    """A registered family; `remove`, or the end of a ``with`` block, takes it out again."""
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
 
     def remove(self) -> None:
-        """forecache forgets the class; once more does nothing."""
+        """Forget the family; a second call does nothing."""
         _registered.pop(self._kind, None)
 
     def __enter__(self) -> Registration:
@@ -72,51 +39,62 @@ class Registration:
 
 
 def register(kind: type, layout: Callable[[Any], Layout], *, name: str | None = None) -> Registration:
-    """Teach forecache a model of your own: ``layout(model)`` says what its sites are, for ``kind`` and its subclasses.
+    """Teach forecache a model family of your own; it is asked before the built-in ones.
 
-    layout: most often `forecache.models.layout.from_blocks` of one `forecache.models.blocks.Block` for each block, with
-    its branches. It comes before what is built in. name: as `forecache models` lists it.
+    kind: the class of its models; subclasses belong to the family
+    layout: model -> its sites, usually `forecache.models.layout.from_blocks` of one `forecache.models.blocks.Block`
+        a block
+    name: the name in `forecache models`; by default that of the class
 
     Raises ModelError if ``kind`` is no module class, or is registered already.
     """
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise ModelError(f"An adapter is registered for a class of torch modules, not for {kind!r}.")
+        raise ModelError(f"A family is registered for a class of torch modules, not for {kind!r}.")
     if kind in _registered:
         raise ModelError(
-            f"There is an adapter for {kind.__name__} already ({_registered[kind].name}): call remove() on what "
-            "register gave for it, or use it in a `with` block."
+            f"There is a family for {kind.__name__} already ({_registered[kind].name}): call remove() on what "
+            "register returned for it, or use it in a `with` block."
         )
     if not callable(layout):
         raise ModelError(f"The layout of {kind.__name__} must be a function of the model, not {layout!r}.")
 
-    def checked(model: Any) -> Layout:
-        found = layout(model)
-        if not isinstance(found, Layout):
+    def checked_layout(model: Any) -> Layout:
+        result = layout(model)
+        if not isinstance(result, Layout):
             raise ModelError(
-                f"The adapter of {kind.__name__} gave a {type(found).__name__} instead of a layout: end it with "
-                "`return forecache.models.layout.from_blocks(model, blocks)`."
+                f"The layout function of {kind.__name__} returned a {type(result).__name__} instead of a layout: end "
+                "it with `return forecache.models.layout.from_blocks(model, blocks)`."
             )
-        return found
+        return result
 
-    _registered[kind] = Adapter(
-        name or kind.__name__, kind.__name__, "branches", (), lambda model: isinstance(model, kind), checked
+    _registered[kind] = Family(
+        name or kind.__name__, kind.__name__, "branches", (), lambda model: isinstance(model, kind), checked_layout
     )
     return Registration(kind)
 
 
-def adapters() -> tuple[Adapter, ...]:
-    """All that are known; the user's first, the last registered before the others."""
-    return (*reversed(_registered.values()), *BUILT_IN)
+@cache
+def _built_in() -> tuple[Family, ...]:
+    """The families of all modules in `forecache.models.families`, branches first, those by structure last."""
+    paths = [f"{built_in.__name__}.{module.name}" for module in pkgutil.iter_modules(built_in.__path__)]
+    found = [family for path in paths for family in getattr(import_module(path), "FAMILIES", ())]
+    levels = get_args(Level)
+    return tuple(sorted(found, key=lambda family: (family.by_structure, levels.index(family.level), family.name)))
 
 
-def adapter_for(model: nn.Module) -> Adapter | None:
-    """The first adapter that knows this model."""
-    return next((each for each in adapters() if each.fits(model)), None)
+def families() -> tuple[Family, ...]:
+    """All known families in the order in which they are asked: the user's, the last registered first, then built-in."""
+    return (*reversed(_registered.values()), *_built_in())
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The first family that a model belongs to; None if there is none."""
+    return next((family for family in families() if family.fits(model)), None)
 
 
 def table() -> list[dict[str, str]]:
-    """What is supported and at which level, one row a family: name, model, level, sites."""
+    """One row a family, for documents: name, model, level, sites."""
     return [
-        {"name": each.name, "model": each.kind, "level": each.level, "sites": ", ".join(each.sites)}
-        for each in adapters()
+        {"name": family.name, "model": family.kind, "level": family.level, "sites": ", ".join(family.sites)}
+        for family in families()
     ]

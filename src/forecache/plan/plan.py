@@ -106,7 +106,7 @@ class Plan:
         """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
 
         model: a pipeline or a transformer. batch_size: images; with ``guidance`` each is a pair of samples in one
-        call. inputs: for a model without an adapter, the arguments of one call (a tuple or a dict of tensors),
+        call. inputs: for a model of no known family, the arguments of one call (a tuple or a dict of tensors),
         which then set the batch. cache_dtype: as for `forecache.apply`.
         """
         if not isinstance(batch_size, Integral) or batch_size < 1:

@@ -1,1 +1,4 @@
-"""One file for each model family whose branches are known; one row of a table where whole blocks are enough."""
+"""The built-in model families: one file each, or one row of `whole_blocks` where whole blocks are enough.
+
+A file ends with ``FAMILIES``, a tuple of `forecache.models.family.Family`, which `forecache.models.registry` collects.
+"""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forecache.models.blocks import Block, Branch
 from forecache.models.families import adaln_zero
 from forecache.models.families.attention import received as received_by
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 
@@ -84,3 +85,6 @@ def _example(model: Any, batch: int) -> dict[str, Tensor]:
         "timestep": torch.zeros(batch, dtype=torch.long, device="meta"),
         "class_labels": torch.zeros(batch, dtype=torch.long, device="meta"),
     }
+
+
+FAMILIES = (Family("DiT", "DiTTransformer2DModel", "branches", ("attn", "mlp"), fits, layout),)

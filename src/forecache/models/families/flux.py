@@ -16,6 +16,7 @@ from forecache.errors import ModelError
 from forecache.models.blocks import Block, Branch, Gate, Gates, clipped, gated
 from forecache.models.families import joint
 from forecache.models.families.joint import IMAGE, TEXT, Rows, both, modulated
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 
@@ -116,3 +117,7 @@ def _arranged(made: list[Tensor]) -> list[Gate]:
         return [made[0]]
     attention, mlp, text_attention, text_mlp = made
     return [(attention, text_attention), mlp, text_mlp]
+
+
+KINDS = ("attn", "mlp", "mlp_text", "parallel")
+FAMILIES = (Family("FLUX.1", "FluxTransformer2DModel", "branches", KINDS, fits, layout),)

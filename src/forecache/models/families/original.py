@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forecache.errors import SiteError
 from forecache.models.blocks import Block, Branch
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks
 
 DIT = {"norm1", "attn", "norm2", "mlp", "adaLN_modulation"}
@@ -105,3 +106,16 @@ def _timm(block: Any) -> Block:
 
     branches = Branch("attn", attention, None), Branch("mlp", mlp, None, tokenwise=True)
     return Block(block, condition, branches, inputs=(_arguments(block)[0].name,))
+
+
+FAMILIES = (
+    Family(
+        "facebookresearch/DiT, timm",
+        "blocks of norm1, attn, norm2, mlp, ...",
+        "branches",
+        ("attn", "mlp"),
+        fits,
+        layout,
+        by_structure=True,
+    ),
+)

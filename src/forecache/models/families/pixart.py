@@ -15,6 +15,7 @@ from torch import Tensor
 from forecache.models.blocks import Block, Branch, Gates
 from forecache.models.families import adaln_single
 from forecache.models.families.attention import received as received_by
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 CAPTION_TOKENS = 120
@@ -109,3 +110,8 @@ def _example(model: Any, batch: int) -> dict[str, Any]:
         "added_cond_kwargs": sizes if model.use_additional_conditions else dict.fromkeys(sizes),
         "encoder_attention_mask": empty(batch, CAPTION_TOKENS),
     }
+
+
+FAMILIES = (
+    Family("PixArt-alpha, Sigma", "PixArtTransformer2DModel", "branches", ("attn", "cross", "mlp"), fits, layout),
+)

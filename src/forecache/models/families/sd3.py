@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forecache.models.blocks import Block, Branch, Gate, Gates
 from forecache.models.families import joint
 from forecache.models.families.joint import IMAGE, TEXT, Rows, both, modulated
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 
@@ -117,3 +118,7 @@ def _arranged(block: Any) -> Callable[[list[Tensor]], list[Gate]]:
         return [(attention, text_attention), *second, mlp, text_mlp]
 
     return arranged
+
+
+KINDS = ("attn", "attn2", "mlp", "mlp_text")
+FAMILIES = (Family("Stable Diffusion 3, 3.5", "SD3Transformer2DModel", "branches", KINDS, fits, layout),)

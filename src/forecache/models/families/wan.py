@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from forecache.errors import RunError
 from forecache.models.blocks import Block, Branch, Gates
 from forecache.models.families import adaln_single
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 
@@ -77,3 +78,6 @@ def _modulated(norm: nn.Module, x_BND: Tensor, shift: Tensor, scale: Tensor) -> 
 
 def _stacked(blocks: Sequence[Any]) -> Gates | None:
     return adaln_single.stacked([block.scale_shift_table for block in blocks], "temb", 2, cross=True)
+
+
+FAMILIES = (Family("Wan 2.1, 2.2", "WanTransformer3DModel", "branches", ("attn", "cross", "mlp"), fits, layout),)

@@ -1,11 +1,10 @@
-"""diffusers' families by whole blocks: what each block adds to its streams is one site, in ``blocks.<depth>.block``.
+"""diffusers' families by whole blocks: one site a block, ``blocks.<depth>.block``, its output minus its input.
 
-A table: the class, its stacks of blocks in order of execution, and what a block takes and gives out.
+A table: the class, its stacks of blocks in order of execution, and the inputs and outputs of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from forecache.models.blocks import Residual, residual
+from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
 IMAGE, TEXT = 0, 1
@@ -22,62 +22,87 @@ JOINT = ("hidden_states", "encoder_hidden_states")
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of blocks, each called with what the one before gave out.
+    """A list of blocks, each called with the output of the one before.
 
-    path: of the list in the model. inputs: what the forward of a block calls its streams. outputs: the streams in the
-    order in which it gives them out.
+    path: attribute of the list in the model
+    inputs: the names of the streams in the signature of a block's forward
+    outputs: the streams in the order in which a block returns them
     """
 
     path: str
     inputs: tuple[str, ...] = ALONE
     outputs: tuple[int, ...] = (IMAGE,)
 
+    def blocks(self, model: Any) -> list[Residual]:
+        """The blocks of the list, each as one site."""
+        return [residual(block, self.inputs, self.outputs) for block in getattr(model, self.path)]
+
 
 @dataclass(frozen=True)
-class Family:
-    """A diffusers class and its stacks.
+class Row:
+    """A diffusers class and its stacks of blocks.
 
-    name: as its users know it. reads: the model reads what
-    single blocks hand on, for long skips, so that blocks are never added up as a run. turns: blocks of the stacks take
-    turns, on tokens that lie otherwise. rising: the model is told a time that goes up. clips: see `Layout`.
+    kind: the class
+    name: as its users know it
+    stacks: in order of execution
+    reads: the model reads the outputs of single blocks, for long skips, so that spans of skipped blocks end at each
+    interleaved: blocks of the stacks alternate, on tokens in another order
+    rising: the model's time goes up while it samples
+    clips: its blocks clip their outputs, in half floats
     """
 
     kind: str
     name: str
     stacks: tuple[Stack, ...]
     reads: bool = False
-    turns: bool = False
+    interleaved: bool = False
     rising: bool = False
     clips: bool = False
 
     def fits(self, model: nn.Module) -> bool:
+        """Whether a model is of the class."""
         return is_named(model, self.kind)
 
+    def layout(self, model: Any) -> Layout:
+        """The layout of a model, with a site for every block."""
+        stacks = [stack.blocks(model) for stack in self.stacks]
+        by_depth = zip(*stacks, strict=True) if self.interleaved else stacks
+        blocks = list(chain.from_iterable(by_depth))
+        if self.reads or self.interleaved:
+            starts = range(len(blocks))
+        else:
+            starts = {sum(map(len, stacks[:number])) for number in range(len(stacks)) if self._changes_streams(number)}
+        return from_blocks(model, blocks, starts=starts, level="blocks", rising=self.rising, clips=self.clips)
 
-FAMILIES = (
-    Family(
+    def _changes_streams(self, number: int) -> bool:
+        """Whether a stack takes other streams than the one before it."""
+        return number > 0 and self.stacks[number].inputs != self.stacks[number - 1].inputs
+
+
+ROWS = (
+    Row(
         "Flux2Transformer2DModel",
         "FLUX.2",
         (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)), Stack("single_transformer_blocks")),
         clips=True,
     ),
-    Family(
+    Row(
         "QwenImageTransformer2DModel",
         "Qwen-Image",
         (Stack("transformer_blocks", JOINT, (TEXT, IMAGE)),),
         clips=True,
     ),
-    Family("ZImageTransformer2DModel", "Z-Image", (Stack("layers", ("x",)),), rising=True),
-    Family("SanaTransformer2DModel", "Sana", (Stack("transformer_blocks"),)),
-    Family("Lumina2Transformer2DModel", "Lumina 2", (Stack("layers"),), rising=True),
-    Family(
+    Row("ZImageTransformer2DModel", "Z-Image", (Stack("layers", ("x",)),), rising=True),
+    Row("SanaTransformer2DModel", "Sana", (Stack("transformer_blocks"),)),
+    Row("Lumina2Transformer2DModel", "Lumina 2", (Stack("layers"),), rising=True),
+    Row(
         "AuraFlowTransformer2DModel",
         "AuraFlow",
         (Stack("joint_transformer_blocks", JOINT, (TEXT, IMAGE)), Stack("single_transformer_blocks")),
     ),
-    Family("HunyuanDiT2DModel", "HunyuanDiT", (Stack("blocks"),), reads=True),
-    Family("CogVideoXTransformer3DModel", "CogVideoX", (Stack("transformer_blocks", JOINT, (IMAGE, TEXT)),)),
-    Family(
+    Row("HunyuanDiT2DModel", "HunyuanDiT", (Stack("blocks"),), reads=True),
+    Row("CogVideoXTransformer3DModel", "CogVideoX", (Stack("transformer_blocks", JOINT, (IMAGE, TEXT)),)),
+    Row(
         "HunyuanVideoTransformer3DModel",
         "HunyuanVideo",
         (
@@ -85,39 +110,21 @@ FAMILIES = (
             Stack("single_transformer_blocks", JOINT, (IMAGE, TEXT)),
         ),
     ),
-    Family("LTXVideoTransformer3DModel", "LTX-Video", (Stack("transformer_blocks"),)),
-    Family("MochiTransformer3DModel", "Mochi 1", (Stack("transformer_blocks", JOINT, (IMAGE, TEXT)),)),
-    Family(
+    Row("LTXVideoTransformer3DModel", "LTX-Video", (Stack("transformer_blocks"),)),
+    Row("MochiTransformer3DModel", "Mochi 1", (Stack("transformer_blocks", JOINT, (IMAGE, TEXT)),)),
+    Row(
         "LatteTransformer3DModel",
         "Latte",
         (Stack("transformer_blocks"), Stack("temporal_transformer_blocks")),
-        turns=True,
+        interleaved=True,
     ),
-    Family("StableAudioDiTModel", "Stable Audio", (Stack("transformer_blocks"),)),
+    Row("StableAudioDiTModel", "Stable Audio", (Stack("transformer_blocks"),)),
 )
 
 
-def family(model: nn.Module) -> Family | None:
-    """The row of the table that the model belongs to."""
-    return next((each for each in FAMILIES if each.fits(model)), None)
+FAMILIES = tuple(Family(row.name, row.kind, "blocks", ("block",), row.fits, row.layout) for row in ROWS)
 
 
-def layout(model: Any) -> Layout:
-    found = family(model)
-    assert found is not None, "fits() was asked before"
-    stacks = [list(_blocks(model, stack)) for stack in found.stacks]
-    blocks = list(chain.from_iterable(zip(*stacks, strict=True)) if found.turns else chain.from_iterable(stacks))
-    if found.reads or found.turns:
-        starts = range(len(blocks))
-    else:
-        starts = {sum(map(len, stacks[:number])) for number, _ in enumerate(stacks) if _other(found, number)}
-    return from_blocks(model, blocks, starts=starts, level="blocks", rising=found.rising, clips=found.clips)
-
-
-def _other(found: Family, number: int) -> bool:
-    """Whether a stack has other streams than the one before it."""
-    return number > 0 and found.stacks[number].inputs != found.stacks[number - 1].inputs
-
-
-def _blocks(model: nn.Module, stack: Stack) -> Iterable[Residual]:
-    return (residual(block, stack.inputs, stack.outputs) for block in getattr(model, stack.path))
+def row_of(model: nn.Module) -> Row | None:
+    """The row of a model's class; None if there is none."""
+    return next((row for row in ROWS if row.fits(model)), None)
