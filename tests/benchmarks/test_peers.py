@@ -72,11 +72,11 @@ def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch, l
     assert running, "no threshold gave three steps"
     blocks = model.transformer.config.num_layers
     two = all_conditions(as_source(model))[:2]
-    for name, each in running.items():
-        about = peers.about(each)
+    for name, cached in running.items():
+        about = peers.about(cached)
         assert about["schedule"].count("#") == 3, name
         assert 5 / (3 + 2 / blocks) * 0.95 < about["fewer_macs"] < 5 / 3
-        assert each.images(two).shape[0] == 2
+        assert cached.images(two).shape[0] == 2
 
 
 def test_quality_is_kept_and_not_measured_again(scripts, tmp_path, capsys):
@@ -85,12 +85,12 @@ def test_quality_is_kept_and_not_measured_again(scripts, tmp_path, capsys):
     peers = scripts("peers")
     peers.main([*words, "--untimed"])
     assert "ours: FORA, N = 2: " in capsys.readouterr().out
-    kept = json.loads((tmp_path / "digits-2-3.json").read_text())
+    first = json.loads((tmp_path / "digits-2-3.json").read_text())
     assert not (tmp_path / "peers-digits.json").exists()
     peers.main(words)
     assert " dB" not in capsys.readouterr().out.split("| cache |")[0]
     rows = {row["name"]: row for row in json.loads((tmp_path / "peers-digits.json").read_text())["rows"]}
-    assert all(rows[name]["psnr_db"] == kept[name]["psnr_db"] for name in kept)
+    assert all(rows[name]["psnr_db"] == first[name]["psnr_db"] for name in first)
     assert rows["no cache"]["psnr_db"] is None
     assert rows["ours: GOC 0.8, N = 2"]["psnr_db"] > 20
     if "SmoothCache static, N = 2" in rows:  # the same arithmetic as ours

@@ -57,13 +57,13 @@ def test_hours_are_runs_times_macs(models, monkeypatch):
     """By hand: 32 samples at four speed-ups with 48 + 12 + 18 schedules, two more on three seeds, and five rounds of
     refinement, which move each skipped step two ways and sample five times more; four runs without a cache; 200 others.
     """
-    each = models.MODELS["DiT-XL/2"]
-    monkeypatch.setattr(models, "MODELS", {"DiT-XL/2": each})
+    subject = models.MODELS["DiT-XL/2"]
+    monkeypatch.setattr(models, "MODELS", {"DiT-XL/2": subject})
     shares = 1 / 1.5 + 1 / 2 + 1 / 3 + 1 / 4.5
     skipped = sum(50 * (1 - 1 / speedup) / speedup for speedup in (1.5, 2, 3, 4.5))
-    assert each.passes() == pytest.approx(32 * (4 + (78 + 6 + 25) * shares + 10 * skipped) + 200 * (1 + shares))
+    assert subject.passes() == pytest.approx(32 * (4 + (78 + 6 + 25) * shares + 10 * skipped) + 200 * (1 + shares))
     line = next(line for line in models.table(1e-6) if line.startswith("| DiT-XL/2"))
-    hours = each.passes() * 50 * 2 * each.macs() / 1e6 / 3600
+    hours = subject.passes() * 50 * 2 * subject.macs() / 1e6 / 3600
     assert float(line.split("|")[-2]) == pytest.approx(hours, rel=1e-3)
 
 

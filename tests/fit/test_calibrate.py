@@ -48,7 +48,7 @@ def calibrate(target, labels=LABELS, **options):
 def recorded(modules, run):
     """What these modules give out while ``run()`` samples from the bare model: (T, S) lists of (rows, N, D)."""
     seen = []
-    hooks = [each.register_forward_hook(lambda m, a, out: seen.append(out.detach().clone())) for each in modules]
+    hooks = [module.register_forward_hook(lambda m, a, out: seen.append(out.detach().clone())) for module in modules]
     run()
     for hook in hooks:
         hook.remove()
@@ -59,19 +59,21 @@ def branches(dit):
     return [module for block in dit.transformer_blocks for module in (block.attn1, block.ff)]
 
 
-def kept(digits, half, batch=1, guidance=1.5, shared_noise=False):
+def all_features(digits, half, batch=1, guidance=1.5, shared_noise=False):
     """All features of all samples, (K, T, S, N, D) in double: ``half`` picks the rows of a batch that count."""
     samples = []
     for first in range(0, len(LABELS), batch):
-        chosen = LABELS[first : first + batch]
-        indices = [0] * len(chosen) if shared_noise else range(first, first + len(chosen))
+        batch_labels = LABELS[first : first + batch]
+        indices = [0] * len(batch_labels) if shared_noise else range(first, first + len(batch_labels))
         options = {"num_steps": T, "guidance": guidance, "seed": 7, "indices": indices}
         table = recorded(
             branches(digits.transformer),
-            lambda chosen=chosen, options=options: sample(digits.transformer, digits.scheduler, chosen, **options),
+            lambda batch_labels=batch_labels, options=options: sample(
+                digits.transformer, digits.scheduler, batch_labels, **options
+            ),
         )
         whole = torch.stack([torch.stack(row) for row in table]).double()  # (T, S, rows, N, D)
-        samples.append(whole.movedim(2, 0)[half(len(chosen))])
+        samples.append(whole.movedim(2, 0)[half(len(batch_labels))])
     return torch.cat(samples)
 
 
@@ -112,7 +114,7 @@ def assert_measured(stats, features, rtol=1e-6):
 def test_means_and_changes_are_those_of_all_features_kept(digits, batch):
     """Against samples made one by one: neither the batch nor the last, smaller one changes noise or weight."""
     stats = calibrate(digits, batch=batch)
-    assert_measured(stats, kept(digits, HALVES["first"]))
+    assert_measured(stats, all_features(digits, HALVES["first"]))
     assert torch.equal(stats.inverse, inverse_table(stats.means))
     assert (stats.count, stats.is_partial) == (10, False)
     assert torch.equal(stats.counts, torch.full((T, SITES), 10))
@@ -130,7 +132,7 @@ ROWS = {
 def test_the_rows_that_were_asked_for_are_measured(digits, name):
     rows, guidance, half = ROWS[name]
     stats = calibrate(digits, rows=rows, guidance=guidance)
-    assert_measured(stats, kept(digits, half, guidance=guidance))
+    assert_measured(stats, all_features(digits, half, guidance=guidance))
     assert stats.count == 10, "samples are counted, not rows"
 
 
@@ -149,7 +151,7 @@ def test_rows_of_a_pair_that_is_not_there_are_refused(digits):
 
 def test_all_samples_can_start_from_one_noise(digits):
     shared = calibrate(digits, shared_noise=True)
-    assert_measured(shared, kept(digits, HALVES["first"], shared_noise=True))
+    assert_measured(shared, all_features(digits, HALVES["first"], shared_noise=True))
     assert (shared.means[0] - calibrate(digits).means[0]).abs().max() > 1e-3
 
 
@@ -176,7 +178,7 @@ def test_features_in_bfloat16_are_averaged_in_single_precision(digits):
     """Against the same batches; the sums of rounded features, and the differences of close ones, are not rounded."""
     digits.transformer.to(torch.bfloat16)
     stats = calibrate(digits)
-    assert_measured(stats, kept(digits, HALVES["first"], batch=4), rtol=2e-6)
+    assert_measured(stats, all_features(digits, HALVES["first"], batch=4), rtol=2e-6)
 
 
 def test_where_the_accumulators_are_kept_changes_no_bit(digits):
@@ -291,7 +293,7 @@ def test_an_interrupted_run_goes_on_where_it_was_to_the_same_bits(digits, tmp_pa
     size = 2 if rows == "all" else 4
     done = min(size * ((call + 1) // T), len(partial.origin.conditions))
     assert partial.count == done
-    assert [path.name] == [each.name for each in tmp_path.iterdir()]
+    assert [path.name] == [file.name for file in tmp_path.iterdir()]
     whole = calibrate(digits, rows=rows, **batch)
     assert same(calibrate(digits, path=path, rows=rows, **batch), whole)
     assert same(Statistics.load(path), whole)
@@ -360,14 +362,14 @@ def test_a_finished_file_is_returned_without_a_sample(digits, tmp_path):
 def test_a_long_run_writes_its_file_between_batches(digits, tmp_path, monkeypatch, seconds, counts):
     """Should the machine go down, this is what is left: read at the first step of each batch."""
     monkeypatch.setattr(CALIBRATE, "CHECKPOINT_SECONDS", seconds)
-    path, found = tmp_path / "stats", []
+    path, written = tmp_path / "stats", []
 
     def on_step(step):
         if step == 0:
-            found.append(Statistics.load(path).count if path.exists() else None)
+            written.append(Statistics.load(path).count if path.exists() else None)
 
     calibrate(digits, path=path, on_step=on_step)
-    assert found == counts
+    assert written == counts
     assert Statistics.load(path).count == 10
 
 
@@ -441,7 +443,7 @@ def test_what_is_held_does_not_depend_on_the_number_of_conditions(digits, monkey
     def on_step(step):
         cells = [cell for owner in owners.values() for row in owner.cells for cell in row if cell]
         storages = {cell.mean.untyped_storage().data_ptr(): cell.mean.untyped_storage().nbytes() for cell in cells}
-        peak.append((sum(storages.values()), sum(each.nbytes for recent in recents.values() for each in recent)))
+        peak.append((sum(storages.values()), sum(feature.nbytes for recent in recents.values() for feature in recent)))
 
     monkeypatch.setattr(CALIBRATE, "Accumulators", Watched)
     calibrate(digits, [1] * count, num_steps=6, batch=4, on_step=on_step)
@@ -565,13 +567,13 @@ def test_two_processes_measure_what_one_does(digits, tmp_path, launcher):
     calls = [[3 * T, 3 * T, 2 * T], [2 * T, 2 * T, 2 * T]]
     assert worlds == [[2, calls[rank][: len(names)]] for rank in (0, 1)]
     for name in names:
-        found = Statistics.load(tmp_path / name)
-        assert all(same(Statistics.load(tmp_path / f"{name}.rank{rank}"), found) for rank in (0, 1))
-        assert (found.sites, found.origin) == (whole.sites, whole.origin)
-        assert torch.equal(found.counts, whole.counts)
-        assert torch.equal(found.inverse, whole.inverse)
-        torch.testing.assert_close(found.changes, whole.changes, rtol=1e-6, atol=0)
-        for a, b in zip(found.means, whole.means, strict=True):
+        shared = Statistics.load(tmp_path / name)
+        assert all(same(Statistics.load(tmp_path / f"{name}.rank{rank}"), shared) for rank in (0, 1))
+        assert (shared.sites, shared.origin) == (whole.sites, whole.origin)
+        assert torch.equal(shared.counts, whole.counts)
+        assert torch.equal(shared.inverse, whole.inverse)
+        torch.testing.assert_close(shared.changes, whole.changes, rtol=1e-6, atol=0)
+        for a, b in zip(shared.means, whole.means, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6 * b.abs().max().item())
 
 
@@ -580,7 +582,7 @@ def test_sums_over_gpus_of_what_lies_on_the_cpu(monkeypatch):
     staged = []
 
     def all_reduce(tensor):
-        if not any(tensor is each for each in staged):
+        if not any(tensor is copy for copy in staged):
             raise RuntimeError("No backend type associated with device type cpu")
         tensor.mul_(2)
 

@@ -37,14 +37,14 @@ class Parameter:
     kind: int or float.
     low: smallest value.
     high: largest value.
-    optional: whether 0 stands for leaving it out.
+    default: value where it is left out; None if it has to be given.
     """
 
     name: str
     kind: type[int] | type[float]
     low: float
     high: float
-    optional: bool = False
+    default: float | None = None
 
     def check(self, value: Any) -> float:
         """The value; ValueError for another type or a value out of range."""
@@ -83,8 +83,8 @@ def _fitted(gram: Gram, numbers: Mapping[str, Any], centred: bool) -> Forecast:
 
 
 ORDER = Parameter("order", int, 0, 9)
-FEEDBACK = Parameter("feedback", float, 0, 1, optional=True)
-THETA = Parameter("eoc", float, 0, 2, optional=True)
+FEEDBACK = Parameter("feedback", float, 0, 1, default=0.0)
+THETA = Parameter("eoc", float, 0, 2)
 """Strength of EOC's correction, which every rule can have; below 2, where errors would grow from gap to gap."""
 
 RULES: dict[str, Rule] = {
@@ -116,7 +116,7 @@ class ForecastSpec:
     """A forecast as tuning chooses it, with its correction and its refined weights.
 
     rule: its name in `RULES`.
-    parameters: (name, value) pairs in the order of the rule's parameters, without the optional ones that are 0.
+    parameters: (name, value) pairs in the order of the rule's parameters; only the first one is there at its default.
     theta: strength of EOC's additive correction per channel, above 0 and below 2; None without correction.
     shifts: for every skipped step of a pattern, how much weight goes from the older to the newest feature; empty if
         the weights are not refined.
@@ -137,12 +137,18 @@ class ForecastSpec:
         known = {parameter.name: parameter for parameter in RULES[rule].parameters}
         if unknown := [name for name in numbers if name not in known]:
             raise ValueError(f"{rule} has no {short(unknown[0])}")
-        if missing := [name for name, parameter in known.items() if name not in numbers and not parameter.optional]:
+        complete = {name: numbers.get(name, parameter.default) for name, parameter in known.items()}
+        if missing := [name for name, value in complete.items() if value is None]:
             raise ValueError(f"{rule} needs its {missing[0]}")
-        values = [(name, parameter.check(numbers.get(name, 0))) for name, parameter in known.items()]
+        values = [parameter.check(complete[parameter.name]) for parameter in known.values()]
+        written = [
+            (parameter.name, value)
+            for place, (parameter, value) in enumerate(zip(known.values(), values, strict=True))
+            if place == 0 or value != parameter.default
+        ]
         if theta is not None and not 0 < (theta := THETA.check(theta)) < THETA.high:
             raise ValueError(f"eoc lies above 0 and below 2; {theta:g} does not")
-        return cls(rule, tuple((name, value) for name, value in values if value or not known[name].optional), theta)
+        return cls(rule, tuple(written), theta)
 
     @classmethod
     def parse(cls, text: str) -> ForecastSpec:
