@@ -3,11 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiTPipeline
+from diffusers import DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from support.routers import PUBLISHED, published
 
@@ -18,7 +19,7 @@ from forecache.reproduce import testbed as testbeds
 from forecache.reproduce.recipes import Ingredients, method_of
 from forecache.reproduce.reproduce import reproduce
 from forecache.reproduce.table import Calibration, Recipe, bundled, open_table, read
-from forecache.reproduce.worker import Protocol
+from forecache.reproduce.worker import Protocol, Worker
 from forecache.sampling import sources
 from forecache.zoo import load_digits
 from forecache.zoo.open import open_source
@@ -507,6 +508,20 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
     assert type(found.source.target.scheduler).__name__ == "DDIMScheduler"
     assert found.source.target.scheduler.config.beta_end == 0.03
     assert found.notes == ("The pipeline's DDPMScheduler was replaced by DDIMScheduler, the sampler of the table.",)
+
+
+def test_a_sampler_that_a_pipeline_cannot_have_is_refused():
+    flow = SimpleNamespace(pipe=SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler()))
+    with pytest.raises(fc.errors.InputError, match="FlowMatchEulerDiscreteScheduler cannot be sampled by it"):
+        testbeds._with_sampler(flow, open_table("goc-fora-50"))
+
+
+def test_a_table_of_few_samples_is_measured_with_few(tmp_path):
+    """The papers' 50,000 become 320 on a bundled model; a table of one's own that asks for less gets less."""
+    few = read(written(tmp_path / "mine.toml", samples="2"))
+    for table, count in ((few, 2), (open_table("goc-fora-50"), 320)):
+        testbed = testbeds.open_testbed(table, "digits", testbeds.TestbedOptions(metrics="psnr"), "cpu", judges=False)
+        assert Worker(table, testbed, tmp_path, Protocol(), lambda *_: None).samples == count
 
 
 def test_several_processes_share_the_work(pipe_folder, real, tmp_path, monkeypatch):

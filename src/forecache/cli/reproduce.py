@@ -27,7 +27,7 @@ def reproduce_command(
     ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Measure only this row; repeatable.")] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples per row [the table's; 320 on bundled models].")
+        int | None, typer.Option(min=1, help="Samples per row [the table's; at most 320 on bundled models].")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in memory at a time [the table's].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of random classes.")] = 0,

@@ -161,6 +161,11 @@ def _with_sampler(source: Source, table: Table) -> list[str]:
     own = type(pipe.scheduler).__name__
     if own == wanted:
         return []
+    if wanted not in {scheduler.__name__ for scheduler in pipe.scheduler.compatibles}:
+        raise InputError(
+            f"{table.name} is a table of {table.sampler}, and a pipeline with {own} cannot be sampled by it: measure "
+            "the table on a model of its own kind, such as a DiT or PixArt pipeline."
+        )
     import diffusers
 
     pipe.scheduler = getattr(diffusers, wanted).from_config(pipe.scheduler.config)

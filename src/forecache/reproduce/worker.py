@@ -28,14 +28,14 @@ from forecache.sampling.shards import CALL_SIZE, Sampled, plan_digest, sample_sh
 
 OnProgress = Callable[[str, int, int], None]
 BUNDLED_SAMPLES = 320
-"""Default samples per row on a bundled model: ten minutes for eight rows on one CPU core."""
+"""Most samples per row on a bundled model by default: ten minutes for eight rows on one CPU core."""
 
 
 @dataclass(frozen=True)
 class Protocol:
     """The settings that a user may change of a table's protocol.
 
-    samples: samples per row. None: the table's, or `BUNDLED_SAMPLES` on a bundled model.
+    samples: samples per row. None: the table's, at most `BUNDLED_SAMPLES` on a bundled model.
     batch: samples in memory at a time, and in a model call if it is below 16. None: the table's.
     seed: of the noise and of random classes.
     resamples: bootstrap resamples of every figure; 0 for none.
@@ -62,7 +62,7 @@ class Worker:
         self.table, self.testbed, self.out, self.on_progress = table, testbed, out, on_progress
         self.world = distributed.launched()
         self.seed, self.resamples = protocol.seed, protocol.resamples
-        default = BUNDLED_SAMPLES if testbed.is_bundled else table.samples
+        default = min(BUNDLED_SAMPLES, table.samples) if testbed.is_bundled else table.samples
         self.samples = default if protocol.samples is None else protocol.samples
         self.batch = table.batch if protocol.batch is None else protocol.batch
         self.call_size = min(CALL_SIZE, self.batch)
