@@ -91,6 +91,10 @@ METHODS = {
         fc.parts.schedules.at(fc.parts.schedules.depth(1, 3), fc.parts.schedules.every(3), fc.parts.schedules.every(1)),
     ),
     "procache": lambda model: fc.procache("#...#...#...", 2, 0.3),
+    "feedback and some tokens": lambda model: fc.selective(fc.feedback(fc.fora(4), 1), 2, 0.5),
+    "feedback, correction with a gain in some blocks": lambda model: fc.eoc(
+        fc.feedback(fc.fora(4), 1), random_statistics(model), 0.5, form="additive", judge=[3, 7]
+    ),
 }
 
 
@@ -124,6 +128,24 @@ def test_any_plan_collapses_to_the_same(data):
         Forwards.run_block = run_block
     assert apart.isfinite().all()
     assert (together - apart).abs().max() < 1e-4 * apart.abs().max().clamp(min=1)
+
+
+def test_a_block_whose_output_ranks_the_tokens_of_another_is_not_skipped_whole(block_by_block):
+    """All of block 0 is estimated, and block 2 chooses its tokens by what block 0's attention gives out."""
+    model = small_dit(4)
+    grid = fc.grid(model, 6)
+    tokens = fc.parts.Tokens(0.5, "attn_norm", "blocks.0.attn")
+    skipped, partial = fc.parts.Cell(((0, 1.0),)), fc.parts.Cell(((0, 1.0),), tokens=tokens)
+    rows = tuple(
+        (fc.parts.Cell(), *(partial if site.name == "blocks.2.mlp" else skipped for _ in range(5)))
+        for site in grid.sites
+    )
+    plan = fc.Plan(grid, rows)
+    together, stats = sampled(model, plan)
+    assert stats.partial == 5
+    block_by_block()
+    apart, _ = sampled(model, plan)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
 def test_runs_are_found():
