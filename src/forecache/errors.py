@@ -1,4 +1,4 @@
-"""Every error of forecache: a sentence that says what was asked, what was found and what to do.
+"""The tree of errors. Every message is a sentence that says what was asked, what was found and what to do.
 
 ForecacheError
 ├── PlanError (ValueError)          a method, schedule or grid that cannot become a plan

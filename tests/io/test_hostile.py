@@ -148,7 +148,7 @@ def same_row(a, b):
 
 
 def moments_of(path):
-    return {layer: (each.mean, each.covariance) for layer, each in open_reference(path).moments.items()}
+    return {layer: (moments.mean, moments.covariance) for layer, moments in open_reference(path).moments.items()}
 
 
 def save_moments(moments, path):
@@ -182,7 +182,7 @@ def features_file(path):
 
 
 def same_features(a, b):
-    layers = [[(name, each.tolist()) for name, each in found.layers.items()] for found in (a, b)]
+    layers = [[(name, layer.tolist()) for name, layer in features.layers.items()] for features in (a, b)]
     return (a.extractor, a.count, layers[0]) == (b.extractor, b.count, layers[1])
 
 
@@ -205,7 +205,7 @@ def checkpoint(path):
 
 
 def same_training(a, b):
-    state = [each.optimizer.state[each.logits_KS]["exp_avg"] for each in (a, b)]
+    state = [training.optimizer.state[training.logits_KS]["exp_avg"] for training in (a, b)]
     return torch.equal(a.logits_KS, b.logits_KS) and torch.equal(*state) and a.iteration == b.iteration
 
 
@@ -349,8 +349,8 @@ def test_mutated_files_load_to_something_equal_or_are_refused(tmp_path, name):
     loaded = refused = different = 0
     with measured_memory(), at_once(300):
         for _ in range(10_000 if name == "plan" else 1_000):
-            for each in (path, again):  # to cut a file that is there short takes ten times as long
-                each.unlink(missing_ok=True)
+            for file in (path, again):  # to cut a file that is there short takes ten times as long
+                file.unlink(missing_ok=True)
             path.write_bytes(kind.change(whole, rng))
             if (found := outcome(kind, path)) is None:
                 refused += 1
@@ -680,7 +680,7 @@ def test_constants_and_features_are_real_numbers(tmp_path, dtype):
     plan = fc.eoc(fc.fora(2), measured(), theta=0.5).plan(MEASURED_GRID)
     plan.save(tmp_path / "plan.json")
     beside = tmp_path / "plan.constants.safetensors"
-    save_file({name: torch.zeros(each.shape, dtype=dtype) for name, each in plan.constants.items()}, beside)
+    save_file({name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in plan.constants.items()}, beside)
     document = json.loads((tmp_path / "plan.json").read_text())
     document["constants"]["sha256"] = hashlib.sha256(beside.read_bytes()).hexdigest()
     (tmp_path / "plan.json").write_text(json.dumps(document))

@@ -72,7 +72,7 @@ def emitted(method, grid, inputs):
     """What the site gives out at every step, its input being these numbers."""
     model = One()
     with fc.apply(model, method.plan(grid)):
-        return [model(torch.full((1, 2, 3), each), timestep=9 - c)[0, 0, 0].item() for c, each in enumerate(inputs)]
+        return [model(torch.full((1, 2, 3), number), timestep=9 - c)[0, 0, 0].item() for c, number in enumerate(inputs)]
 
 
 AVERAGES = (1.0, 2.0, 4.0, 3.0)
@@ -153,7 +153,7 @@ def test_a_plan_made_by_hand_can_have_a_gain_and_a_shift():
     constants = {"twice": torch.full((2, 3), 1.0), "plus": torch.tensor([5.0, 6.0, 7.0])}
     model, plan = One(), fc.Plan(grid, (row,), constants=type(PLAN.constants)(constants))
     with fc.apply(model, plan):
-        found = [model(torch.full((1, 2, 3), each), timestep=9 - c) for c, each in enumerate((10.0, 13.0, 99.0))]
+        found = [model(torch.full((1, 2, 3), number), timestep=9 - c) for c, number in enumerate((10.0, 13.0, 99.0))]
     assert torch.equal(found[2], 2 * 16 + constants["plus"].expand(1, 2, 3))
 
 
@@ -349,7 +349,7 @@ def test_after_the_block_the_model_is_as_before(dit):
         assert torch.equal(generate(dit, T), first)
     assert everything(dit) == before
     assert torch.equal(generate(dit, T), bare)
-    assert all(torch.equal(plan.constants[name], each) for name, each in constants.items())
+    assert all(torch.equal(plan.constants[name], tensor) for name, tensor in constants.items())
 
 
 def test_a_base_that_skips_nothing_changes_no_bit(dit, tmp_path):
@@ -360,7 +360,7 @@ def test_a_base_that_skips_nothing_changes_no_bit(dit, tmp_path):
     with fc.apply(dit, plan):
         assert torch.equal(generate(dit, T), bare)
     plan.save(tmp_path / "plan.json")
-    assert [each.name for each in tmp_path.iterdir()] == ["plan.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_features_in_double_precision_are_corrected_in_it(dit):
@@ -380,10 +380,10 @@ def test_features_in_half_precision_keep_their_dtype(dtype):
     stats, grid = series(*AVERAGES)
     model = One()
     with fc.apply(model, eoc4(stats, 0.1, judge="all").plan(grid)):
-        found = [model(torch.full((1, 2, 3), each, dtype=dtype), timestep=9 - c) for c, each in enumerate(INPUTS)]
-    assert {each.dtype for each in found} == {dtype}
+        found = [model(torch.full((1, 2, 3), number, dtype=dtype), timestep=9 - c) for c, number in enumerate(INPUTS)]
+    assert {output.dtype for output in found} == {dtype}
     expected = [10, 11, 13.2, 11.88]
-    assert [each[0, 0, 0].item() for each in found] == pytest.approx(expected, rel=torch.finfo(dtype).eps)
+    assert [output[0, 0, 0].item() for output in found] == pytest.approx(expected, rel=torch.finfo(dtype).eps)
 
 
 def test_features_of_another_size_are_refused_per_token_and_corrected_per_channel():
@@ -468,8 +468,8 @@ def test_a_corrected_plan_is_the_same_after_saving_and_loading(dit, tmp_path, me
     assert hash(again) == hash(plan)
     assert again.show() == plan.show()
     samples = []
-    for each in (plan, again):
-        with fc.apply(dit, each):
+    for applied in (plan, again):
+        with fc.apply(dit, applied):
             samples.append(generate(dit, T))
     assert torch.equal(*samples)
 
@@ -482,7 +482,7 @@ def test_plans_with_other_corrections_are_not_equal(file):
     assert other != PLAN
     assert fc.Plan.load(file) == PLAN
     names = ["other.constants.safetensors", "other.json", "plan.constants.safetensors", "plan.json"]
-    assert sorted(each.name for each in file.parent.iterdir()) == names
+    assert sorted(path.name for path in file.parent.iterdir()) == names
 
 
 def test_the_two_files_can_be_moved_together(file, tmp_path):

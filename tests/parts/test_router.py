@@ -133,7 +133,7 @@ def test_saving_twice_gives_the_same_bytes_and_leaves_no_other_file(file):
     before = file.read_bytes()
     fc.Router.load(file).save(file)
     assert file.read_bytes() == before
-    assert [each.name for each in file.parent.iterdir()] == ["router.safetensors"]
+    assert [path.name for path in file.parent.iterdir()] == ["router.safetensors"]
 
 
 def test_folders_that_are_missing_are_made(tmp_path):

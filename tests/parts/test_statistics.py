@@ -34,11 +34,11 @@ def threes(values):
     return st.lists(st.tuples(values, values, values), min_size=1, max_size=12)
 
 
-@given(threes(st.integers(-3, 3)) | threes(st.integers(-256, 256).map(lambda each: each / 64)))
+@given(threes(st.integers(-3, 3)) | threes(st.integers(-256, 256).map(lambda number: number / 64)))
 def test_a_gradient_is_inverse_where_a_search_finds_no_eta_that_helps(places):
     """Small whole numbers meet every tie: truths that equal the last average, changes of 0, slopes of exactly 0."""
     before, last, truth = zip(*places, strict=True)
-    found = inverse_gradient(*(torch.tensor(each, dtype=torch.float32) for each in (before, last, truth)))
+    found = inverse_gradient(*(torch.tensor(step, dtype=torch.float32) for step in (before, last, truth)))
     assert found is not some_eta_helps(before, last, truth)
 
 
@@ -61,7 +61,7 @@ def test_a_gradient_is_inverse_where_a_fine_scan_of_eta_finds_nothing(share):
 def test_the_table_of_inverse_gradients_asks_each_step_about_the_two_before():
     straight, zigzag = torch.arange(6.0), torch.tensor([0.0, 1, 0, 1, 0, 1])
     turns = torch.tensor([0.0, 1, 2, 3, 2, 1])  # at step 4 alone the last change points away
-    table = inverse_table([each.reshape(6, 1, 1) for each in (straight, zigzag, turns)])
+    table = inverse_table([means.reshape(6, 1, 1) for means in (straight, zigzag, turns)])
     assert table.T.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0]]
 
 
@@ -278,7 +278,7 @@ def test_saving_leaves_no_other_file_and_replaces_the_old_one(file):
     other = measured(seed=1)
     other.save(file)
     assert same(Statistics.load(file), other)
-    assert [each.name for each in file.parent.iterdir()] == ["stats.safetensors"]
+    assert [path.name for path in file.parent.iterdir()] == ["stats.safetensors"]
 
 
 def taken_apart(path):
@@ -378,7 +378,7 @@ DAMAGED = {
     "inverse of another run": (tensors(lambda t: t.update(inverse=torch.zeros(T, 5).bool())), "belong together"),
     "counts of one dimension": (tensors(lambda t: t.update(counts=torch.ones(T).long())), "belong together"),
     "no steps": (
-        tensors(lambda t: t.update({name: each[:0].clone() for name, each in t.items()})),
+        tensors(lambda t: t.update({name: tensor[:0].clone() for name, tensor in t.items()})),
         "belong together",
     ),
     "a mean NaN": (put("means.1", float("nan")), "numbers that are not finite"),
