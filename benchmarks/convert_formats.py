@@ -19,11 +19,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from forecache.evaluate import features
-from forecache.io import tensor_files
+from forecache.io import files, tensor_files
 from forecache.io.document import Document
 from forecache.parts import router, statistics
+from forecache.plan import file as plan_file
 
 ASSETS = Path(__file__).parents[1] / "src/forecache/zoo/assets"
+PLAN_CHANGES = {"recipe": None}
+"""Keys of version 2 of plan files; the bundled plans were tuned, so that they have no recipe."""
 TENSOR_FILES = (statistics.DOCUMENT, router.DOCUMENT, features.DOCUMENT)
 """Formats whose version 1 had the name of the format as the key of its metadata, where now the document has it."""
 
@@ -61,9 +64,25 @@ def convert_tensors(path: Path, document: Document) -> bool:
     return True
 
 
+def convert_plan(path: Path) -> bool:
+    """Whether a plan file was of version 1, and is rewritten; its cells and constants stay as they were."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("format") != plan_file.DOCUMENT.format or document["version"] != 1:
+        return False
+    contents = plan_file.decode(document | plan_file.DOCUMENT.wrap(PLAN_CHANGES))
+    data = plan_file.encode(contents)
+    if json.loads(data) != document | plan_file.DOCUMENT.wrap(PLAN_CHANGES):
+        raise SystemExit(f"The plan of {path} would change: it is left as it is.")
+    files.write(path, data)
+    return True
+
+
 def main(words: Sequence[str]) -> None:
     """Convert the files of older versions, and name them."""
     common.parser(__doc__).parse_args(words)
+    for path in sorted(ASSETS.glob("*/tuned/*.json")):
+        if convert_plan(path):
+            print(f"{path.relative_to(ASSETS)}: {plan_file.DOCUMENT.format} version {plan_file.DOCUMENT.version}")
     for path in sorted(ASSETS.rglob("*.safetensors")):
         for document in TENSOR_FILES:
             if convert_tensors(path, document):

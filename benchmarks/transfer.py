@@ -3,7 +3,7 @@
     python benchmarks/transfer.py                  digits, the shipped plans of 10 and 7 computed steps (ten minutes)
     python benchmarks/transfer.py --samples 20     a quicker look
 
-At other guidance the plan runs as it is. At another number of steps it is stretched (`forecache.plan.resampled`);
+At other guidance the plan runs as it is. At another number of steps it is stretched (`forecache.methods.resampled`);
 fitted weights are for the steps that they were fitted to, so GOC or Taylor with the plan's feedback takes their place.
 Writes benchmarks/results/transfer-digits.json and the tables between the markers in docs/measured/tuned-plans.md.
 """
@@ -46,9 +46,9 @@ def stretched(plan: fc.Plan, num_steps: int, order: int = 1) -> dict[str, fc.Pla
     if num_steps == plan.num_steps:
         return {"tuned": plan}
     try:
-        plans["tuned, stretched"] = fc.plan.resampled(plan, num_steps)
+        plans["tuned, stretched"] = fc.methods.resampled(plan, num_steps)
     except fc.errors.PlanError:
-        base = fc.plan.resampled(fc.explicit(pattern=pattern).plan(plan.grid), num_steps)
+        base = fc.methods.resampled(fc.explicit(pattern=pattern).plan(plan.grid), num_steps)
         steps = "".join("#" if cell.computed else "." for cell in base.rows[0])
         for strength in (0.5, 0.8):
             method = fc.feedback(fc.explicit(pattern=steps), order, strength)

@@ -33,6 +33,7 @@ COMMANDS = [
     "tabulate",
     "compare",
     "models",
+    "methods",
     "reproduce",
     "report",
 ]
@@ -176,9 +177,16 @@ FAILURES = {
     "guidance that is no number": (["--labels", "1", "--guidance", "nan"], "a number from 0 on; nan was"),
     "negative guidance": (["--labels", "1", "--guidance", "-2"], "a number from 0 on; -2 was"),
     "missing plan": (["--labels", "1", "--plan", "nowhere.json"], "no plan file at nowhere.json"),
-    "level and interval": (["--labels", "1", "--method", "fora", "--level", "50", "--interval", "2"], "one of them"),
-    "level of other steps": (["--labels", "1", "--method", "fora", "--level", "50", "--steps", "10"], "10 steps"),
-    "unknown level": (["--labels", "1", "--method", "fora", "--level", "33"], "25, 50 and 75"),
+    "level without its method": (
+        ["--labels", "1", "--method", "fora", "--level", "50"],
+        "belongs to --base fora_paper",
+    ),
+    "interval under a level": (
+        ["--labels", "1", "--method", "fora_paper", "--level", "50", "--interval", "2"],
+        "--interval belongs to --base fora",
+    ),
+    "level of other steps": (["--labels", "1", "--method", "fora_paper", "--level", "50", "--steps", "10"], "10 steps"),
+    "unknown level": (["--labels", "1", "--method", "fora_paper", "--level", "33"], "one of 25, 50, 75"),
     "computed step": (["--labels", "1", "--method", "goc", "--correct", "4"], "list skipped steps"),
     "steps not numbers": (["--labels", "1", "--method", "goc", "--correct", "a,b"], "whole numbers"),
     "correct without goc": (
@@ -191,21 +199,30 @@ FAILURES = {
     "two bases": (["--labels", "1", "--method", "l2c", "--base", "fora"], "is a base itself"),
     "l2c without a router": (["--labels", "1", "--method", "l2c"], "needs --router"),
     "a bundled router that is not": (["--labels", "1", "--method", "l2c", "--router", "digits-30"], "22 and 40 %"),
-    "eoc without statistics": (["--labels", "1", "--method", "eoc"], "--stats digits"),
+    "eoc without statistics": (["--labels", "1", "--method", "eoc"], "needs --stats, statistics"),
     "statistics of other steps": (
         ["--labels", "1", "--method", "eoc", "--stats", "digits", "--steps", "8"],
         "for 20 and 50 steps, not for 8",
     ),
-    "smoothcache without a threshold": (["--labels", "1", "--method", "smoothcache"], "--schedule, a published"),
-    "base without skip": (["--labels", "1", "--method", "explicit"], "--skip 1,3,5"),
+    "smoothcache without statistics": (["--labels", "1", "--method", "smoothcache"], "needs --stats, statistics"),
+    "base without skip": (["--labels", "1", "--method", "explicit"], "one of the three"),
     "a pattern of other steps": (["--labels", "1", "--method", "procache", "--pattern", "published"], "50 entries"),
     "pattern and skip": (
         ["--labels", "1", "--pattern", "##", "--skip", "1", "--method", "explicit"],
-        "--skip 1,3,5, or",
+        "one of the three",
     ),
     "a pattern in words": (["--labels", "1", "--method", "explicit", "--pattern", "abc"], "written with '#'"),
     "share without procache": (["--labels", "1", "--method", "fora", "--share", "0.2"], "--share belongs to"),
     "a share over 1": (["--labels", "1", "--method", "toca", "--interval", "3", "--share", "2"], "between 0 and 1"),
+    "a gate without statistics": (
+        ["--labels", "1", "--method", "goc", "--gamma", "0.4"],
+        "--gamma of goc needs --stats",
+    ),
+    "an ingredient that is no file": (
+        ["--labels", "1", "--method", "goc", "--stats", "nowhere"],
+        "There is no statistics",
+    ),
+    "a base that takes one": (["--labels", "1", "--warmup", "3"], "give a --method"),
     "no gap for tokens": (["--labels", "1", "--method", "procache"], "no partial cell"),
     "depth for toca": (["--labels", "1", "--method", "toca", "--from-depth", "3"], "--from-depth belongs to"),
     "unknown dtype": (["--labels", "1", "--dtype", "int3"], "dtype must be"),
@@ -327,8 +344,11 @@ def test_show_draws_statistics_and_prints_plans(forecache, tmp_path, statistics)
 
 METHODS = {
     "eoc": (["--method", "eoc", "--theta", 0.3, "--form", "additive", "--per", "channel"], "eoc(fora(interval=2)"),
-    "gate": (["--method", "goc", "--threshold", 0.3], "gate=god(0.5, 0.3)"),
-    "smoothcache": (["--method", "smoothcache", "--change", 0.3], "smoothcache(threshold=0.3)"),
+    "gate": (["--method", "goc", "--threshold", 0.3], "threshold=0.3)"),
+    "smoothcache": (
+        ["--method", "smoothcache", "--change", 0.3],
+        "smoothcache(stats='digits-8.safetensors', threshold=0.3)",
+    ),
     "goc on smoothcache": (["--method", "goc", "--base", "smoothcache", "--change", 0.3], "goc(smoothcache("),
 }
 
@@ -352,9 +372,9 @@ def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_pa
     common = ["sample", "--labels", "4", "--out", tmp_path]
     code, out, _ = forecache(*common, "--method", "goc", "--base", "l2c", "--router", "digits-22", "--eta", 1)
     assert code == 0
-    assert "goc(l2c(router, threshold=0.1), eta=1)" in out
+    assert "goc(l2c(router='router-22.safetensors', threshold=0.1), eta=1)" in out
     (tmp_path / "schedule.json").write_text(json.dumps({"attn1": [1, 0, 0, 1], "ff": [1, 1, 0, 1]}))
-    words = ["--method", "smoothcache", "--schedule", tmp_path / "schedule.json"]
+    words = ["--method", "smoothcache_file", "--schedule", tmp_path / "schedule.json"]
     code, out, _ = forecache(*common, *words, "--steps", 4)
     assert code == 0
     assert fc.Plan.load(tmp_path / "plan.json").picture() == "#..#\n##.#"

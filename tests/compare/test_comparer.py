@@ -12,8 +12,8 @@ import torch
 import forecache as fc
 from forecache import zoo
 from forecache.compare import comparer as comparer_module
-from forecache.compare.choices import Choices, bases, corrections
 from forecache.compare.comparer import Comparer
+from forecache.compare.selection import Selection, bases, corrections
 from forecache.sampling.loop import sample, to_images
 from forecache.zoo import load_digits, load_digits_text
 
@@ -53,46 +53,50 @@ def is_clean(model):
 
 PICKED = {
     "reuse": ({"correction": "none"}, lambda: fc.fora(2)),
-    "goc": ({"interval": 3, "eta": 1.2}, lambda: fc.goc(fc.fora(3), 1.2)),
-    "taylorseer": ({"correction": "taylorseer", "order": 2}, lambda: fc.taylorseer(fc.fora(2), 2)),
-    "by hand": ({"base": "explicit", "by_hand": "1, 3,6"}, lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8)),
+    "goc": ({"values": {"interval": 3, "eta": 1.2}}, lambda: fc.goc(fc.fora(3), 1.2)),
+    "taylorseer": ({"correction": "taylorseer", "values": {"order": 2}}, lambda: fc.taylorseer(fc.fora(2), 2)),
+    "by hand": ({"base": "explicit", "values": {"skip": "1, 3,6"}}, lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8)),
     "a pattern": (
-        {"base": "explicit", "by_hand": "#.#.################"},
+        {"base": "explicit", "values": {"pattern": "#.#.################"}},
         lambda: fc.goc(fc.explicit(pattern="#.#.################"), 0.8),
     ),
-    "l2c": (
-        {"base": "l2c", "router": "digits-40"},
-        lambda: fc.goc(fc.l2c(fc.Router.load(DIGITS.router_path(40))), 0.8),
-    ),
-    "l2c alone": (
-        {"base": "l2c", "correction": "none"},
-        lambda: fc.l2c(fc.Router.load(DIGITS.router_path(22))),
-    ),
+    "l2c": ({"base": "l2c", "values": {"router": "digits-40"}}, lambda: fc.goc(fc.l2c(DIGITS.router_path(40)), 0.8)),
+    "l2c alone": ({"base": "l2c", "correction": "none"}, lambda: fc.l2c(DIGITS.router_path(22))),
     "smoothcache": (
-        {"base": "smoothcache", "change": 0.4, "correction": "none"},
-        lambda: fc.smoothcache(fc.Statistics.load(DIGITS.statistics_path(20)), 0.4),
+        {"base": "smoothcache", "values": {"change": 0.4}, "correction": "none"},
+        lambda: fc.smoothcache(DIGITS.statistics_path(20), 0.4),
     ),
     "eoc": (
-        {"correction": "eoc", "form": "additive", "theta": 0.5},
-        lambda: fc.eoc(fc.fora(2), fc.Statistics.load(DIGITS.statistics_path(20)), 0.5, form="additive"),
+        {"correction": "eoc", "values": {"form": "additive", "theta": 0.5}},
+        lambda: fc.eoc(fc.fora(2), DIGITS.statistics_path(20), 0.5, form="additive"),
     ),
     "procache": (
-        {"correction": "procache", "interval": 4, "share": 0.5},
-        lambda: fc.selective(fc.fora(4), 0.75, 0.5, "attn_norm"),
+        {"correction": "procache", "values": {"interval": 4, "share": 0.5}},
+        lambda: fc.procache(fc.fora(4), 0.75, 0.5, "attn_norm"),
     ),
-    "toca": ({"correction": "toca", "interval": 3}, lambda: fc.toca(fc.fora(3), 0.25, "attention")),
+    "selective": (
+        {"correction": "selective", "values": {"interval": 4, "every": 1, "importance": "random"}},
+        lambda: fc.selective(fc.fora(4), importance="random", every=1),
+    ),
+    "toca": ({"correction": "toca", "values": {"interval": 3}}, lambda: fc.toca(fc.fora(3))),
+    "feedback": ({"correction": "feedback", "values": {"strength": 0.8}}, lambda: fc.feedback(fc.fora(2), 2, 0.8)),
+    "warmup": ({"correction": "warmup", "values": {"warmup": 4}}, lambda: fc.warmup(fc.fora(2), 4)),
+    "the papers' levels": (
+        {"base": "fora_paper", "values": {"level": 50}, "correction": "none"},
+        lambda: fc.methods.fora_paper(50),
+    ),
 }
 
 
 @pytest.mark.parametrize(("given", "expected"), PICKED.values(), ids=PICKED)
 def test_what_is_picked_is_the_library_s_method(digits, given, expected):
     grid = fc.grid(digits, 20)
-    assert Choices(**given).method().plan(grid) == expected().plan(grid)
+    assert Selection(**given).method().plan(grid) == expected().plan(grid)
 
 
 def test_every_base_and_correction_can_be_picked():
-    picked = [Choices(**given) for given, _ in PICKED.values()]
-    assert {each.base for each in picked} == set(bases("digits"))
+    picked = [Selection(**given) for given, _ in PICKED.values()]
+    assert {each.base for each in picked} == set(bases("digits")) - {"procache_paper"}  # of 50 steps
     assert {each.correction for each in picked} == set(corrections("digits"))
 
 
@@ -100,25 +104,24 @@ def test_the_other_models_have_what_they_have():
     """No router is bundled for digits-text, and no statistics for a model of one's own."""
     assert "l2c" not in bases("digits-text")
     assert "eoc" in corrections("digits-text")
-    assert bases("facebook/DiT-XL-2-256") == ("fora", "explicit")
+    assert set(bases("facebook/DiT-XL-2-256")) == {"fora", "fora_paper", "explicit", "procache_paper"}
     assert "eoc" not in corrections("facebook/DiT-XL-2-256")
-    stats = fc.Statistics.load(zoo.record("digits-text").statistics_path(20))
     grid = fc.grid(load_digits_text(), 20)
-    picked = Choices(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
-    assert picked.method().plan(grid) == fc.eoc(fc.fora(2), stats, 0.01, form="relative").plan(grid)
+    picked = Selection(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
+    assert picked.method().plan(grid) == fc.eoc(fc.fora(2), zoo.record("digits-text").statistics_path(20)).plan(grid)
 
 
 REFUSED = {
-    "base": ({"base": "nothing"}, "the base is one of fora, explicit, l2c"),
+    "base": ({"base": "nothing"}, "the base is one of explicit, fora, fora_paper, l2c"),
     "of another model": ({"model": "digits-text", "base": "l2c"}, "For digits-text the base is one of"),
     "correction": ({"correction": "x" * 500}, "the correction is one of"),
-    "router": ({"router": "../../secret"}, "the router is one of digits-22, digits-40"),
-    "form": ({"form": "odd"}, "the form is one of"),
+    "router": ({"base": "l2c", "values": {"router": "../../secret"}}, "The router is one of digits-22, digits-40"),
+    "form": ({"correction": "eoc", "values": {"form": "odd"}}, "The form is one of relative, additive"),
     "no number": ({"seed": None}, "seed is a whole number from 0"),
     "not whole": ({"steps": 20.5}, "steps is a whole number from 2 to 250"),
-    "true is no number": ({"interval": True}, "interval is a whole number"),
+    "true is no number": ({"values": {"interval": True}}, "interval is a whole number"),
     "too many": ({"steps": 10**9}, "steps is a whole number from 2 to 250; not 1000000000"),
-    "not finite": ({"eta": math.nan}, "eta is a number from -4 to 4; not nan"),
+    "not finite": ({"values": {"eta": math.nan}}, "eta is a number from 0 to 2; not nan"),
     "long": ({"images": "3," * 9000}, "at most 4000 characters"),
 }
 
@@ -126,12 +129,12 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_picked_is_refused(given, sentence):
     with pytest.raises(fc.errors.InputError, match=sentence):
-        Choices(**given)
+        Selection(**given)
 
 
 def test_what_is_not_used_is_not_looked_at():
-    picked = Choices(correction="none", eta=math.nan, share=None, theta="")
-    assert picked.method().name == Choices(correction="none").method().name
+    picked = Selection(correction="none", values={"eta": math.nan, "share": None, "theta": ""})
+    assert picked.method().name == Selection(correction="none").method().name
 
 
 def test_images_that_cannot_be_made_are_refused(comparer):
@@ -140,18 +143,18 @@ def test_images_that_cannot_be_made_are_refused(comparer):
         ({"images": ",".join("1" * 17)}, "these are 17"),
         ({"model": "digits-text", "images": " \n "}, "1 to 16 images"),
         ({"model": "/etc/passwd"}, "there are digits, digits-text"),
-        ({"base": "explicit", "by_hand": " "}, "The steps to skip are empty"),
-        ({"base": "explicit", "by_hand": "1,x"}, "whole numbers"),
+        ({"base": "explicit", "values": {"skip": " "}}, "one of the three"),
+        ({"base": "explicit", "values": {"skip": "1,x"}}, "whole numbers"),
     ]:
         with pytest.raises(fc.ForecacheError, match=sentence):
-            comparer.compare(Choices(**{"steps": 4, **given}))
+            comparer.compare(Selection(**{"steps": 4, **given}))
 
 
 # ---- what is made ---------------------------------------------------------------------------------------------------
 
 
 def test_a_pair_is_what_the_library_makes(comparer, digits):
-    comparison = comparer.compare(Choices(images="three,1", steps=6, seed=5, guidance=2.0, eta=1.2))
+    comparison = comparer.compare(Selection(images="three,1", steps=6, seed=5, guidance=2.0, values={"eta": 1.2}))
     plan = fc.goc(fc.fora(2), 1.2).plan(fc.grid(digits, 6))
     bare, cached = (alone(digits, each, [3, 1], 6, 5, 2.0) for each in (None, plan))
     assert torch.equal(comparison.uncached.images, bare)
@@ -179,16 +182,16 @@ def test_a_pair_is_what_the_library_makes(comparer, digits):
 
 
 def test_equal_images_are_said_to_be_equal(comparer):
-    comparison = comparer.compare(Choices(**FEW, base="explicit", by_hand="####", correction="none"))
+    comparison = comparer.compare(Selection(**FEW, base="explicit", values={"pattern": "####"}, correction="none"))
     assert {name: rest for name, *rest in comparison.figures()}["PSNR"] == ["", "equal images", ""]
 
 
 def test_the_plan_is_saved_with_its_constants(comparer, tmp_path):
-    comparison = comparer.compare(Choices(images="3", steps=20, correction="eoc"))
+    comparison = comparer.compare(Selection(images="3", steps=20, correction="eoc"))
     plan, constants = comparison.save(tmp_path)
     assert (plan.name, constants.name) == ("plan.json", "plan.constants.safetensors")
     assert fc.Plan.load(plan) == comparison.plan
-    again = comparer.compare(Choices(**FEW))
+    again = comparer.compare(Selection(**FEW))
     assert again.save(tmp_path)[0] == plan
     assert fc.Plan.load(plan) == again.plan
 
@@ -196,7 +199,7 @@ def test_the_plan_is_saved_with_its_constants(comparer, tmp_path):
 @pytest.mark.parametrize("model", ["digits", "digits-text"])
 def test_the_command_that_it_gives_makes_the_same(comparer, forecache, tmp_path, model):
     images = {"digits": "3,one", "digits-text": "a seven left of a three\ntwo 'fives'"}[model]
-    comparison = comparer.compare(Choices(model=model, images=images, steps=4, seed=3, correction="taylorseer"))
+    comparison = comparer.compare(Selection(model=model, images=images, steps=4, seed=3, correction="taylorseer"))
     program, *words = shlex.split(comparison.command)
     assert program == "forecache"
     code, out, err = forecache(*words, "--out", tmp_path, "--json")
@@ -208,7 +211,7 @@ def test_the_command_that_it_gives_makes_the_same(comparer, forecache, tmp_path,
 
 def test_steps_are_told(comparer):
     told = []
-    comparer.compare(Choices(**FEW), on_step=lambda done, total: told.append((done, total)))
+    comparer.compare(Selection(**FEW), on_step=lambda done, total: told.append((done, total)))
     assert told == [(number, 8) for number in range(1, 9)]
 
 
@@ -223,11 +226,11 @@ def test_what_is_cancelled_leaves_no_trace(comparer, digits, after):
             assert comparer.stop("me")
             assert not comparer.stop("somebody else")
 
-    made = comparer.compare(Choices(**FEW), "me", step)
+    made = comparer.compare(Selection(**FEW), "me", step)
     assert (made is None) == (after < 8), "after the last step there is nothing left to stop"
     assert is_clean(comparer.source("digits").transformer)
     assert not comparer.stop("me")
-    again = comparer.compare(Choices(**FEW), "me")
+    again = comparer.compare(Selection(**FEW), "me")
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(digits, 4))
     assert torch.equal(again.uncached.images, alone(digits, None, [3, 1], 4, 7))
     assert torch.equal(again.cached.images, alone(digits, plan, [3, 1], 4, 7))
@@ -239,9 +242,9 @@ def test_an_error_leaves_no_trace(comparer):
             raise RuntimeError("from outside")
 
     with pytest.raises(RuntimeError, match="from outside"):
-        comparer.compare(Choices(**FEW), "me", step)
+        comparer.compare(Selection(**FEW), "me", step)
     assert is_clean(comparer.source("digits").transformer)
-    assert comparer.compare(Choices(**FEW), "me") is not None
+    assert comparer.compare(Selection(**FEW), "me") is not None
 
 
 class Slow:
@@ -268,17 +271,17 @@ class Slow:
 
 
 def test_a_second_one_of_the_same_person_is_refused(comparer):
-    first = Slow(comparer, Choices(**FEW), "me")
+    first = Slow(comparer, Selection(**FEW), "me")
     assert first.reached.wait(60)
     with pytest.raises(fc.errors.InputError, match="still running"):
-        comparer.compare(Choices(**FEW), "me")
+        comparer.compare(Selection(**FEW), "me")
     assert first.end() is not None
 
 
 def test_two_people_wait_for_each_other_and_get_their_own(comparer, digits):
-    first = Slow(comparer, Choices(**FEW), "a")
+    first = Slow(comparer, Selection(**FEW), "a")
     assert first.reached.wait(60)
-    second = Slow(comparer, Choices(**FEW | {"images": "8", "correction": "none"}), "b")
+    second = Slow(comparer, Selection(**FEW | {"images": "8", "correction": "none"}), "b")
     second.go.set()
     assert not second.reached.wait(0.5), "the model is one comparison's at a time"
     a, b = first.end(), second.end()
@@ -299,7 +302,7 @@ def test_who_asked_first_is_first(comparer):
     """They are told how many are before them; one who goes makes the others move up."""
     slow = []
     for number, who in enumerate("abcd"):
-        slow.append(Slow(comparer, Choices(**FEW), who))
+        slow.append(Slow(comparer, Selection(**FEW), who))
         within(60, lambda number=number: len(comparer._requests) == number + 1)
     a, b, c, d = slow
     within(60, lambda: (b.before, c.before, d.before) == ([1], [2], [3]))
@@ -316,20 +319,20 @@ def test_who_asked_first_is_first(comparer):
 
 def test_more_than_may_wait_are_refused(comparer, monkeypatch):
     monkeypatch.setattr(comparer_module, "MAX_WAITING", 1)
-    a = Slow(comparer, Choices(**FEW), "a")
+    a = Slow(comparer, Selection(**FEW), "a")
     assert a.reached.wait(60)
-    b = Slow(comparer, Choices(**FEW), "b")
+    b = Slow(comparer, Selection(**FEW), "b")
     within(60, lambda: b.before)
     with pytest.raises(fc.errors.InputError, match="1 comparisons are waiting already"):
-        comparer.compare(Choices(**FEW), "c")
+        comparer.compare(Selection(**FEW), "c")
     assert a.end() is not None
     assert b.end() is not None
 
 
 def test_who_waits_can_be_stopped(comparer):
-    first = Slow(comparer, Choices(**FEW), "a")
+    first = Slow(comparer, Selection(**FEW), "a")
     assert first.reached.wait(60)
-    second = Slow(comparer, Choices(**FEW), "b")
+    second = Slow(comparer, Selection(**FEW), "b")
     while not comparer.stop("b"):
         pass
     assert second.end() is None
@@ -339,10 +342,10 @@ def test_who_waits_can_be_stopped(comparer):
 
 def test_who_stopped_may_begin_again_at_once(comparer):
     """The new one waits until the old one has ended, and is not stopped with it."""
-    first = Slow(comparer, Choices(**FEW), "me")
+    first = Slow(comparer, Selection(**FEW), "me")
     assert first.reached.wait(60)
     assert comparer.stop("me")
-    second = Slow(comparer, Choices(**FEW), "me")
+    second = Slow(comparer, Selection(**FEW), "me")
     second.go.set()
     assert not second.reached.wait(0.3)
     assert first.end() is None

@@ -19,8 +19,8 @@ from PIL import Image
 
 import forecache as fc
 from forecache.compare import page as pages
-from forecache.compare.choices import Choices
 from forecache.compare.comparer import Comparer, Comparison
+from forecache.compare.selection import Selection
 from forecache.sampling import runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
@@ -102,7 +102,7 @@ def test_a_comparison_from_beginning_to_end(chromium, comparer, address):
     page = chromium.page(address)
     asked(page, "3,1")
     has_result(page, "goc(fora(interval=2), eta=0.8)")
-    comparison = comparer.compare(Choices(images="3,1", steps=4, seed=7))
+    comparison = comparer.compare(Selection(images="3,1", steps=4, seed=7))
     assert (pixels(page, "without") == expected(comparison.uncached.images)).all()
     assert (pixels(page, "with") == expected(comparison.cached.images)).all()
     assert (pixels(page, "difference") == expected(comparison.difference)).all()
@@ -136,7 +136,7 @@ def test_the_plan_can_be_downloaded(chromium, comparer, address, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.1)
     found = fc.Plan.load(tmp_path / "plan.json")
-    assert found == comparer.compare(Choices(images="3", correction="eoc", seed=7)).plan
+    assert found == comparer.compare(Selection(images="3", correction="eoc", seed=7)).plan
     assert found.constants
     assert page.console == []
 
@@ -153,7 +153,7 @@ def test_another_model_brings_its_own_choices(chromium, comparer, address):
     page.wait("document.querySelector('#interval')?.offsetHeight > 0")  # back to FORA: no router for this model
     asked(page, "two fives")
     has_result(page, "goc(fora")
-    comparison = comparer.compare(Choices(model="digits-text", images="two fives", steps=4, seed=7, guidance=2.0))
+    comparison = comparer.compare(Selection(model="digits-text", images="two fives", steps=4, seed=7, guidance=2.0))
     assert (pixels(page, "with") == expected(comparison.cached.images)).all()
     assert page.console == []
 
@@ -177,7 +177,7 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, comparer, address
     assert 0 < counted < 400
     asked(page, "3,1")
     has_result(page, "goc(fora")
-    comparison = comparer.compare(Choices(images="3,1", steps=4, seed=7))
+    comparison = comparer.compare(Selection(images="3,1", steps=4, seed=7))
     assert (pixels(page, "with") == expected(comparison.cached.images)).all()
     assert len(calls) == counted
     assert page.console == []
@@ -206,8 +206,8 @@ def test_two_people_at_once_get_their_own_images(chromium, comparer, address):
     asked(second, "8,5", steps=6, seed=2)
     has_result(second, "fora(interval=2)")
     has_result(first, "goc(fora")
-    a = comparer.compare(Choices(images="3,1", steps=12, seed=1))
-    b = comparer.compare(Choices(images="8,5", steps=6, seed=2, correction="none"))
+    a = comparer.compare(Selection(images="3,1", steps=12, seed=1))
+    b = comparer.compare(Selection(images="8,5", steps=6, seed=2, correction="none"))
     for page, comparison in ((first, a), (second, b)):
         assert (pixels(page, "without") == expected(comparison.uncached.images)).all()
         assert (pixels(page, "with") == expected(comparison.cached.images)).all()
@@ -283,7 +283,7 @@ def test_a_port_that_is_taken_is_said(forecache, address, monkeypatch):
 def test_the_figures_are_text_and_never_html():
     plan = fc.fora(2).plan(fc.Grid(2, (fc.parts.Site("<b>x", 0, "mlp"),)))
     black, white = (runs.Run(pixels(1, 1, 2, 2), 1.0, None) for pixels in (torch.zeros, torch.ones))
-    made = Comparison(Choices(), None, plan, None, black, white)
+    made = Comparison(Selection(), None, plan, None, black, white)
     assert "<b>" not in pages.cells(made.plan)
     assert "&lt;b&gt;x" in pages.cells(made.plan)
     assert "0.0 dB" in pages.table(made)

@@ -155,9 +155,9 @@ def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
         (fc.explicit(skip={3, 1}), "explicit(skip=[1, 3])"),
         (fc.explicit(pattern=[1, 0] * 10), "explicit(pattern='#.#.#.#.#.#.#.#.#.#.')"),
         (fc.goc(fc.fora(interval=2), 1.2), "goc(fora(interval=2), eta=1.2)"),
-        (fc.goc(fc.methods.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(50), eta=1, steps=[3])"),
+        (fc.goc(fc.methods.fora_paper(50), 1, steps=(3,)), "goc(fora_paper(level=50), eta=1, steps=[3])"),
         (fc.goc(fc.fora(2), 0.5, history="computed"), "goc(fora(interval=2), eta=0.5, history='computed')"),
-        (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), "taylorseer(warmup(fora(interval=4), 3), order=2)"),
+        (fc.taylorseer(fc.warmup(fc.fora(4), 3), 2), "taylorseer(warmup(fora(interval=4), steps=3), order=2)"),
     ],
 )
 def test_a_plan_remembers_the_expression_that_made_it(method, name):
@@ -192,7 +192,7 @@ def test_the_papers_levels_are_for_20_steps():
 
 
 def test_steps_and_gate_together_are_refused():
-    with pytest.raises(fc.errors.PlanError, match="steps to correct or a gate, one of the two"):
+    with pytest.raises(fc.errors.PlanError, match="steps to correct, or statistics of its gate, or a gate"):
         fc.goc(fc.fora(2), 1.0, steps=[3], gate=gates.always)
 
 

@@ -77,7 +77,7 @@ def test_a_published_schedule_is_read(tmp_path):
     path = written(tmp_path, {"attn1": [1, 0, 0, 1, 0, 1], "ff": [1, 1, 0, 1, 0, 0]})
     method = fc.methods.smoothcache_file(path)
     assert method.plan(GRID).picture().split("\n") == ["#..#.#", "##.#.."]
-    assert method.name == "smoothcache_file('schedule.json')"
+    assert method.name == "smoothcache_file(path='schedule.json')"
 
 
 def test_kinds_that_a_schedule_does_not_name_are_computed(tmp_path):

@@ -142,7 +142,7 @@ def test_the_picture_of_god_is_in_the_plan_and_in_its_file(tmp_path):
         "  B     ▁▁▁▄▂▄▃█▄▅",
         "  open  ~~~~~~~.~~",
     ]
-    assert "gate=god(0.5, 0.6)" in lines[0]
+    assert "goc(fora(interval=2), eta=0.8, stats=" in lines[0]
     plan.save(tmp_path / "plan.json")
     assert fc.Plan.load(tmp_path / "plan.json").show() == plan.show()
 

@@ -35,7 +35,7 @@ def mixed_plan():
 def test_show_prints_one_line_a_site_and_one_sign_a_step():
     assert mixed_plan().show() == "\n".join(
         [
-            "goc(mixed, eta=1, gate=custom, whole_blocks=False): 6 steps x 4 sites, 41.7% computed",
+            "goc(mixed, eta=1, whole_blocks=False, gate=custom): 6 steps x 4 sites, 41.7% computed",
             "blocks.0.attn  #.#.#.",
             "blocks.0.mlp   #..#..",
             "blocks.1.attn  #.#~#~",
@@ -135,7 +135,7 @@ def test_saving_twice_gives_the_same_bytes_and_leaves_no_other_file(file):
 
 def test_a_saved_file_names_its_format_version_and_origin(file):
     document = json.loads(file.read_text())
-    assert (document["format"], document["version"]) == ("forecache-plan", 1)
+    assert (document["format"], document["version"]) == ("forecache-plan", 2)
     assert document["provenance"] == {"method": "goc(fora(interval=2), eta=1.2)", "forecache": fc.__version__}
 
 
@@ -177,10 +177,10 @@ DAMAGED = {
     "not JSON": (lambda text: b"\x89PNG\r\n", "not a readable plan file"),
     "not UTF-8": (lambda text: b'{"format": "\xff"}', "not a readable plan file"),
     "truncated": (lambda text: text[: len(text) // 2].encode(), "not a readable plan file"),
-    "a list": (lambda text: b"[]", "the plan must be an object"),
-    "a null": (lambda text: b"null", "the plan must be an object"),
+    "a list": (lambda text: b"[]", "its document must be an object"),
+    "a null": (lambda text: b"null", "its document must be an object"),
     "another format": (edited(lambda d: d.update(format="onnx")), "format is 'onnx', not 'forecache-plan'"),
-    "unknown version": (edited(lambda d: d.update(version=2)), "version is 2; this forecache reads version 1"),
+    "unknown version": (edited(lambda d: d.update(version=1)), "version is 1; this forecache reads version 2"),
     "version true": (edited(lambda d: d.update(version=True)), "version is True"),
     "unknown key": (edited(lambda d: d.update(pickle="x")), r"unknown keys \['pickle'\]"),
     "unknown key of a site": (edited(lambda d: d["sites"][0].update(cls="x")), r"a site has unknown keys \['cls'\]"),

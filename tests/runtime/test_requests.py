@@ -131,7 +131,7 @@ def test_another_length_is_an_error_or_resampled_with_a_line_in_the_log(caplog):
         "A plan of 6 steps was resampled to 3: measure its quality.",
     ]
     for image, steps in zip(found, (10, T, 10, 3), strict=True):
-        assert np.array_equal(image, alone(pipe, fc.plan.resampled(made, steps), steps))
+        assert np.array_equal(image, alone(pipe, fc.methods.resampled(made, steps), steps))
     assert session.stats.generations == 4
 
 
@@ -150,12 +150,12 @@ def test_an_even_schedule_resampled_is_the_method_at_that_length(dit, name):
     method = METHODS[name]
     made = plan(dit, method, 20)
     for steps in (8, 12, 20, 40, 50):
-        assert fc.plan.resampled(made, steps).rows == plan(dit, method, steps).rows
+        assert fc.methods.resampled(made, steps).rows == plan(dit, method, steps).rows
 
 
 def test_a_resampled_schedule_is_dense_where_the_plan_was(dit):
     def picture(steps):
-        return fc.plan.resampled(made, steps).picture()
+        return fc.methods.resampled(made, steps).picture()
 
     made = plan(dit, fc.Method("two halves", fc.parts.schedules.by_step("##########....#....#")), 20)
     assert made.picture() == picture(20) == "##########....#....#"
@@ -166,7 +166,7 @@ def test_a_resampled_schedule_is_dense_where_the_plan_was(dit):
 
 def test_chosen_tokens_are_chosen_in_the_resampled_plan_as_well(dit):
     made = plan(dit, fc.selective(fc.fora(4), share=0.4, importance="random"), 12)
-    again = fc.plan.resampled(made, 24)
+    again = fc.methods.resampled(made, 24)
     signs = [made.picture().replace("\n", ""), again.picture().replace("\n", "")]
     assert all({"#", "o"} <= set(each) for each in signs)
     assert signs[0].count("o") / len(signs[0]) == pytest.approx(signs[1].count("o") / len(signs[1]), abs=0.1)
@@ -179,8 +179,8 @@ def test_what_cannot_be_resampled_is_refused(dit):
     made = plan(dit)
     cell = replace(made.rows[0][3], reads=((2, 1.7), (0, -0.7)))
     odd = replace(made, rows=((*made.rows[0][:3], cell, *made.rows[0][4:]), *made.rows[1:]))
-    with pytest.raises(fc.errors.PlanError, match="those of no forecast that forecache knows"):
-        fc.plan.resampled(odd, 10)
+    with pytest.raises(fc.errors.PlanError, match="not those of reuse or of a Taylor forecast"):
+        fc.methods.resampled(odd, 10)
 
 
 # ---- guards ---------------------------------------------------------------------------------------------------------

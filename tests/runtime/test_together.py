@@ -23,7 +23,7 @@ from support.tiny import TIMES, TINY, normal
 from torch import nn
 
 import forecache as fc
-from forecache.plan.resample import piece
+from forecache.methods.replan import part_of
 
 T = 6
 
@@ -542,4 +542,4 @@ def test_calibrated_corrections_are_not_for_the_rest_of_a_run():
     model = small_dit()
     made = fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all").plan(fc.grid(model, STEPS))
     with pytest.raises(fc.errors.PlanError, match=r"in parts.*guidance that ends in the middle"):
-        piece(made, range(3, STEPS))
+        part_of(made, range(3, STEPS))

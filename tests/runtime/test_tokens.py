@@ -83,7 +83,9 @@ def test_injection_vectors():
     drawn = {site.name: "".join(cell.sign for cell in row) for site, row in zip(grid.sites, plan.rows, strict=True)}
     assert drawn["blocks.21.mlp"] == "#.o.#.o#"
     assert drawn["blocks.21.attn"] == drawn["blocks.20.mlp"] == "#...#..#"
-    assert plan.provenance["method"] == "selective(explicit(pattern='#...#..#'), 0.75, 0.25, 'attn_norm')"
+    assert plan.provenance["method"] == (
+        "procache(explicit(pattern='#...#..#'), from_depth=0.75, importance='attn_norm')"
+    )
 
 
 # ---- against sampling written out by hand ---------------------------------------------------------------------------

@@ -1,10 +1,8 @@
-"""The options of a method, written once for all commands that take one, and `forecache plan`."""
+"""`forecache plan`: a plan file from a method, and `forecache methods`: the methods that there are."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,41 +12,21 @@ import typer
 
 import forecache as fc
 from forecache.bench.subjects import Subject
-from forecache.cli.options import MethodName, Options
+from forecache.cli.options import Typed, takes_method_options
 from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, out_file
 from forecache.cli.terminal import app, emit, say
+from forecache.methods import flags, registry
 from forecache.models.find import find
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, random_inputs, shaped
 from forecache.zoo.open import open_source
-
-Typed = Callable[[MethodName], Options]
-"""The options as they were typed, waiting for the method that they are for."""
-
-
-def takes_method_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of `Options` in the place of its parameter ``typed``."""
-    own = inspect.signature(command, eval_str=True).parameters
-    shared = {**inspect.signature(Options, eval_str=True).parameters}
-    del shared["method"]
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(typed=functools.partial(Options, **{name: given.pop(name) for name in shared}), **given)
-
-    merged = [each for name, one in own.items() for each in (shared.values() if name == "typed" else [one])]
-    by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in merged]
-    del run.__wrapped__  # type: ignore[attr-defined]
-    run.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in by_name}
-    return run
 
 
 @app.command("plan")
 @takes_method_options
 def plan_command(
     *,
-    method: Annotated[MethodName, typer.Argument(help="The method, on --base.")],
+    method: Annotated[str, typer.Argument(help="The method, on --base.")],
     typed: Typed,
     model: Annotated[
         str, typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
@@ -80,6 +58,46 @@ def plan_command(
         emit({**document, "cost": asdict(cost) if cost is not None else None})
         return
     say(f"{plan.show()}\n{cost or 'The cost is not known from shapes alone.'}\nWrote {out}.")
+
+
+@app.command("methods")
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="One of them: its parameters.")] = None, as_json: AsJson = False
+) -> None:
+    """List the methods, or the parameters of one of them, as Markdown tables.
+
+    Example: `forecache methods`
+
+    Example: `forecache methods feedback`
+    """
+    names = list(registry.methods())
+    if name is not None and name not in names:
+        raise fc.errors.InputError(f"There is no method {name!r}; there are {', '.join(names)}.")
+    if as_json:
+        emit({entry: _described(entry) for entry in ([name] if name is not None else names)})
+        return
+    say(registry.table() if name is None else registry.parameter_table(name))
+
+
+def _described(name: str) -> dict[str, Any]:
+    """A method for programs: what it does, its paper, its parameters with their options."""
+    entry, options = registry.registered(name), flags.names_of(registry.registered(name))
+    table = flags.flags()
+    return {
+        "summary": entry.what,
+        "paper": entry.paper or None,
+        "takes_base": entry.takes_base,
+        "parameters": {
+            parameter.name: {
+                "option": table[options[parameter.name]].option if parameter.name in options else None,
+                "values": registry.values_of(parameter),
+                "required": parameter.required,
+                "default": None if parameter.required else parameter.default,
+                "help": parameter.help,
+            }
+            for parameter in entry.parameters
+        },
+    }
 
 
 def _cost(plan: fc.Plan, name: str, target: Any, inputs: Mapping[str, Any] | None, rows: int) -> fc.Cost | None:

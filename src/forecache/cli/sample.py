@@ -12,8 +12,7 @@ import typer
 
 import forecache as fc
 from forecache import distributed
-from forecache.cli.methods import Typed, takes_method_options
-from forecache.cli.options import MethodName, Options
+from forecache.cli.options import NONE, MethodOptions, Typed, takes_method_options
 from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Device, Dtype, Guidance, Model, out_folder
 from forecache.cli.terminal import app, emit, interruptible, progress, say, typed_command
 from forecache.sampling import runs, sources
@@ -48,7 +47,7 @@ def sample_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise: the same seed gives the same images.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Most images in a model call; does not change the noise.")] = 16,
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
-    method: Annotated[MethodName, typer.Option(help="none samples without a cache.")] = MethodName.none,
+    method: Annotated[str, typer.Option(help="none samples without a cache.")] = NONE,
     typed: Typed,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too, for PSNR and speed-up.")] = False,
     shard_size: Annotated[int | None, typer.Option(min=1, help="--num-samples: images in a file [256].")] = None,
@@ -113,11 +112,11 @@ def sample_command(
         _sample_many(out, source, run_plan, settings, many, as_json=as_json)
 
 
-def _load(path: Path | None, options: Options, steps: int | None) -> fc.Plan | None:
+def _load(path: Path | None, options: MethodOptions, steps: int | None) -> fc.Plan | None:
     """The plan of --plan. Raises InputError or PlanError for options that contradict it."""
     if path is None:
         return None
-    if options.method is not MethodName.none:
+    if options.method != NONE:
         raise fc.errors.InputError("--plan and --method both say how to sample: give one of them.")
     plan = fc.Plan.load(path)
     if steps not in (None, plan.num_steps):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from forecache.compare.choices import Choices
+from forecache.compare.selection import Selection
 from forecache.errors import InputError
 from forecache.evaluate import psnr
 from forecache.io.text import mib
@@ -42,7 +42,7 @@ class _StoppedError(Exception):
 class Comparison:
     """The images and the measurements of one selection.
 
-    choices: the selection that was compared.
+    selection: the selection that was compared.
     settings: the sampling settings that it stands for.
     plan: the plan of the cached run.
     cost: the plan's cost; None where the model's cost is not known from shapes.
@@ -50,7 +50,7 @@ class Comparison:
     cached: the run with the plan.
     """
 
-    choices: Choices
+    selection: Selection
     settings: runs.Settings
     plan: Plan
     cost: Cost | None
@@ -75,7 +75,7 @@ class Comparison:
     @property
     def command(self) -> str:
         """The `forecache sample` command that makes the same images."""
-        return self.choices.command(self.settings)
+        return self.selection.command(self.settings)
 
     def figures(self) -> list[tuple[str, str, str, str]]:
         """Rows of the table of results: quantity, without a cache, with the plan, and their ratio."""
@@ -127,7 +127,7 @@ class Comparer:
         self._changed = threading.Condition()
 
     def compare(
-        self, choices: Choices, user: str = "", on_step: OnStep | None = None, on_wait: OnWait | None = None
+        self, selection: Selection, user: str = "", on_step: OnStep | None = None, on_wait: OnWait | None = None
     ) -> Comparison | None:
         """The comparison of a selection, or None if `stop` was called for this user meanwhile.
 
@@ -136,7 +136,7 @@ class Comparer:
         with self._request(user) as stopped:
             try:
                 self._wait_for_turn(user, stopped, on_wait)
-                return self._sample(choices, on_step, stopped)
+                return self._sample(selection, on_step, stopped)
             except _StoppedError:
                 return None
 
@@ -160,21 +160,21 @@ class Comparer:
             self._sources[model] = opened
         return self._sources[model]
 
-    def _sample(self, choices: Choices, on_step: OnStep | None, stopped: threading.Event) -> Comparison:
-        source = self.source(choices.model)
-        settings = choices.settings(source)
-        plan = choices.method().plan(grid(source.target, choices.steps))
+    def _sample(self, selection: Selection, on_step: OnStep | None, stopped: threading.Event) -> Comparison:
+        source = self.source(selection.model)
+        settings = selection.settings(source)
+        plan = selection.method().plan(grid(source.target, selection.steps))
         finished = itertools.count(1)
 
         def step(_: int) -> None:
             if stopped.is_set():
                 raise _StoppedError
             if on_step is not None:
-                on_step(next(finished), 2 * choices.steps)
+                on_step(next(finished), 2 * selection.steps)
 
         uncached = runs.generate(source, None, settings, step)
         cached = runs.generate(source, plan, settings, step)
-        return Comparison(choices, settings, plan, runs.cost(source, plan, cached), uncached, cached)
+        return Comparison(selection, settings, plan, runs.cost(source, plan, cached), uncached, cached)
 
     @contextmanager
     def _request(self, user: str) -> Iterator[threading.Event]:

@@ -18,7 +18,6 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
-from forecache.compare.choices import Choices
 from forecache.compare.comparer import GAIN, Comparer, Comparison
 from forecache.compare.controls import USUAL, Controls
 from forecache.errors import ForecacheError
@@ -117,7 +116,7 @@ def _compares(comparer: Comparer, controls: Controls, folder: Path) -> Any:
 
         progress((0, 2 * USUAL.steps), desc="waiting for the model")
         try:
-            comparison = comparer.compare(Choices(**controls.values(values)), user, step, wait)
+            comparison = comparer.compare(controls.selection(values), user, step, wait)
         except ForecacheError as error:
             title = "This plan cannot be run"
             raise gr.Error(str(error), duration=None, print_exception=False, title=title) from error

@@ -6,21 +6,35 @@ taylorseer(fora(interval=3), order=2)                 Taylor expansion in betwee
 feedback(fora(interval=3), order=2, strength=0.5)     the same less half the error of the gap before
 l2c("router.safetensors")                             reuse where a trained router allows it
 goc(explicit(skip=[1, 3, 5, 7, 9]), eta=1.9)          any schedule is a base
-eoc(fora_paper(75), statistics)                       what was reused, moved along the mean drift
+eoc(fora_paper(75), statistics)                       reused features, moved along their mean drift
 smoothcache(statistics, threshold=0.2)                reuse while the measured error is small, by kind of branch
 procache("#...#..#.")                                 a searched pattern; in its gaps some tokens are computed
+
+Every module of this package is imported with it, so that the methods in it are registered; a method of any module,
+also of your own, is an attribute of this package by its name. See `registry` for how to add one.
 """
 
+import importlib
+import pkgutil
+from typing import Any
+
+from forecache.methods import registry
 from forecache.methods.eoc import eoc
 from forecache.methods.explicit import explicit, warmup
 from forecache.methods.fora import fora, fora_paper
 from forecache.methods.goc import goc, goc_paper_steps
 from forecache.methods.l2c import l2c
-from forecache.methods.procache import procache, procache_paper, selective, toca
+from forecache.methods.parameters import Range
+from forecache.methods.procache import PROCACHE_PATTERN, procache, procache_paper, selective, toca
+from forecache.methods.registry import build, register
+from forecache.methods.replan import replan, resampled
 from forecache.methods.smoothcache import smoothcache, smoothcache_file
 from forecache.methods.taylorseer import feedback, taylorseer
 
 __all__ = [
+    "PROCACHE_PATTERN",
+    "Range",
+    "build",
     "eoc",
     "explicit",
     "feedback",
@@ -31,6 +45,9 @@ __all__ = [
     "l2c",
     "procache",
     "procache_paper",
+    "register",
+    "replan",
+    "resampled",
     "selective",
     "smoothcache",
     "smoothcache_file",
@@ -38,3 +55,13 @@ __all__ = [
     "toca",
     "warmup",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def __getattr__(name: str) -> Any:
+    """A registered method that has no import above."""
+    if name.startswith("_") or name not in registry.methods():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return registry.registered(name).function

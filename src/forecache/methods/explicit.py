@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from forecache.errors import PlanError
+from forecache.methods.parameters import Range
+from forecache.methods.registry import register
 from forecache.parts import schedules
 from forecache.plan.method import Method
 
 
+@register
 def explicit(
     *,
     skip: Collection[int] | None = None,
     compute: Collection[int] | None = None,
     pattern: str | Sequence[int] | None = None,
 ) -> Method:
-    """The steps written out: those to skip, those to compute, or all of them as a pattern. Reuse in between.
+    """Steps written out by hand, reuse in between: one of the three parameters says which.
 
-    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``.
+    skip: skipped steps; the others are computed
+    compute: computed steps; the others are skipped
+    pattern: one entry a step, as `schedules.by_step` reads it: ``"#...#..#"``
     """
     if (skip, compute, pattern).count(None) != 2:
         raise PlanError("explicit() takes the steps to skip, the steps to compute, or a pattern: one of the three.")
     if pattern is not None:
-        schedule = schedules.by_step(pattern)
-        return Method(f"explicit(pattern={schedules.picture(schedule, len(pattern))!r})", schedule)
-    if skip is not None:
-        return Method(f"explicit(skip={sorted(skip)})", schedules.except_on(skip))
-    return Method(f"explicit(compute={sorted(compute or ())})", schedules.on(compute or ()))
+        return Method("explicit", schedules.by_step(pattern))
+    return Method("explicit", schedules.except_on(skip) if skip is not None else schedules.on(compute or ()))
 
 
-def warmup(base: Method, steps: int) -> Method:
-    """``base`` with its first ``steps`` steps computed."""
-    schedule = schedules.either(schedules.first(steps), base.schedule)
-    return replace(base, name=f"warmup({base.name}, {steps})", schedule=schedule)
+@register
+def warmup(base: Method, steps: Annotated[int, Range(least=0, usual=3, slider=(0, 10, 1))]) -> Method:
+    """The first steps computed, then the schedule of the base.
+
+    base: schedule of the steps after the first
+    steps: number of first steps to compute
+    """
+    return replace(base, schedule=schedules.either(schedules.first(steps), base.schedule))

@@ -1,10 +1,12 @@
-"""FORA: computes every n-th step and reuses in between (arXiv 2407.01425)."""
+"""FORA: every n-th step is computed, the others reuse (arXiv 2407.01425)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from forecache.errors import PlanError
+from forecache.methods.parameters import Range
+from forecache.methods.registry import register
 from forecache.parts import schedules
 from forecache.plan.method import Method
 
@@ -12,23 +14,31 @@ PAPER_STEPS = 20
 """The GOC and EOC papers sample DDIM-20; their lists of steps are for runs of this length."""
 
 
-def fora(interval: int, *, anchor: Literal["start", "end"] = "start") -> Method:
-    """Compute one step in ``interval``, reuse in between (FORA, arXiv 2407.01425).
+@register
+def fora(
+    interval: Annotated[int, Range(least=1, usual=2, slider=(1, 10, 1))],
+    *,
+    anchor: Literal["start", "end"] = "start",
+) -> Method:
+    """One step in ``interval`` computed, reuse in between (FORA, arXiv 2407.01425).
 
-    anchor: ``start`` (ours) is the phase of the GOC and EOC papers, which call it FORA 50 % at interval 2;
-    ``end`` is FORA's released code: the phase is fixed at the last step, which is always computed.
+    interval: compute one step in so many
+    anchor: end of the run that fixes the phase; ``start`` (ours) is that of the GOC and EOC papers, which call it
+        FORA 50 % at interval 2, ``end`` is FORA's released code, which always computes the last step
     """
-    end = ", anchor='end'" if anchor == "end" else ""
-    return Method(f"fora(interval={interval}{end})", schedules.every(interval, anchor=anchor))
+    return Method("fora", schedules.every(interval, anchor=anchor))
 
 
+@register(fixed_length=True)
 def fora_paper(level: Literal[25, 50, 75]) -> Method:
-    """FORA at the caching levels of the GOC and EOC papers (DDIM-20): the percentage of skipped cells.
+    """FORA at the caching levels of the GOC and EOC papers (DDIM-20), for runs of 20 steps.
 
-    50: skipped {1, 3, ..., 19}. 25: skipped {1, 3, 5, 7, 9}. 75: computed {0, 4, 8, 12, 16}. Runs of 20 steps only.
+    50: skipped {1, 3, ..., 19}. 25: skipped {1, 3, 5, 7, 9}. 75: computed {0, 4, 8, 12, 16}.
+
+    level: percentage of skipped cells, 25, 50 or 75
     """
-    skips = {25: [1, 3, 5, 7, 9], 50: list(range(1, 20, 2)), 75: [s for s in range(20) if s % 4]}
+    skips = {25: [1, 3, 5, 7, 9], 50: list(range(1, 20, 2)), 75: [step for step in range(20) if step % 4]}
     if level not in skips:
         raise PlanError(f"The papers' caching levels are 25, 50 and 75; {level!r} was asked for.")
-    by_step = schedules.by_step([step not in skips[level] for step in range(PAPER_STEPS)])
-    return Method(f"fora_paper({level})", by_step)
+    computed = [step not in skips[level] for step in range(PAPER_STEPS)]
+    return Method("fora_paper", schedules.by_step(computed))

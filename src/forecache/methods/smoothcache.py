@@ -5,36 +5,48 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from forecache.errors import PlanFileError
 from forecache.io import files
+from forecache.methods.ingredients import statistics_of
+from forecache.methods.parameters import Range
+from forecache.methods.registry import register
 from forecache.parts import schedules
 from forecache.parts.grid import Action, Grid, Schedule, Site
 from forecache.parts.statistics import Statistics
 from forecache.plan.method import Method
 
 
-def smoothcache(stats: Statistics, threshold: float) -> Method:
-    """Reuse while the feature's mean relative L1 change stays below ``threshold`` (SmoothCache, arXiv 2411.10510).
+@register
+def smoothcache(
+    stats: Statistics | str | os.PathLike[str],
+    threshold: Annotated[float, Range(least=0, usual=0.3, slider=(0, 1, 0.01))],
+) -> Method:
+    """Reuse while the mean relative L1 change of the feature is small (SmoothCache, arXiv 2411.10510).
 
     The change is averaged over the branches of one kind, so that all attentions share a schedule, and all MLPs. A step
     is skipped if the change since the last computed one is below the threshold, and the gap is one that was measured
     (``gaps`` of `forecache.calibrate`).
+
+    stats: statistics of this model, scheduler and number of steps, from `forecache.calibrate`
+    threshold: change below which a feature is reused
     """
-    kinds = dict.fromkeys(site.kind for site in stats.sites)
-    schedule = _by_kind({kind: _computed(stats, kind, threshold) for kind in kinds})
+    measured = statistics_of(stats)
+    kinds = dict.fromkeys(site.kind for site in measured.sites)
+    by_kind = _by_kind({kind: _computed(measured, kind, threshold) for kind in kinds})
 
-    def checked(step: int, site: Site, grid: Grid) -> Action:
-        stats.check(grid)
-        return schedule(step, site, grid)
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        measured.check(grid)
+        return by_kind(step, site, grid)
 
-    return Method(f"smoothcache(threshold={threshold:g})", checked)
+    return Method("smoothcache", schedule)
 
 
 def _computed(stats: Statistics, kind: str, threshold: float) -> list[bool]:
     """For each step, whether the sites of a kind are computed."""
-    chosen = [index for index, site in enumerate(stats.sites) if site.kind == kind]
-    error = stats.changes[:, chosen].mean(1).tolist()  # [step][gap - 1]
+    indices = [index for index, site in enumerate(stats.sites) if site.kind == kind]
+    error = stats.changes[:, indices].mean(1).tolist()  # [step][gap - 1]
     computed, last = [True], 0
     for step in range(1, stats.num_steps):
         gap = step - last
@@ -45,7 +57,7 @@ def _computed(stats: Statistics, kind: str, threshold: float) -> list[bool]:
 
 
 def _by_kind(rows: Mapping[str, Sequence[bool]]) -> Schedule:
-    """A row of booleans (computed or not) per kind of branch; other kinds are always computed."""
+    """A schedule with one row of booleans (computed or not) per kind of branch; other kinds are always computed."""
     schedule = schedules.every(1)
     for kind, row in rows.items():
         schedule = schedules.at(schedules.kind(kind), schedules.by_step(row), schedule)
@@ -60,13 +72,17 @@ SMOOTHCACHE_KINDS = {
     "ff": "mlp",
     "mlp": "mlp",
 }
-"""What SmoothCache's schedule files call the kinds of branches."""
+"""Kinds of branches by their names in SmoothCache's schedule files."""
 
 
+@register
 def smoothcache_file(path: str | os.PathLike[str]) -> Method:
-    """A published SmoothCache schedule: JSON of ``{"attn1": [1, 0, ...], "ff": [1, 0, ...]}``, 1 where computed.
+    """Published schedule of SmoothCache (arXiv 2411.10510), a JSON file.
 
-    Branches of kinds that the file does not name are always computed. Raises PlanFileError for anything else.
+    It maps kinds to rows, ``{"attn1": [1, 0, ...], "ff": [1, 0, ...]}``, 1 where computed. Branches of other kinds are
+    always computed. Raises PlanFileError for any other file.
+
+    path: of the file
     """
     path = Path(path)
     try:
@@ -84,4 +100,4 @@ def smoothcache_file(path: str | os.PathLike[str]) -> Method:
     if twice := [kind for kind in set(kinds) if kinds.count(kind) > 1]:
         raise PlanFileError(f"{path} names {twice[0]} twice, as {' and '.join(table or ())}: keep one of them.")
     by_kind = {SMOOTHCACHE_KINDS[name]: [bool(entry) for entry in row] for name, row in dict(table or {}).items()}
-    return Method(f"smoothcache_file({path.name!r})", _by_kind(by_kind))
+    return Method("smoothcache_file", _by_kind(by_kind))

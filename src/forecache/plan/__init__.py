@@ -3,6 +3,5 @@
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
-from forecache.plan.resample import resampled
 
-__all__ = ["Cost", "Method", "Plan", "resampled"]
+__all__ = ["Cost", "Method", "Plan"]

@@ -1,4 +1,4 @@
-"""A plan's constants: the tensors of its corrections, kept in a safetensors file beside the plan's JSON."""
+"""The constants of a plan: tensors of its corrections, in a safetensors file beside the plan's JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Constants(Mapping[str, Tensor]):
-    """Named tensors that do not change; equal if names, dtypes and values are.
+    """Named tensors of a plan, immutable; equal if their names, dtypes and values are equal.
 
-    Each has the shape of a feature without its batch, (tokens, width), or one value a channel, (width,).
+    A tensor has the shape of a feature without its batch, (tokens, width), or (width,) with one value a channel.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -49,7 +49,7 @@ class Constants(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.values())
 
 
@@ -57,15 +57,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
-def write(path: Path, constants: Constants) -> str:
-    """Write atomically, and give the digest by which the plan knows its file."""
+def encode(constants: Constants) -> tuple[bytes, str]:
+    """The contents of a constants file, and the SHA-256 by which its plan knows it."""
     data = save({name: tensor.contiguous() for name, tensor in constants.items()})
-    files.write(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def read(path: Path, digest: str) -> Constants:
-    """The tensors of a file, or a PlanFileError that names it; ``digest`` is the one that the plan has."""
+    """The tensors of a constants file; PlanFileError for one that is unreadable or has not this SHA-256 ``digest``."""
     try:
         data = files.contents(path, MAX_BYTES)
     except FileNotFoundError:
@@ -80,7 +79,7 @@ def read(path: Path, digest: str) -> Constants:
         tensors = load(data)
     except Exception as error:  # safetensors has no error of its own that is public, and torch has several
         raise PlanFileError(f"{path} is not a readable safetensors file: {error}.") from error
-    for name, each in tensors.items():
-        if each.dtype not in DTYPES or not bool(each.isfinite().all()):
-            raise PlanFileError(f"{short(name)} in {path} is no tensor of finite numbers ({each.dtype}).")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not bool(tensor.isfinite().all()):
+            raise PlanFileError(f"{short(name)} in {path} is no tensor of finite numbers ({tensor.dtype}).")
     return Constants(tensors)

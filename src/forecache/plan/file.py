@@ -1,17 +1,23 @@
 """The plan file: versioned JSON with a closed vocabulary, checked key by key when it is read.
 
-    {"format": "forecache-plan", "version": 1, "num_steps": 4,
+    {"format": "forecache-plan", "version": 2, "num_steps": 4,
      "model": "DiTTransformer2DModel", "fingerprint": "...", "scheduler": "...",
      "sites": [{"name": "blocks.0.attn", "depth": 0, "kind": "attn"}, ...],
      "rows": [{"sites": [0, 1, ...], "cells": ["#", [[0, 1.0]], "#", [[2, 2.2], [1, -1.2]]]}],
      "constants": null,
+     "recipe": {"method": "goc", "eta": 1.2, "base": {"method": "fora", "interval": 2}},
      "provenance": {"method": "goc(fora(interval=2), eta=1.2)", "forecache": "0.1.0"}}
 
-Sites with the same row share it. A cell is ``"#"`` (computed), a list of [step, weight] pairs, or, where the sum is
-corrected, ``{"reads": [[0, 1.0]], "gain": "blocks.0.attn/1/gain"}`` with the names of tensors in the file that
-``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names, which stands beside the plan. A partial
-cell has ``"tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}``, and what of `Tokens` is not
-as usual.
+Sites with equal rows share one. A cell is ``"#"`` (computed), a list of [step, weight] pairs, or an object with
+``reads`` and more:
+
+* ``{"reads": [[0, 1.0]], "gain": "blocks.0.attn/1/gain"}`` names tensors that correct the sum. They lie in the file
+  beside the plan that ``"constants": {"file": "plan.constants.safetensors", "sha256": "..."}`` names.
+* ``{"reads": [[0, 1.0]], "tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}}`` is a partial
+  cell, with the fields of `Tokens` that differ from their defaults.
+
+``recipe`` is null for a plan without one. Its names are not checked here, but when a method is built from it
+(`forecache.methods.build`).
 """
 
 from __future__ import annotations
@@ -25,42 +31,49 @@ from typing import Any, NamedTuple
 
 from forecache.errors import PlanError, PlanFileError
 from forecache.io import files
+from forecache.io.document import Document, refusing
 from forecache.io.text import short
 from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
+from forecache.plan import recipe
+from forecache.plan.recipe import Recipe
 
-VERSION = 1
+DOCUMENT = Document("forecache-plan", 2)
 MAX_BYTES = 16 * 2**20
 Rows = tuple[tuple[Cell, ...], ...]
 KEYS = (
-    "format", "version", "num_steps", "model", "fingerprint", "scheduler", "sites", "rows", "constants", "provenance"
+    "num_steps", "model", "fingerprint", "scheduler", "sites", "rows", "constants", "recipe",
+    "provenance",
 )  # fmt: skip
 
 
-class Beside(NamedTuple):
-    """The file with the plan's constants: its name, in the plan's own folder, and its digest."""
+class ConstantsFile(NamedTuple):
+    """The file of a plan's constants.
+
+    file: name, in the folder of the plan
+    sha256: digest of its bytes, in hexadecimal
+    """
 
     file: str
     sha256: str
 
 
 class Contents(NamedTuple):
-    """What a plan file says."""
+    """The contents of a plan file, without the tensors of its constants."""
 
     grid: Grid
     rows: Rows
     provenance: dict[str, str]
-    constants: Beside | None
+    constants: ConstantsFile | None
+    recipe: Recipe | None
 
 
-def write(path: Path, contents: Contents) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+def encode(contents: Contents) -> bytes:
+    """The bytes of a plan file; PlanError for a plan that ranks tokens by a function."""
     grid = contents.grid
     groups: dict[tuple[Cell, ...], list[int]] = {}
     for index, row in enumerate(contents.rows):
         groups.setdefault(row, []).append(index)
-    document = {
-        "format": "forecache-plan",
-        "version": VERSION,
+    values = {
         "num_steps": grid.num_steps,
         "model": grid.model,
         "fingerprint": grid.fingerprint,
@@ -68,9 +81,10 @@ def write(path: Path, contents: Contents) -> None:
         "sites": [{"name": site.name, "depth": site.depth, "kind": site.kind} for site in grid.sites],
         "rows": [{"sites": sites, "cells": [_encode(cell) for cell in row]} for row, sites in groups.items()],
         "constants": contents.constants and contents.constants._asdict(),
+        "recipe": contents.recipe,
         "provenance": dict(contents.provenance),
     }
-    files.write(path, _layout(document).encode())
+    return _layout(DOCUMENT.wrap(values)).encode()
 
 
 def _encode(cell: Cell) -> Any:
@@ -85,21 +99,21 @@ def _encode(cell: Cell) -> Any:
 def _encode_tokens(tokens: Tokens) -> dict[str, Any]:
     if callable(tokens.importance):
         raise PlanError(
-            f"The importance of tokens is a function, {tokens.importance!r}, which a plan file cannot hold: use a plan "
-            f"with it where it was made, or one of {', '.join(IMPORTANCES)}."
+            f"This plan cannot be saved: it ranks tokens by a function, {tokens.importance!r}, and a plan file holds "
+            f"names only. Use the plan where it was made, or rank by one of {', '.join(IMPORTANCES)}."
         )
-    values = {each.name: getattr(tokens, each.name) for each in fields(Tokens)}
+    values = {field.name: getattr(tokens, field.name) for field in fields(Tokens)}
     always = ("share", "importance", "site")
-    usual = {each.name: each.default for each in fields(Tokens)}
-    return {name: value for name, value in values.items() if name in always or value != usual[name]}
+    defaults = {field.name: field.default for field in fields(Tokens)}
+    return {name: value for name, value in values.items() if name in always or value != defaults[name]}
 
 
 def _layout(document: Mapping[str, Any]) -> str:
-    """One line a key, one line a site and a row: short, and readable in a diff."""
+    """JSON with one line a key, a site and a row: short, and readable in a diff."""
     lines = []
     for key, value in document.items():
         if key in ("sites", "rows"):
-            inner = ",\n    ".join(json.dumps(each) for each in value)
+            inner = ",\n    ".join(json.dumps(entry) for entry in value)
             lines.append(f'  "{key}": [\n    {inner}\n  ]')
         else:
             lines.append(f'  "{key}": {json.dumps(value)}')
@@ -108,53 +122,46 @@ def _layout(document: Mapping[str, Any]) -> str:
 
 def read(path: Path) -> Contents:
     """The contents of a plan file, or a PlanFileError that names the file and what is wrong with it."""
-    try:
+    with refusing(path, PlanFileError, "plan file", "Make it again with Plan.save"):
         return decode(files.document(path, MAX_BYTES))
-    except FileNotFoundError:
-        raise PlanFileError(f"There is no plan file at {path}.") from None
-    except OSError as error:
-        raise PlanFileError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # JSON, UTF-8 and our own are ValueErrors
-        reason = str(error).rstrip(".")[:300]
-        raise PlanFileError(f"{path} is not a readable plan file: {reason}. Make it again with Plan.save.") from error
 
 
 def decode(document: Any) -> Contents:
-    """A parsed document; every key and value is checked."""
-    found = _keys(document, "the plan", KEYS)
-    if found["format"] != "forecache-plan":
-        raise PlanFileError(f"its format is {short(found['format'])}, not 'forecache-plan'")
-    if type(found["version"]) is not int or found["version"] != VERSION:
-        raise PlanFileError(f"its version is {short(found['version'])}; this forecache reads version {VERSION}")
-    num_steps = _integer(found["num_steps"], "num_steps")
-    sites = tuple(_site(each) for each in _list(found["sites"], "sites"))
-    names = [_string(found[key], key) for key in ("model", "fingerprint", "scheduler")]
+    """The contents of a parsed document; every key and value is checked."""
+    DOCUMENT.check(document)
+    values = _keys(document, "the plan", ("format", "version", *KEYS))
+    num_steps = _integer(values["num_steps"], "num_steps")
+    sites = tuple(_site(site) for site in _list(values["sites"], "sites"))
+    names = [_string(values[key], key) for key in ("model", "fingerprint", "scheduler")]
     grid = Grid(num_steps, sites, *names)
-    provenance = found["provenance"]
+    provenance = values["provenance"]
     if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
         raise PlanFileError(f"provenance must map names to strings, not {short(provenance)}")
-    return Contents(grid, _rows(_list(found["rows"], "rows"), grid), provenance, _beside(found["constants"]))
+    rows = _rows(_list(values["rows"], "rows"), grid)
+    beside = _constants_file(values["constants"])
+    expression = None if values["recipe"] is None else recipe.checked(values["recipe"])
+    return Contents(grid, rows, provenance, beside, expression)
 
 
-def _beside(value: Any) -> Beside | None:
+def _constants_file(value: Any) -> ConstantsFile | None:
     if value is None:
         return None
-    found = _keys(value, "constants", Beside._fields)
-    file, digest = (_string(found[key], key) for key in Beside._fields)
+    values = _keys(value, "constants", ConstantsFile._fields)
+    file, digest = (_string(values[key], key) for key in ConstantsFile._fields)
     if not re.fullmatch(r"[^/\\\x00]*[^/\\\x00.]", file) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise PlanFileError(f"constants must name a file beside the plan and its digest, not {short(value)}")
-    return Beside(file, digest)
+    return ConstantsFile(file, digest)
 
 
 def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
     rows: list[tuple[Cell, ...] | None] = [None] * len(grid.sites)
     for group in groups:
-        found = _keys(group, "a row", ("sites", "cells"))
-        encoded = _list(found["cells"], "cells")
+        values = _keys(group, "a row", ("sites", "cells"))
+        encoded = _list(values["cells"], "cells")
         if len(encoded) != grid.num_steps:
             raise PlanFileError(f"a row has {len(encoded)} cells for {grid.num_steps} steps")
-        cells = tuple(_cell(each, step) for step, each in enumerate(encoded))
-        for index in _list(found["sites"], "the sites of a row"):
+        cells = tuple(_cell(cell, step) for step, cell in enumerate(encoded))
+        for index in _list(values["sites"], "the sites of a row"):
             if _integer(index, "a site's index") >= len(rows) or rows[index] is not None:
                 raise PlanFileError(f"site {index} does not exist or has two rows")
             rows[index] = cells
@@ -187,7 +194,7 @@ def _cell(encoded: Any, step: int) -> Cell:
 def _tokens(encoded: Any, step: int) -> Tokens:
     if not isinstance(encoded, dict) or not {"share", "importance", "site"} <= set(encoded):
         raise PlanFileError(f"the tokens of step {step} must have share, importance and site, not {short(encoded)}")
-    known = {each.name for each in fields(Tokens)}
+    known = {field.name for field in fields(Tokens)}
     if unknown := [name for name in encoded if name not in known]:
         raise PlanFileError(f"the tokens of step {step} have unknown keys {short(unknown)}")
     values = dict(encoded)
@@ -209,9 +216,9 @@ def _tokens(encoded: Any, step: int) -> Tokens:
 
 
 def _site(value: Any) -> Site:
-    found = _keys(value, "a site", ("name", "depth", "kind"))
-    name, kind = _string(found["name"], "a site's name"), _string(found["kind"], "a site's kind")
-    return Site(name, _integer(found["depth"], "a site's depth"), kind)
+    values = _keys(value, "a site", ("name", "depth", "kind"))
+    name, kind = _string(values["name"], "a site's name"), _string(values["kind"], "a site's kind")
+    return Site(name, _integer(values["depth"], "a site's depth"), kind)
 
 
 def _keys(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:

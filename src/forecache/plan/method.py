@@ -15,6 +15,7 @@ from forecache.parts.gates import Drawn, always
 from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache.plan.constants import Constants
 from forecache.plan.plan import Plan
+from forecache.plan.recipe import Recipe
 
 Reads = dict[int, float]
 """Step -> weight of what it emitted."""
@@ -24,11 +25,15 @@ Reads = dict[int, float]
 class Method:
     """A technique as a sentence of parts: which cells are computed, how the others are estimated, and where.
 
-    name: the expression that made it, kept as the plan's provenance. schedule: (step, site, grid) -> Action. forecast:
-    applies in the skipped cells that the gate is open for; elsewhere the last computed feature is reused. correction:
-    what calibration adds to the estimates, if anything. tokens: (step, site, grid) -> which tokens a partial cell
-    computes. What they turn out to be beside their estimates is carried along until the feature is computed again:
-    under plain reuse the amended feature is the cache.
+    name: the expression that made the method, kept in the plan's provenance
+    schedule: (step, site, grid) -> Action
+    forecast: estimates the skipped cells whose gate is open; the others reuse the last computed feature
+    gate: (step, site, grid) -> whether the forecast applies; by default everywhere
+    correction: calibrated gain and shift of the estimates, None for none
+    tokens: (step, site, grid) -> the tokens that a partial cell computes, None without partial cells. The difference
+        between computed and estimated tokens is added to every later estimate until the next full computation.
+    recipe: the same expression as data, set by `with_recipe`; None for a method that was composed by hand.
+        `dataclasses.replace` drops it, because the parts that it replaces are not the recipe's
     """
 
     name: str
@@ -37,6 +42,13 @@ class Method:
     gate: Gate = always
     correction: Correction | None = None
     tokens: Selector | None = None
+    recipe: Recipe | None = field(default=None, init=False, hash=False)
+
+    def with_recipe(self, name: str, recipe: Recipe | None) -> Method:
+        """This method under the name and the recipe of the expression that made it."""
+        method = replace(self, name=name)
+        object.__setattr__(method, "recipe", recipe)
+        return method
 
     def plan(self, grid: Grid) -> Plan:
         """The plan of this method on a grid.
@@ -65,7 +77,8 @@ class Method:
         provenance = {"method": self.name, "forecache": __version__}
         if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
             provenance["gate"] = picture
-        return Plan(grid, tuple(rows.values()), provenance, Constants(constants))
+        plan = Plan(grid, tuple(rows.values()), provenance, Constants(constants))
+        return plan.with_recipe(self.recipe)
 
     def with_forecast(self, name: str, forecast: Forecast, gate: Gate = always) -> Method:
         """This method with a forecast; PlanError if it has one already, which would be replaced without a word."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from forecache.errors import InputError, PlanError, PlanFileError
+from forecache.io import files
 from forecache.models.find import find, layout_for, measure
 from forecache.parts import patterns
 from forecache.parts.grid import Cell, Grid, check_reads
@@ -20,20 +21,26 @@ from forecache.plan import file as file_module
 from forecache.plan import hub, slots
 from forecache.plan.constants import Constants
 from forecache.plan.cost import Cost, count_request, macs
+from forecache.plan.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Plan:
     """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
 
-    grid: steps and sites. rows: one tuple of cells per site, one cell per step. provenance: where it came from.
-    constants: the tensors that corrected cells name.
+    grid: steps and sites
+    rows: one tuple of cells per site, one cell per step
+    provenance: origin of the plan, names to strings
+    constants: the tensors that corrected cells name
+    recipe: the expression of the method that made exactly these rows, as data (see `forecache.methods.build`); None
+        for a plan whose method was composed by hand, that was tuned, or that was edited: `dataclasses.replace` drops it
     """
 
     grid: Grid
     rows: tuple[tuple[Cell, ...], ...]
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
     constants: Constants = field(default_factory=Constants)
+    recipe: Recipe | None = field(default=None, init=False, hash=False)
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
@@ -65,6 +72,12 @@ class Plan:
                     f"The tokens of {site.name} are chosen by what {odd.pop()!r} gives out, which is no site before it."
                 )
             before.add(site.name)
+
+    def with_recipe(self, recipe: Recipe | None, provenance: Mapping[str, str] | None = None) -> Plan:
+        """This plan with the recipe of the method that made it, and with more provenance."""
+        plan = replace(self, provenance={**self.provenance, **(provenance or {})})
+        object.__setattr__(plan, "recipe", recipe)
+        return plan
 
     @property
     def num_steps(self) -> int:
@@ -122,24 +135,30 @@ class Plan:
         return Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as versioned JSON, atomically; folders that are missing are made.
+        """Write the plan as versioned JSON, atomically; missing folders are made.
 
-        The tensors of corrections stand beside it, in ``<name>.constants.safetensors``: keep the two together.
+        The tensors of corrections go to ``<name>.constants.safetensors`` beside it: keep the two files together.
+        Raises PlanError for a plan that ranks tokens by a function, which no file can hold.
         """
-        path, beside = Path(path), None
+        path, beside, tensors = Path(path), None, b""
+        file = path.with_name(f"{path.stem}.constants.safetensors")
         if self.constants:
-            file = path.with_name(f"{path.stem}.constants.safetensors")
-            beside = file_module.Beside(file.name, constants_module.write(file, self.constants))
-        file_module.write(path, file_module.Contents(self.grid, self.rows, dict(self.provenance), beside))
+            tensors, digest = constants_module.encode(self.constants)
+            beside = file_module.ConstantsFile(file.name, digest)
+        contents = file_module.Contents(self.grid, self.rows, dict(self.provenance), beside, self.recipe)
+        text = file_module.encode(contents)  # before a file is written: a plan that has none leaves none
+        if self.constants:
+            files.write(file, tensors)
+        files.write(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file; raises PlanFileError with what is wrong and where."""
         path = Path(path)
-        grid, rows, provenance, beside = file_module.read(path)
+        grid, rows, provenance, beside, recipe = file_module.read(path)
         constants = constants_module.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
         try:
-            return cls(grid, rows, provenance, constants)
+            return cls(grid, rows, provenance, constants).with_recipe(recipe)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
 

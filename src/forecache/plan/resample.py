@@ -1,8 +1,7 @@
-"""A plan for another number of steps: the same technique, dense where it was dense.
+"""A plan for another number of steps, or for a part of them: the same technique, dense where it was dense.
 
-Only what a plan's cells show is used, so a plan file is enough. The forecast is the one of the known ones that gives
-exactly the plan's weights on the plan's own schedule; where none does, or where a correction was calibrated step by
-step, the plan is refused.
+Only what the cells of a plan show is used, and the forecast of its recipe where it has one. Without a recipe the
+forecast is recognised by its weights if it is reuse or a Taylor expansion; any other plan is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 
 from forecache.errors import PlanError
 from forecache.parts import gates
-from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
+from forecache.parts.forecasts import Forecast, Reuse, Taylor
 from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
@@ -23,38 +22,34 @@ HIGHEST_ORDER = 4
 """Of the Taylor forecasts that are recognised."""
 
 
-def resampled(plan: Plan, num_steps: int) -> Plan:
-    """The plan's technique for ``num_steps`` model calls: forecast, gate, chosen tokens, and the schedule stretched.
+def stretched(plan: Plan, num_steps: int, forecast: Forecast | None = None) -> Plan:
+    """The technique of a plan for ``num_steps`` model calls: forecast, gate, tokens, and the schedule stretched.
 
     Between two computed steps the density of computed steps is one over their distance; the new schedule has that
-    density at the same share of the run, so that N = 2 stays N = 2 at any length. Quality is not that of the plan:
-    measure it. Raises PlanError for a plan with calibrated corrections, or with weights that no known forecast gives.
+    density at the same share of the run, so that N = 2 stays N = 2 at any length.
+
+    forecast: of the plan's recipe, None to recognise it by its weights
+
+    Raises PlanError for a plan whose weights are of no known forecast.
     """
-    if plan.constants:
-        raise PlanError(
-            f"The corrections of this plan were calibrated for {plan.num_steps} steps and cannot be stretched to "
-            f"{num_steps}: calibrate for {num_steps} steps and make the plan again."
-        )
-    if num_steps == plan.num_steps:
-        return plan
-    method, opened = _method(plan)
-    like = {site: stretched(row, num_steps) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
+    method, opened = _method(plan, forecast)
     old = dict(zip(plan.grid.sites, plan.rows, strict=True))
-    rows = {site: [Cell() if at is None else old[site][at] for at in found] for site, found in like.items()}
-    now = {(site, step): (site, at) in opened for site, found in like.items() for step, at in enumerate(found)}
-    if not any(now.values()):  # the few skipped steps that are left are plain reuse
-        method = replace(method, forecast=Reuse())
-    made = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=_gate(now, method.forecast)).plan(
-        replace(plan.grid, num_steps=num_steps)
-    )
-    origin = {"resampled": f"from {plan.num_steps} to {num_steps} steps"}
-    return replace(made, provenance={**plan.provenance, **origin})
+    sources = {site: stretched_row(row, num_steps) for site, row in old.items()}
+    rows = {
+        site: [Cell() if source is None else old[site][source] for source in steps] for site, steps in sources.items()
+    }
+    gate = {
+        (site, step): (site, source) in opened for site, steps in sources.items() for step, source in enumerate(steps)
+    }
+    return _planned(plan, method, rows, gate, replace(plan.grid, num_steps=num_steps))
 
 
-def piece(plan: Plan, steps: range) -> Plan:
-    """The plan's technique for these of its steps alone: the first is computed, and nothing before it is read.
+def part_of(plan: Plan, steps: range, forecast: Forecast | None = None) -> Plan:
+    """The technique of a plan for a part of its steps: the first is computed, and nothing before it is read.
 
-    Raises PlanError where that needs other weights, and no known forecast gives the plan's.
+    forecast: of the plan's recipe, None to recognise it by its weights
+
+    Raises PlanError where the part needs other weights, and no known forecast gives the plan's.
     """
     if steps == range(plan.num_steps):
         return plan
@@ -63,39 +58,49 @@ def piece(plan: Plan, steps: range) -> Plan:
         return replace(plan, grid=grid, rows=tuple(row[: steps.stop] for row in plan.rows))
     if plan.constants:
         raise PlanError(
-            "The corrections of this plan were calibrated for whole runs, and this one is made in parts. By two "
-            "transformers in turn: make a plan for each, on forecache.grid(pipe.transformer, n) and on "
-            "forecache.grid(pipe.transformer_2, m). With guidance that ends in the middle: use a plan without them."
+            "The corrections of this plan were calibrated for whole runs, and this run is made in parts. With two "
+            "transformers, one after the other: make a plan for each, on forecache.grid(pipe.transformer, n) and on "
+            "forecache.grid(pipe.transformer_2, m). With guidance that ends in the middle: use a plan without "
+            "corrections."
         )
-    method, opened = _method(plan)
+    method, opened = _method(plan, forecast)
     old = zip(plan.grid.sites, plan.rows, strict=True)
     rows = {site: [Cell(), *row[steps.start + 1 : steps.stop]] for site, row in old}
-    now = {(site, step): (site, steps.start + step) in opened for site in rows for step in range(len(steps))}
-    if not any(now.values()):
+    gate = {(site, step): (site, steps.start + step) in opened for site in rows for step in range(len(steps))}
+    made = _planned(plan, method, rows, gate, grid)
+    return replace(made, provenance={**made.provenance, "steps": f"{steps.start} to {steps.stop - 1}"})
+
+
+def _planned(
+    plan: Plan, method: Method, rows: dict[Site, list[Cell]], opened: dict[tuple[Site, int], bool], grid: Grid
+) -> Plan:
+    """The plan of a method on other rows. opened: the cells whose gate is open."""
+    if not any(opened.values()):  # the few skipped steps that are left are plain reuse
         method = replace(method, forecast=Reuse())
-    made = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=_gate(now, method.forecast)).plan(grid)
-    return replace(made, provenance={**plan.provenance, "steps": f"{steps.start} to {steps.stop - 1}"})
+    gate = _gate(opened, method.forecast)
+    made = replace(method, schedule=_schedule(rows), tokens=_tokens(rows), gate=gate).plan(grid)
+    return replace(made, provenance=dict(plan.provenance))
 
 
-def stretched(row: Sequence[Cell], num_steps: int) -> list[int | None]:
-    """A row for another number of steps: for each the skipped step that it is like, or None where it is computed."""
+def stretched_row(row: Sequence[Cell], num_steps: int) -> list[int | None]:
+    """A row for another number of steps: the old skipped step that a step is like, or None where it is computed."""
     old = len(row)
     anchors = [step for step, cell in enumerate(row) if cell.computed]
     others = [step for step, cell in enumerate(row) if not cell.computed]
-    found: list[int | None] = []
+    sources: list[int | None] = []
     before = -1
     for step in range(num_steps):
         place = step * old / num_steps
         count = math.floor(num_steps / old * _computed_until(place, anchors, old) + 1e-9)
-        found.append(None if count > before or not others else _nearest(others, place))
+        sources.append(None if count > before or not others else _nearest(others, place))
         before = max(before, count)
-    return found
+    return sources
 
 
 def _computed_until(place: float, anchors: Sequence[int], old: int) -> float:
-    """How many features were computed up to here, as a line through the computed steps.
+    """The number of features computed up to a place, on a line through the computed steps.
 
-    The run may end within a gap: the last one is taken to be as long as the one before it.
+    A run may end within a gap: the last gap is taken to be as long as the one before it.
     """
     gap = anchors[-1] - anchors[-2] if len(anchors) > 1 else 1
     points = [*anchors, max(old, anchors[-1] + gap)]
@@ -121,9 +126,9 @@ def _tokens(rows: dict[Site, list[Cell]]) -> Selector | None:
         return None
 
     def choose(step: int, site: Site, grid: Grid) -> Tokens:
-        chosen = rows[site][step].tokens
-        assert chosen is not None
-        return chosen
+        tokens = rows[site][step].tokens
+        assert tokens is not None
+        return tokens
 
     return choose
 
@@ -134,10 +139,11 @@ def _gate(opened: dict[tuple[Site, int], bool], forecast: Forecast) -> Gate:
     return lambda step, site, grid: opened[site, step]
 
 
-def _method(plan: Plan) -> tuple[Method, set[tuple[Site, int]]]:
+def _method(plan: Plan, forecast: Forecast | None) -> tuple[Method, set[tuple[Site, int]]]:
     """The method that makes exactly this plan, and the cells that its forecast is open for.
 
-    PlanError if no known forecast does. A cell that is reused because its history is too short counts as open.
+    A cell that is reused because its history is too short counts as open. Raises PlanError if no known forecast makes
+    the plan.
     """
     rows = {site: list(row) for site, row in zip(plan.grid.sites, plan.rows, strict=True)}
     forecasting = {
@@ -146,8 +152,8 @@ def _method(plan: Plan) -> tuple[Method, set[tuple[Site, int]]]:
         for step, cell in enumerate(row)
     }
     name = plan.provenance.get("method", "plan")
-    for forecast in _candidates(plan):
-        method = Method(name, _schedule(rows), forecast, _gate(forecasting, forecast), tokens=_tokens(rows))
+    for candidate in ([] if forecast is None else [forecast]) + list(_recognisable()):
+        method = Method(name, _schedule(rows), candidate, _gate(forecasting, candidate), tokens=_tokens(rows))
         try:
             again = method.plan(plan.grid)
         except PlanError:
@@ -156,50 +162,23 @@ def _method(plan: Plan) -> tuple[Method, set[tuple[Site, int]]]:
             everywhere = zip(rows.items(), replace(method, gate=gates.always).plan(plan.grid).rows, strict=True)
             return method, {
                 (site, step)
-                for (site, row), free in everywhere
-                for step, (cell, other) in enumerate(zip(row, free, strict=True))
+                for (site, row), ungated in everywhere
+                for step, (cell, other) in enumerate(zip(row, ungated, strict=True))
                 if not cell.computed and _same(cell, other)
             }
     raise PlanError(
-        f"The weights of this plan ({name}) are those of no forecast that forecache knows, so it cannot be stretched "
-        "to another number of steps: make it by its method instead, method.plan(forecache.grid(pipe, num_steps))."
+        f"This plan ({name}) has no recipe, and its weights are not those of reuse or of a Taylor forecast, so it "
+        "cannot be stretched to another number of steps: make it by its method instead, "
+        "method.plan(forecache.grid(pipe, num_steps))."
     )
 
 
-def _candidates(plan: Plan) -> Iterator[Forecast]:
+def _recognisable() -> Iterator[Forecast]:
+    """The forecasts without parameters other than an order."""
     yield Reuse()
     for order in range(1, HIGHEST_ORDER + 1):
         yield Taylor(order)
         yield Taylor(order, "emitted")
-    for eta in sorted({eta for row in set(plan.rows) for eta in _etas(row)}):
-        yield Gradient(eta)
-        yield Gradient(eta, "computed")
-    for strength in sorted({strength for row in set(plan.rows) for strength in _strengths(row)}):
-        for order in range(1, HIGHEST_ORDER + 1):
-            yield Feedback(order, strength)
-
-
-def _etas(row: Sequence[Cell]) -> Iterator[float]:
-    """What eta may have been, by the cells that weigh two features; the gap divides it in the paper's history."""
-    computed: list[int] = []
-    for step, cell in enumerate(row):
-        if cell.computed:
-            computed.insert(0, step)
-        elif len(cell.reads) == 2 and len(computed) > 1:
-            weight = -cell.reads[1][1]
-            yield from (weight, weight * max(1, computed[0] - computed[1] - 1))
-
-
-def _strengths(row: Sequence[Cell]) -> Iterator[float]:
-    """What the strength of a feedback may have been, by the weights of estimates."""
-    computed: list[int] = []
-    for step, cell in enumerate(row):
-        if cell.computed:
-            computed.insert(0, step)
-        elif len(computed) > 1:
-            gap = computed[0] - computed[1] - 1
-            found = {round(-weight * gap, 9) for source, weight in cell.reads if not row[source].computed}
-            yield from (strength for strength in found if 0 <= strength <= 1)
 
 
 def _same(cell: Cell, other: Cell) -> bool:
@@ -208,7 +187,7 @@ def _same(cell: Cell, other: Cell) -> bool:
         replace(cell, reads=()) == replace(other, reads=())
         and [step for step, _ in cell.reads] == [step for step, _ in other.reads]
         and all(
-            math.isclose(weight, found, rel_tol=1e-9, abs_tol=1e-12)
-            for (_, weight), (_, found) in zip(cell.reads, other.reads, strict=True)
+            math.isclose(weight, expected, rel_tol=1e-9, abs_tol=1e-12)
+            for (_, weight), (_, expected) in zip(cell.reads, other.reads, strict=True)
         )
     )

@@ -31,6 +31,8 @@ from forecache.evaluate.metrics import METRICS
 from forecache.io import files
 from forecache.io.document import Document, refusing
 from forecache.io.text import short
+from forecache.plan.recipe import Recipe
+from forecache.reproduce import recipes
 
 FOLDER = Path(__file__).parent / "tables"
 DOCUMENT = Document("forecache-table", 1)
@@ -47,55 +49,6 @@ OPTIONAL = {"number": str, "notes": list, "calibration": dict}
 ROW = {"name": str}
 ROW_OPTIONAL = {"plan": dict, "published": dict, "note": str}
 CALIBRATION = {"samples": int, "guidance": float, "shared_noise": bool, "seed": int}
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The parameters that a method takes in a file. needed: those without a default. base: whether it takes one."""
-
-    parameters: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
-    needed: tuple[str, ...] = ()
-    base: bool = False
-
-
-TOKENS = {"share": float, "importance": ("attn_norm", "attention", "random")}
-METHODS: Mapping[str, Vocabulary] = {
-    "fora": Vocabulary({"interval": int, "anchor": ("start", "end")}, ("interval",)),
-    "fora_paper": Vocabulary({"level": int}, ("level",)),
-    "explicit": Vocabulary({"skip": list, "compute": list, "pattern": str}),
-    "l2c": Vocabulary({"level": int, "threshold": float}, ("level",)),
-    "smoothcache": Vocabulary({"threshold": float}, ("threshold",)),
-    "goc": Vocabulary({"eta": float, "steps": list, "history": ("emitted", "computed")}, ("eta",), base=True),
-    "eoc": Vocabulary(
-        {"theta": float, "form": ("relative", "additive"), "judge": ("prior", "all"), "per": ("token", "channel")},
-        base=True,
-    ),
-    "taylorseer": Vocabulary({"order": int}, base=True),
-    "warmup": Vocabulary({"steps": int}, ("steps",), base=True),
-    "procache": Vocabulary({"pattern": str, "from_depth": float, **TOKENS}, ("pattern",)),
-    "procache_paper": Vocabulary({"partial": bool}),
-    "selective": Vocabulary({"from_depth": float, **TOKENS}, base=True),
-    "toca": Vocabulary(TOKENS, base=True),
-}
-"""The methods of `forecache.methods` that a file can name; ``level`` of l2c is the caching level of a router."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A method as data: its name in `METHODS`, its parameters, and the recipe of its base."""
-
-    method: str
-    parameters: Mapping[str, Any]
-    base: Recipe | None = None
-
-    def uses(self, *methods: str) -> bool:
-        """Whether one of these methods is in it."""
-        return self.method in methods or (self.base is not None and self.base.uses(*methods))
-
-    def levels(self) -> tuple[int, ...]:
-        """The caching levels of the routers that it needs."""
-        own = (self.parameters["level"],) if self.method == "l2c" else ()
-        return own + (self.base.levels() if self.base is not None else ())
 
 
 @dataclass(frozen=True)
@@ -222,29 +175,8 @@ def _row(document: Any) -> TableRow:
         _one_of(key, (*METRICS, "speed"), f"published of {where}")
         if type(value) is not str or not re.fullmatch(r"\d+(\.\d+)?", value):
             raise ValueError(f"{key} of {where} is a number in quotes, as the paper prints it, not {short(value)}")
-    recipe = _recipe(found["plan"], where) if "plan" in found else None
+    recipe = recipes.read(found["plan"], f" of {where}") if "plan" in found else None
     return TableRow(found["name"], recipe, published, found.get("note", ""))
-
-
-def _recipe(document: Any, where: str) -> Recipe:
-    if not isinstance(document, dict) or "method" not in document:
-        raise ValueError(f"the plan of {where} names no method: {short(document)}")
-    name = document["method"]
-    _one_of(name, tuple(METHODS), f"method of {where}")
-    kind = METHODS[name]
-    inside = f"{name} of {where}"
-    if kind.base != ("base" in document):
-        raise ValueError(f"{inside} {'takes a base, and has none' if kind.base else 'takes no base'}")
-    given = {key: value for key, value in document.items() if key not in ("method", "base")}
-    types = {key: str if isinstance(what, tuple) else what for key, what in kind.parameters.items()}
-    needed = {key: types.pop(key) for key in kind.needed}
-    parameters = _checked(given, needed, types, inside)
-    for key, value in parameters.items():
-        if isinstance(choices := kind.parameters[key], tuple):
-            _one_of(value, choices, f"{key} of {inside}")
-        if isinstance(value, list) and not all(type(each) is int for each in value):
-            raise ValueError(f"{key} of {inside} lists steps, not {short(value)}")
-    return Recipe(name, parameters, _recipe(document["base"], where) if kind.base else None)
 
 
 def _checked(document: Any, needed: Mapping[str, type], optional: Mapping[str, type], where: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from forecache.evaluate import clip
 from forecache.evaluate.metrics import METRICS, chosen
 from forecache.parts.router import Router
 from forecache.parts.statistics import Statistics
+from forecache.reproduce import recipes
 from forecache.reproduce.table import SAMPLERS, Table
 from forecache.sampling import sources
 from forecache.sampling.device import resolve
@@ -188,8 +189,7 @@ def _judges(
 
 def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Router]:
     """The routers of the table's caching levels: the user's for all of them, else the bundled ones."""
-    recipes = [row.recipe for row in table.rows]
-    levels = {level for recipe in recipes for level in (recipe.levels() if recipe else ())}
+    levels = {level for row in table.rows if row.recipe is not None for level in recipes.levels(row.recipe)}
     if not levels:
         return {}
     if options.router is not None:
@@ -199,7 +199,7 @@ def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Rout
 
 
 def _statistics(table: Table, name: str, options: TestbedOptions) -> Statistics | None:
-    if not any(row.recipe and row.recipe.uses("eoc", "smoothcache") for row in table.rows):
+    if not any(recipes.needs_statistics(row.recipe) for row in table.rows):
         return None
     if options.statistics is not None:
         return Statistics.load(options.statistics)

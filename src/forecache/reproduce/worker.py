@@ -20,7 +20,7 @@ from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.reproduce import files
 from forecache.reproduce.files import Settings
-from forecache.reproduce.recipes import Ingredients, method_of
+from forecache.reproduce.recipes import Ingredients, levels, method_of, needs_statistics
 from forecache.reproduce.table import Table, TableRow
 from forecache.reproduce.testbed import Testbed
 from forecache.sampling import sources
@@ -86,11 +86,11 @@ class Worker:
             metric = METRICS[name]
             if self.samples < metric.at_least:
                 raise InputError(f"{name} needs at least {metric.at_least} samples; {self.samples} were asked for.")
-        needing = [row for row in rows if row.recipe and not set(row.recipe.levels()) <= set(self.testbed.routers)]
+        needing = [row for row in rows if row.recipe and not set(levels(row.recipe)) <= set(self.testbed.routers)]
         if needing:
-            levels = sorted({level for row in needing if row.recipe for level in row.recipe.levels()})
+            missing = sorted({level for row in needing if row.recipe for level in levels(row.recipe)})
             raise InputError(
-                f"{needing[0].name} needs a router that skips about {levels[0]} % of the cells of {self.testbed.name} "
+                f"{needing[0].name} needs a router that skips about {missing[0]} % of the cells of {self.testbed.name} "
                 f"at {self.table.steps} steps: give one with --router, or choose other rows with --row."
             )
         if any(_calibrated(row) for row in rows) and self.testbed.statistics is None and self.table.calibration is None:
@@ -281,5 +281,5 @@ class Worker:
 
 
 def _calibrated(row: TableRow) -> bool:
-    """Whether the row's plan needs statistics of the model."""
-    return row.recipe is not None and row.recipe.uses("eoc", "smoothcache")
+    """Whether its plan needs statistics of the model."""
+    return needs_statistics(row.recipe)

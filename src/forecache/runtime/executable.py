@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from forecache.errors import CacheBudgetError, StepCountError
 from forecache.io.text import mib
+from forecache.methods.replan import part_of, resampled
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gates
 from forecache.models.find import measure
 from forecache.models.layout import Layout
 from forecache.plan.plan import Plan
-from forecache.plan.resample import piece, resampled
 from forecache.plan.slots import num_slots, operations, peak_bytes
 from forecache.runtime.constants import DeviceConstants
 from forecache.runtime.graphs import TraceContext, graphs
@@ -129,7 +129,7 @@ class Executables:
         if (num_steps, part) == (self.own.num_steps, range(num_steps)):
             return self.own
         if (num_steps, part) not in self._others:
-            self._others[num_steps, part] = self._compiled(piece(self._plan(num_steps), part))
+            self._others[num_steps, part] = self._compiled(part_of(self._plan(num_steps), part))
         return self._others[num_steps, part]
 
     def clear(self) -> None:
