@@ -85,8 +85,13 @@ def test_every_message_says_what_was_found_or_what_to_do():
     assert not silent
 
 
-READ_BY_OTHERS = {"evaluate.estimates", "fit.tuning.forecasts"}
-"""Modules whose ValueErrors are met by `refusing` in the modules that read the files."""
+READ_BY_OTHERS = {
+    "evaluate.estimates", "fit.tuning.forecasts", "plan.recipe", "methods.parameters", "methods.registry",
+    "reproduce.recipes",
+}  # fmt: skip
+"""Modules whose ValueErrors are met by `refusing` in the modules that read the files, or by `methods.build`, which makes
+a PlanError of them, and `methods.flags.Expression`, which makes an InputError.
+"""
 
 
 def test_a_builtin_error_is_raised_only_where_a_file_is_read():
