@@ -89,8 +89,8 @@ READ_BY_OTHERS = {
     "evaluate.estimates", "fit.tuning.forecasts", "plan.recipe", "methods.parameters", "methods.registry",
     "reproduce.recipes",
 }  # fmt: skip
-"""Modules whose ValueErrors are met by `refusing` in the modules that read the files, or by `methods.build`, which makes
-a PlanError of them, and `methods.flags.Expression`, which makes an InputError.
+"""Modules whose ValueErrors are met by `refusing` in the modules that read the files; by `methods.build`, which makes a
+PlanError of them; or by `methods.flags.Expression`, which makes an InputError.
 """
 
 
