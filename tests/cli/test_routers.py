@@ -88,6 +88,7 @@ def test_an_interrupted_training_goes_on_as_if_never_stopped(forecache, tmp_path
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in out
+    assert b"a.training.safetensors: the same command continues." in out
     assert not (tmp_path / "a.safetensors").exists()
     more = checkpoint(state)["iteration"] + 1
     for name in ("a", "b"):
