@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 
 class Arguments(NamedTuple):
@@ -13,7 +11,3 @@ class Arguments(NamedTuple):
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
-
-    def tensors(self) -> Iterator[Tensor]:
-        """The arguments that are tensors themselves, positional ones first."""
-        return (value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))

@@ -38,9 +38,13 @@ class LastSample:
     """
 
     def __init__(self, arguments: Arguments, timestep: Any) -> None:
-        sample = next((tensor for tensor in arguments.tensors() if tensor is not timestep), None)
-        self._sample = weakref.ref(sample) if sample is not None and not sample.is_inference() else None
-        self._version = sample._version if self._sample is not None and sample is not None else None
+        self._sample: weakref.ref[Tensor] | None = None
+        self._version: int | None = None
+        for value in (*arguments.args, *arguments.kwargs.values()):
+            if isinstance(value, Tensor) and value is not timestep:
+                if not value.is_inference():
+                    self._sample, self._version = weakref.ref(value), value._version
+                break
 
     def is_same(self, before: LastSample | None) -> bool:
         """Whether the call before had the very same sample, and nothing has written into it since."""

@@ -35,6 +35,7 @@ class Executable:
     local: thread-local state that carries the executor of a step to the model's blocks; None where nothing runs.
     rows: the operations of every site, [site][step].
     steps: the steps of the plan.
+    num_steps: model calls of a generation.
     num_slots: slots of kept features, per site.
     gates: the gates of spans of skipped blocks, by `SkippedSpan.key`; see `refresh`.
     """
@@ -50,6 +51,7 @@ class Executable:
         self.plan, self.options = plan, options
         self.rows = operations(plan.grid.sites, plan.rows, folded=not guarded)
         self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
+        self.num_steps = len(self.steps)
         self.num_slots = [num_slots(ops) for ops in self.rows]
         self.gates: dict[tuple[int, int], Gates] = {}
         self.constants = DeviceConstants(plan.constants)
@@ -57,13 +59,9 @@ class Executable:
         self.context = TraceContext(local, layout, self.gates, options.dtype, options.max_error)
         self._layout = layout
         self._weights_version: object = None
-        self._spans = {span.blocks for step in self.steps for span in step.blocks if isinstance(span, SkippedSpan)}
+        spans = {span.key for step in self.steps for span in step.blocks if isinstance(span, SkippedSpan)}
+        self._spans = [range(first, last + 1) for first, last in sorted(spans)]
         self._cache_bytes: dict[object, int] = {}
-
-    @property
-    def num_steps(self) -> int:
-        """Model calls of a generation."""
-        return len(self.steps)
 
     def step(self, number: int, computed: Sequence[int]) -> Step:
         """The step to run at call ``number`` of a generation, which has computed the steps ``computed`` so far.

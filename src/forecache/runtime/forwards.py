@@ -29,7 +29,7 @@ Watch = Callable[[int, int, Tensor], None]
 """``watch(step, site, feature)``: sees every feature of the first lane."""
 
 COMPILE_FIRST = (
-    "a model that samples by a plan keeps books between its steps: call torch.compile(model, fullgraph=True) before "
+    "a model that samples by a plan keeps features between its steps: call torch.compile(model, fullgraph=True) before "
     "forecache.apply and give apply what it returned, or leave fullgraph out"
 )
 """Why a compiler that must not break its graph cannot compile a session's forward."""

@@ -33,6 +33,7 @@ class Lane:
     """One generation in one lane: its progress, and what it keeps.
 
     executable: the steps of the generation.
+    num_steps: model calls of the generation.
     executor: runs them.
     cache: the kept features.
     signature: signature of its calls; None where no argument is a tensor.
@@ -46,6 +47,7 @@ class Lane:
     """
 
     executable: Executable
+    num_steps: int
     executor: StepExecutor
     cache: FeatureCache
     signature: CallSignature | None
@@ -57,11 +59,6 @@ class Lane:
     step: int = 0
     computed: list[int] = field(default_factory=list)
     last_sample: LastSample | None = None
-
-    @property
-    def num_steps(self) -> int:
-        """Model calls of the generation."""
-        return self.executable.num_steps
 
     @property
     def is_done(self) -> bool:
@@ -303,7 +300,8 @@ class Generations:
         cache = FeatureCache(executable.num_slots, executable.constants, options, state.meter)
         chooser = TokenChooser(self._layout, state.meter, cache.random)
         executor = StepExecutor(self._layout, cache, chooser, executable.gates, options.max_error)
-        lane = Lane(executable, executor, cache, signature, announced, steps_of_run, cache_bytes, timestep)
+        num_steps = executable.num_steps
+        lane = Lane(executable, num_steps, executor, cache, signature, announced, steps_of_run, cache_bytes, timestep)
         state.lanes[name] = lane
         return lane
 

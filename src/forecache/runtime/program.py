@@ -20,7 +20,7 @@ from forecache.plan.slots import consecutive, skipped_blocks
 class SkippedSpan:
     """Consecutive skipped blocks, whose sites add their gated estimates to the streams at once.
 
-    blocks: numbers of the blocks.
+    key: the first and the last block.
     sites: numbers of their sites.
     ops: one operation a site.
     slots_added: per site, the slots whose features are added as they are; None where the estimate is materialised
@@ -34,7 +34,7 @@ class SkippedSpan:
     is_reuse: whether every site adds one feature with weight 1, so that gates need no weights.
     """
 
-    blocks: range
+    key: tuple[int, int]
     sites: range
     ops: tuple[Op, ...]
     slots_added: tuple[tuple[int, ...] | None, ...]
@@ -45,11 +45,6 @@ class SkippedSpan:
     shifted: tuple[int, ...]
     is_sum: bool
     is_reuse: bool
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The first and the last block."""
-        return self.blocks.start, self.blocks.stop - 1
 
 
 class Covered(Enum):
@@ -71,6 +66,7 @@ class Step:
     weights: the weights of all operations, in order of sites.
     computed: number of sites that are computed as a whole.
     partial: number of sites of which some tokens are computed.
+    is_computed: whether every site is computed as a whole.
     """
 
     ops: tuple[Op, ...]
@@ -78,11 +74,7 @@ class Step:
     weights: tuple[float, ...]
     computed: int
     partial: int
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether every site is computed as a whole."""
-        return self.computed == len(self.ops)
+    is_computed: bool
 
 
 def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
@@ -97,7 +89,8 @@ def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
         blocks[skipped.start : skipped.stop] = [COVERED] * len(skipped)
         blocks[skipped.start] = _span(skipped, ops, layout, guarded)
     weights = tuple(weight for op in ops for weight in op.weights)
-    return Step(ops, tuple(blocks), weights, sum(not op.reads for op in ops), sum(op.choice is not None for op in ops))
+    computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
+    return Step(ops, tuple(blocks), weights, computed, partial, is_computed=computed == len(ops))
 
 
 def _span(blocks: range, all_ops: tuple[Op, ...], layout: Layout, guarded: bool) -> SkippedSpan:
@@ -109,7 +102,7 @@ def _span(blocks: range, all_ops: tuple[Op, ...], layout: Layout, guarded: bool)
     branches = tuple(branch for branch, _, _ in terms)
     weights = tuple(weight for _, _, weight in terms)
     return SkippedSpan(
-        blocks,
+        (blocks.start, blocks.stop - 1),
         sites,
         ops,
         slots_added=tuple(
