@@ -13,6 +13,7 @@ from support.architecture import SOURCE
 from forecache.errors import InputError
 from forecache.io import files, tensor_files
 from forecache.io.document import Document, fields, items, refusing
+from forecache.plan import file as plan_file
 
 PLAN = Document("forecache-plan", 4)
 
@@ -154,3 +155,10 @@ def test_every_bundled_file_of_a_format_of_ours_says_it():
         ("forecache-statistics", 2): {"statistics-20.safetensors", "statistics-50.safetensors"},
         ("forecache-router", 2): {"router-22.safetensors", "router-40.safetensors"},
     }
+
+
+def test_every_bundled_plan_is_of_the_version_that_is_read():
+    plans = sorted(Path(SOURCE).glob("zoo/assets/*/tuned/*.json"))
+    assert len(plans) > 10
+    for path in plans:
+        plan_file.DOCUMENT.check(files.document(path, 2**24))
