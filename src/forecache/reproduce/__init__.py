@@ -1,7 +1,7 @@
 """The papers' tables as TOML files, measured again on any model.
 
 table = open_table("goc-table-3")
-result = reproduce(table, open_testbed(table, "digits"), "out/goc-table-3", Protocol(samples=300))
+result = reproduce(table, open_testbed(table), "out/goc-table-3", Protocol(samples=300))
 print("\\n".join(result.markdown()))
 """
 

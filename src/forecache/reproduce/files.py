@@ -4,7 +4,7 @@ reproduction.json, versioned JSON, checked when it is read:
 
     {"format": "forecache-reproduction", "version": 1, "forecache": "0.1.0",
      "settings": {"table": "goc-table-3", "table_sha256": "...", "sampling": {...}, "metrics": ["fid", ...],
-                  "resamples": 100, "extractor": "digits", "reference": "digits"}}
+                  "resamples": 100, "extractor": "inception", "reference": "real.npz"}}
 
 rows/fora-50.json: the figures of a row with their resamples, its plan, seconds, hardware and versions.
 """

@@ -1,7 +1,7 @@
 """A paper's table measured again: every row is sampled in shards, evaluated, and set beside its published figures.
 
     table = open_table("goc-table-3")
-    result = reproduce(table, open_testbed(table, "digits"), "out/goc-table-3", Protocol(samples=300))
+    result = reproduce(table, open_testbed(table), "out/goc-table-3", Protocol(samples=300))
     print("\\n".join(result.markdown()))
 
 A finished row is written to a file and not measured again; the finished shards of the others are kept.

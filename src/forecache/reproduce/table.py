@@ -12,8 +12,8 @@
     plan = { method = "goc", base = { method = "fora_paper", level = 50 }, eta = 1.2 }
     published = { fid = "3.907", speed = "1.9999" }
 
-The first row has no plan: it is sampled without a cache, and the others are held against it. Published figures are
-strings, so that they stand in a table as the paper prints them.
+The first row has no plan: it is sampled without a cache, and the others are compared with it. Published figures are
+strings, so that tables show them as the paper prints them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FOLDER = Path(__file__).parent / "tables"
 DOCUMENT = Document("forecache-table", 1)
 MAX_BYTES = 2**20
 SAMPLERS = {"DDIM": "DDIMScheduler", "DPM-Solver++": "DPMSolverMultistepScheduler"}
-"""Samplers by the papers' names, and the schedulers of diffusers that they are."""
+"""Samplers by the papers' names, with the schedulers of diffusers that implement them."""
 
 CONDITIONS = ("random classes", "classes in turn", "prompts")
 FIELDS = {
@@ -53,7 +53,13 @@ CALIBRATION = {"samples": int, "guidance": float, "shared_noise": bool, "seed": 
 
 @dataclass(frozen=True)
 class TableRow:
-    """recipe: None computes everything. published: by metric and ``speed``, as the paper prints it."""
+    """A row of a table.
+
+    name: the row's name in the paper.
+    recipe: the row's method; None for the row without a cache.
+    published: figures by metric, and ``speed``, as the paper prints them.
+    note: a remark on the row.
+    """
 
     name: str
     recipe: Recipe | None = None
@@ -62,13 +68,19 @@ class TableRow:
 
     @property
     def slug(self) -> str:
-        """The name as a file's name: ``FORA 50 % + GOC`` is ``fora-50-goc``."""
+        """The name as part of a file name: ``fora-50-goc`` for ``FORA 50 % + GOC``."""
         return "-".join(re.findall(r"[a-z0-9.]+", self.name.lower()))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the statistics of EOC are measured: samples, one a class in turn, guidance, noise."""
+    """The protocol of the statistics that EOC needs.
+
+    samples: number of samples; classes are cycled.
+    guidance: classifier-free guidance scale.
+    shared_noise: whether all samples start from the same noise.
+    seed: of the noise.
+    """
 
     samples: int
     guidance: float
@@ -78,9 +90,24 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper. name: of its file. number: of the table in the paper, empty where that is not known here.
+    """A table of a paper.
 
-    sampler, steps, guidance, samples, conditions, metrics: the protocol. sha256: of the file.
+    name: name of the file, without its ending.
+    title: what the table compares.
+    paper: arXiv number.
+    number: number of the table in the paper; empty if it is not known.
+    model: hub repository of the paper's model.
+    sampler: a name of `SAMPLERS`.
+    steps: sampling steps.
+    guidance: classifier-free guidance scale.
+    samples: samples per row.
+    batch: samples in memory at a time.
+    conditions: one of `CONDITIONS`.
+    metrics: names of the metrics.
+    rows: the rows; the first one is without a cache.
+    notes: sentences on how to read the table.
+    calibration: protocol of the statistics; None if no row needs any.
+    sha256: hash of the file.
     """
 
     name: str
@@ -102,17 +129,17 @@ class Table:
 
     @property
     def source(self) -> str:
-        """Where it stands."""
+        """The paper and the number of the table."""
         return f"arXiv {self.paper}{f', table {self.number}' if self.number else ''}"
 
 
 def bundled() -> dict[str, Path]:
-    """The tables that come with the package, by name."""
+    """The files of the bundled tables, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
 
 def open_table(name: str) -> Table:
-    """A bundled table by its name, or one of your own by its path, which ends in ``.toml``; else TableError."""
+    """A bundled table by name, or another one by the path of its ``.toml`` file. Raises TableError."""
     if name.endswith(".toml"):
         return read(Path(name))
     if name not in bundled():
@@ -121,7 +148,7 @@ def open_table(name: str) -> Table:
 
 
 def read(path: Path) -> Table:
-    """The table of a file, or a TableError that names the file and what is wrong with it."""
+    """The table in a file. Raises TableError, which says what is wrong with the file."""
     with refusing(path, TableError, "table", "docs/reproduce.md says what a table file holds"):
         content = files.contents(path, MAX_BYTES)
         return _table(path.stem, tomllib.loads(content.decode()), hashlib.sha256(content).hexdigest())
@@ -129,31 +156,31 @@ def read(path: Path) -> Table:
 
 def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
     DOCUMENT.check(document)
-    found = _checked(document, FIELDS | {"format": str, "version": int}, OPTIONAL, "the file")
-    _one_of(found["sampler"], tuple(SAMPLERS), "sampler")
-    _one_of(found["conditions"], CONDITIONS, "conditions")
+    values = _checked(document, FIELDS | {"format": str, "version": int}, OPTIONAL, "the file")
+    _one_of(values["sampler"], tuple(SAMPLERS), "sampler")
+    _one_of(values["conditions"], CONDITIONS, "conditions")
     for size in ("steps", "samples", "batch"):
-        if found[size] < 1:
-            raise ValueError(f"{size} is at least 1, not {found[size]}")
-    if not re.fullmatch(r"\d{4}\.\d{4,5}", found["paper"]):
-        raise ValueError(f"paper is an arXiv number such as 2503.05156, not {short(found['paper'])}")
-    if not found["metrics"]:
+        if values[size] < 1:
+            raise ValueError(f"{size} is at least 1, not {values[size]}")
+    if not re.fullmatch(r"\d{4}\.\d{4,5}", values["paper"]):
+        raise ValueError(f"paper is an arXiv number such as 2503.05156, not {short(values['paper'])}")
+    if not values["metrics"]:
         raise ValueError("it names no metric")
-    for metric in found["metrics"]:
+    for metric in values["metrics"]:
         _one_of(metric, tuple(METRICS), "metrics")
-    rows = tuple(_row(each) for each in found["rows"])
+    rows = tuple(_row(entry) for entry in values["rows"])
     _check_rows(rows)
-    calibration = found.get("calibration")
+    calibration = values.get("calibration")
     if calibration is not None:
         calibration = Calibration(**_checked(calibration, CALIBRATION, {}, "calibration"))
-    plain = {key: found[key] for key in FIELDS if key not in ("metrics", "rows")}
+    plain = {key: values[key] for key in FIELDS if key not in ("metrics", "rows")}
     return Table(
         name,
         **plain,
-        number=found.get("number", ""),
-        metrics=tuple(found["metrics"]),
+        number=values.get("number", ""),
+        metrics=tuple(values["metrics"]),
         rows=rows,
-        notes=_texts(found.get("notes", []), "notes"),
+        notes=_texts(values.get("notes", []), "notes"),
         calibration=calibration,
         sha256=sha256,
     )
@@ -161,26 +188,26 @@ def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
 
 def _check_rows(rows: tuple[TableRow, ...]) -> None:
     if not rows or rows[0].recipe is not None or any(row.recipe is None for row in rows[1:]):
-        raise ValueError("the first row, and no other, has no plan: it is the one without a cache")
+        raise ValueError("the first row, and no other, has no plan: it is the row without a cache")
     slugs = [row.slug for row in rows]
-    if twice := next((row.name for row in rows if not row.slug or slugs.count(row.slug) > 1), None):
-        raise ValueError(f"rows need names of their own, in letters and digits; {twice!r} is none")
+    if ambiguous := next((row.name for row in rows if not row.slug or slugs.count(row.slug) > 1), None):
+        raise ValueError(f"rows need names of their own, in letters and digits; {ambiguous!r} is not one")
 
 
 def _row(document: Any) -> TableRow:
-    found = _checked(document, ROW, ROW_OPTIONAL, "a row")
-    where = f"row {short(found['name'])}"
-    published = found.get("published", {})
+    values = _checked(document, ROW, ROW_OPTIONAL, "a row")
+    where = f"row {short(values['name'])}"
+    published = values.get("published", {})
     for key, value in published.items():
         _one_of(key, (*METRICS, "speed"), f"published of {where}")
         if type(value) is not str or not re.fullmatch(r"\d+(\.\d+)?", value):
             raise ValueError(f"{key} of {where} is a number in quotes, as the paper prints it, not {short(value)}")
-    recipe = recipes.read(found["plan"], f" of {where}") if "plan" in found else None
-    return TableRow(found["name"], recipe, published, found.get("note", ""))
+    recipe = recipes.read(values["plan"], f" of {where}") if "plan" in values else None
+    return TableRow(values["name"], recipe, published, values.get("note", ""))
 
 
 def _checked(document: Any, needed: Mapping[str, type], optional: Mapping[str, type], where: str) -> dict[str, Any]:
-    """The document with every needed key and no unknown one, each of its type; whole numbers serve as floats."""
+    """The values of a document that has every needed key, no unknown one, and their types; floats may be whole."""
     if not isinstance(document, dict):
         raise ValueError(f"{where} is {short(document)}, not a table of keys")
     if missing := [key for key in needed if key not in document]:
@@ -188,14 +215,14 @@ def _checked(document: Any, needed: Mapping[str, type], optional: Mapping[str, t
     known = {**needed, **optional}
     if unknown := [key for key in document if key not in known]:
         raise ValueError(f"{where} has unknown keys {short(unknown)}; it knows {', '.join(known)}")
-    found = {}
+    values = {}
     for key, value in document.items():
         kind = known[key]
         value = float(value) if kind is float and type(value) is int else value
         if type(value) is not kind:
             raise ValueError(f"{key} of {where} is of type {kind.__name__}, not {short(value)}")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def _texts(values: list[Any], name: str) -> tuple[str, ...]:
