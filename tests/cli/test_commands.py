@@ -174,8 +174,8 @@ FAILURES = {
     "unknown labels": (["--labels", "3,11,12"], "classes 0 to 9; 11, 12 are not among them"),
     "unknown model": (["--labels", "1", "--model", "nowhere"], "no model 'nowhere'"),
     "plan and method": (["--labels", "1", "--plan", "p.json", "--method", "goc"], "one of them"),
-    "guidance that is no number": (["--labels", "1", "--guidance", "nan"], "a number from 0 on; nan was"),
-    "negative guidance": (["--labels", "1", "--guidance", "-2"], "a number from 0 on; -2 was"),
+    "guidance that is no number": (["--labels", "1", "--guidance", "nan"], "a finite number, at least 0; nan was"),
+    "negative guidance": (["--labels", "1", "--guidance", "-2"], "a finite number, at least 0; -2 was"),
     "missing plan": (["--labels", "1", "--plan", "nowhere.json"], "no plan file at nowhere.json"),
     "level without its method": (
         ["--labels", "1", "--method", "fora", "--level", "50"],

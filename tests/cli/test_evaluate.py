@@ -134,7 +134,7 @@ def test_pairs_are_found_by_name(tmp_path):
     with pytest.raises(fc.errors.InputError, match=r"b/more\.png has no partner"):
         paired(open_images(tmp_path / "b"), a)
     folder(tmp_path / "a", images[:1], names=["x.jpg"])
-    with pytest.raises(fc.errors.InputError, match=r"x\.jpg is there with another suffix"):
+    with pytest.raises(fc.errors.InputError, match=r"x\.jpg exists with another suffix"):
         paired(open_images(tmp_path / "a"), a)
     with pytest.raises(fc.errors.InputError, match="has 4 images, images has 5: they are compared pair by pair"):
         paired(open_images(tmp_path / "b"), Images(torch.zeros(5, 1, 24, 24)))
@@ -277,4 +277,4 @@ def test_features_of_another_network_are_refused(forecache, tmp_path):
     code, _, err = forecache("evaluate", tmp_path / "r", "--reference", tmp_path / "f.safetensors", *common)
     assert (code, "are those of other, not of digits" in err) == (1, True)
     code, _, err = forecache("evaluate", tmp_path / "f.safetensors", "--uncached", tmp_path / "r", "--metrics", "psnr")
-    assert (code, "psnr looks at the images themselves; only features were given" in err) == (1, True)
+    assert (code, "psnr needs the images themselves; only features were given" in err) == (1, True)

@@ -11,7 +11,7 @@ from rich.console import Console
 import forecache as fc
 from forecache.evaluate import Bootstrap, Estimate, Moments, Row, difference, frechet_distance, inception_score
 from forecache.evaluate.inception_score import inception_scores
-from forecache.evaluate.metrics import METRICS, chosen
+from forecache.evaluate.metrics import METRICS, parse_metrics
 from forecache.evaluate.tables import best, legend, markdown, rich_table
 
 
@@ -192,10 +192,10 @@ def test_intervals_stay_in_the_range_of_the_metric():
 
 
 def test_names_of_metrics():
-    assert chosen("FID, prc,precision") == ("fid", "precision", "recall")
-    assert chosen(["adm", "psnr"]) == ("fid", "sfid", "is", "precision", "recall", "psnr")
+    assert parse_metrics("FID, prc,precision") == ("fid", "precision", "recall")
+    assert parse_metrics(["adm", "psnr"]) == ("fid", "sfid", "is", "precision", "recall", "psnr")
     with pytest.raises(fc.errors.InputError, match="no metric 'beauty'; there are fid"):
-        chosen("fid,beauty")
+        parse_metrics("fid,beauty")
     with pytest.raises(fc.errors.InputError, match="No metric was asked for"):
-        chosen(" , ")
+        parse_metrics(" , ")
     assert all(name == metric.name for name, metric in METRICS.items())

@@ -175,7 +175,7 @@ def test_loading_it_says_nothing_and_needs_no_network(tmp_path):
 
 
 def test_a_model_takes_prompts_or_labels_and_says_so(digits):
-    with pytest.raises(fc.errors.InputError, match="takes texts; 3 is none"):
+    with pytest.raises(fc.errors.InputError, match="takes texts; 3 is not a text"):
         fc.calibrate(digits, [3], num_steps=2)
     with pytest.raises(fc.errors.InputError, match="takes class labels, 0 to 9; 'a seven' is a text"):
         fc.calibrate(load_digits(), ["a seven"], num_steps=2)

@@ -17,7 +17,7 @@ from forecache.errors import InputError
 from forecache.evaluate import clip, tables
 from forecache.evaluate import files as evaluation_files
 from forecache.evaluate.evaluation import check, needs_extractor
-from forecache.evaluate.metrics import ALIASES, METRICS, chosen
+from forecache.evaluate.metrics import ALIASES, METRICS, parse_metrics
 from forecache.io import files as io_files
 from forecache.sampling.device import resolve
 
@@ -73,7 +73,7 @@ def evaluate_command(
 
     Example: `forecache evaluate out/fast --uncached out/slow --metrics psnr,ssim --out fast.json`
     """
-    names = chosen(metrics)  # first, because it takes no time
+    names = parse_metrics(metrics)  # first, because it takes no time
     _refuse_inputs(samples, [reference, uncached, prompts], {"--out": out, "--save-features": save_features})
     place, _ = resolve(device)
     images = evaluate.Features.load(samples) if samples.suffix == ".safetensors" else evaluate.open_images(samples)

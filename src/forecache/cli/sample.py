@@ -103,7 +103,7 @@ def sample_command(
     source = open_source(model, device, dtype)
     scale = sources.own_guidance(source) if guidance is None else guidance
     needs_conditions = labels is not None or bool(prompt) or num_samples is None
-    conditions = runs.chosen(source, labels, prompt or []) if needs_conditions else ()
+    conditions = runs.parse_conditions(source, labels, prompt or []) if needs_conditions else ()
     settings = runs.Settings(conditions, num_steps, scale, seed, batch)
     run_plan = saved_plan or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
     if num_samples is None:

@@ -1,4 +1,4 @@
-"""The bootstrap: a metric on samples drawn again, with replacement, from the samples at hand; the reference stays.
+"""The bootstrap: a metric on resamples, drawn with replacement from the samples; the reference is kept.
 
 B samples, R resamples, F dimensions.
 """
@@ -15,18 +15,22 @@ from forecache.errors import InputError
 from forecache.evaluate.frechet import Moments, distance_to
 
 FEWEST = 20
-"""Resamples below which a standard error says little (it is itself known to 16 % here)."""
+"""Fewest resamples of a bootstrap; the standard error then has an error of 16 % itself."""
 
 JACKKNIFE = 20
-"""Groups that are left out in turn, where doubles would spoil a resample."""
+"""Groups of a jackknife, which replaces the bootstrap where duplicates would change a metric."""
 
 FRECHET_BUDGET = 4e12
-"""Multiply-adds that the resamples of one Fréchet distance may cost; at least FEWEST are made."""
+"""Most multiply-adds for the resamples of one Fréchet distance; at least FEWEST resamples are drawn."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """resamples: 0 for none, else at least 20. seed: which places are drawn; the same in all sets of one size."""
+    """The settings of a bootstrap.
+
+    resamples: number of resamples, at least 20; 0 for no interval
+    seed: seed of the draws, which are the same for all sets of one size
+    """
 
     resamples: int = 100
     seed: int = 0
@@ -36,50 +40,53 @@ class Bootstrap:
             raise InputError(f"A bootstrap has at least {FEWEST} resamples, or 0 for none; got {self.resamples}.")
 
     def weights(self, count: int, resamples: int | None = None) -> Iterator[Tensor]:
-        """How often (B,) each of ``count`` samples is in a resample, one resample after another."""
+        """The number of times (B,) that each of ``count`` samples is drawn, for one resample after another."""
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.resamples if resamples is None else resamples):
             drawn = torch.randint(count, (count,), generator=generator)
             yield torch.bincount(drawn, minlength=count)
 
     def groups(self, count: int) -> Tensor:
-        """The group (B,) of each sample for a jackknife: 20 of one size, as nearly as can be, drawn by the seed."""
+        """The group (B,) of each sample for a jackknife: 20 random groups of nearly one size."""
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         return order % min(JACKKNIFE, count)
 
     def of_jackknife(self, without: Tensor) -> tuple[float, ...]:
-        """A statistic without each of G groups (G,), spread so that the standard deviation is the jackknife's error."""
+        """A statistic without each of G groups (G,), rescaled so that its deviation is the jackknife's error."""
         centered = without.double().cpu() - without.double().cpu().mean()
         return tuple((without.double().mean().cpu() + centered * (len(without) - 1) / len(without) ** 0.5).tolist())
 
     def of_mean(self, values: Tensor) -> tuple[float, ...]:
-        """The mean of the values (B,) on every resample."""
+        """The mean of values (B,) on every resample."""
         values = values.double().cpu()
         return tuple((weight.double() @ values / len(values)).item() for weight in self.weights(len(values)))
 
     def of(self, statistic: Callable[[Tensor], Tensor], count: int) -> tuple[float, ...]:
-        """A statistic that takes weights (R, B) and gives (R,)."""
-        found: list[float] = []
+        """A statistic on every resample; it maps weights (R, B) to values (R,)."""
+        values: list[float] = []
         pending: list[Tensor] = []
         for number, weight in enumerate(self.weights(count), 1):
             pending.append(weight.float())
             if len(pending) == 16 or number == self.resamples:
-                found += statistic(torch.stack(pending)).tolist()
+                values += statistic(torch.stack(pending)).tolist()
                 pending = []
-        return tuple(found)
+        return tuple(values)
 
     def frechet_resamples(self, count: int, dimensions: int) -> int:
-        """How many of the resamples a Fréchet distance gets within its budget."""
+        """The number of resamples of a Fréchet distance within `FRECHET_BUDGET`."""
         # 63 % of the samples are in a resample; eigenvalues run at a quarter of the speed of products
-        each = 12 * count**3 if count < dimensions else 0.63 * count * dimensions**2 + 12 * dimensions**3
-        return min(self.resamples, max(FEWEST, int(FRECHET_BUDGET / each)))
+        cost = 12 * count**3 if count < dimensions else 0.63 * count * dimensions**2 + 12 * dimensions**3
+        return min(self.resamples, max(FEWEST, int(FRECHET_BUDGET / cost)))
 
     def of_frechet(
         self, features: Tensor, reference: Moments, on_draw: Callable[[int, int], None] | None = None
     ) -> tuple[float, ...]:
-        """The Fréchet distance of the features (B, F) on every resample. on_draw: resamples done, and in all.
+        """The Fréchet distance of features (B, F) on every resample.
 
-        Of many samples products are taken in float32 about their mean, which the spread of the draws does not notice.
+        on_draw: called with the number of resamples done, and of all
+
+        With at least as many samples as dimensions, products are computed in float32 about the mean; that does not
+        affect the spread of the draws.
         """
         total = self.frechet_resamples(*features.shape)
         if total == 0:
@@ -99,16 +106,16 @@ class Bootstrap:
 
 
 def _distance_of_many(features_BF: Tensor, target: Moments) -> Callable[[Tensor], float]:
-    """From how often each sample counts to the distance, by the covariance of each resample."""
+    """The distance as a function of the counts of the samples, by the covariance of the resample."""
     distance = distance_to(target)
     center = features_BF.double().mean(0)
     offset_BF = (features_BF - center).float()
 
     def of(weight_B: Tensor) -> float:
-        chosen = weight_B.nonzero()[:, 0]
+        rows = weight_B.nonzero()[:, 0]
         count = int(weight_B.sum())
-        weight = weight_B[chosen].float()[:, None]
-        part = offset_BF[chosen]
+        weight = weight_B[rows].float()[:, None]
+        part = offset_BF[rows]
         mean = (part * weight).sum(0) / count
         part = (part - mean) * weight.sqrt()
         return distance(Moments(count, center + mean.double(), (part.T @ part).double() / (count - 1)))
@@ -117,7 +124,7 @@ def _distance_of_many(features_BF: Tensor, target: Moments) -> Callable[[Tensor]
 
 
 def _distance_of_few(features_BF: Tensor, target: Moments) -> Callable[[Tensor], float]:
-    """The same for fewer samples than dimensions, where no matrix is larger than (B, B).
+    """The distance as a function of the counts, for fewer samples than dimensions: matrices of at most (B, B).
 
     With the centred resample X, C = X^T X / (n - 1), and C times the target's covariance T has the eigenvalues of
     X T X^T / (n - 1), but for zeros.

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., arXiv 2103.00020): features of images, and how well an image fits its text.
+"""CLIP (Radford et al., arXiv 2103.00020): features of images, and the similarity of an image and its text.
 
 B images.
 """
@@ -32,7 +32,7 @@ class Clip:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """CLIP score (B,) of each image and its prompt (arXiv 2104.08718): 100 times their cosine, at least 0."""
         if len(prompts) != len(images):
-            raise InputError(f"There are {len(prompts)} prompts for {len(images)} images: give one each.")
+            raise InputError(f"There are {len(prompts)} prompts for {len(images)} images: give one for every image.")
         inputs = self.processor(
             text=list(prompts), images=list(images), return_tensors="pt", padding=True, truncation=True
         )
@@ -47,9 +47,9 @@ class Clip:
 
 
 def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
-    """The prompt of each image: lines of a text file in the order of the images, or a JSON object by name.
+    """The prompt of every image: lines of a text file in the order of the images, or a JSON object by name.
 
-    Names are paths in the folder, with or without their suffix. InputError names an image without a prompt.
+    Names are paths in the folder, with or without suffix. Raises InputError with the name of an image without a prompt.
     """
     path = Path(path)
     try:
@@ -66,14 +66,14 @@ def read_prompts(path: str | Path, images: ImageSet) -> tuple[str, ...]:
     if not isinstance(by_name, dict) or not isinstance(images, Folder):
         raise InputError(f"{path} gives prompts by name, which only a folder of images has: an object of strings.")
     names = [file.relative_to(images.root).as_posix() for file in images.files]
-    found = [by_name.get(name, by_name.get(key)) for name, key in zip(names, images.keys, strict=True)]
-    if lacking := [name for name, prompt in zip(names, found, strict=True) if not isinstance(prompt, str)]:
-        raise InputError(f"{path} has no prompt for {lacking[0]} ({len(lacking)} of {len(images)} images have none).")
-    return tuple(map(str, found))
+    prompts = [by_name.get(name, by_name.get(key)) for name, key in zip(names, images.keys, strict=True)]
+    if missing := [name for name, prompt in zip(names, prompts, strict=True) if not isinstance(prompt, str)]:
+        raise InputError(f"{path} has no prompt for {missing[0]} ({len(missing)} of {len(images)} images have none).")
+    return tuple(map(str, prompts))
 
 
 def load_clip(name: str = USUAL, device: str = "cpu") -> Clip:
-    """The model of this name on the hub, or in this folder. Needs the extra ``eval`` (or ``diffusers``)."""
+    """A CLIP model from the hub, or from a folder. Needs the extra ``eval`` (or ``diffusers``)."""
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError as error:

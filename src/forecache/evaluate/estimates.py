@@ -1,4 +1,4 @@
-"""Figures with their intervals, and whether two of them differ."""
+"""Estimates: values of metrics with their intervals, and whether two of them differ."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ Z = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value that was measured on ``count`` samples, and its 95 % interval, if a bootstrap was asked for.
+    """The value of a metric on a set of samples, with a 95 % interval if it was resampled.
 
-    draws: the metric on resamples of the samples (recall: without each of 20 groups, spread likewise). Their spread is
-    the standard error; their mean is not used, since a resample holds fewer distinct samples than the set, and a biased
-    metric (FID) is shifted on it. seed: of the resampling, which draws the same places in every set of the same size.
+    metric: its name
+    value: in the metric's unit
+    count: number of samples
+    draws: the metric on every resample (recall: without each of 20 groups, rescaled); empty without a bootstrap
+    seed: seed of the resampling, which draws the same indices for every set of the same size
+
+    The standard deviation of the draws is the standard error. Their mean is not used: a resample holds fewer distinct
+    samples than the set, which shifts a biased metric (FID).
     """
 
     metric: str
@@ -41,7 +46,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The value less and plus 1.96 standard errors, within the range of the metric."""
+        """The value minus and plus 1.96 standard errors, within the range of the metric; None without draws."""
         if self.error is None:
             return None
         low, high = self.value - Z * self.error, self.value + Z * self.error
@@ -49,31 +54,31 @@ class Estimate:
 
     @property
     def text(self) -> str:
-        """The value with as many digits as its metric is given with."""
+        """The value with the digits of its metric."""
         return f"{self.value:.{self.kind.digits}f}"
 
     def __str__(self) -> str:
         return self.text if self.error is None else f"{self.text} ± {Z * self.error:.{self.kind.digits}f}"
 
     def document(self, *, draws: bool = True) -> dict[str, Any]:
-        """For a JSON file; `Estimate.read` reads it where draws are in it."""
-        found = asdict(self) | {"interval": list(self.interval) if self.interval else None}
-        found |= {"resamples": len(self.draws)}
-        found["draws"] = [float(f"{draw:.8g}") for draw in self.draws]
+        """The estimate for a JSON file; `Estimate.read` restores it if it has draws."""
+        values = asdict(self) | {"interval": list(self.interval) if self.interval else None}
+        values |= {"resamples": len(self.draws)}
+        values["draws"] = [float(f"{draw:.8g}") for draw in self.draws]
         if not draws:
-            del found["draws"]
-        return found
+            del values["draws"]
+        return values
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Estimate:
-        """The figure of a `document`; InputError if it is none."""
+        """The estimate of a `document`; InputError for anything else."""
         try:
             metric, count, seed = document["metric"], document["count"], document["seed"]
             if type(count) is not int or count < 1 or not (seed is None or type(seed) is int):
-                raise ValueError("its count or its seed is not a number of something")
-            value, *draws = (_number(each) for each in (document["value"], *document.get("draws", ())))
+                raise ValueError("its count or its seed is not a whole number")
+            value, *draws = map(_number, (document["value"], *document.get("draws", ())))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"This is not a figure of an evaluation: {short(document)} ({error}).") from error
+            raise InputError(f"This is not an estimate of an evaluation: {short(document)} ({error}).") from error
         if metric not in METRICS:
             raise InputError(f"There is no metric {short(metric)}; there are {', '.join(METRICS)}.")
         return cls(metric, value, count, tuple(draws), seed)
@@ -81,39 +86,43 @@ class Estimate:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{short(value)} is no finite number")
+        raise ValueError(f"{short(value)} is not a finite number")
     return float(value)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much one figure is above another, and the standard error of that, None where an interval is missing."""
+    """The difference of two estimates.
+
+    value: the first minus the second
+    error: standard error; None if one of the two has no draws
+    """
 
     value: float
     error: float | None
 
     @property
     def real(self) -> bool:
-        """Whether it is larger than its 95 % interval; never without one."""
+        """Whether it is larger than half its 95 % interval; False without an interval."""
         return self.error is not None and abs(self.value) > Z * self.error
 
 
 def comparable(a: Estimate, b: Estimate) -> bool:
-    """Whether a difference of the two means anything: one metric, and one number of samples where it is biased."""
+    """Whether two estimates can be compared: one metric, and as many samples if the metric is biased."""
     return a.metric == b.metric and (a.count == b.count or not a.kind.biased)
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:
     """a - b with its standard error; InputError if the two are not `comparable`.
 
-    Figures of one size and one bootstrap seed were resampled at the same places, so that the spread of the differences
-    of their draws is the error also where samples come in pairs (the same noise and label in both sets), which makes it
-    much smaller than for independent sets. Otherwise the sets are taken for independent.
+    Estimates of one size and one bootstrap seed were resampled at the same indices, so the standard deviation of the
+    differences of their draws is the error. That holds for paired samples too (same noise and label in both sets), for
+    which it is much smaller than for independent sets. Other sets are assumed to be independent.
     """
     if not comparable(a, b):
         raise InputError(
-            f"{a.metric} of {a.count} and {b.metric} of {b.count} samples do not compare: one metric and, where it is "
-            "biased by their number, equally many samples are needed."
+            f"{a.metric} of {a.count} and {b.metric} of {b.count} samples do not compare: one metric is needed and, if "
+            "their number biases it, equally many samples."
         )
     value = a.value - b.value
     if a.error is None or b.error is None:

@@ -1,4 +1,4 @@
-"""One evaluation: any of the metrics of a set of images, each with its interval.
+"""One evaluation: the metrics of a set of images, each with its interval.
 
 evaluate(open_images("samples"), Against(open_reference("reference.npz")), "fid,sfid,is,prc",
          Judges(load_extractor("inception")))
@@ -18,13 +18,21 @@ from forecache.evaluate.extractors import Extractor
 from forecache.evaluate.features import Features, extract
 from forecache.evaluate.imagesets import ImageSet
 from forecache.evaluate.measure import Against, Judges, OnProgress, Setting, measured
-from forecache.evaluate.metrics import METRICS, chosen
+from forecache.evaluate.metrics import METRICS, parse_metrics
 from forecache.evaluate.reference import Reference, prepared
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """figures: by metric, in the order that was asked for. notes: what to know when reading them."""
+    """The result of an evaluation.
+
+    samples: name of the set of images
+    count: number of samples
+    figures: estimates by metric, in the order of the request
+    extractor: name of the network that features are of; None if no metric reads features
+    reference: name of the reference; None if no metric compares with one
+    notes: remarks for the reader, as sentences
+    """
 
     samples: str
     count: int
@@ -34,7 +42,10 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def document(self, *, draws: bool = True) -> dict[str, Any]:
-        """For a JSON file. draws: with every resample's value, from which differences are judged later."""
+        """The evaluation for a JSON file.
+
+        draws: with the value of every resample, which later comparisons need
+        """
         return {
             "samples": self.samples,
             "count": self.count,
@@ -57,10 +68,18 @@ def evaluate(
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """The metrics of the samples. features: those of the samples where they were extracted already.
+    """The metrics of samples, with intervals.
 
-    device: where distances and covariances are computed; networks stay where they were loaded. InputError says what a
-    metric lacks: a reference, partners, prompts, more samples, a layer of the extractor.
+    samples: images, or their features
+    against: reference, partners, prompts or labels to compare with
+    metrics: names, or a text such as ``fid,sfid,is,prc``
+    judges: the networks; they stay on the device that they were loaded on
+    features: of the samples, if they were extracted already
+    bootstrap: resamples of every interval
+    batch: images in a call of a network
+    device: where distances and covariances are computed
+
+    Raises InputError if a metric lacks a reference, partners, prompts, samples, or a layer of the extractor.
     """
     names = check(samples, against, metrics)
     images = None if isinstance(samples, Features) else samples
@@ -70,8 +89,8 @@ def evaluate(
     layers = _layers(names, bootstrap)
     if layers and features is None:
         assert images is not None
-        keep = [layer for layer, kept in layers.items() if kept]
-        stream = [layer for layer, kept in layers.items() if not kept]
+        keep = [layer for layer, whole in layers.items() if whole]
+        stream = [layer for layer, whole in layers.items() if not whole]
         on_images = partial(_tell_images, tell, "samples", count)
         features = extract(images, _extractor(judges), keep, stream=stream, batch=batch, on_images=on_images)
     if features is not None and layers and features.count != count:
@@ -92,8 +111,8 @@ def evaluate(
 
 
 def needs_extractor(samples: ImageSet | Features, against: Against, metrics: str | Sequence[str]) -> bool:
-    """Whether there is a metric for which features of the samples or of the reference have to be extracted."""
-    names = chosen(metrics)
+    """Whether a metric needs features of the samples or of the reference that are still to be extracted."""
+    names = parse_metrics(metrics)
     if not isinstance(samples, Features) and any(METRICS[name].layer for name in names):
         return True
     keep, stream = _of_reference(names)
@@ -104,25 +123,25 @@ def needs_extractor(samples: ImageSet | Features, against: Against, metrics: str
 
 
 def _of_reference(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The layers of which the reference's features are needed, and those of which moments are enough."""
+    """The layers whose features the reference needs, and those whose moments are enough."""
     wanted = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
     keep = dict.fromkeys(metric.layer for metric in wanted if metric.kept and metric.layer)
     return [*keep], [*dict.fromkeys(metric.layer for metric in wanted if not metric.kept and metric.layer)]
 
 
 def _layers(names: Sequence[str], bootstrap: Bootstrap) -> dict[str, bool]:
-    """The layers that the metrics read, and whether their features are kept or moments are enough."""
+    """The layers that the metrics read; True if they need features, False if moments are enough."""
     layers: dict[str, bool] = {}
     for metric in (METRICS[name] for name in names):
         if metric.layer is not None:
-            kept = metric.kept or bootstrap.resamples > 0
-            layers[metric.layer] = layers.get(metric.layer, False) or kept
+            whole = metric.kept or bootstrap.resamples > 0
+            layers[metric.layer] = layers.get(metric.layer, False) or whole
     return layers
 
 
 def check(samples: ImageSet | Features, against: Against, metrics: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of the metrics; InputError if one lacks samples or what they are held against, before any work."""
-    names = chosen(metrics)
+    """The names of the metrics; InputError, before any work, if one lacks samples or what it compares them with."""
+    names = parse_metrics(metrics)
     features_only = isinstance(samples, Features)
     count, where = (samples.count, "the file") if features_only else (len(samples), samples.name)
     for name in names:
@@ -130,7 +149,7 @@ def check(samples: ImageSet | Features, against: Against, metrics: str | Sequenc
         if count < metric.at_least:
             raise InputError(f"{name} needs at least {metric.at_least} samples; {where} has {count}.")
         if metric.needs in ("pairs", "prompts") and features_only:
-            raise InputError(f"{name} looks at the images themselves; only features were given.")
+            raise InputError(f"{name} needs the images themselves; only features were given.")
         given = {"reference": against.reference, "pairs": against.uncached, "prompts": against.prompts}
         if metric.needs in given and given[metric.needs] is None:
             words = {"reference": "a reference", "pairs": "the uncached samples", "prompts": "a prompt for each sample"}
@@ -140,7 +159,7 @@ def check(samples: ImageSet | Features, against: Against, metrics: str | Sequenc
 
 def _extractor(judges: Judges) -> Extractor:
     if judges.extractor is None:
-        raise InputError("An extractor is needed for these metrics; none was given.")
+        raise InputError("These metrics need an extractor; none was given.")
     return judges.extractor
 
 

@@ -1,4 +1,4 @@
-"""Features of a set of images: extracted once, kept in a file, and their moments.
+"""Features of a set of images, their moments, and their file.
 
 B images, F dimensions.
 """
@@ -30,7 +30,13 @@ OnImages = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor saw. layers: {name: (B, F) float32}. streamed: moments of layers that were not kept."""
+    """Features of one set of images.
+
+    extractor: name of the extractor
+    count: number of images, B
+    layers: features by layer, (B, F) float32
+    streamed: moments of further layers, whose features were not kept
+    """
 
     extractor: str
     count: int
@@ -39,13 +45,13 @@ class Features:
     _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
 
     def layer(self, name: str) -> Tensor:
-        """The features (B, F) of a layer; InputError if they are not here."""
+        """The features (B, F) of a layer; InputError if there are none."""
         if name not in self.layers:
             raise InputError(f"Features {name!r} of {self.extractor} are needed; there are {self._names()}.")
         return self.layers[name]
 
     def moments(self, name: str) -> Moments:
-        """The moments of a layer, computed once."""
+        """The moments of a layer, which are computed once."""
         if name in self.streamed:
             return self.streamed[name]
         if name not in self._moments:
@@ -53,17 +59,17 @@ class Features:
         return self._moments[name]
 
     def has(self, name: str, *, kept: bool) -> bool:
-        """Whether the layer is here: its features themselves, or at least its moments."""
+        """Whether a layer is known: its features if ``kept``, else at least its moments."""
         return name in self.layers or (not kept and name in self.streamed)
 
     def save(self, path: str | Path) -> None:
-        """Write the layers atomically as safetensors; `load` reads them."""
+        """Write the layers atomically as safetensors, for `load`."""
         layers = {name: layer_BF.contiguous().cpu() for name, layer_BF in self.layers.items()}
         tensor_files.write(Path(path), DOCUMENT, {"extractor": self.extractor, "count": self.count}, layers)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
-        """Features that were saved; InputError says what is wrong with a file."""
+        """Read saved features; InputError for a file that is damaged or something else."""
         with refusing(Path(path), InputError, "file of features", "Make it with forecache evaluate --save-features"):
             values, layers = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
             for name, layer_BF in layers.items():
@@ -86,9 +92,14 @@ def extract(
     batch: int = 64,
     on_images: OnImages | None = None,
 ) -> Features:
-    """Features of every image in one pass. keep: layers to hold, in float32; stream: layers whose moments are enough.
+    """Features of every image, in one pass.
 
-    InputError names a layer that the extractor does not have, or an image whose features are NaN or infinite.
+    keep: layers whose features are returned, in float32
+    stream: layers whose moments are enough
+    batch: images in a call of the extractor
+    on_images: called with the number of images done
+
+    Raises InputError for a layer that the extractor does not have, or an image with NaN or infinite features.
     """
     if lacking := [name for name in (*keep, *stream) if name not in extractor.layers]:
         raise InputError(

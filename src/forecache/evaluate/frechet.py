@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, each taken for a Gaussian (Heusel et al., arXiv 1706.08500).
+"""The Fréchet distance of two sets of features, each modelled as a Gaussian (Heusel et al., arXiv 1706.08500).
 
 FID is this distance on the 2048 pooled features of Inception-v3, sFID (Nash et al., arXiv 2103.03841) on spatial ones.
 
@@ -36,7 +36,7 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """The moments of all features together, from those of disjoint parts of at least 2 features each."""
+        """The moments of a union of disjoint sets of features, each of at least 2."""
         stream = Stream()
         for part in parts:
             if part.count is None:
@@ -49,10 +49,10 @@ class Moments:
 
 @dataclass
 class Stream:
-    """Moments of features that come in batches, in float64 and constant memory; streams of several processes add up.
+    """Streaming moments of features in batches, in float64 and constant memory; `across` merges those of processes.
 
-    A batch is folded in by the exact formula for the moments of a union (Chan et al. 1979), never as raw squares, so
-    that a mean far from zero costs no digits.
+    A batch is merged by the exact formula for the moments of a union (Chan et al. 1979) and not as raw squares, so that
+    a mean far from zero costs no precision.
     """
 
     count: int = 0
@@ -103,7 +103,7 @@ class Stream:
         return Stream(int(sums[0]), center.cpu(), whole.cpu())
 
     def moments(self) -> Moments:
-        """Of what was folded in so far: at least 2 features."""
+        """The moments so far, of at least 2 features."""
         if self.count < 2:
             raise InputError(f"Moments need at least 2 features, as (count, dimensions); got {self.count}.")
         return Moments(self.count, self.mean, self.scatter / (self.count - 1))

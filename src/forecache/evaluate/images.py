@@ -1,4 +1,4 @@
-"""Distances between two sets of images, pair by pair.
+"""Pixel metrics of pairs of images: PSNR and SSIM.
 
 B images, C channels, H x W pixels.
 """
@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 from forecache.errors import InputError
 
 EQUAL_DB = 100.0
-"""In a mean, an image counts with so many dB at most: an equal one, with infinitely many, would hide all others."""
+"""Most dB of an image in a mean: an identical one has infinitely many, and would hide all others."""
 
 WINDOW, SIGMA = 11, 1.5
 
@@ -36,7 +36,7 @@ def ssim(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
     _check_pairs("SSIM", images, reference)
     if min(images.shape[-2:]) < WINDOW:
         raise InputError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels; these are {_size(images)}.")
-    x, y = (each.double().flatten(0, 1)[:, None] for each in (images, reference))
+    x, y = (part.double().flatten(0, 1)[:, None] for part in (images, reference))
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x = _blurred(x * x) - mean_x.square()
     var_y = _blurred(y * y) - mean_y.square()
@@ -48,7 +48,7 @@ def ssim(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """Weighted means over the windows inside the image, rows first."""
+    """Gaussian means over the windows inside the image."""
     offset = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weight = torch.exp(-offset.square() / (2 * SIGMA**2))
     weight = weight / weight.sum()

@@ -1,4 +1,4 @@
-"""Sets of images to judge: a folder, an ``.npz`` as the ADM suite reads it, or a tensor. Read batch by batch.
+"""Sets of images to evaluate: a folder, an ``.npz`` of the ADM suite, or a tensor, read batch by batch.
 
 Images are uint8 RGB, (B, 3, H, W), all of one size; grey ones are repeated. B images, H x W pixels.
 """
@@ -34,17 +34,17 @@ class ImageSet(Protocol):
 
     @property
     def labels(self) -> tuple[int, ...] | None:
-        """The class that each was asked for, where the set says it."""
+        """The class of every image, if the set has labels; else None."""
         ...
 
     def __len__(self) -> int: ...
 
     def which(self, index: int) -> str:
-        """How an error names an image."""
+        """The name of an image in errors."""
         ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """The images in order, ``size`` at a time; InputError names one that cannot be used."""
+        """The images in order, ``size`` at a time; InputError names an image that cannot be used."""
         ...
 
 
@@ -58,7 +58,7 @@ class Folder:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """What pairs an image with that of another folder."""
+        """The key of every image, by which it is paired with one of another folder: its path without suffix."""
         return tuple(path.relative_to(self.root).with_suffix("").as_posix() for path in self.files)
 
     @property
@@ -117,7 +117,7 @@ class Npz:
         return f"image {index} of {self.path}"
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        each = math.prod(self.shape[1:])
+        size_of_image = math.prod(self.shape[1:])
         with (
             _reading(self.path),
             npz.opened(self.path) as archive,
@@ -125,7 +125,7 @@ class Npz:
         ):
             for start in range(0, len(self), size):
                 count = min(size, len(self) - start)
-                data = npz.exactly(file, count * each)
+                data = npz.exactly(file, count * size_of_image)
                 pixels = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
                 pixels = pixels if pixels.ndim == 4 else pixels[..., None]
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
@@ -160,14 +160,14 @@ class Images:
 def open_images(path: str | Path) -> ImageSet:
     """The images at a path: a folder (with folders in it), or an ``.npz`` with ``arr_0``.
 
-    Of a folder that `forecache sample --num-samples` wrote it is its ``samples.npz``.
+    For a folder of `forecache sample --num-samples` they are those of its ``samples.npz``.
     """
     path = Path(path)
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():
-        found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in SUFFIXES and each.is_file()]
-        files = tuple(each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts))
+        images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        files = tuple(file for file in images if not any(part[0] == "." for part in file.relative_to(path).parts))
         if not files:
             raise InputError(f"There is no image ({', '.join(SUFFIXES)}) in {path}.")
         return Folder(path, files, str(path))
@@ -181,7 +181,7 @@ def open_images(path: str | Path) -> ImageSet:
 
 
 def npz_names(path: Path) -> set[str]:
-    """The names of the arrays in an ``.npz``; InputError if it is none."""
+    """The names of the arrays in an ``.npz``; InputError for another file."""
     try:
         with npz.opened(path) as archive:
             return npz.names(archive)
@@ -230,12 +230,12 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except InputError:
         raise
-    except Exception as error:  # decoders fail in many ways, and all of them mean this
+    except Exception as error:  # decoders raise all kinds of exceptions
         raise InputError(f"{path} cannot be read as an image: {error}.") from error
 
 
 def run_record(folder: Path) -> Any:
-    """The ``run.json`` that `forecache sample` leaves beside its images; None where there is none to read."""
+    """The ``run.json`` of `forecache sample` in a folder of images; None if there is none, or it cannot be read."""
     try:
         return files_module.document(folder / "run.json", 16 * 2**20)
     except (OSError, ValueError):
@@ -243,26 +243,27 @@ def run_record(folder: Path) -> Any:
 
 
 def paired(samples: ImageSet, reference: ImageSet) -> ImageSet:
-    """The reference with the partner of each sample at that sample's place.
+    """The reference, reordered so that the partner of every sample has the same index.
 
-    Partners have the same path without suffix in two folders, else the same place. InputError names what has none.
+    In two folders partners have the same path without suffix; otherwise they have the same index already. Raises
+    InputError with the name of an image without a partner.
     """
     if not (isinstance(samples, Folder) and isinstance(reference, Folder)):
         if len(samples) != len(reference):
             raise InputError(
                 f"{samples.name} has {len(samples)} images, {reference.name} has {len(reference)}: they are compared "
-                "pair by pair, by their place."
+                "pair by pair, in order."
             )
         return reference
     by_key = dict(zip(reference.keys, reference.files, strict=True))
     for one, other in ((samples, reference), (reference, samples)):
         if len(set(one.keys)) < len(one):
             twice = next(path for key, path in zip(one.keys, one.files, strict=True) if one.keys.count(key) > 1)
-            raise InputError(f"{twice} is there with another suffix as well: images are paired by name without suffix.")
+            raise InputError(f"{twice} exists with another suffix as well: images are paired by name without suffix.")
         there = set(other.keys)
-        if lacking := [path for key, path in zip(one.keys, one.files, strict=True) if key not in there]:
+        if alone := [path for key, path in zip(one.keys, one.files, strict=True) if key not in there]:
             raise InputError(
-                f"{lacking[0]} has no partner of its name in {other.name} ({len(lacking)} of {len(one)} have none): "
+                f"{alone[0]} has no partner of its name in {other.name} ({len(alone)} of {len(one)} have none): "
                 "images are compared pair by pair."
             )
     return replace(reference, files=tuple(by_key[key] for key in samples.keys))

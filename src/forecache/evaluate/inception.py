@@ -1,4 +1,4 @@
-"""Inception-v3 of 2015, the network of FID, by torch-fidelity, which keeps it equal to the TensorFlow graph.
+"""Inception-v3 of 2015, the network of FID, from torch-fidelity, whose outputs equal the TensorFlow graph's.
 
 B images.
 """
@@ -17,13 +17,13 @@ from forecache.errors import InputError, MissingExtraError
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 DIGEST = "6726825d"
 SPATIAL_CHANNELS = 7
-"""Of the 192 of the first convolution of the seventh mixed block (mixed_6/conv of the graph), as in the ADM suite."""
+"""Channels of the spatial features, of the 192 of mixed_6/conv (seventh mixed block), as in the ADM suite."""
 
 
 class Inception:
     """Images uint8 (B, 3, H, W), any size -> pool (B, 2048), spatial (B, 7 x 17 x 17 = 2023), logits (B, 1008).
 
-    The logits are those without the bias, from which the inception score is computed.
+    The logits are without bias, as the inception score needs them.
     """
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu") -> None:
@@ -72,7 +72,10 @@ def _network() -> Any:
 
 
 def _name(path: Path) -> str:
-    """By the contents, so that features of other weights are never compared; nothing in the file is executed."""
+    """A name from the digest of the weights, so that features of different weights are never compared.
+
+    Nothing in the file is executed.
+    """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         torch.load(path, map_location="cpu", weights_only=True)

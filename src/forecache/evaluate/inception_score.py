@@ -1,4 +1,4 @@
-"""The inception score (Salimans et al., arXiv 1606.03498): are single images clear, and all together diverse?
+"""The inception score (Salimans et al., arXiv 1606.03498): clear single images, a diverse set.
 
 B images, C classes, S images of a split.
 """
@@ -17,19 +17,21 @@ SPLITS = 10
 def inception_score(logits: Tensor, splits: int = SPLITS, seed: int | None = 2020) -> float:
     """exp(mean KL(p(y|x) || p(y))) within each of ``splits`` parts, averaged: between 1 and the number of classes.
 
-    logits: (B, C), B at least ``splits``. seed: images are put in the order that torch-fidelity puts them in, since
-    images sorted by class would make every part poor; None keeps their order, as the ADM suite does.
+    logits: (B, C), B at least ``splits``
+    splits: number of parts
+    seed: seed of torch-fidelity's shuffle, since parts of images sorted by class would score low; None keeps their
+        order, as the ADM suite does
     """
     return _scores(logits, None, splits, seed).mean().item()
 
 
 def inception_scores(logits: Tensor, weights: Tensor, splits: int = SPLITS, seed: int | None = 2020) -> Tensor:
-    """The score (R,) of each resample; weights (R, B): how often it has each image."""
+    """The score (R,) of every resample; weights (R, B): the number of times it holds each image."""
     return _scores(logits, weights, splits, seed).mean(0)
 
 
 def _scores(logits_BC: Tensor, weights: Tensor | None, splits: int, seed: int | None) -> Tensor:
-    """(splits, R), of the whole set where there are no weights."""
+    """The scores (splits, R) of resamples; R is 1, the whole set, without weights."""
     if logits_BC.ndim != 2 or len(logits_BC) < splits:
         raise InputError(
             f"An inception score in {splits} splits needs logits (images, classes) of at least {splits} images; "
@@ -48,7 +50,7 @@ def _scores(logits_BC: Tensor, weights: Tensor | None, splits: int, seed: int | 
 
 
 def _score(logits_SC: Tensor, weights_RS: Tensor | None) -> Tensor:
-    """KL(p || q) summed over the images is sum of p log p less that of q log q, so a resample costs one product."""
+    """exp of the mean KL(p || q), as the sum of p log p minus that of q log q, so that a resample costs one product."""
     log_SC = logits_SC.log_softmax(1)
     p_SC = log_SC.exp()
     if weights_RS is None:

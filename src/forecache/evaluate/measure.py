@@ -1,4 +1,4 @@
-"""The metrics of one evaluation, each by the functions that compute it.
+"""The computation of every metric of an evaluation.
 
 B images.
 """
@@ -28,14 +28,17 @@ from forecache.evaluate.perceptual import Perceptual, load_lpips
 from forecache.evaluate.reference import Reference
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of a stage, the amount done and the total amount."""
 
 
 @dataclass(frozen=True)
 class Against:
-    """What samples are held against. reference: for fid, sfid, precision, recall. uncached: the same samples without a
-    cache, for psnr, ssim, lpips. prompts: one a sample, for clip. labels: one a sample, for accuracy; those that the
-    samples bring by default.
+    """The data that samples are compared with.
+
+    reference: for fid, sfid, precision, recall
+    uncached: the same samples without a cache, for psnr, ssim, lpips
+    prompts: one a sample, for clip
+    labels: one a sample, for accuracy; by default those of the samples
     """
 
     reference: Reference | None = None
@@ -46,7 +49,12 @@ class Against:
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks. extractor: gives the features. clip, lpips: loaded with their usual weights where they are None."""
+    """The networks of an evaluation.
+
+    extractor: network of the features
+    clip: for the CLIP score; None loads the usual weights
+    lpips: for LPIPS; None loads the usual weights
+    """
 
     extractor: Extractor | None = None
     clip: Clip | None = None
@@ -55,7 +63,7 @@ class Judges:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the metrics of one evaluation share."""
+    """The data and settings that the metrics of one evaluation share; `evaluate` describes them."""
 
     samples: ImageSet | None
     against: Against
@@ -70,7 +78,7 @@ class Setting:
 
 
 def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Estimate]:
-    """The figure of a metric, with those that come in the same pass."""
+    """The estimate of a metric, with those that are computed in the same pass."""
     if name in ("fid", "sfid"):
         return {name: _frechet(name, setting)}
     if name == "is":
@@ -81,8 +89,8 @@ def measured(name: str, names: Sequence[str], setting: Setting) -> dict[str, Est
         return {name: _accuracy(setting)}
     if name == "clip":
         return {name: _mean("clip", _clip(setting), setting.bootstrap)}
-    pixels = _pairs([each for each in names if METRICS[each].needs == "pairs"], setting)
-    return {each: _mean(each, values, setting.bootstrap) for each, values in pixels.items()}
+    pixels = _pairs([metric for metric in names if METRICS[metric].needs == "pairs"], setting)
+    return {metric: _mean(metric, values, setting.bootstrap) for metric, values in pixels.items()}
 
 
 def _mean(name: str, values: Tensor, bootstrap: Bootstrap) -> Estimate:
@@ -148,8 +156,8 @@ def _accuracy(setting: Setting) -> Estimate:
     labels = setting.against.labels or (setting.samples.labels if setting.samples is not None else None)
     logits = setting.features.layer("logits")
     if labels is None or len(labels) != len(logits):
-        found = "no labels" if labels is None else f"{len(labels)} labels"
-        raise InputError(f"accuracy needs the label that each of {len(logits)} samples was made for; found {found}.")
+        given = "no labels" if labels is None else f"{len(labels)} labels"
+        raise InputError(f"accuracy needs the label that each of {len(logits)} samples was made for; found {given}.")
     hits = logits.argmax(1) == torch.tensor(labels)
     return _mean("accuracy", hits, setting.bootstrap)
 
@@ -159,7 +167,7 @@ def _clip(setting: Setting) -> Tensor:
     assert samples is not None
     assert prompts is not None
     if len(prompts) != len(samples):
-        raise InputError(f"There are {len(prompts)} prompts for {len(samples)} samples: give one each.")
+        raise InputError(f"There are {len(prompts)} prompts for {len(samples)} samples: give one for every sample.")
     clip = setting.judges.clip or load_clip(device=setting.device)
     scores: list[Tensor] = []
     done = 0
@@ -171,18 +179,18 @@ def _clip(setting: Setting) -> Tensor:
 
 
 def _pairs(names: Sequence[str], setting: Setting) -> dict[str, Tensor]:
-    """Every metric of pairs (B,), in one pass over both sets."""
+    """The values (B,) of metrics of pairs, in one pass over both sets."""
     samples, uncached = setting.samples, setting.against.uncached
     assert samples is not None
     assert uncached is not None
     uncached = paired(samples, uncached)
     lpips = (setting.judges.lpips or load_lpips(device=setting.device)) if "lpips" in names else None
-    of = {
+    functions = {
         "psnr": lambda x, y: psnr(x, y, peak=255).clamp_max(EQUAL_DB),
         "ssim": lambda x, y: ssim(x, y, peak=255),
         "lpips": lambda x, y: lpips.of(x / 255, y / 255) if lpips is not None else None,
     }
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
     done = 0
     for x, y in zip(samples.batches(setting.batch), uncached.batches(setting.batch), strict=True):
         if x.shape != y.shape:
@@ -190,8 +198,8 @@ def _pairs(names: Sequence[str], setting: Setting) -> dict[str, Tensor]:
                 f"{samples.which(done)} has {x.shape[2]} x {x.shape[3]} pixels, its partner {uncached.which(done)} has "
                 f"{y.shape[2]} x {y.shape[3]}."
             )
-        for name, values in found.items():
-            values.append(of[name](x, y))
+        for name, parts in values.items():
+            parts.append(functions[name](x, y))
         done += len(x)
         setting.tell("pairs", done, len(samples))
-    return {name: torch.cat(values) for name, values in found.items()}
+    return {name: torch.cat(parts) for name, parts in values.items()}

@@ -1,4 +1,4 @@
-"""The metrics by name: what each needs, which way is better, and how its figure is printed."""
+"""The metrics by name: the data that each needs, whether higher or lower is better, and its number of digits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ Needs = Literal["reference", "samples", "pairs", "prompts", "labels"]
 
 @dataclass(frozen=True)
 class Metric:
-    """needs: what the samples are held against. layer: the features it reads, None for pixels. kept: whether it reads
-    the features themselves and not only their moments. at_least: samples below which it is not defined. biased: whether
-    its value shifts with the number of samples, so that only sets of one size compare. least, most: its range.
+    """A metric of a set of images.
+
+    name: in options and files
+    title: in tables, with the unit
+    better: whether higher or lower values are better
+    needs: the data that samples are compared with
+    layer: the features that it reads; None for pixels
+    kept: whether it reads the features themselves, and not only their moments
+    at_least: fewest samples
+    biased: whether its value shifts with the number of samples, so that only sets of one size compare
+    digits: decimals in print
+    least: lowest possible value
+    most: highest possible value
     """
 
     name: str
@@ -51,14 +61,17 @@ METRICS = {
 ALIASES = {"prc": ("precision", "recall"), "adm": ("fid", "sfid", "is", "precision", "recall")}
 
 
-def chosen(names: str | Sequence[str]) -> tuple[str, ...]:
-    """``fid,sfid,is,prc`` or a sequence of names, with aliases written out, each once; InputError names an unknown."""
+def parse_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
+    """The metrics of a text such as ``fid,sfid,is,prc``, or of names: aliases resolved, without duplicates.
+
+    Raises InputError for an unknown name, or if there is none.
+    """
     words = [word.strip().lower() for word in (names.split(",") if isinstance(names, str) else names)]
-    found: list[str] = []
+    metrics: list[str] = []
     for word in filter(None, words):
         if word not in METRICS and word not in ALIASES:
             raise InputError(f"There is no metric {word!r}; there are {', '.join([*METRICS, *ALIASES])}.")
-        found += [name for name in ALIASES.get(word, (word,)) if name not in found]
-    if not found:
+        metrics += [name for name in ALIASES.get(word, (word,)) if name not in metrics]
+    if not metrics:
         raise InputError(f"No metric was asked for; there are {', '.join([*METRICS, *ALIASES])}.")
-    return tuple(found)
+    return tuple(metrics)

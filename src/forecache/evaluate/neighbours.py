@@ -1,8 +1,8 @@
 """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991), as the ADM suite computes them, k = 3.
 
-A set of features stands for the union of balls around each, as wide as the distance to its k-th neighbour of the set.
+The manifold of a set of features is the union of balls around them, with the distance to the k-th neighbour as radius.
 
-B features in hand, N features of a manifold, F dimensions.
+B features, N features of a manifold, F dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forecache.errors import InputError
 
 NEIGHBOURS = 3
 ROWS, COLUMNS = 2_000, 10_000
-"""Distances in memory at once: 80 MB."""
+"""Rows and columns of the matrix of distances in memory, 80 MB."""
 
 OnRows = Callable[[int], None]
 
@@ -24,18 +24,21 @@ OnRows = Callable[[int], None]
 def precision_recall(
     samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS, on_rows: OnRows | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which samples lie in the reference's manifold (B,), and which references in the samples' (N,), as booleans.
+    """Whether every sample lies in the reference's manifold (B,), and every reference in that of the samples (N,).
 
-    Their means are precision and recall. Features are (B, F) and (N, F), each more than ``neighbours`` many. on_rows:
-    called with the number of rows of distances that were done, 2 (B + N) in all.
+    The means of the two boolean tensors are precision and recall.
+
+    samples: features (B, F), more than ``neighbours``
+    reference: features (N, F), more than ``neighbours``
+    on_rows: called with the number of rows of distances done, 2 (B + N) in all
     """
-    for name, each in (("samples", samples), ("reference", reference)):
-        if each.ndim != 2 or len(each) <= neighbours:
+    for name, features in (("samples", samples), ("reference", reference)):
+        if features.ndim != 2 or len(features) <= neighbours:
             raise InputError(
                 f"Precision and recall by {neighbours} neighbours need more than {neighbours} features, as (count, "
-                f"dimensions); the {name} are {tuple(each.shape)}."
+                f"dimensions); the {name} are {tuple(features.shape)}."
             )
-        if not bool(each.isfinite().all()):
+        if not bool(features.isfinite().all()):
             raise InputError(f"The features of the {name} have NaN or infinite entries: check the images.")
     if samples.shape[1] != reference.shape[1]:
         raise InputError(f"The two sets have features of {samples.shape[1]} and {reference.shape[1]} dimensions.")
@@ -45,24 +48,26 @@ def precision_recall(
 
 
 def radii(features: Tensor, neighbours: int, tell: OnRows) -> Tensor:
-    """The distance (N,) of each feature (N, F) to its k-th neighbour among the others."""
-    found = []
+    """The distance (N,) of every feature (N, F) to its k-th neighbour among the others."""
+    distances = []
     for rows in features.split(ROWS):
         near = torch.cat([torch.cdist(rows, part).topk(min(neighbours + 1, len(part)), largest=False).values
                           for part in features.split(COLUMNS)], dim=1)  # fmt: skip
-        found.append(near.kthvalue(neighbours + 1, dim=1).values)  # the nearest is the feature itself
+        distances.append(near.kthvalue(neighbours + 1, dim=1).values)  # the nearest is the feature itself
         tell(len(rows))
-    return torch.cat(found)
+    return torch.cat(distances)
 
 
 def recalls_without(
     samples: Tensor, reference: Tensor, group_B: Tensor, neighbours: int = NEIGHBOURS, on_rows: OnRows | None = None
 ) -> Tensor:
-    """Recall (G,) without the samples of each group, as a jackknife needs it; group_B: the group of each, 0 to G - 1.
+    """Recall (G,) without the samples of each group, for a jackknife.
 
-    A resample with doubles would not do: a double lies at distance 0, and balls would shrink. Radii are exact as long
-    as no more than 12 of the nearest 15 of a sample are of one group; else the widest known one is taken. on_rows:
-    called with the number of rows of distances that were done, B + N in all.
+    group_B: the group of every sample, 0 to G - 1
+    on_rows: called with the number of rows of distances done, B + N in all
+
+    Bootstrap resamples would be wrong here: duplicates lie at distance 0 and shrink the balls. Radii are exact if at
+    most 12 of the 15 nearest neighbours of a sample are of one group; otherwise the largest known one is taken.
     """
     tell, groups = on_rows or (lambda _: None), int(group_B.max()) + 1
     near = min(4 * (neighbours + 1), len(samples))
@@ -84,11 +89,11 @@ def recalls_without(
 
 def _radii_without(rows: Tensor, samples: Tensor, group_B: Tensor, near: int, neighbours: int, tell: OnRows) -> Tensor:
     """The radius of each row's ball without the samples of each group."""
-    found, starts = [], range(0, len(samples), COLUMNS)
+    nearest, starts = [], range(0, len(samples), COLUMNS)
     for part, start in zip(samples.split(COLUMNS), starts, strict=True):
         values, places = torch.cdist(rows, part).topk(min(near, len(part)), largest=False)
-        found.append((values, places + start))
-    values, places = (torch.cat(each, 1) for each in zip(*found, strict=True))
+        nearest.append((values, places + start))
+    values, places = (torch.cat(parts, 1) for parts in zip(*nearest, strict=True))
     distance, order = values.topk(near, largest=False)
     index = places.gather(1, order)
     left = group_B[index][:, :, None] != torch.arange(int(group_B.max()) + 1, device=group_B.device)
@@ -99,11 +104,11 @@ def _radii_without(rows: Tensor, samples: Tensor, group_B: Tensor, near: int, ne
 
 
 def inside(points: Tensor, features: Tensor, radii_N: Tensor, tell: OnRows) -> Tensor:
-    """Whether each point (B, F) lies in a ball around one of the features (N, F)."""
-    found = []
+    """Whether every point (B, F) lies in a ball around one of the features (N, F)."""
+    covered = []
     for rows in points.split(ROWS):
         parts = zip(features.split(COLUMNS), radii_N.split(COLUMNS), strict=True)
         within = [(torch.cdist(rows, part) <= radius).any(1) for part, radius in parts]
-        found.append(torch.stack(within).any(0))
+        covered.append(torch.stack(within).any(0))
         tell(len(rows))
-    return torch.cat(found)
+    return torch.cat(covered)

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al., arXiv 1801.03924), by the authors' package: how different two images look to a network."""
+"""LPIPS (Zhang et al., arXiv 1801.03924), by the authors' package: perceptual distance of two images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ NETS = ("alex", "vgg", "squeeze")
 
 @dataclass(frozen=True)
 class Perceptual:
-    """LPIPS with one trunk. of: images (B, 3, H, W) in [0, 1] and their references -> distances (B,), 0 if equal."""
+    """LPIPS with one trunk.
+
+    name: of the trunk
+    of: images (B, 3, H, W) in [0, 1] and their references -> distances (B,), 0 if equal
+    """
 
     name: str
     of: Callable[[Tensor, Tensor], Tensor]
@@ -26,8 +30,9 @@ class Perceptual:
 def load_lpips(net: str = "alex", weights: str | Path | None = None, device: str = "cpu") -> Perceptual:
     """LPIPS version 0.1 with the trunk ``alex`` (the authors' choice for comparisons), ``vgg`` or ``squeeze``.
 
-    weights: the trunk's ImageNet weights as torchvision publishes them (a file with ``features.*``); they are
-    downloaded without it. Needs the extra ``eval``, and a torchvision that works with the torch that is installed.
+    weights: a file of the trunk's ImageNet weights as torchvision publishes them (``features.*``); None downloads them
+
+    Needs the extra ``eval``, and a torchvision that fits the installed torch.
     """
     if net not in NETS:
         raise InputError(f"LPIPS has the trunks {', '.join(NETS)}; {net!r} was asked for.")
@@ -70,8 +75,8 @@ def _fill(trunk: Any, path: Path, net: str) -> None:
     except Exception as error:  # a damaged or foreign file fails in many ways
         raise InputError(f"{path} cannot be read as weights: {_line(error)}") from error
     own = {key: f"features.{key.split('.', 1)[1]}" for key in trunk.state_dict()}
-    if lacking := [name for name in own.values() if name not in state]:
-        raise InputError(f"{path} does not hold the weights of torchvision's {net}: it lacks {lacking[0]}.")
+    if missing := [name for name in own.values() if name not in state]:
+        raise InputError(f"{path} does not hold the weights of torchvision's {net}: it lacks {missing[0]}.")
     try:
         trunk.load_state_dict({key: state[name] for key, name in own.items()})
     except RuntimeError as error:

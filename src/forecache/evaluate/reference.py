@@ -25,9 +25,14 @@ ADM_KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 @dataclass(frozen=True)
 class Reference:
-    """A distribution to be close to. moments: by layer, as a file says them; features, images: where they are known.
+    """A distribution of real images to compare with.
 
-    `prepared` fills in what an evaluation needs, so that a table reads its reference once.
+    name: of the file, or the registered name
+    moments: by layer, as a file has them
+    features: None if not extracted yet
+    images: None if the reference consists of statistics
+
+    `prepared` adds the features that an evaluation needs, so that a table extracts them once.
     """
 
     name: str
@@ -44,7 +49,7 @@ class Reference:
         raise InputError(f"The reference {self.name} has no moments of the features {layer!r}.")
 
     def has(self, layer: str, *, kept: bool) -> bool:
-        """Whether the layer is here: its features themselves, or at least its moments."""
+        """Whether a layer is known: its features if ``kept``, else at least its moments."""
         return (not kept and layer in self.moments) or (
             self.features is not None and self.features.has(layer, kept=kept)
         )
@@ -59,7 +64,7 @@ def prepared(
     batch: int = 64,
     on_images: OnImages | None = None,
 ) -> Reference:
-    """The reference with features of the layers ``keep`` and moments of ``stream``, extracted where it lacks them."""
+    """The reference with features of the layers ``keep`` and moments of ``stream``; missing ones are extracted."""
     keep = [name for name in keep if not reference.has(name, kept=True)]
     stream = [name for name in stream if not (name in keep or reference.has(name, kept=False))]
     known = reference.features
@@ -70,10 +75,11 @@ def prepared(
     if reference.images is None:
         what = f"features {keep[0]!r}" if keep else f"moments of the features {stream[0]!r}"
         raise InputError(f"The reference {reference.name} has no {what}, and no images to take them from.")
-    found = extract(reference.images, extractor, keep, stream=stream, batch=batch, on_images=on_images)
+    features = extract(reference.images, extractor, keep, stream=stream, batch=batch, on_images=on_images)
     if known is not None:
-        found = replace(found, layers={**known.layers, **found.layers}, streamed={**known.streamed, **found.streamed})
-    return replace(reference, features=found)
+        layers, streamed = {**known.layers, **features.layers}, {**known.streamed, **features.streamed}
+        features = replace(features, layers=layers, streamed=streamed)
+    return replace(reference, features=features)
 
 
 _OPENERS: dict[str, Callable[[], Reference]] = {}
@@ -122,15 +128,15 @@ def _adm(path: Path, names: set[str]) -> dict[str, Moments]:
 
 def _belong(path: Path, arrays: Mapping[str, Any], mean: str, covariance: str) -> bool:
     if covariance not in arrays or arrays[covariance].shape != (len(arrays[mean]),) * 2:
-        found = arrays[covariance].shape if covariance in arrays else "missing"
-        raise InputError(f"{covariance} of {path} does not belong to {mean} {arrays[mean].shape}: it is {found}.")
+        shape = arrays[covariance].shape if covariance in arrays else "missing"
+        raise InputError(f"{covariance} of {path} does not belong to {mean} {arrays[mean].shape}: it is {shape}.")
     return True
 
 
 def _checked(path: Path, arrays: Mapping[str, Any], key: str, dimensions: int) -> torch.Tensor:
     values = arrays[key]
     if values.ndim != dimensions or values.dtype.kind != "f":
-        raise InputError(f"{key} of {path} is {values.dtype} {values.shape}: it is no statistic of features.")
+        raise InputError(f"{key} of {path} is {values.dtype} {values.shape}: it is not a statistic of features.")
     if not np.isfinite(values).all():
         raise InputError(f"{key} of {path} has NaN or infinite entries.")
     return torch.from_numpy(values.astype(np.float64))

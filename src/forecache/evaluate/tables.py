@@ -1,4 +1,4 @@
-"""Tables of figures, in which a best value is bold only if it is better by more than the interval of the difference."""
+"""Tables of estimates: a value is bold if it is better than all others by more than the interval of the difference."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from forecache.evaluate.metrics import METRICS
 
 @dataclass(frozen=True)
 class Row:
-    """figures: by metric; a plain number, or a text, is one that was not measured here (published), and never competes.
+    """A row of a table.
 
-    competes: whether the row takes part in what is best; the row without a cache need not. seeds: of the sampling.
-    more: texts by the title of their column, which stands before those of the metrics.
+    name: first cell
+    figures: by metric; a plain number or a text is a published value, which is never compared
+    competes: whether the row is compared with others; the row without a cache need not be
+    seeds: of the sampling
+    more: texts by column title; these columns precede those of the metrics
     """
 
     name: str
@@ -28,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Cells:
-    """The texts of a table, and which are bold."""
+    """The texts of a table, and the positions of those in bold."""
 
     header: list[str]
     texts: list[list[str]]
@@ -36,10 +39,10 @@ class _Cells:
 
 
 def best(rows: Sequence[Row], metric: str) -> int | None:
-    """The row whose figure is better than that of every other, by more than the interval of the difference; or None.
+    """The index of the row that is better than every other by more than the interval of the difference; else None.
 
-    It needs another figure to be better than, and intervals; sets of different sizes are not compared where the metric
-    is biased by the size, and figures that are printed alike do not differ.
+    Only estimates with intervals are compared, and at least two. Sets of different sizes are not compared if the size
+    biases the metric, and values that are printed alike do not differ.
     """
     measured = {
         index: figure
@@ -68,7 +71,7 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> list[
 
 
 def rich_table(rows: Sequence[Row], metrics: Sequence[str] | None = None, title: str | None = None) -> Any:
-    """A `rich.table.Table` with a line for each metric, narrow enough for a terminal. Needs the extra ``cli``."""
+    """A `rich.table.Table` with a line a metric, which fits a terminal. Needs the extra ``cli``."""
     try:
         from rich.table import Table
         from rich.text import Text
@@ -79,13 +82,13 @@ def rich_table(rows: Sequence[Row], metrics: Sequence[str] | None = None, title:
     for number, name in enumerate(["", *(texts[0] for texts in cells.texts)]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for j, name in list(enumerate(cells.header))[1:]:
-        texts = [Text(each[j], style="bold" if (i, j) in cells.bold else "") for i, each in enumerate(cells.texts)]
+        texts = [Text(row[j], style="bold" if (i, j) in cells.bold else "") for i, row in enumerate(cells.texts)]
         table.add_row(name, *texts)
     return table
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """What the signs of the table mean, with the number of resamples and the seed."""
+    """The legend of a table, with the number of resamples and the seed."""
     figures = [figure for row in rows for figure in row.figures.values() if isinstance(figure, Estimate)]
     with_draws = [figure for figure in figures if figure.draws]
     if not with_draws:

@@ -195,7 +195,7 @@ def _meta(value: Any) -> Any:
 
 
 @contextmanager
-def seen(model: nn.Module) -> Iterator[list[Arguments]]:
+def first_call(model: nn.Module) -> Iterator[list[Arguments]]:
     """What the model is first called with in this block, on the meta device, in the list that it gives."""
     calls: list[Arguments] = []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from forecache import evaluate
 from forecache.errors import InputError
 from forecache.evaluate import clip
-from forecache.evaluate.metrics import METRICS, chosen
+from forecache.evaluate.metrics import METRICS, parse_metrics
 from forecache.parts.router import Router
 from forecache.parts.statistics import Statistics
 from forecache.reproduce import recipes
@@ -110,7 +110,7 @@ def open_testbed(
     is_bundled = name in models()
     if is_bundled and (idle := [option for option in ("reference", "weights") if getattr(options, option) is not None]):
         raise InputError(f"{name} brings its own reference and judge: leave --{idle[0]} out.")
-    wanted = chosen(options.metrics) if options.metrics is not None else table.metrics
+    wanted = parse_metrics(options.metrics) if options.metrics is not None else table.metrics
     placement, _ = resolve(device, dtype)
     source = open_source(name, device, dtype)
     metrics, unmeasurable = _metrics(name, source, wanted)

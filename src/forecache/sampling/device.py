@@ -1,4 +1,4 @@
-"""Where a model is put, and in which numbers."""
+"""Device and dtype of a model."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from forecache.errors import InputError
 
 
 def resolve(device: str = "auto", dtype: str = "auto") -> tuple[str, torch.dtype]:
-    """The device and dtype that these words stand for here; InputError if the device cannot be used."""
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    kind = _dtype(dtype, where)
+    """The device and dtype that two options name on this machine.
+
+    device: ``auto`` is a GPU if there is one, else the CPU
+    dtype: ``auto`` is float32 on the CPU and bfloat16 elsewhere
+
+    Raises InputError if the device cannot be used, or the dtype is unknown.
+    """
+    placement = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    precision = _dtype(dtype, placement)
     try:
-        torch.empty(0, device=where)
+        torch.empty(0, device=placement)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {where!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return where, kind
+        raise InputError(f"The device {placement!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return placement, precision
 
 
 def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """What diffusers' ``from_pretrained`` is told to load weights in this dtype: the word for it changed with 0.40."""
+    """The argument of diffusers' ``from_pretrained`` for the dtype of the weights: its name changed with 0.40."""
     from diffusers import __version__
 
     major, minor = map(int, __version__.split(".")[:2])

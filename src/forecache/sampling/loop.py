@@ -1,6 +1,6 @@
 """A sampling loop of our own for class-conditional transformers and any diffusers scheduler.
 
-Every sample's noise depends on the seed and on the sample's own number, never on the batch that it is in.
+The noise of a sample depends on the seed and its number, never on the batch that it is in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def noise(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
 
 
 def _noise(shape: Sequence[int], drawn: Sequence[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape), generator=each) for each in drawn])
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in drawn])
 
 
 def random_labels(count: int, classes: int, seed: int) -> list[int]:
@@ -41,10 +41,10 @@ def check_labels(labels: Sequence[int], classes: int) -> None:
     """Raises InputError unless every label is one of the model's classes."""
     if not labels:
         raise InputError(f"No label was given; this model has the classes 0 to {classes - 1}.")
-    if strange := [label for label in labels if not 0 <= label < classes]:
-        verb = "are" if len(strange) > 1 else "is"
+    if unknown := [label for label in labels if not 0 <= label < classes]:
+        verb = "are" if len(unknown) > 1 else "is"
         raise InputError(
-            f"This model has the classes 0 to {classes - 1}; {', '.join(map(str, strange[:5]))} {verb} not among them."
+            f"This model has the classes 0 to {classes - 1}; {', '.join(map(str, unknown[:5]))} {verb} not among them."
         )
 
 

@@ -1,4 +1,4 @@
-"""One sampling run from labels to files: PNGs and a run.json that says how they were made."""
+"""One sampling run, from conditions to files: PNGs, and a run.json with settings, cost, latency and hardware."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forecache.errors import InputError
 from forecache.evaluate import psnr
 from forecache.io import files as files_module
 from forecache.models.arguments import Arguments
-from forecache.models.counting import seen
+from forecache.models.counting import first_call
 from forecache.models.find import find
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
@@ -31,7 +31,14 @@ UNCACHED = "uncached.npz"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run samples: one image for each label or text. batch: images a call; it does not change the images."""
+    """The settings of a run, which samples one image for each condition.
+
+    conditions: class labels, or texts
+    num_steps: scheduler steps, at least 1
+    guidance: classifier-free guidance scale
+    seed: seed of the noise
+    batch: images in a generation, at least 1; the noise of an image does not depend on it
+    """
 
     conditions: tuple[Condition, ...]
     num_steps: int
@@ -46,9 +53,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """The images (B, C, H, W) in [0, 1] of one run, its seconds, the session's count (None without a plan).
+    """The result of one run.
 
-    call: what the model was first called with, on the meta device.
+    images: (B, C, H, W) in [0, 1], float32
+    seconds: latency of the whole run
+    stats: counts of the session; None without a plan
+    call: arguments of the first model call, on the meta device
     """
 
     images: Tensor
@@ -58,22 +68,22 @@ class Run:
 
 
 def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnStep | None = None) -> Run:
-    """Sample by ``plan``, or with everything computed."""
+    """Sample with a plan, or with everything computed if it is None."""
 
     def images() -> Tensor:
         how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         return in_batches(source, settings.conditions, how, settings.batch, on_step)
 
-    with seen(find(source.target)) as calls:
+    with first_call(find(source.target)) as calls:
         if plan is None:
             return Run(*timed(images), None, *calls)
         with apply(source.target, plan) as session:
-            made, seconds = timed(images)
-    return Run(made, seconds, session.stats, *calls)
+            pixels, seconds = timed(images)
+    return Run(pixels, seconds, session.stats, *calls)
 
 
 def cost(source: Source, plan: Plan, run: Run) -> Cost | None:
-    """What the plan costs for the first batch of the run, by what the model was called with; None if nobody knows."""
+    """The cost of the plan for the first batch of the run; None if the model's forward reads values."""
     try:
         return plan.cost(source.target, inputs=run.call)
     except InputError:  # the model's forward reads values
@@ -114,8 +124,8 @@ def write(
         "stats": asdict(run.stats) if run.stats else None,
         "environment": environment(),
         "images": [
-            {"file": file, "prompt" if isinstance(each, str) else "label": each}
-            for file, each in zip(files, settings.conditions, strict=True)
+            {"file": file, "prompt" if isinstance(condition, str) else "label": condition}
+            for file, condition in zip(files, settings.conditions, strict=True)
         ],
     }
     if uncached is not None:
@@ -170,16 +180,16 @@ def sample_to(
 
 
 def check_folder(out: Path) -> None:
-    """Raises InputError for a folder that holds samples in shards: `write` would mix them with others."""
+    """Raises InputError for a folder of samples in shards, which `write` would mix with other files."""
     if (out / "shards.json").exists():
         raise InputError(f"{out} holds samples in shards, of --num-samples: sample into another folder, or delete it.")
 
 
 def _clear(out: Path) -> None:
-    """Remove what `write` wrote for a run before, by that run's own list; nothing else."""
+    """Remove the files of an earlier run, as its run.json lists them, and nothing else."""
     try:
         images = files_module.document(out / "run.json", 2**26)["images"]
-        names = [f"{index:05d}.png" for index, each in enumerate(images) if each["file"] == f"{index:05d}.png"]
+        names = [f"{index:05d}.png" for index, image in enumerate(images) if image["file"] == f"{index:05d}.png"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # there was none, or it is somebody else's
     for name in (*names, "plan.json", "plan.constants.safetensors", UNCACHED, "run.json"):
@@ -196,7 +206,7 @@ def _cost(cost: Cost) -> Mapping[str, Any]:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """An image (C, H, W) in [0, 1], C 1 or 3, as an 8-bit PNG."""
+    """Write an image (C, H, W) in [0, 1], C 1 or 3, as an 8-bit PNG."""
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -204,8 +214,8 @@ def save_png(image: Tensor, path: Path) -> None:
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, format="png")
 
 
-def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
-    """The conditions that were typed: labels for a model with classes, texts for one without; else InputError."""
+def parse_conditions(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions of two options: labels for a model with classes, prompts for one without; else InputError."""
     if labels is not None and not prompts and source.classes:
         return parse_labels(labels, source)
     if prompts and labels is None and not source.classes:
@@ -216,7 +226,7 @@ def chosen(source: Source, labels: str | None, prompts: Sequence[str]) -> tuple[
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One text a line; empty lines do not count."""
+    """The texts of a file, one a line, without empty lines; InputError if there are none."""
     try:
         lines = [line.strip() for line in files_module.contents(path, 16 * 2**20).decode("utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -227,13 +237,13 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def conditions(source: Source, count: int, labels: str | None, prompts: Path | None) -> tuple[Condition, ...]:
-    """The conditions of ``count`` samples: the classes, or a file's texts, in turn; or the labels, one sample each."""
+    """The conditions of ``count`` samples: classes or texts, cycled; or the labels, one sample each."""
     if labels is not None:
-        return chosen(source, labels, [] if prompts is None else read_prompts(prompts))
-    given = all_conditions(source) if prompts is None else read_prompts(prompts)
-    if not given:
+        return parse_conditions(source, labels, [] if prompts is None else read_prompts(prompts))
+    cycle = all_conditions(source) if prompts is None else read_prompts(prompts)
+    if not cycle:
         raise InputError("The model makes images of texts: give a file of them, one a line, with --prompts.")
-    return check_conditions(source, [given[index % len(given)] for index in range(count)])
+    return check_conditions(source, [cycle[index % len(cycle)] for index in range(count)])
 
 
 def many_conditions(
@@ -248,7 +258,7 @@ def many_conditions(
 
 
 def parse_labels(text: str, source: Source) -> tuple[int, ...]:
-    """``207,360`` or class names, separated by commas."""
+    """The labels of a text such as ``207,360``, numbers or class names with commas between."""
     words: Sequence[str] = [word.strip() for word in text.split(",") if word.strip()]
     labels = [int(word) if word.removeprefix("-").isdecimal() else source.label(word) for word in words]
     check_labels(labels, source.classes)

@@ -1,7 +1,7 @@
 """Samples as ADM's evaluation suite reads them: an ``.npz`` of ``arr_0`` (N, H, W, C) uint8 and ``arr_1``, the labels.
 
-Written and read in parts, so that 50,000 images of 256x256 need no 10 GB of memory. The same samples give the same
-bytes.
+Files are written and read in parts, so that 50,000 images of 256 x 256 do not need 10 GB of memory. The same samples
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Images = np.ndarray[Any, np.dtype[np.uint8]]
 
 def labels_of(conditions: Sequence[Any]) -> np.ndarray[Any, Any]:
     """One entry a sample: class numbers as int64, texts as fixed-width unicode; InputError for anything else."""
-    if all(isinstance(each, int) for each in conditions):
+    if all(isinstance(condition, int) for condition in conditions):
         return np.asarray(conditions, dtype=np.int64)
-    if all(isinstance(each, str) for each in conditions):
+    if all(isinstance(condition, str) for condition in conditions):
         return np.asarray(conditions, dtype=np.str_)
-    odd = next((each for each in conditions if not isinstance(each, int | str)), conditions[0])
-    raise InputError(f"Conditions are class numbers, or all of them texts, so that a file can keep them; not {odd!r}.")
+    odd = next((value for value in conditions if not isinstance(value, int | str)), conditions[0])
+    raise InputError(f"The conditions of a file are all class numbers or all texts; {odd!r} does not fit.")
 
 
 def write(path: Path, count: int, parts: Iterable[Images], labels: np.ndarray[Any, Any]) -> None:
@@ -73,7 +73,10 @@ def images(path: Path) -> Iterator[Images]:
 
 
 def write_pngs(path: Path, folder: Path, on_image: Callable[[int], None]) -> None:
-    """The images of a file as ``000000.png``, ...; those that are there already are left. on_image: after each."""
+    """Write the images of a file as ``000000.png``, ...; existing files are kept.
+
+    on_image: called with the number of images done, after each
+    """
     try:
         from PIL import Image
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The files of a sampling run in shards: the manifest, which says what the run is, and shards with their checksums.
+"""The files of a sampling run in shards: the manifest, with the settings of the run, and shards with their checksums.
 
 shards.json, versioned JSON, checked when it is read:
 
@@ -41,7 +41,7 @@ SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the samples of a run, and how they are cut.
+    """The settings that determine the samples of a run, and how they are divided into shards.
 
     weights: fingerprints by component. plan: its method and digest, empty without a cache. conditions: digest of one
     condition a sample. call_size: samples in every model call, None where it may vary.
@@ -62,7 +62,7 @@ class Settings:
 
     @property
     def run(self) -> str:
-        """The digest by which shards know their run."""
+        """The digest of the settings, by which shards are assigned to their run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @property
@@ -70,13 +70,18 @@ class Settings:
         return -(-self.count // self.shard_size)
 
     def part(self, number: int) -> range:
-        """The samples of a shard."""
+        """The numbers of the samples of a shard."""
         return range(number * self.shard_size, min(self.count, (number + 1) * self.shard_size))
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Samples in a row. images: (count, H, W, C) uint8. seconds: what they took. made_on: hardware and torch."""
+    """Consecutive samples.
+
+    images: (count, H, W, C), uint8
+    seconds: latency of sampling them
+    made_on: hardware and versions of torch and diffusers
+    """
 
     images: Tensor
     seconds: float
@@ -88,15 +93,15 @@ def write_manifest(path: Path, settings: Settings) -> None:
 
 
 def read_manifest(path: Path) -> Settings:
-    """The settings of the run in a folder, or a ShardError that names the file and what is wrong with it."""
+    """The settings of the run in a folder; a ShardError names the file and the problem."""
     with refusing(path, ShardError, "manifest of samples", "Sample into another folder, or delete this one"):
         document = MANIFEST.fields(files.document(path, 2**20), KEYS)
         return _settings(document["settings"])
 
 
-def _settings(found: Any) -> Settings:
-    optional = type(found.get("call_size")) if isinstance(found, dict) else int
-    settings = Settings(**fields(found, SETTINGS | {"call_size": optional}))
+def _settings(document: Any) -> Settings:
+    optional = type(document.get("call_size")) if isinstance(document, dict) else int
+    settings = Settings(**fields(document, SETTINGS | {"call_size": optional}))
     for name in ("weights", "plan"):
         items(list(getattr(settings, name).values()), name, str)
     sizes = (settings.count, settings.shard_size, 1 if settings.call_size is None else settings.call_size)
@@ -117,7 +122,7 @@ def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> No
 
 
 def read_shard(path: Path, settings: Settings, number: int) -> Shard:
-    """The shard of this number, or a ShardError if the file is not exactly what was written for this run."""
+    """The shard of a number; ShardError if the file differs in any way from what was written for this run."""
     part = settings.part(number)
     with refusing(path, ShardError, "shard of this run", "It can be deleted, and is then sampled again"):
         values, tensors = tensor_files.read(path, SHARD, SHARD_TYPES, MAX_BYTES)
@@ -127,7 +132,7 @@ def read_shard(path: Path, settings: Settings, number: int) -> Shard:
         if images is None or images.dtype is not uint8 or images.ndim != 4 or len(images) != len(part):
             raise ValueError(f"it does not hold {len(part)} images")
         if _digest(images) != values["sha256"]:
-            raise ValueError("its images are not those that its checksum was made of")
+            raise ValueError("its images do not match their checksum")
         return Shard(images, values["seconds"], values["made_on"])
 
 

@@ -1,4 +1,4 @@
-"""One process of a sampling run in shards, and the folder that is all it sees of the others.
+"""One process of a sampling run in shards, and the folder through which processes see each other.
 
 B batch, C channels, H height, W width.
 """
@@ -34,7 +34,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the shards of a run are, as every process sees it."""
+    """The folder of a run in shards."""
 
     path: Path
     settings: Settings
@@ -47,7 +47,7 @@ class Folder:
         return self.path / "shards" / f"{number:05d}.safetensors"
 
     def missing(self) -> list[int]:
-        """The shards that no process has finished."""
+        """The numbers of the shards that no process has finished."""
         try:
             there = set(os.listdir(self.path / "shards"))
         except FileNotFoundError:
@@ -55,7 +55,7 @@ class Folder:
         return [number for number in range(self.settings.shards) if self.shard(number).name not in there]
 
     def read(self, number: int) -> Shard | None:
-        """A finished shard; None if it is damaged: then it is removed."""
+        """A finished shard; a damaged one is deleted, and None is returned."""
         path = self.shard(number)
         try:
             return shard_file.read_shard(path, self.settings, number)
@@ -66,7 +66,10 @@ class Folder:
             return None
 
     def is_collected(self, *, checked: bool) -> bool:
-        """Whether samples.npz is there, so that shards may have been deleted. checked: and whether it is intact."""
+        """Whether samples.npz exists, so that shards may have been deleted.
+
+        checked: also whether its checksum is right
+        """
         try:
             record = files.document(self.path / "run.json", 2**20)
             there = record["run"] == self.settings.run and self.samples.exists()
@@ -75,14 +78,19 @@ class Folder:
             return False
 
     def sweep(self) -> None:
-        """Removes what killed processes left behind."""
+        """Delete the temporary files of killed processes."""
         for path in (*self.path.glob("*.tmp"), *self.path.glob("shards/*.tmp"), *self.path.glob("png/*.tmp")):
             path.unlink(missing_ok=True)
 
 
 @dataclass
 class ShardRun:
-    """One process of the run. call: samples of a model call. made, damaged: shards that it sampled, found damaged."""
+    """One process of a run.
+
+    call: samples in a model call
+    made: numbers of the shards that it sampled
+    damaged: numbers of the shards that it found damaged
+    """
 
     folder: Folder
     world: World
@@ -99,7 +107,7 @@ class ShardRun:
         self.on_progress(what, done, self.folder.settings.count)
 
     def finish(self) -> None:
-        """This process's own shards are sampled, and then those that others have not finished.
+        """Sample this process's own shards, and then those that others have not finished.
 
         Those are taken from the back, where nobody is yet, at another place by every process. Near the end two
         processes can be at one shard; the slower one leaves it when it sees that it is there.
@@ -113,7 +121,7 @@ class ShardRun:
             self._make(left[-1 - len(left) * world.rank // world.size])
 
     def collect(self, labels: np.ndarray[Any, Any]) -> Path:
-        """samples.npz and run.json are there, of intact shards."""
+        """Write samples.npz and run.json from intact shards, if they are missing."""
         settings = self.folder.settings
         if not self._collected:
             seen: list[Shard] = []
@@ -132,7 +140,7 @@ class ShardRun:
         return self.folder.samples
 
     def _parts(self, seen: list[Shard]) -> Iterator[samples_file.Images]:
-        """The images of all shards; of each, ``seen`` keeps what run.json says."""
+        """The images of all shards in order; ``seen`` gets each shard without its images."""
         settings = self.folder.settings
         for number in range(settings.shards):
             while (shard := self._read(number)) is None:
@@ -142,7 +150,7 @@ class ShardRun:
             self.tell("writing samples.npz", settings.part(number).stop)
 
     def _read(self, number: int) -> Shard | None:
-        """A finished shard; None if there is none, or if it was damaged."""
+        """A finished shard; None if it is missing or damaged."""
         if not self.folder.shard(number).exists():
             return None
         self.tell("checking", self.folder.settings.part(number).stop)
@@ -165,7 +173,7 @@ class ShardRun:
         self.made.append(number)
 
     def _images(self, part: range) -> Tensor:
-        """The samples of one call, (B, H, W, C) uint8: rounded as in a PNG."""
+        """The samples of one call, (B, H, W, C) uint8, rounded as in a PNG."""
         labels = [self.conditions[index] for index in part]
         full = self.folder.settings.call_size or len(labels)
         with _own_noise(self.source):
@@ -179,7 +187,7 @@ class ShardRun:
         return (images_BCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def _made_on(self) -> str:
-        """Hardware and versions, as far as they can change the last bit."""
+        """The hardware and versions that can change the last bit of a sample."""
         place = environment()
         on_gpu = next(find(self.source.target).parameters()).is_cuda
         hardware = place["gpu"] if on_gpu else f"{place['cpu']}, {place['threads']} threads"
@@ -193,15 +201,15 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _own_noise(source: Source) -> Iterator[None]:
-    """RunError if torch's global generators are drawn from in the block: what they give depends on all before."""
+    """Raises RunError if the block draws from torch's global generators, whose numbers depend on all earlier draws."""
     gpu = next(find(source.target).parameters()).is_cuda
     before = _global_noise(gpu)
     yield
     if any(not torch.equal(a, b) for a, b in zip(before, _global_noise(gpu), strict=True)):
         scheduler = type(getattr(source.target, "scheduler", None)).__name__
         raise RunError(
-            f"Sampling drew noise from torch's global generator ({scheduler} on its way, most likely), so that a "
-            "sample would depend on those before it: use a deterministic scheduler such as DDIM, or a source that "
+            f"Sampling drew noise from torch's global generator (most likely in the steps of {scheduler}), so that "
+            "a sample would depend on those before it: use a deterministic scheduler such as DDIM, or a source that "
             "gives the scheduler one generator a sample, as forecache.sampling.loop.sample does."
         )
 

@@ -1,10 +1,10 @@
 """Sampling at scale: any number of samples, in shards that are finished once, by any number of processes.
 
-What a sample is depends on the seed and its own number alone: its noise comes from a generator of its own, and the
-model is always called with the same number of samples, of which it always has the same place.
+A sample depends on the seed and its number alone: its noise comes from its own generator, and the model is always
+called with the same number of samples, in which a sample always has the same position.
 
-Processes do not talk to each other. Each sees in the folder which shards are there, makes its own ones, and then those
-that others have not made yet; so one that is killed, on any machine, costs the shard that it was at and nothing else.
+Processes do not communicate. Each sees in the folder which shards are finished, samples its own, and then those that
+are still missing; a process that is killed, on any machine, loses the shard in progress and nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from forecache.sampling.shard_worker import Folder, OnProgress, ShardRun
 from forecache.sampling.sources import Sampling, Source, as_source, check_conditions
 
 CALL_SIZE = 16
-"""Samples in every model call, unless asked for otherwise."""
+"""Samples in every model call by default."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def sample_shards(
     Raises ShardError if ``out`` holds another run (and says what differs), RunError for a scheduler whose noise does
     not depend on the sample alone, InputError for images that are not finite.
     """
-    source, wanted = as_source(target), [int(each) if isinstance(each, Integral) else each for each in conditions]
+    source, wanted = as_source(target), [int(value) if isinstance(value, Integral) else value for value in conditions]
     labels = samples_file.labels_of(wanted)
     if wanted and labels.dtype.kind == "i" and source.classes:
         check_labels(sorted(set(wanted)), source.classes)
@@ -116,7 +116,7 @@ def _silent(*_: Any) -> None:
 
 
 def _check_sizes(batch: int, shard_size: int, call_size: int | None) -> int:
-    """The samples of a model call."""
+    """The number of samples in a model call; InputError if the sizes do not fit together."""
     if min(batch, shard_size, 1 if call_size is None else call_size) < 1:
         raise InputError(f"batch, shard and call sizes are at least 1; {batch}, {shard_size}, {call_size} were given.")
     if call_size is None:
@@ -137,7 +137,7 @@ def _check_sizes(batch: int, shard_size: int, call_size: int | None) -> int:
 def settings_of(
     source: Source, conditions: Sequence[Any], how: Sampling, plan: Plan | None, shard_size: int, call_size: int | None
 ) -> Settings:
-    """What decides the samples of a run, as its folder keeps it."""
+    """The settings that determine the samples of a run, as its manifest stores them."""
     if not conditions or how.num_steps < 1:
         raise InputError(
             "Sampling needs at least one condition and at least one step; there are "
@@ -162,7 +162,7 @@ def settings_of(
 
 
 def plan_digest(plan: Plan) -> str:
-    """Of the cells and their constants: what it was made by, and for which weights, is not the plan."""
+    """The digest of a plan's cells and constants, without its provenance and the model that it was made for."""
     bare = replace(plan, grid=replace(plan.grid, model="", fingerprint="", scheduler=""), provenance={})
     with tempfile.TemporaryDirectory() as folder:
         bare.save(Path(folder) / "plan.json")
@@ -173,7 +173,10 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _join(folder: Path, asked: Settings, plan: Plan | None) -> Settings:
-    """The settings by the folder's manifest, which the first process that comes writes. plan: is written, too."""
+    """The settings in the folder's manifest, which the first process writes.
+
+    plan: written to the folder as well; None leaves that to another process
+    """
     path = folder / "shards.json"
     if not path.exists():
         if (folder / "run.json").exists():
@@ -188,22 +191,22 @@ def _join(folder: Path, asked: Settings, plan: Plan | None) -> Settings:
 
 
 def differences(there: Settings, asked: Settings) -> list[str]:
-    """What the folder's run has otherwise than the one that was asked for."""
-    found = []
-    for name in (each.name for each in fields(Settings)):
+    """The differences of the folder's run from the requested one, as words; empty if there are none."""
+    words = []
+    for name in (field.name for field in fields(Settings)):
         a, b = getattr(there, name), getattr(asked, name)
         if name == "weights":
-            found += [f"other weights of the {part}" for part in sorted({*a, *b}) if not _same_part(a, b, part)]
+            words += [f"other weights of the {part}" for part in sorted({*a, *b}) if not _same_part(a, b, part)]
         elif name == "scheduler":
-            found += [f"scheduler {each}" for each in scheduler_differences(a, b)]
+            words += [f"scheduler {difference}" for difference in scheduler_differences(a, b)]
         elif name == "plan" and a.get("sha256") != b.get("sha256"):
             methods = [plan.get("method", "none") for plan in (a, b)]
-            found.append("another plan" if methods[0] == methods[1] else f"plan {methods[0]}, not {methods[1]}")
+            words.append("another plan" if methods[0] == methods[1] else f"plan {methods[0]}, not {methods[1]}")
         elif name == "conditions" and a != b:
-            found += ["other conditions"] if there.count == asked.count else []
+            words += ["other conditions"] if there.count == asked.count else []
         elif name != "plan" and a != b:
-            found.append(f"{name} {a}, not {b}")
-    return found
+            words.append(f"{name} {a}, not {b}")
+    return words
 
 
 def _same_part(a: Any, b: Any, part: str) -> bool:

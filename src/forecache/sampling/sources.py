@@ -1,4 +1,4 @@
-"""Models by name, ready to sample from: the bundled ``digits``, a local pipeline folder, a repository on the hub."""
+"""Sources: models that make images from class labels or from texts, one protocol for all of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from forecache.sampling.loop import check_labels, generators
 
 OnStep = Callable[[int], None]
 Condition = int | str
-"""What a sample is of: a class by its label, or a text."""
+"""The condition of a sample: the label of its class, or its text."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: scheduler steps, classifier-free guidance scale, seed of the noise.
+    """The settings of a sampling run.
 
-    shared_noise: every sample starts from the noise of sample 0. Raises InputError for a scale that is none.
+    num_steps: scheduler steps
+    guidance: classifier-free guidance scale; one call a sample up to 1, two above
+    seed: seed of the noise
+    shared_noise: every sample starts from the noise of sample 0
+
+    Raises InputError for a negative or infinite scale.
     """
 
     num_steps: int
@@ -36,27 +41,29 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < math.inf:
-            raise InputError(f"The guidance scale is a number from 0 on; {self.guidance:g} was asked for.")
+            raise InputError(f"The guidance scale is a finite number, at least 0; {self.guidance:g} was asked for.")
 
     def indices(self, first: int, count: int) -> Sequence[int]:
-        """The numbers of the noises that ``count`` samples from ``first`` on start from."""
+        """The noise indices of ``count`` samples, the first of which has the number ``first``."""
         return [0] * count if self.shared_noise else range(first, first + count)
 
 
 class Source(Protocol):
     """A model that makes images from class labels or from texts.
 
-    It may say which half of a guidance pair is the conditional one: ``conditional``, "first" where it does not.
+    Optional attributes: ``conditional``, the half of a guidance pair that is conditional, "first" (the default) or
+    "second"; ``guidance``, the default guidance scale; ``prompts``, default texts; ``call_inputs(rows)``, the arguments
+    of a model call.
     """
 
     @property
     def target(self) -> Any:
-        """What a plan is applied to: a pipeline or a transformer."""
+        """The pipeline or transformer that a plan is applied to."""
         ...
 
     @property
     def classes(self) -> int:
-        """Number of classes, labels 0 to classes - 1; 0 where it takes texts."""
+        """Number of classes, labels 0 to classes - 1; 0 for a text-to-image model."""
         ...
 
     def label(self, name: str) -> int:
@@ -87,7 +94,7 @@ class DiTSource:
 
     def label(self, name: str) -> int:
         if name not in self.pipe.labels:
-            close = [each for each in self.pipe.labels if name.lower() in each.lower()][:5]
+            close = [label for label in self.pipe.labels if name.lower() in label.lower()][:5]
             hint = f"; there are {', '.join(close)}" if close else f": use a number from 0 to {self.classes - 1}"
             raise InputError(f"The model has no class {name!r}{hint}.")
         return self.pipe.get_label_ids([name])[0]
@@ -96,7 +103,7 @@ class DiTSource:
         self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
         check_labels(labels, self.classes)
-        with _told(self.pipe.transformer, on_step):
+        with _reporting(self.pipe.transformer, on_step):
             images = self.pipe(
                 list(labels),
                 guidance_scale=how.guidance,
@@ -109,7 +116,7 @@ class DiTSource:
 
 @dataclass(frozen=True)
 class TextSource:
-    """A diffusers pipeline that makes an image of a text, such as PixArt's."""
+    """A diffusers text-to-image pipeline, such as PixArt's."""
 
     pipe: Any
 
@@ -128,10 +135,10 @@ class TextSource:
     ) -> Tensor:
         more: dict[str, Any] = {}
         if "use_resolution_binning" in _parameters(self.pipe):
-            more["use_resolution_binning"] = False  # the model's own size is asked for
+            more["use_resolution_binning"] = False  # sample at the model's own size
         if "clean_caption" in _parameters(self.pipe) and not all(map(find_spec, ("bs4", "ftfy"))):
-            more["clean_caption"] = False  # as the pipeline does by itself, with warnings
-        with _told(self.pipe.transformer, on_step):
+            more["clean_caption"] = False  # the pipeline falls back to this by itself, with warnings
+        with _reporting(self.pipe.transformer, on_step):
             images = self.pipe(
                 prompt=list(labels),
                 guidance_scale=how.guidance,
@@ -148,20 +155,20 @@ def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def takes_texts(pipe: Any) -> bool:
-    """Whether it is a diffusers pipeline that makes images of texts with a transformer."""
+    """Whether an object is a diffusers text-to-image pipeline with a transformer."""
     needed = {"prompt", "guidance_scale", "num_inference_steps", "generator", "output_type", "num_images_per_prompt"}
     return hasattr(pipe, "transformer") and callable(pipe) and needed <= set(_parameters(pipe))
 
 
 def own_guidance(source: Source) -> float:
-    """The guidance scale that a model for texts has by default; 1.5, the papers', for classes."""
+    """The default guidance scale: the source's own, else the pipeline's for texts, else 1.5, as in the papers."""
     default = _parameters(source.target)["guidance_scale"].default if isinstance(source, TextSource) else 1.5
     return getattr(source, "guidance", default)
 
 
 @contextmanager
-def _told(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
-    """Calls ``on_step`` after every call of the transformer: not every pipeline has a callback."""
+def _reporting(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
+    """Call ``on_step`` after every call of the transformer in this block: not every pipeline has a callback."""
     if on_step is None:
         yield
         return
@@ -174,24 +181,24 @@ def _told(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
 
 
 def all_conditions(source: Source) -> Sequence[Condition]:
-    """What the model can be asked for: its classes, or the texts that it names as its ``prompts``; empty without."""
+    """The classes of a model, or its default ``prompts``; empty if it has neither."""
     return range(source.classes) if source.classes else getattr(source, "prompts", ())
 
 
 def check_conditions(source: Source, conditions: Iterable[Any]) -> tuple[Condition, ...]:
-    """Labels as whole numbers for a model with classes, texts for one without; InputError for the other kind."""
+    """The conditions, labels as int; InputError for texts if the model has classes, for labels if it has none."""
     given = tuple(conditions)
     if source.classes:
-        if texts := [each for each in given if isinstance(each, str)]:
+        if texts := [condition for condition in given if isinstance(condition, str)]:
             raise InputError(f"The model takes class labels, 0 to {source.classes - 1}; {texts[0]!r} is a text.")
-        return tuple(int(each) for each in given)
-    if labels := [each for each in given if not isinstance(each, str)]:
-        raise InputError(f"The model takes texts; {labels[0]!r} is none.")
+        return tuple(int(condition) for condition in given)
+    if labels := [condition for condition in given if not isinstance(condition, str)]:
+        raise InputError(f"The model takes texts; {labels[0]!r} is not a text.")
     return given
 
 
 def call_inputs(source: Source, rows: int) -> dict[str, Any] | None:
-    """The arguments of a model call on so many rows, where the source knows better than its model's configuration."""
+    """The arguments of a model call on ``rows`` samples, if the source defines them; else None."""
     own: Callable[[int], dict[str, Any]] | None = getattr(source, "call_inputs", None)
     return None if own is None else own(rows)
 
@@ -199,13 +206,16 @@ def call_inputs(source: Source, rows: int) -> dict[str, Any] | None:
 def in_batches(
     source: Source, labels: Sequence[Condition], how: Sampling, batch: int, on_step: OnStep | None = None
 ) -> Tensor:
-    """The images of all labels or texts, ``batch`` a generation; how they are cut up does not change their noise."""
+    """The images (B, C, H, W) of all conditions, ``batch`` a generation; their noise does not depend on ``batch``."""
     starts = range(0, len(labels), batch)
     return torch.cat([source.generate(labels[first : first + batch], how, first, on_step) for first in starts])
 
 
 def as_source(target: Any) -> Source:
-    """The source of what is in hand: a DiTPipeline, one for texts, or a `Source` as it is."""
+    """The source of a DiTPipeline or a text-to-image pipeline; a `Source` is returned as it is.
+
+    Raises InputError for anything else.
+    """
     if type(target).__name__ == "DiTPipeline":
         return DiTSource(target)
     if takes_texts(target):
@@ -213,7 +223,7 @@ def as_source(target: Any) -> Source:
     if all(hasattr(target, name) for name in ("target", "classes", "generate")):
         return target
     raise InputError(
-        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a pipeline that "
-        "makes images of texts, the digits model, or an object with `target`, `classes` and "
-        "`generate`, as forecache.sampling.sources.Source describes it."
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a text-to-image "
+        "pipeline, a bundled model, or an object with `target`, `classes` and `generate`, as "
+        "forecache.sampling.sources.Source describes it."
     )

@@ -378,5 +378,5 @@ def test_the_wrong_kind_of_condition_is_refused(forecache, pixart_folder, words,
 
 
 def test_texts_and_labels_are_told_apart_in_python(pipe):
-    with pytest.raises(fc.errors.InputError, match=r"takes texts; 3 is none"):
+    with pytest.raises(fc.errors.InputError, match=r"takes texts; 3 is not a text"):
         fc.calibrate(pipe, [3], num_steps=2)
