@@ -123,7 +123,7 @@ def test_random_weights_switch_no_branch_off(tiny):
         zoo.shaped("huge")
     model = torch.nn.Linear(2, 2)
     model.config, model.device, model.dtype = None, None, None
-    with pytest.raises(fc.errors.InputError, match="what a Linear is called with"):
+    with pytest.raises(fc.errors.InputError, match="the arguments of a Linear"):
         zoo.random_inputs(model, 1)
 
 

@@ -1,4 +1,4 @@
-"""Adapters: the sites of a model, and what a model without them, or with wrong ones, is answered with."""
+"""Layouts: the sites of a model, and the errors for a model without sites or with wrong ones."""
 
 import pytest
 import torch
@@ -105,9 +105,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is(dit):
 
 @pytest.mark.parametrize("patterns", [["blocks.*", "blocks.*.attn"], ["blocks.*.mlp", "blocks.1.mlp.fc1"]])
 def test_a_site_inside_a_site_is_refused(facebook, patterns):
-    with pytest.raises(
-        fc.errors.SiteError, match=r"Site blocks\..* lies inside site blocks\..*: cache the one or the other"
-    ):
+    with pytest.raises(fc.errors.SiteError, match=r"Site blocks\..* lies inside site blocks\..*: cache one of the two"):
         fc.grid(facebook, 4, sites=patterns)
 
 
@@ -142,9 +140,7 @@ def test_a_plan_for_modules_that_a_model_does_not_have_is_refused(facebook):
 def test_a_module_that_gives_out_a_tuple_is_refused_and_the_model_left_clean():
     model = Toy(lambda self, x: self.a(x) + self.pair(x, x, x)[0])
     model.pair = nn.MultiheadAttention(4, 1)
-    with pytest.raises(
-        fc.errors.ModelError, match="Module pair gives out a tuple; a site gives out one tensor.*inside it"
-    ):
+    with pytest.raises(fc.errors.ModelError, match="Module pair returns a tuple; a site returns one tensor.*inside it"):
         run_toy(model, sites=["pair"])
     assert not any("forward" in vars(module) for module in model.modules())
 

@@ -226,7 +226,7 @@ def test_weights_that_come_back_inside_of_a_block_alone_are_refused(name):
     model = TINY[name].model()
     made = fc.fora(2).plan(fc.grid(model, num_steps=len(TIMES)))
     cpu_offload(model, execution_device="cpu")
-    with pytest.raises(fc.errors.RunError, match=r"offloaded and come back inside.*leaf_level"), fc.apply(model, made):
+    with pytest.raises(fc.errors.RunError, match=r"offloaded and return only.*leaf_level"), fc.apply(model, made):
         pass
     assert torch.isfinite(TINY[name].generate(model)).all()  # and nothing is left on it
 
@@ -236,7 +236,7 @@ def test_groups_of_blocks_that_lie_on_another_device_are_refused():
     how = {"onload_device": torch.device("cuda"), "offload_type": "block_level", "num_blocks_per_group": 1}
     pipe.transformer.enable_group_offload(**how)
     with (
-        pytest.raises(fc.errors.RunError, match=r"offloaded and come back inside.*leaf_level"),
+        pytest.raises(fc.errors.RunError, match=r"offloaded and return only.*leaf_level"),
         fc.apply(pipe, plan(pipe)),
     ):
         pass

@@ -111,9 +111,9 @@ def extract(
     streams = {name: Stream() for name in stream if name not in keep}
     done = 0
     for part in images.batches(batch):
-        found = extractor.of(part)
+        output = extractor.of(part)
         for name in (*keep, *streams):
-            features = found[name].float().cpu()
+            features = output[name].float().cpu()
             _check(features, images, done)
             if name in streams:
                 streams[name].add(features)
@@ -124,7 +124,7 @@ def extract(
         done += len(part)
         if on_images is not None:
             on_images(done)
-    return Features(extractor.name, done, held, {name: each.moments() for name, each in streams.items()})
+    return Features(extractor.name, done, held, {name: moments.moments() for name, moments in streams.items()})
 
 
 def _check(features: Tensor, images: ImageSet, first: int) -> None:

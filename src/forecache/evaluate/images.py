@@ -18,7 +18,7 @@ WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image to its reference: (B, C, H, W) twice -> (B,), inf where equal.
+    """Peak signal-to-noise ratio in dB of every image to its reference: (B, C, H, W) twice -> (B,), inf if equal.
 
     peak: the range of the pixels, 1 for images in [0, 1].
     """
@@ -28,7 +28,7 @@ def psnr(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
 
 
 def ssim(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of each image to its reference: (B, C, H, W) twice -> (B,), 1 if equal.
+    """Structural similarity (Wang et al. 2004) of every image to its reference: (B, C, H, W) twice -> (B,), 1 if equal.
 
     As published: a Gaussian window of 11 x 11 pixels and width 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside
     the image count, and the mean is over these and the channels. Images are at least 11 x 11.

@@ -192,7 +192,7 @@ def npz_names(path: Path) -> set[str]:
 def _open_npz(path: Path) -> Npz:
     names = npz_names(path)
     if "arr_0" not in names:
-        holds = ", ".join(each if each.isidentifier() else files_module.short(each) for each in sorted(names)[:6])[:300]
+        holds = ", ".join(name if name.isidentifier() else files_module.short(name) for name in sorted(names)[:6])[:300]
         raise InputError(f"{path} has no images, which the ADM suite keeps as arr_0; it holds {holds}.")
     with _reading(path), npz.opened(path) as archive, npz.member(archive, "arr_0") as (_, header):
         shape, fortran, dtype = header

@@ -1,4 +1,4 @@
-"""Model families: which sites a transformer has, and how each is computed."""
+"""Model families: the sites of a transformer, and how they are computed."""
 
 from forecache.models.registry import register
 

@@ -1,7 +1,9 @@
-"""What a block is made of: residual branches on one or several streams of tokens.
+"""Blocks: residual branches on one or several streams of tokens.
 
-A stream is what a block hands on: the tokens of an image, and in joint models those of a text beside them. A feature is
-one tensor; of a branch that adds to several streams, their parts one after the other. B batch, N tokens, D width.
+A stream is a sequence of tokens that blocks pass on: those of an image, and in joint models those of a text. A feature
+is one tensor; for a branch that adds to several streams, it is the concatenation of their parts.
+
+B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from forecache.errors import RunError
 
 Forward = Callable[..., Any]
 Streams = tuple[Tensor, ...]
-"""What blocks hand on, each (B, N, D)."""
+"""The streams that blocks pass on, each (B, N, D)."""
 Gate = Tensor | float | tuple[Tensor | float, ...]
-"""Of a branch: broadcastable to its feature, a number, or one for each of its streams."""
+"""The gate of a branch: broadcastable to its feature, a number, or a tuple with one for each of its streams."""
 Gates = Callable[..., Sequence[Gate] | Tensor]
 """The gates of a run of blocks, one a branch, from the arguments of a block's forward."""
 
 
 class SiteHandler(Protocol):
-    """Decides what a site gives out: ``compute(*args, **kwargs)``, or an estimate of it."""
+    """Returns the feature of a site: ``compute(*args, **kwargs)``, or an estimate of it."""
 
     def __call__(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor: ...
 
@@ -56,11 +58,11 @@ def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
 
 
 LARGEST = 65504
-"""Some published models clip half floats to their range."""
+"""Largest half float, to which some published models clip."""
 
 
 def clipped(x_BND: Tensor) -> Tensor:
-    """Half floats within their range; others as they are."""
+    """Half floats clipped to their range; other dtypes unchanged."""
     return x_BND.clip(-LARGEST, LARGEST) if x_BND.dtype == torch.float16 else x_BND
 
 
@@ -68,12 +70,14 @@ def clipped(x_BND: Tensor) -> Tensor:
 class Branch:
     """A residual branch of a block: ``x + gate(condition) * compute(x, condition)``.
 
-    compute: norm, modulation and module, up to but without the gate, from the branch's streams; (B, N, D) -> (B, N, D).
-    gate: the gate of the current step, broadcastable to (B, N, D), or one for each stream; None where the branch is
-    added as it is. tokenwise: every token is computed by itself, so that ``compute`` of some tokens (B, K, D) is
-    possible. received: of an attention, what every token receives from all queries, mean over heads, (B, N), float32.
-    streams: which of the block's it adds to. reads: which it is computed from, where these are others. add: x, y and a
-    gate to what is handed on, bit for bit.
+    kind: last part of the site's name, such as ``attn``
+    compute: norm, modulation and module, up to but without the gate, from the branch's streams; (B, N, D) -> (B, N, D)
+    gate: the gate of the current step, broadcastable to (B, N, D), or one for each stream; None adds the branch ungated
+    tokenwise: every token is computed by itself, so that ``compute`` of some tokens (B, K, D) is possible
+    received: of an attention, what every token receives from all queries, mean over heads, (B, N), float32
+    streams: indices of the block's streams that it adds to
+    reads: indices of the streams that it is computed from; None for ``streams``
+    add: (x, y, gate) -> the new stream, bit for bit as the model computes it
     """
 
     kind: str
@@ -86,11 +90,11 @@ class Branch:
     add: Callable[[Tensor, Tensor, Any], Tensor] = gated
 
     def added(self, streams: list[Tensor], y_BND: Tensor, condition: Any) -> None:
-        """Put the branch, whose ungated output is y, onto its streams."""
+        """Add the branch, whose ungated output is y, to its streams, in the list."""
         gate = self.gate(condition) if self.gate is not None else None
-        for stream, part, each in _parts(self.streams, streams, y_BND, gate):
+        for stream, part, factor in _parts(self.streams, streams, y_BND, gate):
             x_BND = streams[stream]
-            streams[stream] = x_BND + part if each is None else self.add(x_BND, part, each)
+            streams[stream] = x_BND + part if factor is None else self.add(x_BND, part, factor)
 
 
 def add_all(total_BND: Tensor, features: Iterable[Tensor], gates: Iterable[Any]) -> None:
@@ -104,17 +108,17 @@ def add_up(totals: Sequence[Tensor], streams: Sequence[int], feature_BND: Tensor
     if isinstance(gate, Tensor) and len(streams) == 1:  # nearly always, once a feature and step
         totals[streams[0]].addcmul_(feature_BND, gate)
         return
-    for stream, part, each in _parts(streams, totals, feature_BND, gate):
-        if isinstance(each, Tensor):
-            totals[stream].addcmul_(part, each)
+    for stream, part, factor in _parts(streams, totals, feature_BND, gate):
+        if isinstance(factor, Tensor):
+            totals[stream].addcmul_(part, factor)
         else:
-            totals[stream].add_(part, alpha=each)
+            totals[stream].add_(part, alpha=factor)
 
 
 def _parts(
     streams: Sequence[int], given: Sequence[Tensor], feature_BND: Tensor, gate: Any
 ) -> Iterable[tuple[int, Tensor, Any]]:
-    """(stream, its part of a feature, its gate)."""
+    """The (stream, part, gate) of every stream that a feature adds to."""
     if len(streams) == 1:
         return [(streams[0], feature_BND, gate[0] if isinstance(gate, tuple) else gate)]
     wholes = [given[stream] for stream in streams]
@@ -124,7 +128,7 @@ def _parts(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One feature of the parts of several streams; narrower ones fill rows of the first one's width."""
+    """One feature from the parts of several streams; narrower ones are packed into rows of the first one's width."""
     width = parts[0].shape[2]
     rows = [part if part.shape[2] == width else _filled(part, width) for part in parts]
     return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
@@ -140,7 +144,7 @@ def _filled(part: Tensor, width: int) -> Tensor:
 
 
 def _like(rows: Tensor, whole: Tensor) -> Tensor:
-    """Rows as tokens of a stream's width."""
+    """Rows unpacked into tokens of a stream's width."""
     if rows.shape[2] == whole.shape[2]:
         return rows
     return rows.flatten(1)[:, : whole[0].numel()].unflatten(1, whole.shape[1:])
@@ -148,11 +152,15 @@ def _like(rows: Tensor, whole: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """A block as its branches, in order. ``condition`` makes what they share from the arguments of its forward.
+    """A block as a sequence of branches.
 
-    weights: the tensors that gates are made of, where those of many blocks are stacked. copies: they are copied for
-    that, not read where they lie. inputs: the names of the streams in the signature of the forward. outputs: the
-    streams that it gives out, None for nothing; one alone is not in a tuple.
+    module: the block
+    condition: arguments of its forward -> the values that its branches share
+    branches: in order of execution
+    weights: the tensors that gates are computed from, if those of many blocks are stacked
+    copies: stacking copies these tensors, instead of reading them in place
+    inputs: the names of the streams in the signature of the forward
+    outputs: the indices of the streams that it returns, None for an empty one; a single stream is not in a tuple
     """
 
     module: nn.Module
@@ -166,14 +174,15 @@ class Block:
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         """The block's forward with every branch left to ``on_site``, unless ``on_block`` decides about the whole block.
 
-        number: of the block. first_site: the index of branch 0.
+        number: index of the block
+        first_site: index of the site of its first branch
         """
         own = self.module.forward
         take = _taking(own, self.inputs)
         if _is_offloaded(self.module):
             raise RunError(
-                f"The weights of a {type(self.module).__name__} are offloaded and come back inside of its own forward "
-                "alone, but a plan calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload), or "
+                f"The weights of a {type(self.module).__name__} are offloaded and return only for its own forward, "
+                "but a plan calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload), or "
                 "its leaves (enable_group_offload with offload_type='leaf_level')."
             )
 
@@ -192,18 +201,18 @@ class Block:
         return forward
 
     def handed(self, streams: Sequence[Tensor]) -> Any:
-        """The streams as the block's forward gives them out."""
+        """The streams in the form in which the block's forward returns them."""
         if self.outputs == (0,):  # a call that every skipped block makes
             return streams[0]
-        found = [None if stream is None else streams[stream] for stream in self.outputs]
-        return tuple(found) if len(found) > 1 else found[0]
+        values = [None if stream is None else streams[stream] for stream in self.outputs]
+        return tuple(values) if len(values) > 1 else values[0]
 
 
 @dataclass(frozen=True)
 class Residual(Block):
-    """A block as one site: what it adds to its streams as a whole, output minus input.
+    """A block as one site, its residual: output minus input, of all its streams.
 
-    Computed, the block's own output is handed on; skipped, its input plus the estimate.
+    A computed block returns its own output; a skipped one returns its input plus the estimate.
     """
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
@@ -220,8 +229,9 @@ class Residual(Block):
 
             def compute(*streams: Tensor) -> Tensor:
                 output = own(*args, **kwargs)
-                found = output if isinstance(output, tuple) else (output,)
-                after = {stream: each for stream, each in zip(self.outputs, found, strict=True) if stream is not None}
+                values = output if isinstance(output, tuple) else (output,)
+                pairs = zip(self.outputs, values, strict=True)
+                after = {stream: value for stream, value in pairs if stream is not None}
                 residual_BND = joined([after[stream] - streams[stream] for stream in branch.streams])
                 outputs.append((output, residual_BND))
                 return residual_BND
@@ -237,7 +247,7 @@ class Residual(Block):
 
 
 def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...]) -> Residual:
-    """The block as one site, kind ``block``."""
+    """A block as one site of kind ``block``."""
     streams = tuple(sorted(stream for stream in outputs if stream is not None))
     branch = Branch("block", _nothing, None, streams=streams)
     return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs)
@@ -248,18 +258,18 @@ def _nothing(*_: Any, **__: Any) -> Any:
 
 
 def _is_offloaded(module: nn.Module) -> bool:
-    """Whether a hook of accelerate or diffusers brings weights of the block from another device for its forward."""
+    """Whether a hook of accelerate or diffusers moves the block's weights to the device for its forward alone."""
     hook = vars(module).get("_hf_hook")
     parts = getattr(hook, "hooks", (hook,))
-    if any(getattr(each, "offload", False) for each in parts):
-        return any(each.is_meta for each in module.parameters(recurse=False))
+    if any(getattr(part, "offload", False) for part in parts):
+        return any(weight.is_meta for weight in module.parameters(recurse=False))
     registry = vars(module).get("_diffusers_hook")
     group = getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
     return group is not None and group.onload_device != group.offload_device
 
 
 def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
-    """Reads the streams from the arguments of a block's forward."""
+    """A function that reads the streams from the arguments of a block's forward."""
     known = list(inspect.signature(forward).parameters)
     places = [(name, known.index(name)) for name in names]
     if len(places) == 1:  # a call that every skipped block makes

@@ -1,4 +1,4 @@
-"""MACs and bytes of a model call by shapes alone: a twin without data runs on the meta device, and torch counts."""
+"""MACs and bytes of a model call from shapes alone: torch counts a call of a twin on the meta device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from forecache.parts.grid import Tokens
 
 @dataclass(frozen=True)
 class CallCost:
-    """One model call: MACs, output bytes and numbers of every site, and the MACs of everything else, which always runs.
+    """The cost of one model call.
 
-    site_shapes: the batch and the tokens of every site, (rows, 1) where it has no tokens. token_macs: where a site
-    treats every token by itself, the MACs of one token of every row. received_macs: of scoring an attention.
+    site_macs: MACs of every site
+    site_bytes: bytes of every site's feature
+    site_numbers: number of elements of every site's feature
+    fixed_macs: MACs of the rest of the call, which always runs
+    site_shapes: (rows, tokens) of every site; (rows, 1) for a feature without tokens
+    token_macs: by site with partial tokens, the MACs of one token of every row
+    received_macs: by scored attention, the MACs of its scores
+    condition_macs: by skipped block, the MACs of its condition
+    gate_macs: by skipped block, the MACs of its gates
     """
 
     site_macs: tuple[int, ...]
@@ -39,16 +46,16 @@ class CallCost:
     gate_macs: Mapping[int, int]
 
     def kept_bytes(self, dtype: torch.dtype | None) -> tuple[int, ...]:
-        """Bytes of every site's feature when it is kept in ``dtype``; in its own if None."""
+        """Bytes of every site's feature stored in ``dtype``; None for its own."""
         return self.site_bytes if dtype is None else tuple(number * dtype.itemsize for number in self.site_numbers)
 
     @property
     def site_tokens(self) -> tuple[int, ...]:
-        """Tokens of the whole batch, of every site."""
+        """Tokens of every site, of all rows."""
         return tuple(rows * tokens for rows, tokens in self.site_shapes)
 
     def partial_macs(self, site: int, tokens: Tokens) -> int:
-        """MACs of a partial cell: what does not depend on the tokens (the keys of a text), and as much for each."""
+        """MACs of a partial cell: a constant part (the keys of a text) plus a part proportional to its tokens."""
         total = self.site_shapes[site][1]
         count = tokens.count(total)
         if count in (0, total):
@@ -77,29 +84,34 @@ def count(
     inputs: Any = None,
     request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
 ) -> CallCost:
-    """Run a twin of the model once on the meta device and count, site by site.
+    """The cost of a model call, counted on a twin of the model on the meta device.
 
-    inputs: the arguments of one call, a tuple or dict of tensors; by default the layout's example for ``batch``.
+    read: model -> its layout
+    batch: rows of the layout's example
+    inputs: the arguments of one call, a tuple or dict of tensors; by default the layout's example
+    request: extra measurements
+
+    Raises InputError if the arguments are unknown, or the model's forward reads values.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     layout = read(twin(model))
     args, kwargs = _call(layout, batch, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        found = _Counts(layout, request, counter)
-        with mounted(layout.forwards(found.value, found.block)):
+        counts = _Counts(layout, request, counter)
+        with mounted(layout.forwards(counts.value, counts.block)):
             _run(layout.model, args, kwargs)
-    outputs = [found.outputs.get(site) for site in range(len(layout.sites))]
+    outputs = [counts.outputs.get(site) for site in range(len(layout.sites))]
     return CallCost(
-        tuple(found.macs.get(site, 0) for site in range(len(layout.sites))),
+        tuple(counts.macs.get(site, 0) for site in range(len(layout.sites))),
         tuple(output.nbytes if output is not None else 0 for output in outputs),
         tuple(output.numel() if output is not None else 0 for output in outputs),
-        counter.get_total_flops() // 2 - found.counted,
+        counter.get_total_flops() // 2 - counts.counted,
         tuple(map(_shape, outputs)),
-        found.token_macs,
-        found.received_macs,
-        found.condition_macs,
-        found.gate_macs,
+        counts.token_macs,
+        counts.received_macs,
+        counts.condition_macs,
+        counts.gate_macs,
     )
 
 
@@ -107,7 +119,7 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
     try:
         model(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):  # torch has no class of its own for values that a meta tensor does not have
+        if "meta" not in str(error):  # torch has no error class for reading values of a meta tensor
             raise
         raise InputError(
             f"The cost of {type(model).__name__} cannot be known from shapes alone, because its forward reads values: "
@@ -116,7 +128,10 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> No
 
 
 class _Counts:
-    """What one call of the twin does, site by site. counted: all of it that is not the rest of the call."""
+    """Handlers that count one call of the twin site by site.
+
+    counted: MACs of everything but the rest of the call
+    """
 
     def __init__(self, layout: Layout, request: CountRequest, counter: Any) -> None:
         self._layout, self._request, self._counter = layout, request, counter
@@ -146,9 +161,9 @@ class _Counts:
     def _macs(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
         before = self._counter.get_total_flops()
         output = compute(*args, **kwargs)
-        found = (self._counter.get_total_flops() - before) // 2
-        self.counted += found
-        return output, found
+        macs = (self._counter.get_total_flops() - before) // 2
+        self.counted += macs
+        return output, macs
 
 
 def _shape(output: Tensor | None) -> tuple[int, int]:
@@ -164,7 +179,7 @@ def twin(model: nn.Module) -> nn.Module:
     memo = {id(tensor): _without_data(tensor) for tensor in tensors}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
-        if is_mounted(module):  # the original is being sampled in a session
+        if is_mounted(module):  # a session is open on the original
             del vars(module)["forward"]
     return copied.eval()
 
@@ -184,26 +199,26 @@ def _call(layout: Layout, batch: int, inputs: Any) -> tuple[tuple[Any, ...], Map
     if isinstance(inputs, tuple | list):
         return tuple(map(_meta, inputs)), {}
     raise InputError(
-        f"forecache does not know what {type(layout.model).__name__} is called with: pass the arguments of one call, "
+        f"forecache does not know the arguments of {type(layout.model).__name__}: pass the arguments of one call, "
         "for example plan.cost(model, inputs=(x, t, y))."
     )
 
 
 def _meta(value: Any) -> Any:
-    """The tensors in a value, also in tuples, lists and dicts, without their data."""
+    """A value with its tensors on the meta device, also those in tuples, lists and dicts."""
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
 
 
 @contextmanager
 def first_call(model: nn.Module) -> Iterator[list[Arguments]]:
-    """What the model is first called with in this block, on the meta device, in the list that it gives."""
+    """A list that gets the arguments of the model's first call in this block, on the meta device."""
     calls: list[Arguments] = []
 
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not calls:
             calls.append(Arguments(_meta(args), _meta(kwargs)))
 
-    hook = model.register_forward_pre_hook(see, with_kwargs=True)
+    hook = model.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:

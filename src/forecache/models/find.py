@@ -1,4 +1,4 @@
-"""Adapters: what a model family looks like. A layout names a model's sites and says how each is computed.
+"""The transformer of a pipeline, and the layout of a model: its sites and how each is computed.
 
 find(pipe).model                    the transformer of a pipeline, or the module itself
 layout(model)                       the sites of a known family, or of modules that match name patterns
@@ -23,7 +23,7 @@ from forecache.parts.grid import Grid, Site
 
 
 def find(target: Any) -> nn.Module:
-    """The transformer of a diffusers pipeline, or the module itself; what torch.compile has wrapped is unwrapped."""
+    """The transformer of a diffusers pipeline, or the module itself, without torch.compile's wrapper."""
     model = target if isinstance(target, nn.Module) else _only_transformer(target)
     if isinstance(model, nn.Module):
         return getattr(model, "_orig_mod", model)
@@ -35,23 +35,23 @@ def find(target: Any) -> nn.Module:
 
 def _only_transformer(pipe: Any) -> Any:
     """The transformer of a pipeline that has one."""
-    found = transformers(pipe)
-    if len(found) > 1:
+    models = transformers(pipe)
+    if len(models) > 1:
         raise ModelError(
             f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.transformer or "
             "pipe.transformer_2. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
         )
-    return found[0] if found else None
+    return models[0] if models else None
 
 
 def transformers(pipe: Any) -> list[Any]:
     """The transformers of a pipeline, in the order in which a run calls them: Wan 2.2 has two, one after the other."""
     names = () if isinstance(pipe, nn.Module) else ("transformer", "transformer_2")
-    return [each for name in names if (each := getattr(pipe, name, None)) is not None]
+    return [model for name in names if (model := getattr(pipe, name, None)) is not None]
 
 
 def optimized(target: Any) -> nn.Module | None:
-    """What torch.compile gave for the transformer of ``target``; None if it gave nothing."""
+    """The compiled wrapper around the transformer of ``target``; None if torch.compile was not used."""
     model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
     return model if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else None
 
@@ -63,8 +63,8 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     """
     if patterns is not None:
         return modules.matching(model, patterns)
-    if (found := family_of(model)) is not None:
-        return found.layout(model)
+    if (family := family_of(model)) is not None:
+        return family.layout(model)
     if modules.fits(model):
         return modules.matching(model, modules.DIT_PATTERNS)
     original.refuse_skips(model)
@@ -77,41 +77,44 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
 def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> Grid:
     """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
 
-    target: a pipeline or a transformer; a pipeline's scheduler is remembered. sites: paths of modules to cache, with
-    ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``; by default the branches of the model's
-    family. Raises SiteError if a pattern matches nothing or the family is not known.
+    target: a pipeline or a transformer; the grid records a pipeline's scheduler
+    num_steps: model calls of a run
+    sites: paths of modules to cache, with ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``;
+        by default the branches of the model's family
+
+    Raises SiteError if a pattern matches nothing, or the family is not known and no pattern is given.
     """
-    models = [find(each) for each in transformers(target)] or [find(target)]
+    models = [find(transformer) for transformer in transformers(target)] or [find(target)]
     layouts = [layout(model, sites) for model in models]
-    if any(each.sites != layouts[0].sites for each in layouts):
+    if any(other.sites != layouts[0].sites for other in layouts):
         raise ModelError(
             f"The two transformers of this {type(target).__name__} have different sites, so that one schedule does not "
-            "do for both: make a plan for each of them, and apply both."
+            "fit both: make a plan for each of them, and apply both."
         )
     return grid_of(target, layouts[0], num_steps)
 
 
-def grid_of(target: Any, found: Layout, num_steps: int) -> Grid:
-    """The grid of a run of ``target``, with the sites of this layout of its model."""
-    model = found.model
+def grid_of(target: Any, layout: Layout, num_steps: int) -> Grid:
+    """The grid of a run of ``target`` with the sites of a layout of its model."""
+    model = layout.model
     scheduler = describe_scheduler(getattr(target, "scheduler", None))
-    return Grid(num_steps, found.sites, describe(model, found), fingerprint(model), scheduler)
+    return Grid(num_steps, layout.sites, describe(model, layout), fingerprint(model), scheduler)
 
 
-def describe(model: nn.Module, found: Layout) -> str:
-    """The model's class, and for module sites how many modules it has of their kinds."""
+def describe(model: nn.Module, layout: Layout) -> str:
+    """The model's class, for module sites with the number of modules of every kind."""
     name = type(model).__name__
-    if found.level != "modules":
+    if layout.level != "modules":
         return name
-    return f"{name} ({modules.census(model, found.sites)})"
+    return f"{name} ({modules.census(model, layout.sites)})"
 
 
 def layout_for(model: nn.Module, grid: Grid) -> Layout:
     """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
     wanted = grid.sites
-    known = family_of(model)
-    if known is not None and (found := known.layout(model)).sites == wanted:
-        return found
+    family = family_of(model)
+    if family is not None and (known := family.layout(model)).sites == wanted:
+        return known
     if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
         return modules.named(model, wanted)
     try:
@@ -126,7 +129,7 @@ def layout_for(model: nn.Module, grid: Grid) -> Layout:
 
 
 def _as_deep(model: nn.Module, grid: Grid) -> bool:
-    """Whether the model has as many modules of the sites' kinds as the model that the plan was made for."""
+    """Whether the model has as many modules of the sites' kinds as the one that the plan was made for."""
     _, counted, census = grid.model.partition(" (")
     if counted:
         return census == modules.census(model, grid.sites) + ")"
@@ -144,7 +147,7 @@ def measure(
     inputs: Any = None,
     request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
 ) -> CallCost:
-    """MACs of every site and of the rest of one model call, and the bytes of every feature, without computing it."""
+    """MACs and feature bytes of every site, and MACs of the rest, of one model call, from shapes alone."""
     model = find(target)
-    layout_for(model, grid)  # the error of a plan for another model belongs to the model that the user has
+    layout_for(model, grid)  # so that an error names the user's model and not its twin
     return count(model, lambda twin: layout_for(twin, grid), batch, inputs, request)

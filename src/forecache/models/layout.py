@@ -1,4 +1,4 @@
-"""What a layout is, and how forwards are put on a model and taken off again.
+"""Layouts: a model seen as sites, and the forwards that route every site through a handler.
 
 B batch, N tokens, D width.
 """
@@ -19,7 +19,7 @@ from forecache.parts.grid import Cell, Site
 
 Example = Callable[[int], Mapping[str, Any]]
 Level = Literal["branches", "blocks", "modules"]
-"""What sites are: the branches of known blocks, what whole blocks add, or modules."""
+"""The kind of sites: branches of known blocks, residuals of whole blocks, or modules."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Layout:
     tokenwise: numbers of the sites that treat every token by itself.
     received: for sites that are attentions, called as they are computed, what every token receives, (B, N).
     blocks: where sites belong to blocks, each block with the index of its first site.
-    stacked: the gates of some of these blocks at once; None if they are made one by one.
-    starts: numbers of the blocks before which the model does something else than hand on; a span of skipped blocks
+    stacked: the gates of some of these blocks at once; None if they are computed one by one.
+    starts: numbers of the blocks whose input is not simply the output of the block before; a span of skipped blocks
         ends there.
     level: what sites are.
     rising: whether the model's time goes up while it samples.
@@ -56,75 +56,75 @@ class Layout:
 
     @property
     def spans(self) -> tuple[range, ...]:
-        """The sites of every block."""
+        """The indices of the sites of every block."""
         return tuple(range(first, first + len(block.branches)) for first, block in self.blocks)
 
     @property
     def streams(self) -> tuple[tuple[int, ...], ...]:
-        """The streams that every site adds to, where sites belong to blocks."""
+        """The streams that every site adds to; empty if sites do not belong to blocks."""
         return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
 
     def weights_version(self) -> object:
         """A token of the modulation weights' identity and version; it changes whenever one of them does.
 
-        Where they lie, their versions, whether gradients flow to them, and sums of those that are copied, because a
-        write through ``.data``, as by peft's merging, shows nowhere else.
+        It holds their addresses and versions, whether gradients flow to them, and the sums of those that are copied:
+        a write through ``.data``, as by peft's merging, changes nothing else.
         """
-        found = [each for _, block in self.blocks for each in block.weights()]
-        copied = [each for _, block in self.blocks if block.copies for each in block.weights()]
-        places = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in found]
-        return places, _is_trained(copied), _sums(copied)
+        weights = [weight for _, block in self.blocks for weight in block.weights()]
+        copied = [weight for _, block in self.blocks if block.copies for weight in block.weights()]
+        versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+        return versions, _is_trained(copied), _sums(copied)
 
     def gates(self, numbers: Iterable[int]) -> Gates:
-        """The gates of these blocks, from one batched product where the family has one and the modules allow it."""
+        """The gates of blocks, from one batched product if the family has one and the modules allow it."""
         blocks = [self.blocks[number][1] for number in numbers]
-        copied = [each for block in blocks if block.copies for each in block.weights()]
+        copied = [weight for block in blocks if block.copies for weight in block.weights()]
         if self.stacked is None or _is_trained(copied):
             return _one_by_one(blocks)
         return self.stacked([block.module for block in blocks]) or _one_by_one(blocks)
 
     def gates_of(self, runs: Iterable[range]) -> dict[tuple[int, int], Gates]:
-        """The gates of runs of blocks, by first and last block; weights that have to be copied are copied once."""
-        found = list(runs)
-        numbers = sorted({number for run in found for number in run})
+        """The gates of runs of blocks, by first and last block; the weights of all runs are copied once."""
+        spans = list(runs)
+        numbers = sorted({number for span in spans for number in span})
         whole = self.gates(numbers)
         if not isinstance(whole, StackedGates):
-            return {(run.start, run.stop - 1): self.gates(run) for run in found}
-        return {(run.start, run.stop - 1): whole.part(numbers.index(run.start), len(run)) for run in found}
+            return {(span.start, span.stop - 1): self.gates(span) for span in spans}
+        return {(span.start, span.stop - 1): whole.part(numbers.index(span.start), len(span)) for span in spans}
 
     def check_tokens(self, rows: Sequence[Sequence[Cell]]) -> None:
-        """Raises PlanMismatchError if a plan computes some tokens of a site where this model cannot."""
+        """Raises PlanMismatchError if a plan computes some tokens of a site that this model computes as a whole."""
         number = {site.name: index for index, site in enumerate(self.sites)}
         for index, row in enumerate(rows):
-            chosen = [cell.tokens for cell in row if cell.tokens is not None]
+            partial = [cell.tokens for cell in row if cell.tokens is not None]
             name = self.sites[index].name
-            if chosen and index not in self.tokenwise:
-                possible = ", ".join(dict.fromkeys(self.sites[each].kind for each in sorted(self.tokenwise)))
+            if partial and index not in self.tokenwise:
+                possible = ", ".join(dict.fromkeys(self.sites[site].kind for site in sorted(self.tokenwise)))
                 raise PlanMismatchError(
                     f"The plan computes some tokens of {name}, which does not treat every token by itself: partial "
                     f"cells are for sites of the kinds {possible or '(none in this model)'}."
                 )
-            scored = {number[each.site] for each in chosen if each.importance == "attention"}
+            scored = {number[tokens.site] for tokens in partial if tokens.importance == "attention"}
             if unknown := sorted(scored - set(self.received)):
                 raise PlanMismatchError(
                     f"The plan ranks tokens by the attention of {self.sites[unknown[0]].name}, which forecache cannot "
-                    f"see in {type(self.model).__name__}: use importance='attn_norm'."
+                    f"compute in {type(self.model).__name__}: use importance='attn_norm'."
                 )
 
 
 def _is_trained(weights: Iterable[Tensor]) -> bool:
-    """Whether a gradient has to reach the weights themselves."""
-    return torch.is_grad_enabled() and any(each.requires_grad for each in weights)
+    """Whether gradients flow to the weights."""
+    return torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
 
 
 def _sums(weights: Iterable[Tensor]) -> list[float]:
-    """The sum of every weight, read at once from each device."""
-    found: dict[torch.device, list[Tensor]] = {}
+    """The sums of the weights, in one transfer from each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
-        for each in weights:
-            if type(each) in (Tensor, nn.Parameter) and not each.is_meta:
-                found.setdefault(each.device, []).append(each.sum(dtype=torch.float32))
-        return [number for sums in found.values() for number in torch.stack(sums).tolist()]
+        for weight in weights:
+            if type(weight) in (Tensor, nn.Parameter) and not weight.is_meta:
+                by_device.setdefault(weight.device, []).append(weight.sum(dtype=torch.float32))
+        return [number for sums in by_device.values() for number in torch.stack(sums).tolist()]
 
 
 def _one_by_one(blocks: Sequence[Block]) -> Gates:
@@ -133,11 +133,11 @@ def _one_by_one(blocks: Sequence[Block]) -> Gates:
         return lambda *_, **__: ones
 
     def gates(*args: Any, **kwargs: Any) -> list[Gate]:
-        found: list[Gate] = []
+        values: list[Gate] = []
         for block in blocks:
             condition = block.condition(*args, **kwargs)
-            found.extend(1.0 if branch.gate is None else branch.gate(condition) for branch in block.branches)
-        return found
+            values.extend(1.0 if branch.gate is None else branch.gate(condition) for branch in block.branches)
+        return values
 
     return gates
 
@@ -153,23 +153,23 @@ def from_blocks(
     rising: bool = False,
     clips: bool = False,
 ) -> Layout:
-    """The layout of a stack of blocks, each called with what the one before gave out, except for ``starts``.
+    """The layout of a stack of blocks, each called with the output of the one before, except for ``starts``.
 
     Sites are named ``blocks.<depth>.<kind>`` in every family.
     """
-    placed: list[tuple[int, Block]] = []
+    numbered: list[tuple[int, Block]] = []
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
-        placed.append((len(sites), block))
+        numbered.append((len(sites), block))
         sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
 
     def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> list[tuple[nn.Module, Forward]]:
         return [
             (block.module, block.forward(number, first_site, on_site, on_block))
-            for number, (first_site, block) in enumerate(placed)
+            for number, (first_site, block) in enumerate(numbered)
         ]
 
-    branches = [branch for _, block in placed for branch in block.branches]
+    branches = [branch for _, block in numbered for branch in block.branches]
     return Layout(
         model,
         tuple(sites),
@@ -177,7 +177,7 @@ def from_blocks(
         example,
         frozenset(site for site, branch in enumerate(branches) if branch.tokenwise),
         {site: branch.received for site, branch in enumerate(branches) if branch.received is not None},
-        tuple(placed),
+        tuple(numbered),
         stacked,
         frozenset(starts),
         level,
@@ -188,4 +188,4 @@ def from_blocks(
 
 def is_named(model: object, name: str) -> bool:
     """Whether the model is of this diffusers class or a subclass; diffusers is not imported for it."""
-    return any(each.__name__ == name and each.__module__.startswith("diffusers.") for each in type(model).__mro__)
+    return any(kind.__name__ == name and kind.__module__.startswith("diffusers.") for kind in type(model).__mro__)

@@ -1,7 +1,7 @@
 """Module sites: any module whose output is one tensor, found by its path. Works on every torch model.
 
-The module alone is skipped; norms and modulation around it still run. On the layout of facebookresearch/DiT
-(``blocks.*.attn``, ``blocks.*.mlp``, gates outside) this is the papers' arithmetic exactly.
+Only the module is skipped; norms and modulation around it still run. For facebookresearch/DiT (``blocks.*.attn``,
+``blocks.*.mlp``, gates outside) this is exactly the papers' arithmetic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from forecache.parts.grid import Site
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
 
 TOKENWISE = ("mlp", "ff", "ffn", "feed_forward")
-"""What modules are called that treat every token by itself."""
+"""Names of modules that treat every token by itself."""
 
 
 def fits(model: nn.Module) -> bool:
@@ -40,7 +40,7 @@ def has(model: nn.Module, path: str) -> bool:
 
 
 def matching(model: nn.Module, patterns: Sequence[str]) -> Layout:
-    """Every module whose path matches a pattern, part by part: ``blocks.*.attn`` matches ``blocks.3.attn``."""
+    """The layout of all modules whose paths match a pattern, part by part: ``blocks.*.attn`` for ``blocks.3.attn``."""
     if isinstance(patterns, str):
         patterns = [patterns]
     paths = [path for path, _ in model.named_modules() if path]
@@ -50,8 +50,8 @@ def matching(model: nn.Module, patterns: Sequence[str]) -> Layout:
                 f"The site pattern {pattern!r} matches no module of {type(model).__name__}; its modules are "
                 f"{', '.join(_shapes(paths)[:12])}."
             )
-    found = [path for path in paths if any(_matches(path, pattern) for pattern in patterns)]
-    return named(model, tuple(Site(path, _depth(path), path.rsplit(".", 1)[-1]) for path in found))
+    matches = [path for path in paths if any(_matches(path, pattern) for pattern in patterns)]
+    return named(model, tuple(Site(path, _depth(path), path.rsplit(".", 1)[-1]) for path in matches))
 
 
 def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
@@ -60,7 +60,7 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
     for name in names:
         parents = [name[:i] for i, sign in enumerate(name) if sign == "."]
         if inside := names.intersection(parents):
-            raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache the one or the other.")
+            raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache one of the two.")
 
     def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> Iterable[tuple[nn.Module, Forward]]:
         for index, site in enumerate(sites):
@@ -73,7 +73,7 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
 
 
 def census(model: nn.Module, sites: Sequence[Site]) -> str:
-    """How many modules the model has of the sites' kinds: ``blocks.*.attn x 12, blocks.*.mlp x 12``."""
+    """The number of modules of every kind of site: ``blocks.*.attn x 12, blocks.*.mlp x 12``."""
     paths = [path for path, _ in model.named_modules() if path]
     patterns = _shapes([site.name for site in sites])
     return ", ".join(f"{pattern} x {sum(_matches(path, pattern) for path in paths)}" for pattern in patterns)
@@ -93,8 +93,7 @@ def _only_tensor(forward: Forward, name: str) -> Callable[..., Tensor]:
         output = forward(*args, **kwargs)
         if not isinstance(output, Tensor):
             raise ModelError(
-                f"Module {name} gives out a {type(output).__name__}; a site gives out one tensor: "
-                "name modules inside it."
+                f"Module {name} returns a {type(output).__name__}; a site returns one tensor: name modules inside it."
             )
         return output
 
@@ -111,5 +110,5 @@ def _depth(path: str) -> int:
 
 
 def _shapes(paths: Sequence[str]) -> list[str]:
-    """Paths with numbers as stars, each once: blocks.*.attn, blocks.*.mlp, ..."""
+    """Paths with numbers as stars, without duplicates: blocks.*.attn, blocks.*.mlp, ..."""
     return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in path.split(".")) for path in paths))

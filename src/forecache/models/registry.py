@@ -77,9 +77,9 @@ def register(kind: type, layout: Callable[[Any], Layout], *, name: str | None = 
 def _built_in() -> tuple[Family, ...]:
     """The families of all modules in `forecache.models.families`, branches first, those by structure last."""
     paths = [f"{built_in.__name__}.{module.name}" for module in pkgutil.iter_modules(built_in.__path__)]
-    found = [family for path in paths for family in getattr(import_module(path), "FAMILIES", ())]
+    every = [family for path in paths for family in getattr(import_module(path), "FAMILIES", ())]
     levels = get_args(Level)
-    return tuple(sorted(found, key=lambda family: (family.by_structure, levels.index(family.level), family.name)))
+    return tuple(sorted(every, key=lambda family: (family.by_structure, levels.index(family.level), family.name)))
 
 
 def families() -> tuple[Family, ...]:

@@ -41,12 +41,16 @@ CALL_SIZE = 16
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a process did for a run, and what the run became.
+    """The result of a run, as one process sees it.
 
-    shards: how many the run has. made, damaged: those that this process sampled, and those whose files were there but
-    damaged. images: the ``.npz``. record: what run.json says: settings, shape (N, H, W, C) and sha256 of the ``.npz``,
-    seconds of sampling summed over shards, and made_on, shards by hardware; bytes can only be compared within one kind.
-    The first process alone has images and record, which are None on the others.
+    folder: of the run
+    shards: number of shards of the run
+    made: numbers of the shards that this process sampled
+    damaged: numbers of the shards whose files this process found damaged
+    images: the ``.npz`` of all samples; None on all processes but the first
+    record: contents of run.json; None on all processes but the first. It has the settings, shape (N, H, W, C) and
+        sha256 of the ``.npz``, seconds of sampling summed over shards, and made_on, the number of shards by hardware;
+        bytes can only be compared between runs on the same hardware
     """
 
     folder: Path
@@ -74,19 +78,25 @@ def sample_shards(
 ) -> Sampled:
     """One sample per condition, written to ``out``: shards, then ``samples.npz`` for ADM's evaluation suite.
 
-    target: a DiTPipeline, the bundled digits, or any `sources.Source`. conditions: what the source makes an image of,
-    class numbers or texts. plan: None computes everything. shard_size: samples that a killed process loses at most,
-    and that it holds. png: write ``png/000000.png``, ... as well.
+    target: a DiTPipeline, a text-to-image pipeline, or any `sources.Source`
+    conditions: class numbers or texts, one a sample
+    out: folder of the run
+    num_steps: scheduler steps
+    plan: None computes everything
+    guidance: classifier-free guidance scale
+    seed: seed of the noise
+    shard_size: samples in a shard: held in memory, and lost at most when a process is killed
+    batch: most samples in a model call
+    call_size: samples in every model call (twice as many rows with guidance); the last call is padded. The bytes then
+        depend neither on ``batch`` nor on ``shard_size`` nor on the process that sampled a shard. None calls the model
+        with ``batch`` samples: matrix products of other shapes may sum in another order, so that other batches give
+        the same images up to float rounding
+    png: write ``png/000000.png``, ... as well
+    on_progress: called with the stage, and the samples done and in all, over all processes
 
-    call_size: the model is always called with so many samples (twice as many rows with guidance), the last call filled
-    up; so the bytes do not depend on ``batch``, which only has to hold a call, on ``shard_size``, or on which process
-    sampled what. None calls it with ``batch`` samples: matrix products of other shapes may add up in another order, and
-    other batches then give the same images up to float rounding.
-
-    Run it again with the same arguments after any interruption: it skips what is finished, and samples a damaged shard
-    again. Under torchrun or ``accelerate launch`` the processes share the shards; only files connect them, so machines
-    need a common file system and nothing more. on_progress: called with what is done, how many samples of it, and of
-    how many, over all processes.
+    The same call continues after any interruption: it skips finished shards, and samples damaged ones again. Under
+    torchrun or ``accelerate launch`` the processes share the shards through files; machines need a common file system
+    and nothing else.
 
     Raises ShardError if ``out`` holds another run (and says what differs), RunError for a scheduler whose noise does
     not depend on the sample alone, InputError for images that are not finite.

@@ -17,9 +17,9 @@ TEMPLATES = (
     "{right} to the right of {left}",
     "{left} on the left and {right} on the right",
 )
-"""Ways to ask for two digits; where they are equal, "two fives" is one more."""
+"""Wordings for two digits; equal ones have one more, such as "two fives"."""
 LENGTH = 12
-"""Tokens of every caption in training, `</s>` and padding included; the longest caption takes all of them."""
+"""Tokens of every caption in training, with `</s>` and padding; the length of the longest caption."""
 
 
 def a(digit: int) -> str:
@@ -28,13 +28,13 @@ def a(digit: int) -> str:
 
 
 def captions(left: int, right: int) -> tuple[str, ...]:
-    """Every caption of a picture with these digits; the first is the one that pictures are asked for by."""
-    asked = tuple(template.format(left=a(left), right=a(right)) for template in TEMPLATES)
-    return (*asked, f"two {PLURALS[left]}") if left == right else asked
+    """Every caption of an image of two digits; the first is the default prompt."""
+    texts = tuple(template.format(left=a(left), right=a(right)) for template in TEMPLATES)
+    return (*texts, f"two {PLURALS[left]}") if left == right else texts
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
-    """``count`` pairs of (left, right) digits that go through all hundred, every digit on both sides in each ten."""
+    """``count`` pairs of (left, right) digits, which cycle through all hundred; ten in a row have every digit twice."""
     return [(index % 10, (index + index // 10) % 10) for index in range(count)]
 
 

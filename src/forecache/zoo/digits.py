@@ -28,7 +28,11 @@ FOLDER = ASSETS / "digits"
 
 @dataclass(frozen=True)
 class Digits:
-    """The transformer (a diffusers DiTTransformer2DModel), its DDIM scheduler, and the judge."""
+    """The model, a `forecache.sampling.sources.Source` for classes, and its judge.
+
+    transformer: a diffusers DiTTransformer2DModel
+    scheduler: a DDIMScheduler
+    """
 
     transformer: Any
     scheduler: Any
@@ -38,9 +42,11 @@ class Digits:
 
     @property
     def target(self) -> Any:
+        """The model itself: it has a transformer and a scheduler, like a pipeline."""
         return self
 
     def label(self, name: str) -> int:
+        """The class of an English numeral; InputError for another word."""
         names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
         if name.lower() not in names:
             raise InputError(f"digits has no class {name!r}: use 0 to 9, or {', '.join(names)}.")
@@ -49,6 +55,7 @@ class Digits:
     def generate(
         self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
+        """Images (B, 1, 24, 24) in [0, 1] of classes; image i depends on its class, seed and first_index + i alone."""
         pixels = sample(
             self.transformer,
             self.scheduler,
@@ -78,7 +85,7 @@ class Digits:
 
     @torch.no_grad()
     def recognised(self, images: Tensor) -> Tensor:
-        """The class (B,) that the classifier sees in each image (B, 1, 24, 24) in [0, 1]."""
+        """The class (B,) that the classifier recognises in images (B, 1, 24, 24) in [0, 1]."""
         return torch.cat([self.classifier(part * 2 - 1).argmax(1) for part in images.split(500)])
 
 
@@ -90,9 +97,10 @@ def load_classifier() -> DigitClassifier:
 
 
 def load_reference() -> tuple[dict[str, Moments], Tensor]:
-    """What the extractor "digits" sees in the 10,000 MNIST test images.
+    """The judge's features of the 10,000 MNIST test images.
 
-    Moments of the layers "pool" and "spatial"; and the "pool" features (5000, 128) of every second image, to float16.
+    Moments of the layers "pool" and "spatial", and the "pool" features (5000, 128) of every second image, in float16
+    precision.
     """
     moments = load_file(FOLDER / "reference.safetensors")
     more = load_file(FOLDER / "reference-features.safetensors")
@@ -110,7 +118,7 @@ def open_extractor(weights: str | Path | None = None, device: str = "cpu") -> Ex
 
 
 def open_reference() -> Reference:
-    """MNIST's test set, as the classifier sees it."""
+    """The MNIST test set in the classifier's features."""
     moments, pool = load_reference()
     return Reference("digits", moments, features=Features("digits", len(pool), {"pool": pool}))
 

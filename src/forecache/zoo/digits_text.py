@@ -40,14 +40,17 @@ CALL: Mapping[str, Any] = {
     "clean_caption": False,
     "max_sequence_length": captions.LENGTH,
 }
-"""What `DigitsText.pipeline` is called with beside prompts, steps and guidance: ``pipe(prompts, **CALL)``."""
+"""The arguments of a call of `DigitsText.pipeline` besides prompts, steps and guidance: ``pipe(prompts, **CALL)``."""
 
 
 @dataclass(frozen=True)
 class DigitsText:
-    """The transformer (a diffusers PixArtTransformer2DModel), its DPM-Solver++, the T5 encoder, the tokenizer.
+    """The model, a `forecache.sampling.sources.Source` for texts, and its judge.
 
-    It is a `forecache.sampling.sources.Source` for texts: calibration, search and routers take it as it is.
+    transformer: a diffusers PixArtTransformer2DModel
+    scheduler: a DPMSolverMultistepScheduler
+    text_encoder: a transformers T5EncoderModel
+    tokenizer: a word-level tokenizer
     """
 
     transformer: Any
@@ -63,7 +66,7 @@ class DigitsText:
 
     @cached_property
     def target(self) -> Any:
-        """What plans are applied to: a `pipeline`."""
+        """The pipeline that plans are applied to."""
         return self.pipeline()
 
     def label(self, name: str) -> int:
@@ -86,7 +89,7 @@ class DigitsText:
 
     @cached_property
     def classifier(self) -> DigitClassifier:
-        """The MNIST classifier that judges each half, float32 on the CPU: the one of `digits`."""
+        """The MNIST classifier of `digits`, which judges both halves, float32 on the CPU."""
         return load_classifier()
 
     @cached_property
@@ -95,7 +98,7 @@ class DigitsText:
         return load_reference()
 
     def pipeline(self) -> Any:
-        """diffusers' PixArtAlphaPipeline of these parts, to be called with `CALL`; for a VAE it has the identity."""
+        """A diffusers PixArtAlphaPipeline of these parts, with the identity as VAE; call it with `CALL`."""
         from diffusers import PixArtAlphaPipeline
 
         from forecache.zoo.pixels import Pixels
@@ -112,9 +115,9 @@ class DigitsText:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The prompts' features (B, 12, 64) and mask (B, 12), as the pipeline makes them."""
+        """The text features (B, 12, 64) and mask (B, 12) of prompts, as in the pipeline."""
         texts = [prompt.lower().strip() for prompt in prompts]
-        ids, mask = (each.to(self.text_encoder.device) for each in captions.tokens(self.tokenizer, texts))
+        ids, mask = (tokens.to(self.text_encoder.device) for tokens in captions.tokens(self.tokenizer, texts))
         return self.text_encoder(ids, attention_mask=mask)[0], mask
 
     def call_inputs(self, rows: int, seed: int = 0) -> dict[str, Any]:
@@ -137,7 +140,7 @@ class DigitsText:
 
     @torch.no_grad()
     def recognised(self, images: Tensor) -> Tensor:
-        """The digits (B, 2), left and right, that the judge sees in images (B, 1, 24, 48) in [0, 1]."""
+        """The digits (B, 2), left and right, that the judge recognises in images (B, 1, 24, 48) in [0, 1]."""
         parts = images.split(500)
         return torch.cat([torch.stack([self.classifier(x).argmax(1) for x in halves(p * 2 - 1)], 1) for p in parts])
 
@@ -172,7 +175,7 @@ def open_extractor(weights: str | Path | None = None, device: str = "cpu") -> Ex
 
 
 def open_reference() -> Reference:
-    """Canvases of MNIST's test set, as the judge sees them."""
+    """Canvases of the MNIST test set in the judge's features."""
     return Reference("digits-text", {"pool": load_reference()})
 
 
@@ -206,7 +209,7 @@ def load_from(folder: Path, dtype: torch.dtype = torch.float32, device: str | to
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers draws a bar over a file of a few kilobytes; not here."""
+    """Silence the progress bar that transformers draws over a file of a few kilobytes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What stands in the place of a VAE where a transformer paints pixels: nothing is encoded, nothing is decoded."""
+"""The identity as a VAE, for transformers that generate pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Pixels(ModelMixin, ConfigMixin):
-    """The identity, with what a pipeline asks of its VAE: images are as large as latents, and the same numbers."""
+    """The identity with the interface of a diffusers VAE: latents are the pixels of the image."""
 
     @register_to_config
     def __init__(self, block_out_channels: tuple[int, ...] = (1,), scaling_factor: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("place", torch.empty(0), persistent=False)  # by which it has a device and a dtype
+        self.register_buffer("place", torch.empty(0), persistent=False)  # gives the module a device and a dtype
 
     def decode(self, z: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """The pixels (B, C, H, W) in [-1, 1], as they came."""
+        """The pixels (B, C, H, W) in [-1, 1], unchanged."""
         assert not return_dict
         return (z,)

@@ -1,7 +1,7 @@
-"""Models of known shapes with random weights, for timing: no download, and the cost of the real ones.
+"""Models of known shapes with random weights, for timing: the cost of the real ones without a download.
 
-What a model call takes does not depend on the values of its weights, so these stand for trained models in every figure
-but quality. Biases and modulations are random as well: no branch is switched off by a gate of zeros.
+The latency of a model call does not depend on the values of its weights, so these models give the same measurements as
+trained ones, except of quality. Biases and modulations are random too, so that no gate of zeros switches a branch off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from forecache.errors import InputError, MissingExtraError
 
 @dataclass(frozen=True)
 class Shape:
-    """A model by its class in diffusers and what it is made with."""
+    """A model of a diffusers class.
+
+    about: one line for people
+    kind: the class
+    config: the arguments of its constructor
+    """
 
     about: str
     kind: str
@@ -61,7 +66,7 @@ CAPTION_TOKENS = 120
 
 
 def shaped(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0) -> Any:
-    """The model of this shape, in eval mode. Needs the extra ``diffusers``."""
+    """A model of a shape with random weights, in eval mode. Needs the extra ``diffusers``."""
     if name not in SHAPES:
         raise InputError(f"There is no shape {name!r}; there are {', '.join(SHAPES)}.")
     try:
@@ -72,11 +77,11 @@ def shaped(name: str, dtype: torch.dtype = torch.float32, device: str | torch.de
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         model: Any = getattr(diffusers, shape.kind)(**shape.config)
-    return nn.Module.to(model, dtype).eval()  # diffusers' own `to` talks
+    return nn.Module.to(model, dtype).eval()  # diffusers' own `to` prints warnings
 
 
 def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
-    """The arguments of a model call on ``rows`` samples, but for the timestep: noise, classes or captions."""
+    """The arguments of a model call on ``rows`` samples, without the timestep: noise, classes or captions."""
     config, device, dtype = model.config, model.device, model.dtype
     kind = _kind(model)
     random = torch.Generator().manual_seed(seed)
@@ -96,10 +101,9 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
 
 def _kind(model: nn.Module) -> str:
     known = {shape.kind for shape in SHAPES.values()}
-    found = [each.__name__ for each in type(model).__mro__ if each.__name__ in known]
-    if not found:
+    kinds = [kind.__name__ for kind in type(model).__mro__ if kind.__name__ in known]
+    if not kinds:
         raise InputError(
-            f"forecache does not know what a {type(model).__name__} is called with; it times "
-            f"{', '.join(sorted(known))}."
+            f"forecache does not know the arguments of a {type(model).__name__}; it times {', '.join(sorted(known))}."
         )
-    return found[0]
+    return kinds[0]

@@ -1,4 +1,4 @@
-"""Gates of adaLN-single: a table in every block plus what is made of the timestep once.
+"""Gates of adaLN-single: a table in every block plus one modulation of the timestep for all blocks.
 
 L blocks, B batch, N tokens, D width.
 """
@@ -15,13 +15,15 @@ from forecache.models.blocks import Gates
 
 
 def stacked(tables: Sequence[Tensor], name: str, position: int, cross: bool) -> Gates | None:
-    """The gates of blocks of which each has a table (6, D) of shift, scale, gate, shift, scale, gate; one sum for all.
+    """The gates of a run of blocks from one batched sum; None if the tables cannot be stacked.
 
-    name, position: where the blocks' forward takes the timestep's part, (B, 6 D) or (B, 6, D), or (B, N, 6, D) where
-    every token has a timestep of its own. cross: between the two
-    gated branches there is one without a gate. None where the tables cannot be stacked.
+    tables: of every block, (6, D): shift, scale, gate, shift, scale, gate
+    name: the argument of the blocks' forward for the timestep's modulation, (B, 6 D) or (B, 6, D), or (B, N, 6, D) if
+        every token has its own timestep
+    position: the position of this argument
+    cross: an ungated branch lies between the two gated ones
     """
-    if len({(each.dtype, each.device) for each in tables}) != 1:
+    if len({(table.dtype, table.device) for table in tables}) != 1:
         return None
     tables_LG1D = torch.stack([table.detach().reshape(6, -1) for table in tables])[:, 2::3, None]
     step = 2 if cross else 1
@@ -30,10 +32,10 @@ def stacked(tables: Sequence[Tensor], name: str, position: int, cross: bool) -> 
         x_BND = args[0] if args else kwargs["hidden_states"]
         time = kwargs[name] if name in kwargs else args[position]
         time_BN6D = time if time.ndim == 4 else time.reshape(len(x_BND), 1, 6, -1)
-        made_LGBND = tables_LG1D[:, :, None].to(x_BND.device) + time_BN6D[:, :, 2::3].permute(2, 0, 1, 3)
-        number, _, *shape = made_LGBND.shape
+        gates_LGBND = tables_LG1D[:, :, None].to(x_BND.device) + time_BN6D[:, :, 2::3].permute(2, 0, 1, 3)
+        number, _, *shape = gates_LGBND.shape
         all_LKBND = x_BND.new_ones(number, 1 + step, *shape)
-        all_LKBND[:, ::step] = made_LGBND
+        all_LKBND[:, ::step] = gates_LGBND
         return all_LKBND.flatten(0, 1)
 
     return gates

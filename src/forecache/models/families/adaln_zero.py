@@ -1,7 +1,7 @@
 """The adaLN-Zero gates of many diffusers blocks from one batched product, so that skipped blocks cost next to nothing.
 
-Every block has a timestep embedder, a class table and a modulation of its own, of which a skipped block needs two rows
-of six. Their weights are stacked once a session. L blocks, B batch, F frequencies, D width.
+Every block has its own timestep embedder, class table and modulation; a skipped block needs two of the modulation's six
+rows. The weights are stacked once a session. L blocks, B batch, F frequencies, D width.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ PARTS = {
     "silu": "SiLU",
     "linear": "Linear",
 }
-"""What an adaLN-Zero norm is made of."""
+"""The modules of an adaLN-Zero norm, by path."""
 
 
 def stack(blocks: Sequence[nn.Module]) -> StackedGates | None:
-    """The gates of these blocks; None where a part is not the plain module (LoRA, quantised, offloaded, hooked)."""
+    """The gates of blocks; None if a module is not the plain one (LoRA, quantised, offloaded, hooked)."""
     norms: list[Any] = [block.norm1 for block in blocks]
     if not all(_is_plain(norm.get_submodule(path), kind) for norm in norms for path, kind in PARTS.items()):
         return None
     embedder = norms[0].emb.timestep_embedder
     if embedder.cond_proj is not None or embedder.post_act is not None or any(norm.training for norm in norms):
         return None
-    kinds = {(type(each), each.dtype, each.device) for norm in norms for each in norm.parameters()}
+    kinds = {(type(weight), weight.dtype, weight.device) for norm in norms for weight in norm.parameters()}
     return StackedGates(norms) if len(kinds) == 1 and kinds.pop()[0] is nn.Parameter else None
 
 
@@ -48,20 +48,20 @@ def _is_plain(module: nn.Module, kind: str) -> bool:
 
 
 TIMESTEPS = 128
-"""Of how many timesteps the embeddings are kept, (L, 1, D) each; whoever samples by many schedules makes some again."""
+"""Most timesteps whose embeddings, (L, 1, D) each, are stored; then all are discarded."""
 
 
 class StackedGates:
-    """Called with the arguments of a block's forward, gives the gates of all branches, (2 L, B, 1, D).
+    """A function from the arguments of a block's forward to the gates of all branches, (2 L, B, 1, D).
 
-    On the CPU, where weights are slow to read, what depends on the timestep alone is made once a timestep.
+    On the CPU, where reading weights is slow, the embedding of a timestep is computed once.
     """
 
     def __init__(self, norms: Sequence[Any]) -> None:
         embedders = [norm.emb.timestep_embedder for norm in norms]
         self._time_proj = norms[0].emb.time_proj
-        self._first_LFD, self._first_L1D = _stack([each.linear_1 for each in embedders])
-        self._second_LDD, self._second_L1D = _stack([each.linear_2 for each in embedders])
+        self._first_LFD, self._first_L1D = _stack([embedder.linear_1 for embedder in embedders])
+        self._second_LDD, self._second_L1D = _stack([embedder.linear_2 for embedder in embedders])
         self._table_LCD = torch.stack([norm.emb.class_embedder.embedding_table.weight.detach() for norm in norms])
         width = self._table_LCD.shape[-1]
         rows = torch.tensor([2, 5])  # of shift, scale, gate of the attention, and of the MLP
@@ -71,7 +71,7 @@ class StackedGates:
         self._known: dict[tuple[float, torch.dtype, bool], Tensor] = {}
 
     def part(self, first: int, count: int) -> StackedGates:
-        """The gates of so many of the blocks, read where those of all lie."""
+        """The gates of ``count`` blocks from ``first`` on, as views of the stacked weights."""
         part = copy.copy(self)
         for name, stacked in vars(self).items():
             if isinstance(stacked, Tensor):
@@ -85,12 +85,12 @@ class StackedGates:
         timestep_B, labels_B = _conditions(args, kwargs)
         embedded_LBD = self._table_LCD[:, labels_B] + self._time(timestep_B, x_BND.dtype)
         condition_LDB = nn.functional.silu(embedded_LBD).transpose(1, 2)
-        gates_LEB = torch.baddbmm(self._gates_LE1, self._gates_LED, condition_LDB)  # weights as they lie: read fastest
+        gates_LEB = torch.baddbmm(self._gates_LE1, self._gates_LED, condition_LDB)  # weights as in memory: fast
         gates_L2BD = gates_LEB.unflatten(1, (2, -1)).transpose(2, 3).contiguous()
         return gates_L2BD.view(-1, len(labels_B), 1, self._width)
 
     def _move(self, device: torch.device) -> None:
-        """Weights that were offloaded when they were stacked are used where the model runs."""
+        """Move weights that were offloaded when they were stacked to the device that the model runs on."""
         self._first_LFD, self._first_L1D = self._first_LFD.to(device), self._first_L1D.to(device)
         self._second_LDD, self._second_L1D = self._second_LDD.to(device), self._second_L1D.to(device)
         self._table_LCD = self._table_LCD.to(device)
@@ -98,7 +98,7 @@ class StackedGates:
         self._known.clear()
 
     def _time(self, timestep_B: Tensor, dtype: torch.dtype) -> Tensor:
-        """The embedded timesteps, (L, B, D), or (L, 1, D) where all are one, as far as that can be seen."""
+        """The embedded timesteps, (L, B, D), or (L, 1, D) if all are known to be equal."""
         if timestep_B.is_meta or timestep_B.stride(0) == 0 or len(timestep_B) == 1:
             timestep_B = timestep_B[:1]
         if timestep_B.device.type != "cpu" or torch.compiler.is_compiling():
@@ -126,18 +126,18 @@ def _conditions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor,
         "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "timestep", "cross_attention_kwargs",
         "class_labels",
     )  # fmt: skip
-    found = dict(zip(names, args, strict=False)) | dict(kwargs)
-    return found["timestep"], found["class_labels"]
+    arguments = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return arguments["timestep"], arguments["class_labels"]
 
 
 def _stack(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
     """Weights (L, in, out) and biases (L, 1, out)."""
-    weights = torch.stack([each.weight.detach() for each in linears]).transpose(1, 2)
-    return weights, torch.stack([each.bias.detach() for each in linears])[:, None]
+    weights = torch.stack([linear.weight.detach() for linear in linears]).transpose(1, 2)
+    return weights, torch.stack([linear.bias.detach() for linear in linears])[:, None]
 
 
 def _rows(linear: nn.Linear, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Some of the six parts of a modulation."""
+    """Weight and bias of some of the six parts of a modulation."""
     rows = rows.to(linear.weight.device)
     weight = linear.weight.detach().unflatten(0, (6, -1)).index_select(0, rows).flatten(0, 1)
     return weight, linear.bias.detach().unflatten(0, (6, -1)).index_select(0, rows).flatten()

@@ -1,4 +1,7 @@
-"""What tokens receive in a diffusers attention, which fused attention does not tell. B batch, N tokens, H heads."""
+"""The attention that tokens receive in a diffusers module, since fused attention does not return its maps.
+
+B batch, N tokens, H heads.
+"""
 
 from __future__ import annotations
 

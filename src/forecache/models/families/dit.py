@@ -19,7 +19,7 @@ from forecache.models.layout import Layout, from_blocks, is_named
 
 
 class Modulation(NamedTuple):
-    """adaLN-Zero's six vectors, each (B, 1, D), and what the attention module is called with."""
+    """adaLN-Zero's six vectors, each (B, 1, D), and the keyword arguments of the attention."""
 
     shift_attn: Tensor
     scale_attn: Tensor

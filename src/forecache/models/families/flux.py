@@ -21,7 +21,7 @@ from forecache.models.layout import Layout, from_blocks, is_named
 
 
 class Condition(NamedTuple):
-    """Vectors (B, D) of each stream's modulation, and what attention is called with."""
+    """Vectors (B, D) of each stream's modulation, and the keyword arguments of the attention."""
 
     image: Sequence[Tensor]
     text: Sequence[Tensor]
@@ -57,14 +57,14 @@ def _joint(block: Any) -> Block:
         return Condition(image, text, {"image_rotary_emb": image_rotary_emb, **(joint_attention_kwargs or {})})
 
     def attention(image: Tensor, text: Tensor, c: Condition) -> Tensor:
-        found = block.attn(
+        outputs = block.attn(
             hidden_states=modulated(block.norm1.norm, image, *c.image[:2]),
             encoder_hidden_states=modulated(block.norm1_context.norm, text, *c.text[:2]),
             **c.attention,
         )
-        if len(found) > 2:
-            raise ModelError("forecache does not know FLUX with an IP-Adapter: unload it, or name modules as sites.")
-        return both(*found)
+        if len(outputs) > 2:
+            raise ModelError("FLUX with an IP-Adapter has no known branches: unload it, or name modules as sites.")
+        return both(*outputs)
 
     def mlp(image: Tensor, c: Condition) -> Tensor:
         return block.ff(modulated(block.norm2, image, *c.image[3:5]))
@@ -112,10 +112,10 @@ def _rows(block: Any) -> list[Rows]:
     return [Rows(norm.linear, 6, (2, 5)) for norm in (block.norm1, block.norm1_context)]
 
 
-def _arranged(made: list[Tensor]) -> list[Gate]:
-    if len(made) == 1:
-        return [made[0]]
-    attention, mlp, text_attention, text_mlp = made
+def _arranged(gates: list[Tensor]) -> list[Gate]:
+    if len(gates) == 1:
+        return [gates[0]]
+    attention, mlp, text_attention, text_mlp = gates
     return [(attention, text_attention), mlp, text_mlp]
 
 

@@ -1,4 +1,4 @@
-"""What joint blocks of an image and a text stream share: adaLN-Zero of one conditioning, and its gates alone.
+"""Joint blocks of an image and a text stream: adaLN-Zero of one conditioning, and its gates alone.
 
 B batch, N tokens, D width.
 """
@@ -18,7 +18,12 @@ IMAGE, TEXT = 0, 1
 
 
 class Rows(NamedTuple):
-    """Which parts of a modulation are gates: the linear map that makes it, how many parts it has, and the gates'."""
+    """The gates of a modulation.
+
+    linear: the map that computes the modulation
+    parts: number of its parts, of D rows each
+    gates: the indices of the parts that are gates
+    """
 
     linear: nn.Module
     parts: int
@@ -30,7 +35,7 @@ def modulated(norm: nn.Module, x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether it does what its weight says: no LoRA, quantisation, hook or forward of another's."""
+    """Whether a linear map is the plain product with its weight: no LoRA, quantisation, hook or replaced forward."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks)
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
     return plain and not any(hooks) and "forward" not in vars(linear)
@@ -39,10 +44,13 @@ def is_plain(linear: nn.Module) -> bool:
 def gates_alone(
     modulations: Sequence[Sequence[Rows]], arrange: Sequence[Callable[[list[Tensor]], list[Gate]]], position: int
 ) -> Gates | None:
-    """The gates of a run of blocks from the rows of their modulations that make gates, read where they lie.
+    """The gates of a run of blocks, from the gates' rows of their modulations in place.
 
-    modulations: of every block. arrange: of every block, its gates (B, 1, D) to one for each branch. position: where
-    the forward of the blocks takes ``temb``. None where a modulation is not a plain linear map.
+    modulations: of every block
+    arrange: of every block, its gates (B, 1, D) -> one gate a branch
+    position: the position of ``temb`` in the arguments of the blocks' forward
+
+    Returns None if a modulation is not a plain linear map.
     """
     linears = [rows.linear for block in modulations for rows in block]
     if not all(map(is_plain, linears)):
@@ -50,11 +58,11 @@ def gates_alone(
 
     def gates(*args: Any, **kwargs: Any) -> list[Gate]:
         temb_BD = nn.functional.silu(kwargs["temb"] if "temb" in kwargs else args[position])
-        found: list[Gate] = []
+        values: list[Gate] = []
         for block, arranged in zip(modulations, arrange, strict=True):
-            made = [_row(rows, part, temb_BD)[:, None] for rows in block for part in rows.gates]
-            found.extend(arranged(made))
-        return found
+            vectors = [_row(rows, part, temb_BD)[:, None] for rows in block for part in rows.gates]
+            values.extend(arranged(vectors))
+        return values
 
     return gates
 
@@ -63,12 +71,12 @@ def _row(rows: Rows, part: int, temb_BD: Tensor) -> Tensor:
     linear: Any = rows.linear
     weight = linear.weight.unflatten(0, (rows.parts, -1))[part]
     bias = linear.bias.unflatten(0, (rows.parts, -1))[part].to(temb_BD.device) if linear.bias is not None else None
-    return nn.functional.linear(temb_BD, weight.to(temb_BD.device), bias)  # of an offloaded block, its gates alone
+    return nn.functional.linear(temb_BD, weight.to(temb_BD.device), bias)  # an offloaded block: only its gates move
 
 
 def weights(*norms: nn.Module) -> list[nn.Parameter]:
-    """All that these norms are made of now."""
-    return [each for norm in norms for each in norm.parameters()]
+    """The parameters of norms."""
+    return [weight for norm in norms for weight in norm.parameters()]
 
 
 def both(image_BND: Tensor, text_BMD: Tensor) -> Tensor:

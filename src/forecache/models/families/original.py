@@ -1,6 +1,6 @@
 """Layouts of published code outside of diffusers: facebookresearch/DiT's attribute names, and timm's.
 
-A block is known by its parts, never by its class. B batch, N tokens, D width.
+A block is recognised by its parts, never by its class. B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ TIMM = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
-    found = getattr(model, "blocks", None)
-    return list(found) if isinstance(found, nn.ModuleList | nn.Sequential) else []
+    """The blocks of a model; empty if it has no list of them."""
+    blocks = getattr(model, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList | nn.Sequential) else []
 
 
 def refuse_skips(model: nn.Module) -> None:
-    """Raises SiteError for U-ViT-like models: later blocks read what earlier ones hand on."""
+    """Raises SiteError for models with long skips, as U-ViT: later blocks read the outputs of earlier ones."""
     skipping = [path for path, _ in model.named_modules() if path.endswith("skip_linear")]
     if skipping or all(hasattr(model, name) for name in ("in_blocks", "mid_block", "out_blocks")):
         raise SiteError(
             f"{type(model).__name__} has long skips, as U-ViT"
             + (f" ({skipping[0]})" if skipping else " (in_blocks, mid_block, out_blocks)")
-            + ": a block there is not its input plus branches, so forecache does not choose sites by itself. Name the "
+            + ": a block there is not its input plus branches, so forecache has no default sites. Name the "
             'modules inside of blocks, for example sites=["in_blocks.*.attn", "in_blocks.*.mlp"].'
         )
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether all blocks have exactly the parts of DiT's, or of timm's, and are called as those are."""
+    """Whether all blocks have exactly the parts and the arguments of DiT's, or of timm's."""
     blocks = blocks_of(model)
     return bool(blocks) and (all(map(_is_dit, blocks)) or all(map(_is_timm, blocks)))
 
@@ -61,14 +62,14 @@ def _is_dit(block: nn.Module) -> bool:
     """adaLN-Zero, from shift, scale, gate of attention and MLP: (x, c) -> x."""
     if _parts(block) != DIT or len(_arguments(block)) != 2:
         return False
-    last = [each for each in block.get_submodule("adaLN_modulation").modules() if isinstance(each, nn.Linear)]
-    return bool(last) and last[-1].out_features == 6 * last[-1].in_features
+    linears = [module for module in block.get_submodule("adaLN_modulation").modules() if isinstance(module, nn.Linear)]
+    return bool(linears) and linears[-1].out_features == 6 * linears[-1].in_features
 
 
 def _is_timm(block: nn.Module) -> bool:
     """Pre-norm with layer scale and drop path, (x) -> x."""
     arguments = _arguments(block)
-    return _parts(block) == TIMM and all(each.default is not inspect.Parameter.empty for each in arguments[1:])
+    return _parts(block) == TIMM and all(argument.default is not inspect.Parameter.empty for argument in arguments[1:])
 
 
 def _modulated(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ CAPTION_TOKENS = 120
 
 
 class Modulation(NamedTuple):
-    """adaLN-single's six vectors, each (B, 1, D), and what the two attentions are called with."""
+    """adaLN-single's six vectors, each (B, 1, D), and the keyword arguments of the two attentions."""
 
     shift_attn: Tensor
     scale_attn: Tensor

@@ -1,7 +1,7 @@
 """SD3Transformer2DModel of diffusers (Stable Diffusion 3 and 3.5, arXiv 2403.03206), by branches.
 
 Joint attention of image and text is one site; each stream has an MLP of its own. Some blocks of 3.5 have a second
-attention, of the image alone. The last block hands on no text.
+attention, of the image alone. The last block returns no text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forecache.models.layout import Layout, from_blocks, is_named
 
 
 class Condition(NamedTuple):
-    """Vectors (B, D) of each stream's modulation, the block's input, and what attention is called with.
+    """Vectors (B, D) of each stream's modulation, the block's input, and the keyword arguments of the attention.
 
     image: shift, scale, gate of the attention and of the MLP, and of a second attention. text: the same; none in the
     last block, whose norm makes them itself.
@@ -59,8 +59,8 @@ def _block(block: Any) -> Block:
         else:
             normed = modulated(block.norm1_context.norm, text, *c.text[:2])
         image = modulated(block.norm1.norm, image, *c.image[:2])
-        found = block.attn(hidden_states=image, encoder_hidden_states=normed, **c.attention)
-        return found[0] if block.context_pre_only else both(*found)
+        outputs = block.attn(hidden_states=image, encoder_hidden_states=normed, **c.attention)
+        return outputs[0] if block.context_pre_only else both(*outputs)
 
     def second(image: Tensor, c: Condition) -> Tensor:
         return block.attn2(hidden_states=modulated(block.norm1.norm, c.input, *c.image[6:8]), **c.attention)
@@ -109,8 +109,8 @@ def _rows(block: Any) -> list[Rows]:
 def _arranged(block: Any) -> Callable[[list[Tensor]], list[Gate]]:
     """One gate for each branch, of the image's (attention, MLP, second attention) and the text's gates."""
 
-    def arranged(made: list[Tensor]) -> list[Gate]:
-        attention, mlp, *rest = made
+    def arranged(gates: list[Tensor]) -> list[Gate]:
+        attention, mlp, *rest = gates
         second = [rest.pop(0)] if block.use_dual_attention else []
         if block.context_pre_only:
             return [attention, *second, mlp]
