@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.documents import blocks
 
+from forecache.methods import registry
 from forecache.report import html
 
 ROOT = Path(__file__).parent.parent.parent
@@ -89,3 +90,8 @@ def test_the_readme_is_short_and_its_table_filled():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
     assert "GOC 50 %, 0.8" in text
+
+
+def test_the_table_of_methods_is_that_of_the_registry():
+    page = (ROOT / "docs/methods/index.md").read_text(encoding="utf-8")
+    assert page.split("<!-- methods -->")[1].strip() == registry.table(), "`forecache methods` prints it"
