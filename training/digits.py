@@ -1,4 +1,4 @@
-"""How the reference model "digits" was made: a class-conditional pixel-space DiT for MNIST, v-prediction.
+"""Training of the bundled model "digits": a class-conditional pixel-space DiT for MNIST, v-prediction.
 
     python -m training.digits --data mnist.npz --out runs/digits   # starts, or resumes what is there
     python -m training.digits --out runs/digits --export DIR       # fp16 weights, scheduler, record
@@ -48,7 +48,7 @@ def build(layers: int = 12, heads: int = 4, head_dim: int = 32, patch: int = 4) 
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Linear betas, v-prediction; samples are images in [-1, 1], so they are clipped only when they are written."""
+    """Linear betas, v-prediction; samples are images in [-1, 1], so they are clipped only when they are saved."""
     return DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction", clip_sample=False)
 
 
@@ -70,7 +70,7 @@ class Trainer:
         self.forward: Callable[..., Any] = self.model.eval() if args.no_compile else torch.compile(self.model.eval())
 
     def untrained(self) -> torch.nn.Module:
-        """What is trained, at its start."""
+        """The untrained model."""
         model = build()
         zero_gates(model)
         return model
@@ -89,7 +89,7 @@ class Trainer:
         return signal * clean + sigma * noise, times, signal * noise - sigma * clean
 
     def loss(self, train: mnist.Split) -> Tensor:
-        """The mean square error of v on a batch of images, some of them without their label."""
+        """The mean square error of v on a batch of images, some of them without a label."""
         batch, draw = self.args.batch, self.generator
         index = torch.randint(len(train), (batch,), generator=draw)
         labels = train.labels[index]
@@ -145,7 +145,7 @@ def zero_gates(model: Any) -> None:
 
 
 def train(trainer: Trainer) -> None:
-    """Go on from the checkpoint, if there is one, to the last step; one line of figures every ``--log`` steps."""
+    """Train from the checkpoint, if there is one, to the last step, with one line of output every ``--log`` steps."""
     args = trainer.args
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
@@ -182,7 +182,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def write_record(args: argparse.Namespace, state: dict[str, Any], command: str, versions: dict[str, str]) -> None:
-    """training.json: what was run, on what, for how long, and the last loss."""
+    """Write training.json: settings, hardware, versions, time, and the last loss."""
     rows = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     record = {
         "command": command,
@@ -198,9 +198,9 @@ def write_record(args: argparse.Namespace, state: dict[str, Any], command: str, 
 
 
 def settings(args: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, and of the run ``before`` it that it began with, without paths."""
-    kept = {name: value for name, value in args.items() if name not in ("data", "init")}
-    return kept | {"before": settings(kept["before"])} if "before" in kept else kept
+    """The settings of a run without paths, and those of the run ``before``, whose weights it started from."""
+    values = {name: value for name, value in args.items() if name not in ("data", "init")}
+    return values | {"before": settings(values["before"])} if "before" in values else values
 
 
 def parser(description: str | None, out: str, images: int, batch: int) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""How the reference model "digits-text" was made: a text-to-image PixArt for pairs of MNIST digits, v-prediction.
+"""Training of the bundled model "digits-text": a text-to-image PixArt for pairs of MNIST digits, v-prediction.
 
     python -m training.digits_text --data mnist.npz --out runs/digits-text   # starts, or resumes
     python -m training.digits_text --data mnist.npz --out runs/more --init runs/digits-text/checkpoint.pt
@@ -87,7 +87,7 @@ def build_text_encoder(vocabulary: int) -> Any:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ of the second order on linear betas, v-prediction; the pixels are not clipped on the way."""
+    """DPM-Solver++ of the second order on linear betas, v-prediction; pixels are not clipped during sampling."""
     return DPMSolverMultistepScheduler(beta_schedule="linear", prediction_type="v_prediction", solver_order=2)
 
 
@@ -101,7 +101,7 @@ class Painter(torch.nn.Module):
         self.reader = torch.nn.Linear(TEXT_WIDTH, 20)  # of the training alone
 
     def reading_loss(self, ids: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
-        """Cross-entropy of reading the left and the right digit (B, 2) off the features of every token (B, L)."""
+        """Cross-entropy of predicting both digits (B, 2), left and right, from the features of every token (B, L)."""
         features = self.text_encoder(ids, attention_mask=mask)[0]
         logits = self.reader(features[mask.bool()]).unflatten(-1, (2, 10))
         answers = pairs[:, None].expand(*mask.shape, 2)[mask.bool()]
@@ -137,7 +137,7 @@ class TextTrainer(Trainer):
         return Painter(build(), build_text_encoder(len(self.tokenizer)))
 
     def start(self) -> None:
-        """Begin a run: with the averaged weights of another one, if ``--init`` names it; then learn to read."""
+        """Start a run, from the averaged weights of another one if ``--init`` names it; then train the text encoder."""
         if self.args.init is not None:
             state = torch.load(self.args.init, weights_only=True)
             self.model.load_state_dict(state["average"], strict=False)
@@ -165,8 +165,8 @@ class TextTrainer(Trainer):
         painting = (self.forward(noisy, times, self.ids[row], self.mask[row]) - target).square().mean()
         if not self.args.reading:
             return painting
-        kept, painter = row[~dropped], cast("Painter", self.model)
-        reading = painter.reading_loss(self.ids[kept], self.mask[kept], train.labels[index].T[~dropped])
+        captioned, painter = row[~dropped], cast("Painter", self.model)
+        reading = painter.reading_loss(self.ids[captioned], self.mask[captioned], train.labels[index].T[~dropped])
         return painting + READING * reading
 
 

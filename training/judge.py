@@ -1,9 +1,9 @@
-"""How the digits classifier and the reference statistics were made.
+"""Training of the digits classifier, and its reference statistics.
 
     python -m training.judge --data mnist.npz --export DIR
 
-Writes `classifier.safetensors` (fp16), `classifier.json` (the record), and what the shipped fp16 weights see in the
-10,000 test images: `reference.safetensors` (mean and covariance of the pooled features) and
+Writes `classifier.safetensors` (fp16), `classifier.json` (the record), and the features of the
+10,000 test images by the shipped fp16 weights: `reference.safetensors` (mean and covariance of the pooled features) and
 `reference-features.safetensors` (those of every second image in fp16, mean and covariance of the spatial ones). With
 `--references-only` the shipped classifier is kept, and only these two files are written.
 """
@@ -29,7 +29,7 @@ from training import mnist
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image moved by up to two pixels: digits of a generator need not be centred as MNIST is."""
+    """Images shifted by up to two pixels: generated digits need not be centred as those of MNIST."""
     edge = 2
     padded = pad(images, (edge,) * 4, value=-1.0)
     rows, columns = torch.randint(2 * edge + 1, (2, len(images), 1), generator=generator)
@@ -67,22 +67,22 @@ def train(train_split: mnist.Split, *, epochs: int, batch: int, lr: float, seed:
 
 @torch.no_grad()
 def write_references(split: mnist.Split, folder: Path, model: DigitClassifier) -> None:
-    """What the model sees in the images of the split, as the extractor "digits" says it."""
+    """Write the moments and features of a split in the layers of the extractor "digits"."""
     extractor = digits_extractor(model)
     pixels = ((split.images + 1) * 127.5).round().to(torch.uint8)
-    found = extract(Images(pixels), extractor, ("pool", "spatial"), batch=500)
-    pool, spatial = found.moments("pool"), found.moments("spatial")
-    count = torch.tensor(found.count)
+    features = extract(Images(pixels), extractor, ("pool", "spatial"), batch=500)
+    pool, spatial = features.moments("pool"), features.moments("spatial")
+    count = torch.tensor(features.count)
     save_file(
         {"mean": pool.mean.float(), "covariance": pool.covariance.float().contiguous(), "count": count},
         folder / "reference.safetensors",
     )
-    features = {
-        "pool": found.layer("pool")[::2].half().contiguous(),
+    tensors = {
+        "pool": features.layer("pool")[::2].half().contiguous(),
         "spatial_mean": spatial.mean.float(),
         "spatial_covariance": spatial.covariance.float().contiguous(),
     }
-    save_file(features, folder / "reference-features.safetensors")
+    save_file(tensors, folder / "reference-features.safetensors")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""MNIST as the digits models see it: the central 24x24 pixels, scaled to [-1, 1]."""
+"""MNIST for the digits models: the central 24 x 24 pixels, scaled to [-1, 1]."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_figures_are_data():
     assert "draws" not in figure.document(draws=False)
     assert figure.document()["interval"] == pytest.approx(figure.interval)
     for broken in ({}, {**figure.document(), "value": "x"}, {**figure.document(), "metric": "beauty"}):
-        with pytest.raises(fc.errors.InputError, match="figure of an evaluation|no metric 'beauty'"):
+        with pytest.raises(fc.errors.InputError, match="estimate of an evaluation|no metric 'beauty'"):
             Estimate.read(broken)
 
 
