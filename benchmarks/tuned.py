@@ -6,7 +6,7 @@
     python benchmarks/tuned.py digits --no-more           table and plot again, from benchmarks/results
     python benchmarks/tuned.py digits --ship out/tune     make the plans of a folder of `forecache tune` those that ship
 
-Plans: those that ship with the model (`zoo.tuned_path`), or of a folder of `forecache tune` (--plans). The other
+Plans: those that ship with the model (`Record.tuned_folder`), or of a folder of `forecache tune` (--plans). The other
 methods compute as many steps, evenly spread where they have no schedule of their own (benchmarks/tuned_others.py), and
 so do other libraries (benchmarks/tuned_peers.py; pip install 'forecache[peers]'). Every row is kept when it is done
 (out/tuned/): a run that was stopped goes on, and --only lets two share the work before a third writes the plot, the
