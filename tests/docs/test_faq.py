@@ -1,4 +1,4 @@
-"""What docs/faq.md says of images and control as input, on small pipelines."""
+"""The claims of docs/faq.md about image-to-image and ControlNet, on small pipelines."""
 
 import diffusers
 import pytest
@@ -21,17 +21,17 @@ def sampled(model, tiny, extra):
 
 
 def control(name, model):
-    """What a ControlNet would give each block, (2, tokens, width)."""
-    made = [normal(2, 16, model.inner_dim, seed=9 + place) * 3 for place in range(len(model.transformer_blocks))]
+    """Residuals as of a ControlNet, (2, tokens, width) for each block."""
+    double = [normal(2, 16, model.inner_dim, seed=9 + block) * 3 for block in range(len(model.transformer_blocks))]
     if name == "SD3":
-        return {"block_controlnet_hidden_states": made}
-    single = [normal(2, 16, model.inner_dim, seed=20 + place) for place in range(len(model.single_transformer_blocks))]
-    return {"controlnet_block_samples": made, "controlnet_single_block_samples": single}
+        return {"block_controlnet_hidden_states": double}
+    single = [normal(2, 16, model.inner_dim, seed=20 + block) for block in range(len(model.single_transformer_blocks))]
+    return {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
 
 
 @pytest.mark.parametrize("name", ["FLUX.1", "SD3"])
-def test_what_a_controlnet_adds_is_added_in_skipped_steps_too(name, monkeypatch):
-    """A run of skipped blocks goes out from the first of them, and the model adds control after each of them."""
+def test_residuals_of_a_controlnet_are_added_in_skipped_steps(name, monkeypatch):
+    """The first block returns the sum of a skipped span, and the model adds a residual after each block of it."""
     tiny = TINY[name]
     model = tiny.model()
     extra = control(name, model)
@@ -64,7 +64,7 @@ def image_to_image(kind, name, channels, **more):
 POOLS = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED}
 
 
-def test_image_to_image_takes_a_plan_of_the_calls_that_it_makes():
+def test_image_to_image_takes_a_plan_for_its_number_of_calls():
     pipe, sample = image_to_image("StableDiffusion3Img2ImgPipeline", "SD3", 4, **PAIR, **SQUARE, **POOLS)
     with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 6))) as session:
         sample()
