@@ -166,11 +166,15 @@ def sample_to(
 ) -> SavedRun:
     """Sample a run and write it to a folder, as `write` does.
 
-    compare: sample without the plan too, for the PSNR of every image and the ratio of times.
+    compare: sample without the plan too, for the PSNR of every image and the ratio of times. The model is warmed up
+        first, so that the run with the plan is not timed with a model's slow first call.
     on_phase: called with "sampling" and "sampling without a cache" when they begin. on_step: after every step.
     """
     phase = on_phase or (lambda _: None)
     phase("sampling")
+    if compare:
+        warm_up = Sampling(min(2, settings.num_steps), settings.guidance, settings.seed)
+        source.generate(settings.conditions[: settings.batch], warm_up)
     run = generate(source, plan, settings, on_step)
     phase("sampling without a cache")
     uncached = generate(source, None, settings, on_step) if compare else None
