@@ -20,7 +20,7 @@ any_row = st.integers(1, 14).flatmap(rows)
 
 
 def emitted(row, features):
-    """What every step emits, with all of the past at hand."""
+    """The output of every step, when the outputs of all steps before it are at hand."""
     out = []
     for step, cell in enumerate(row):
         out.append(math.fsum(w * out[c] for c, w in cell.reads) if cell.reads else features[step])
@@ -57,7 +57,7 @@ def needed(row):
 def ranks(row):
     """After each computed step: of how many sums of the features so far the later estimates are made.
 
-    What an estimate is made of is found by giving every computed step a one in turn.
+    The weights of an estimate are its outputs when one computed step after the other emits 1 and all others emit 0.
     """
     computed = [step for step, cell in enumerate(row) if cell.computed]
     made_of = np.array([emitted(row, np.eye(len(row))[step]) for step in computed])

@@ -227,23 +227,23 @@ def test_models_of_several_classes_are_compiled_in_one_process():
         assert session.stats.skipped > 0
 
 
-def test_what_a_graph_gave_out_is_kept_in_memory_of_its_own(monkeypatch):
-    """A backend that behaves as CUDA graphs do: what it gave out is overwritten by its next call."""
+def test_outputs_of_a_graph_are_kept_in_memory_of_their_own(monkeypatch):
+    """A backend that behaves as CUDA graphs do: its next call overwrites its outputs."""
     monkeypatch.setattr(graphs, "_own_memory", torch.clone)
     given = []
 
     def overwriting(graph, _):
         def call(*args):
-            for each in given:
-                each.fill_(float("nan") if each.is_floating_point() else 0)
+            for output in given:
+                output.fill_(float("nan") if output.is_floating_point() else 0)
             given.clear()
-            inputs = {id(each) for each in args}
-            made = [
-                each.clone() if isinstance(each, torch.Tensor) and id(each) not in inputs else each
-                for each in graph(*args)
+            inputs = {id(value) for value in args}
+            outputs = [
+                value.clone() if isinstance(value, torch.Tensor) and id(value) not in inputs else value
+                for value in graph(*args)
             ]
-            given.extend(each for each in made if isinstance(each, torch.Tensor) and id(each) not in inputs)
-            return made
+            given.extend(value for value in outputs if isinstance(value, torch.Tensor) and id(value) not in inputs)
+            return outputs
 
         return call
 

@@ -293,7 +293,7 @@ def test_steps_that_are_rounded_to_one_timestep_are_told_apart_where_a_scheduler
 
 
 def test_a_timestep_that_lies_on_a_gpu_is_read_once_a_generation(dit, monkeypatch):
-    """Where a scheduler has told the timesteps, calls take the names in turn without looking."""
+    """Where a scheduler has announced the timesteps, calls take the names in turn, and no timestep is read."""
     reads, as_number = [], calls.as_number
     monkeypatch.setattr(calls, "is_at_hand", lambda timestep: False)
     monkeypatch.setattr(calls, "as_number", lambda *args: reads.append(1) or as_number(*args))

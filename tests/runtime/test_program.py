@@ -28,7 +28,7 @@ from forecache.runtime.program import COVERED
 
 @pytest.fixture
 def block_by_block(monkeypatch):
-    """Sessions that collapse nothing."""
+    """Sessions that run every block by its sites, skipped spans included."""
 
     def switch():
         monkeypatch.setattr(Forwards, "run_block", lambda self, block, x, args, kwargs: None)
@@ -267,7 +267,7 @@ def test_gradients_of_parameters_are_those_of_block_by_block(block_by_block, fam
     block_by_block()
     apart = gradients()
     assert together.keys() == apart.keys()
-    largest = max(each.abs().max().item() for each in apart.values())
+    largest = max(gradient.abs().max().item() for gradient in apart.values())
     for name, gradient in apart.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-6, atol=1e-10 * largest)
     gates = "transformer_blocks.1." + ("norm1.linear.weight" if family == "DiT" else "scale_shift_table")
@@ -295,7 +295,7 @@ def test_bfloat16_stays_as_close_as_block_by_block(block_by_block, name):
     together, _ = sampled(model, plan)
     block_by_block()
     apart, _ = sampled(model, plan)
-    errors = [(each.float() - truth).square().mean().sqrt().item() for each in (together, apart)]
+    errors = [(images.float() - truth).square().mean().sqrt().item() for images in (together, apart)]
     assert errors[0] < 1.5 * errors[1]
 
 
@@ -465,4 +465,4 @@ def test_weights_are_copied_once_for_all_runs(block_by_block):
 
 def live(kind):
     gc.collect()
-    return [each for each in gc.get_objects() if type(each) is kind]
+    return [value for value in gc.get_objects() if type(value) is kind]

@@ -181,7 +181,7 @@ def test_features_on_another_device_come_back_one_ahead_of_their_use():
         found = storage.get(entry, following)
         assert (found.name, found.device.type) == ("abcd"[number], "xpu")
         assert where["xpu"] == list("abcd"[: number + 2])  # this one and the next, each brought once
-    assert [each.name for each in storage.all(kept)] == list("abcd")
+    assert [feature.name for feature in storage.all(kept)] == list("abcd")
     assert len(where["xpu"]) == 8
 
 
