@@ -13,7 +13,6 @@ import json
 import math
 import os
 import signal
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -124,7 +123,7 @@ class Run:
             self.weights.values(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
         )
         self.step = 0
-        self.seconds = 0.0
+        self.cpu_seconds = 0.0
 
     @property
     def steps(self) -> int:
@@ -170,7 +169,7 @@ class Run:
             tensors[f"average.{name}"] = self.average[name]
             tensors[f"first.{name}"] = state["exp_avg"]
             tensors[f"second.{name}"] = state["exp_avg_sq"]
-        header = {"step": self.step, "seconds": round(self.seconds, 1), "settings": settings(self.args)}
+        header = {"step": self.step, "cpu_seconds": round(self.cpu_seconds, 1), "settings": settings(self.args)}
         partial = path.with_suffix(".tmp")
         save_file({name: each.contiguous() for name, each in tensors.items()}, partial, {"run": json.dumps(header)})
         os.replace(partial, path)
@@ -178,7 +177,7 @@ class Run:
     def load(self, path: Path) -> None:
         """The state of a checkpoint, a small one or not."""
         header, tensors = read(path)
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.cpu_seconds = header["step"], header["cpu_seconds"]
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[f"weights.{name}"])
@@ -221,20 +220,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
 
-class Clock:
-    """The time that steps take; one during which the process was stopped counts as an ordinary one."""
-
-    def __init__(self) -> None:
-        self.recent: list[float] = []
-
-    def counted(self, took: float) -> float:
-        """The seconds to count for a step that took this long by the clock on the wall."""
-        usual = statistics.median(self.recent) if self.recent else took
-        counted = usual if len(self.recent) >= 5 and took > 20 * usual else took
-        self.recent = [*self.recent[-49:], counted]
-        return counted
-
-
 def train(task: Task, args: argparse.Namespace) -> None:
     """Go on from the run's checkpoint, or from ``--init``, to the last step, with a checkpoint every so many steps."""
     args.out.mkdir(parents=True, exist_ok=True)
@@ -251,34 +236,39 @@ def train(task: Task, args: argparse.Namespace) -> None:
     asked_to_end: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: asked_to_end.append(caught))
-    clock, losses, since = Clock(), list[float](), run.seconds
+    losses, since, before = list[float](), time.perf_counter(), time.process_time()
     while run.step < run.steps and not asked_to_end:
-        started = time.perf_counter()
         losses.append(run.advance().item())
-        run.seconds += clock.counted(time.perf_counter() - started)
         last = run.step == run.steps or bool(asked_to_end)
         if run.step % args.log == 0 or last:
-            report(run, losses, len(losses) * args.batch / (run.seconds - since))
-            losses, since = [], run.seconds
+            now, used = time.perf_counter(), time.process_time()
+            run.cpu_seconds += used - before
+            report(run, losses, now - since, used - before)
+            losses, since, before = [], now, used
         if run.step % args.checkpoint == 0 or last:
             run.save(path)
 
 
-def report(run: Run, losses: Sequence[float], rate: float) -> None:
-    """A line on the console, and the same figures as a line of the log."""
+def report(run: Run, losses: Sequence[float], took: float, used: float) -> None:
+    """A line on the console, and the same figures as a line of the log.
+
+    Seconds of the processor are what the run costs; those on the wall have its pauses in them.
+    """
+    images = len(losses) * run.args.batch
     row = {
         "step": run.step,
         "images": run.step * run.args.batch,
         "loss": round(sum(losses) / len(losses), 5),
         "lr": round(run.learning_rate(), 7),
-        "images_per_second": round(rate, 2),
-        "seconds": round(run.seconds),
-        "eta_seconds": round((run.steps - run.step) * run.args.batch / rate),
+        "images_per_second": round(images / took, 2),
+        "images_per_cpu_second": round(images / used, 2),
+        "cpu_seconds": round(run.cpu_seconds),
+        "eta_seconds": round((run.steps - run.step) * run.args.batch * took / images),
     }
     with (run.args.out / LOG).open("a") as file:
         file.write(json.dumps(row) + "\n")
     eta = f"{row['eta_seconds'] // 3600} h {row['eta_seconds'] // 60 % 60:02} min"
-    print(f"{row['images']:,} images: loss {row['loss']:.4f}, {rate:.1f} images/s, {eta} left", flush=True)
+    print(f"{row['images']:,} images: loss {row['loss']:.4f}, {images / took:.1f} images/s, {eta} left", flush=True)
 
 
 def shrink(source: Path, target: Path) -> None:
