@@ -14,8 +14,11 @@ from support.routers import published
 
 import forecache as fc
 from forecache.compare.selection import Selection, controls, corrections
+from forecache.fit.tuning.forecasts import ForecastSpec
+from forecache.fit.tuning.gram import Gram
 from forecache.methods import Range, flags, registry
 from forecache.methods.flags import Expression
+from forecache.methods.replan import part_of
 from forecache.parts import schedules
 from forecache.parts.statistics import Origin, inverse_table
 from forecache.reproduce.recipes import Ingredients, method_of
@@ -192,7 +195,7 @@ BAD = [
     ({"method": "fora", "interval": 2, "base": {"method": "fora", "interval": 2}}, "fora takes no base"),
     ({"method": "l2c", "router": {"sha256": 5}}, "router of l2c refers to an ingredient by file and sha256"),
     ({"method": "goc", "eta": 1, "gamma": 0.4, "base": {"method": "fora", "interval": 2}}, "gamma of goc needs stats"),
-    ({"method": "explicit", "pattern": "abc"}, "pattern of explicit is a pattern"),
+    ({"method": "explicit", "pattern": "abc"}, "pattern of explicit is written with"),
 ]
 
 
@@ -276,6 +279,18 @@ def test_a_method_of_one_length_keeps_its_forecast_when_it_is_stretched(correct)
     longer = fc.methods.resampled(plan, 40)
     assert longer.rows == correct(fc.fora(2)).plan(replace(GRID, num_steps=40)).rows
     assert longer.recipe is None
+
+
+@pytest.mark.parametrize("text", ["taylor 2", "taylor 2, feedback 0.5", "goc 0.8", "reuse"])
+def test_a_tuned_plan_of_a_known_forecast_has_its_recipe(text):
+    """So it can be stretched, and served from the middle of a run; with fitted weights it cannot."""
+    pattern = "#.#..#...#" * 2
+    method = ForecastSpec.parse(text).method(pattern, Gram((), T))
+    plan = method.plan(GRID)
+    assert method.name == f"tuned({pattern!r}, {text!r})"
+    assert fc.methods.build(plan.recipe).plan(GRID).rows == plan.rows
+    assert fc.methods.resampled(plan, 40).num_steps == 40
+    assert part_of(plan, range(6, T)).rows[0][0].computed
 
 
 def test_an_edited_recipe_does_not_make_another_plan():

@@ -209,7 +209,7 @@ _SENTENCES: Mapping[str, str] = {
     "text": "is a string",
     "steps": "lists steps, which are whole numbers",
     "words": "lists strings",
-    "pattern": "is a pattern of '#' (compute), '.' (skip) and 'o' (some tokens)",
+    "pattern": "is written with '#' (compute), '.' (skip) and 'o' (some tokens)",
     "statistics": "is a statistics file or a Statistics",
     "router": "is a router file or a Router",
     "file": "is a file",

@@ -16,15 +16,17 @@ PUBLISHED = "published"
 def resolver(num_steps: int) -> Callable[[Parameter, Any], Any]:
     """(parameter, value) -> the value, or the bundled file that it names, for runs of ``num_steps`` model calls.
 
-    The name of a bundled model stands for its statistics, that of a bundled router for its file, and ``published`` for
-    ProCache's pattern.
+    The name of a bundled model stands for its statistics, ``<model>-<caching level>`` for a router, and ``published``
+    for ProCache's pattern. Raises InputError for statistics and routers that are not bundled.
     """
 
     def resolve(parameter: Parameter, value: Any) -> Any:
         if parameter.kind == "statistics" and value in bundled.models():
             return bundled.record(value).statistics_path(num_steps)
         if parameter.kind == "router" and isinstance(value, str):
-            return bundled.routers().get(value, value)
+            model, _, level = value.rpartition("-")
+            is_bundled = model in bundled.models() and level.isdigit()
+            return bundled.record(model).router_path(int(level)) if is_bundled else value
         return PROCACHE_PATTERN if parameter.kind == "pattern" and value == PUBLISHED else value
 
     return resolve

@@ -16,6 +16,7 @@ from forecache.fit.tuning.fitted import Fitted
 from forecache.fit.tuning.gram import Gram
 from forecache.io.text import short
 from forecache.methods.explicit import explicit
+from forecache.methods.expressions import with_forecast
 from forecache.parts import patterns
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
@@ -219,14 +220,20 @@ class ForecastSpec:
         return Drift(gram, self.theta, "additive", "all", "channel") if self.theta is not None else None
 
     def method(self, pattern: str, gram: Gram) -> Method:
-        """The method of a pattern with this forecast, its correction and its refined weights."""
+        """The method of a pattern with this forecast, its correction and its refined weights.
+
+        It has a recipe if nothing in it is fitted, corrected or refined.
+        """
         forecast, adjustments = self.forecast(gram), self.adjustments(pattern)
-        return Method(
+        base, correction = explicit(pattern=pattern), self.correction(gram)
+        method = Method(
             f"tuned({pattern!r}, {str(self)!r})",
-            explicit(pattern=pattern).schedule,
+            base.schedule,
             Adjusted(forecast, adjustments) if adjustments else forecast,
-            correction=self.correction(gram),
+            correction=correction,
         )
+        plain = with_forecast(base, forecast) if not adjustments and correction is None else None
+        return method.with_recipe(method.name, plain.recipe if plain is not None else None)
 
     def strengthened(self, by: float) -> ForecastSpec | None:
         """The forecast with its feedback, or its eta, larger by so much; None where the search does not go."""
