@@ -1,4 +1,4 @@
-"""Plans on the Hugging Face hub: a repository with plan.json, its constants, and a card that was made from them."""
+"""Plans on the Hugging Face hub: a repository with plan.json, its constants, and a model card of the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Get = Callable[[str], Path]
 
 
 def fetched(repo: str, get: Get) -> Path:
-    """The plan file of a repository, with the file of its constants beside it. get: a file of it by its name."""
+    """The plan file of a repository, with the file of its constants beside it.
+
+    get: name of a file -> its path on this machine
+    """
     path = get(FILE)
     if (beside := file.read(path).constants) is not None:
         get(beside.file)
@@ -26,7 +29,7 @@ def fetched(repo: str, get: Get) -> Path:
 
 
 def downloads(repo: str, revision: str | None, token: str | bool | None) -> Get:
-    """Gets files of a repository on the hub, or of a folder; PlanFileError where one is not there."""
+    """A function that fetches files of a repository, or of a folder; it raises PlanFileError for a missing one."""
     if Path(repo).is_dir():
         return lambda name: Path(repo) / name
     hub = _hub()
@@ -45,18 +48,30 @@ def downloads(repo: str, revision: str | None, token: str | bool | None) -> Get:
 def push(
     repo: str, save: Callable[[Path], None], card: str, private: bool | None = None, token: str | bool | None = None
 ) -> str:
-    """Upload of a plan with its constants and a card as one commit; gives its address. save: writes the plan file."""
+    """Upload of a plan with its constants and a card as one commit; returns the address of the commit.
+
+    repo: ``owner/name``, created if it does not exist
+    save: writes the plan file to a path
+    card: the model card, in Markdown
+    private: visibility of a new repository; None for the account's default
+    token: of the hub; None for the one that is logged in
+    """
     api = _hub().HfApi(token=token)
     api.create_repo(repo, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / FILE)
         files.write(Path(folder) / "README.md", card)
-        made = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a forecache plan")
-    return str(made)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a forecache plan")
+    return str(commit)
 
 
 def card(repo: str, grid: Grid, share: float, picture: str, provenance: Mapping[str, str], cost: str = "") -> str:
-    """The model card of a plan, in Markdown: picture, cost, provenance, and how to use it. share: of cells computed."""
+    """The model card of a plan, in Markdown: picture, cost, provenance, and how to use it.
+
+    share: computed share of the cells, 0 to 1
+    picture: the plan as text
+    cost: the plan's cost as text, empty where it is not given
+    """
     rows = {"model": grid.model, "fingerprint": grid.fingerprint, "scheduler": grid.scheduler, **provenance}
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     costs = ["## Cost", "", f"{cost}.", ""] if cost else []
@@ -71,7 +86,7 @@ def card(repo: str, grid: Grid, share: float, picture: str, provenance: Mapping[
             *("with fc.apply(pipe, plan):", f"    images = pipe(..., num_inference_steps={grid.num_steps}).images"),
             *("```", "", "## Schedule", "", "```", picture, "```", ""),
             *costs,
-            *("## Where it came from", "", "| | |", "|---|---|", *table, ""),
+            *("## Origin", "", "| | |", "|---|---|", *table, ""),
         ]
     )
 

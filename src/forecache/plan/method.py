@@ -1,4 +1,4 @@
-"""A method: a schedule, a forecast, a gate, a correction and tokens, which fill a grid."""
+"""A method: schedule, forecast, gate, correction and tokens, which fill a grid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from forecache.plan.plan import Plan
 from forecache.plan.recipe import Recipe
 
 Reads = dict[int, float]
-"""Step -> weight of what it emitted."""
+"""Step -> weight of the feature that the step gave out."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Method:
         return plan.with_recipe(self.recipe)
 
     def with_forecast(self, name: str, forecast: Forecast, gate: Gate = always) -> Method:
-        """This method with a forecast; PlanError if it has one already, which would be replaced without a word."""
+        """This method with a forecast; PlanError if it has one already, which would be replaced silently."""
         if not isinstance(self.forecast, Reuse):
             raise PlanError(f"{self.name} has a forecast already: {name} takes a schedule with plain reuse as base.")
         return replace(self, name=name, forecast=forecast, gate=gate)
 
     def _check_correction(self, rows: Iterable[tuple[Cell, ...]], skipped: set[int]) -> None:
-        """A correction that corrects nothing, or that lists steps which are not skipped, is a mistake."""
+        """Raises PlanError for a correction that corrects nothing, or that lists steps which are not skipped."""
         if self.correction is None:
             return
         corrected = {step for row in rows for step, cell in enumerate(row) if cell.constants}
@@ -103,7 +103,7 @@ class Method:
         corrector = self.correction.corrector(site, grid) if self.correction is not None else None
         row: list[Cell] = []
         computed: list[int] = []  # newest first
-        found: Reads = {}  # what partial cells found since then: their output less the forecast for it
+        difference: Reads = {}  # since the newest computed step: outputs of partial cells less their forecasts
         for step in range(grid.num_steps):
             action = self.schedule(step, site, grid)
             if not isinstance(action, Action):
@@ -111,19 +111,19 @@ class Method:
             if action is Action.COMPUTE:
                 cell = Cell()
                 computed.insert(0, step)
-                found = {}
+                difference = {}
             elif not computed:
                 raise PlanError(f"{self.name} skips {site.name} at step {step}, before it was ever computed.")
             else:
                 if is_open := self.gate(step, site, grid):
                     opened.add(step)
                 forecast = self._forecast(step, row, computed, site) if is_open else {computed[0]: 1.0}
-                cell = Cell(_pairs(_sum(forecast, found)))
+                cell = Cell(_pairs(_sum(forecast, difference)))
                 if cell.computed:
                     raise PlanError(f"The forecast of {self.name} reads nothing for {site.name} at step {step}.")
                 if action is Action.PARTIAL:
-                    cell = replace(cell, tokens=self._chosen(step, site, grid))
-                    found = _sum({step: 1.0}, forecast, -1.0)
+                    cell = replace(cell, tokens=self._tokens(step, site, grid))
+                    difference = _sum({step: 1.0}, forecast, -1.0)
             row.append(cell if corrector is None else corrector.correct(step, cell))
         if corrector is not None:
             constants.update(corrector.constants)
@@ -132,12 +132,12 @@ class Method:
     def _forecast(self, step: int, row: list[Cell], computed: list[int], site: Site) -> Reads:
         reads: Reads = {}
         for source, weight in self.forecast.reads(step, computed, site).items():
-            # what a reused step emitted is the feature that it reused: read that one, so that nothing is kept twice
+            # a reused step gave out the feature that it reused: read that one, so that nothing is kept twice
             origin = row[source].reads[0][0] if row[source].sign == "." else source
             reads[origin] = reads.get(origin, 0.0) + weight
         return reads
 
-    def _chosen(self, step: int, site: Site, grid: Grid) -> Tokens:
+    def _tokens(self, step: int, site: Site, grid: Grid) -> Tokens:
         if self.tokens is None:
             raise PlanError(
                 f"The schedule of {self.name} computes some tokens of {site.name} at step {step}, and the method does "
@@ -147,7 +147,7 @@ class Method:
 
 
 def _sum(reads: Reads, others: Reads, factor: float = 1.0) -> Reads:
-    """Weights added step by step."""
+    """The sum of weights, step by step: reads + factor * others."""
     steps = dict.fromkeys((*reads, *others))
     return {step: reads.get(step, 0.0) + factor * others.get(step, 0.0) for step in steps}
 

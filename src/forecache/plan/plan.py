@@ -116,11 +116,14 @@ class Plan:
         inputs: Any = None,
         cache_dtype: torch.dtype | None = None,
     ) -> Cost:
-        """What this plan costs on ``model``: exact, from shapes alone, for a model on any device, ``meta`` included.
+        """The cost of this plan on a model: exact, from shapes alone, on any device, ``meta`` included.
 
-        model: a pipeline or a transformer. batch_size: images; with ``guidance`` each is a pair of samples in one
-        call. inputs: for a model of no known family, the arguments of one call (a tuple or a dict of tensors),
-        which then set the batch. cache_dtype: as for `forecache.apply`.
+        model: a pipeline or a transformer
+        batch_size: images in a model call
+        guidance: whether each image is a guidance pair, two samples of one call
+        inputs: for a model of no known family, the arguments of one call (a tuple or a dict of tensors), which then
+            set the batch
+        cache_dtype: as for `forecache.apply`
         """
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise InputError(f"A batch is a whole number of images from 1 on; batch_size={batch_size!r} was given.")
@@ -174,10 +177,13 @@ class Plan:
     def push_to_hub(
         self, repo: str, *, cost: Cost | None = None, private: bool | None = None, token: str | bool | None = None
     ) -> str:
-        """Upload the plan to a repository on the hub, which is made if need be; gives the address of the commit.
+        """Upload the plan with a model card to a repository on the hub; returns the address of the commit.
 
-        A card with schedule, provenance and, if it is given, cost goes with it.
+        repo: ``owner/name``, created if it does not exist
+        cost: of the plan, for the card
+        private: visibility of a new repository; None for the account's default
+        token: of the hub; None for the one that is logged in
         """
-        told = "" if cost is None else str(cost)
-        card = hub.card(repo, self.grid, self.computed_share, self.show(), self.provenance, told)
+        text = "" if cost is None else str(cost)
+        card = hub.card(repo, self.grid, self.computed_share, self.show(), self.provenance, text)
         return hub.push(repo, self.save, card, private, token)
