@@ -52,8 +52,8 @@ def resampled(plan: Plan, num_steps: int) -> Plan:
     origin = {"resampled": f"from {plan.num_steps} to {num_steps} steps"}
     if plan.recipe is None or registry.is_fixed(plan.recipe) or not _makes(plan.recipe, plan):
         return resample.stretched(plan, num_steps, forecast_of(plan)).with_recipe(None, origin)
-    made = registry.build(plan.recipe).plan(replace(plan.grid, num_steps=num_steps))
-    return made.with_recipe(made.recipe, {**plan.provenance, **made.provenance, **origin})
+    replanned = registry.build(plan.recipe).plan(replace(plan.grid, num_steps=num_steps))
+    return replanned.with_recipe(replanned.recipe, {**plan.provenance, **replanned.provenance, **origin})
 
 
 def part_of(plan: Plan, steps: range) -> Plan:
