@@ -14,7 +14,6 @@ from support.small import generate
 
 import forecache as fc
 from forecache.compare.selection import Selection
-from forecache.fit.tuning import forecasts
 from forecache.methods import registry
 from forecache.reproduce import open_table
 
@@ -79,7 +78,6 @@ def damped(folder, monkeypatch):
     module = importlib.import_module("damped")
     yield module
     registry.unregister("damped")
-    forecasts.RULES.pop("damped")
     del sys.modules["damped"]
 
 

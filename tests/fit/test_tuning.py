@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ from forecache.fit.tuning.fitted import Fitted
 from forecache.fit.tuning.gram import Gram, measure_gram
 from forecache.fit.tuning.optimal import OptimalSchedules
 from forecache.fit.tuning.settings import Settings
+from forecache.methods import registry
+from forecache.methods.parameters import Range
 from forecache.parts.forecasts import Feedback, Reuse, Taylor
+from forecache.plan.method import Method
 
 SITES = tuple(fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
 patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
@@ -430,33 +434,57 @@ def test_a_document_that_is_no_forecast_is_refused(document):
         ForecastSpec.from_document(document)
 
 
-def test_a_rule_of_ones_own_is_tuned_with(digits, monkeypatch, tmp_path):
-    """One entry of the table: it is written, sampled with, made stronger, and kept in the file."""
+@dataclass(frozen=True)
+class Damped:
+    """A share of the oldest computed feature, the rest of the newest."""
 
-    @dataclass(frozen=True)
-    class Damped:
-        share: float
+    share: float
 
-        def reads(self, step, computed, site=None):
-            return {computed[0]: 1 - self.share, computed[-1]: self.share} if len(computed) > 1 else {computed[0]: 1.0}
+    def reads(self, step, computed, site=None):
+        return {computed[0]: 1 - self.share, computed[-1]: self.share} if len(computed) > 1 else {computed[0]: 1.0}
 
-    share = forecasts_module.Parameter("share", float, 0, 0.5)
-    rule = forecasts_module.Rule(
-        (share,),
-        lambda gram, numbers, centred: Damped(numbers["share"]),
-        strength="share",
-        is_searched=lambda value: 0 < value < 0.5,
-    )
-    monkeypatch.setitem(forecasts_module.RULES, "damped", rule)
-    assert "; damped SHARE; each also" in forecasts_module.vocabulary()
+
+@pytest.fixture
+def damped_method():
+    @registry.register
+    def damped(base: Method, share: Annotated[float, Range(least=0, most=0.5)] = 0.2) -> Method:
+        """Reuse damped by the oldest feature.
+
+        base: the schedule
+        share: of the oldest feature
+        """
+        return base.with_forecast("damped", Damped(share))
+
+    yield
+    registry.unregister("damped")
+
+
+@pytest.mark.usefixtures("damped_method")
+def test_a_registered_method_of_ones_own_is_tuned_with(digits, tmp_path):
+    """It is written, sampled with, made stronger, and kept in the file, without another line."""
+    assert "; damped SHARE" in forecasts_module.vocabulary()
     how = FEW | {"forecasts": ["damped 0.1"], "path": tmp_path / "tune.json"}
     tuned = fc.tune(digits, LABELS[:1], **how, budget=0.55)
     names = [str(trial.forecast) for trial in tuned.trials]
     assert {"damped 0.1", "damped 0.25"} <= set(names)
     assert [str(trial.forecast) for trial in fc.tune(digits, LABELS[:1], **how, budget=0.55).trials] == names
+    assert ForecastSpec.parse("damped 0.4").strengthened(0.15) is None
 
 
-@pytest.mark.slow
+def test_the_registered_forecasts_are_rules():
+    """Those whose parameters are numbers; GOC is the rule of tuning itself."""
+    gram = Gram(SITES, 4)
+    spec = ForecastSpec.parse("feedback 1, strength 0.25, eoc 0.5")
+    assert spec.forecast(gram) == Feedback(1, 0.25)
+    assert str(spec.strengthened(0.15)) == "feedback 1, strength 0.4, eoc 0.5"
+    assert str(ForecastSpec.parse("feedback 2, strength 0.5")) == "feedback 2"
+    assert ForecastSpec.parse("taylorseer 2").forecast(gram) == Taylor(2)
+    assert ForecastSpec.parse("taylorseer 2").strengthened(0.15) is None
+    named = {name for name in registry.methods() if forecasts_module.rule_named(name) is not None}
+    assert {"taylorseer", "feedback", "goc"} <= named
+    assert not named & {"fora", "explicit", "warmup", "eoc", "l2c", "smoothcache", "procache", "selective", "toca"}
+
+
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
     source = fc.sampling.sources.as_source(digits)
     for plan, trial, unseen in zip(tuned.plans, tuned.best, tuned.held_out, strict=True):

@@ -2,21 +2,23 @@
 
 A `ForecastSpec` names a rule of `RULES` with its parameters, the strength of EOC's correction, and refined weights. It
 prints as ``fitted 2, feedback 0.5, eoc 0.6``, is read from such a text, and stands in a trials file as plain data. A
-forecast of your own joins by an entry of `RULES`.
+registered method (`forecache.methods.registry`) whose parameters are numbers is a rule, too, under its own name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from forecache.errors import InputError
+from forecache.errors import InputError, PlanError
 from forecache.fit.tuning.fitted import Fitted
 from forecache.fit.tuning.gram import Gram
 from forecache.io.text import short
 from forecache.methods.explicit import explicit
 from forecache.methods.expressions import with_forecast
+from forecache.methods.registry import Registered, methods
 from forecache.parts import patterns
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
@@ -99,13 +101,64 @@ RULES: dict[str, Rule] = {
     ),
     "reuse": Rule((), lambda gram, numbers, centred: Reuse(), stronger="goc"),
 }
-"""The rules by name."""
+"""The rules of tuning itself, by name; `rule_named` also knows registered methods."""
+
+
+def rule_named(name: str) -> Rule | None:
+    """The rule of a name: of `RULES`, or the forecast of a registered method; None for another name."""
+    if name in RULES:
+        return RULES[name]
+    entry = methods().get(name)
+    return _rule_of(entry) if entry is not None else None
+
+
+def _rule_of(entry: Registered) -> Rule | None:
+    """The forecast of a registered method; None if it has other parameters than numbers, or forecasts nothing.
+
+    The method's base is the schedule that tuning looks for. Its first real number is its strength.
+    """
+    numbers = [parameter for parameter in entry.parameters if parameter.kind in ("whole", "number")]
+    others = [parameter for parameter in entry.parameters if parameter not in numbers and parameter.kind != "base"]
+    if not entry.takes_base or any(parameter.required for parameter in others):
+        return None
+
+    def forecast(values: Mapping[str, Any]) -> Forecast | None:
+        try:
+            method = entry.function(explicit(compute=[0]), **values)
+        except PlanError:
+            return None
+        return method.forecast if method.tokens is None and method.correction is None else None
+
+    def build(gram: Gram, values: Mapping[str, Any], centred: bool) -> Forecast:
+        built = forecast(values)
+        if built is None:
+            raise InputError(f"{entry.name} makes no forecast of {short(dict(values))}.")
+        return built
+
+    started = forecast({parameter.name: parameter.start for parameter in numbers if parameter.start is not None})
+    if started is None or isinstance(started, Reuse):
+        return None
+    parameters = tuple(
+        Parameter(
+            parameter.name,
+            int if parameter.kind == "whole" else float,
+            -math.inf if parameter.range.least is None else parameter.range.least,
+            math.inf if parameter.range.most is None else parameter.range.most,
+            None if parameter.required else parameter.canonical(parameter.default),
+        )
+        for parameter in numbers
+    )
+    strength = next((parameter for parameter in parameters if parameter.kind is float), None)
+    if strength is None:
+        return Rule(parameters, build)
+    return Rule(parameters, build, strength.name, lambda value: strength.low <= value <= strength.high)
 
 
 def vocabulary() -> str:
     """How forecasts are written, as one line of text for messages and help."""
     texts = []
-    for name, rule in RULES.items():
+    registered = {name: rule for name in methods() if (rule := rule_named(name)) is not None}
+    for name, rule in (RULES | registered).items():
         first = [f" {parameter.name.upper()}" for parameter in rule.parameters[:1]]
         others = [f"[, {parameter.name} {parameter.name.upper()}]" for parameter in rule.parameters[1:]]
         texts.append("".join([name, *first, *others]))
@@ -116,7 +169,7 @@ def vocabulary() -> str:
 class ForecastSpec:
     """A forecast as tuning chooses it, with its correction and its refined weights.
 
-    rule: its name in `RULES`.
+    rule: its name in `RULES`, or that of a registered method.
     parameters: (name, value) pairs in the order of the rule's parameters; only the first one is there at its default.
     theta: strength of EOC's additive correction per channel, above 0 and below 2; None without correction.
     shifts: for every skipped step of a pattern, how much weight goes from the older to the newest feature; empty if
@@ -133,9 +186,9 @@ class ForecastSpec:
     @classmethod
     def of(cls, rule: str, numbers: Mapping[str, Any], theta: float | None = None) -> ForecastSpec:
         """A rule with its numbers by name; ValueError for one that does not exist, is missing or is out of range."""
-        if rule not in RULES:
+        if (entry := rule_named(rule)) is None:
             raise ValueError(f"{short(rule)} is no forecast rule")
-        known = {parameter.name: parameter for parameter in RULES[rule].parameters}
+        known = {parameter.name: parameter for parameter in entry.parameters}
         if unknown := [name for name in numbers if name not in known]:
             raise ValueError(f"{rule} has no {short(unknown[0])}")
         complete = {name: numbers.get(name, parameter.default) for name, parameter in known.items()}
@@ -156,7 +209,7 @@ class ForecastSpec:
         """The forecast that a text names, such as ``fitted 1, feedback 0.8, eoc 0.6``; InputError for another text."""
         (rule, *first), *others = (part.split(" ") for part in text.split(", "))
         try:
-            parameters = RULES[rule].parameters
+            parameters = _rule(rule).parameters
             words = [[parameters[0].name, *first], *others] if first else others
             kinds = {parameter.name: parameter.kind for parameter in (*parameters, THETA)}
             numbers = {name: _number(number, kinds[name]) for name, number in words}
@@ -168,7 +221,7 @@ class ForecastSpec:
             raise InputError(f"There is no forecast {text!r}; there are: {vocabulary()}.") from error
 
     def __str__(self) -> str:
-        behind_the_rule = [parameter.name for parameter in RULES[self.rule].parameters[:1]]
+        behind_the_rule = [parameter.name for parameter in _rule(self.rule).parameters[:1]]
         words = [" ".join([self.rule, *(f"{value:g}" for name, value in self.parameters if name in behind_the_rule)])]
         words += [f"{name} {value:g}" for name, value in self.parameters if name not in behind_the_rule]
         if self.theta is not None:
@@ -213,7 +266,7 @@ class ForecastSpec:
 
     def forecast(self, gram: Gram) -> Forecast:
         """The forecast without refined weights and without correction."""
-        return RULES[self.rule].build(gram, dict(self.parameters), self.theta is not None)
+        return _rule(self.rule).build(gram, dict(self.parameters), self.theta is not None)
 
     def correction(self, gram: Gram) -> Drift | None:
         """EOC's additive correction, per channel, on the averages of the same samples; None without one."""
@@ -237,9 +290,8 @@ class ForecastSpec:
 
     def strengthened(self, by: float) -> ForecastSpec | None:
         """The forecast with its feedback, or its eta, larger by so much; None where the search does not go."""
-        rule = RULES[self.rule]
-        name = rule.stronger or self.rule
-        strength, is_searched = RULES[name].strength, RULES[name].is_searched
+        name = _rule(self.rule).stronger or self.rule
+        strength, is_searched = _rule(name).strength, _rule(name).is_searched
         if strength is None:
             return None
         numbers = dict(self.parameters)
@@ -275,6 +327,13 @@ class ForecastSpec:
             for way in WAYS
         )
         return replace(self, shifts=shifts, scales=scales)
+
+
+def _rule(name: str) -> Rule:
+    """The rule of a name; LookupError if there is none."""
+    if (rule := rule_named(name)) is None:
+        raise LookupError(name)
+    return rule
 
 
 def _number(text: str, kind: type[int] | type[float]) -> float:
