@@ -211,7 +211,7 @@ FAILURES = {
         ["--labels", "1", "--pattern", "##", "--skip", "1", "--method", "explicit"],
         "one of the three",
     ),
-    "a pattern in words": (["--labels", "1", "--method", "explicit", "--pattern", "abc"], "is written with '#' (compute)"),
+    "a pattern in words": (["--labels", "1", "--method", "explicit", "--pattern", "abc"], "is written with '#'"),
     "share without procache": (["--labels", "1", "--method", "fora", "--share", "0.2"], "--share belongs to"),
     "a share over 1": (["--labels", "1", "--method", "toca", "--interval", "3", "--share", "2"], "between 0 and 1"),
     "a gate without statistics": (
