@@ -102,6 +102,7 @@ def test_the_files_are_as_short_as_the_page_says():
         assert lines[f"{name}.py"] <= int(said[part]), (name, lines[f"{name}.py"])
 
 
+@pytest.mark.slow
 def test_the_forecast_is_on_the_command_line(folder, tmp_path):
     out = tmp_path / "plan.json"
     words = ["plan", "damped", "--damping", "0.7", "--interval", "2", "--steps", "6", "-o", str(out), "--json"]
