@@ -4,8 +4,8 @@
     python benchmarks/fingerprints.py --check           measures again and compares; exits 1 if a row differs
     python benchmarks/fingerprints.py --check --only "FORA 50"    the rows whose name contains this text
 
-A row has the SHA-256 of 16 digits samples or 8 digits-text samples, of the plan as text, and the plan's cost and the
-session's stats in numbers. Rounding differs between machines and between versions of torch, so fingerprints are
+A row has the SHA-256 of 16 digits samples or 8 digits-text samples and of the plan's signs, and the plan's cost and
+the session's stats in numbers. Rounding differs between machines and between versions of torch, so fingerprints are
 compared on the machine that made them. One thread, one batch, fixed seeds; about six minutes.
 """
 
@@ -80,11 +80,12 @@ class Model:
 
 def open_model(name: str, *, compiled: bool = False) -> Model:
     """A bundled model by its name; with ``compiled``, its transformer by torch.compile's backend "eager"."""
-    parts = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
+    parts: Any = zoo.load_digits() if name == "digits" else zoo.load_digits_text()
     if compiled:
         torch.compiler.reset()
         parts = replace(parts, transformer=torch.compile(parts.transformer, backend="eager"))
-    source, conditions, guidance, inputs = parts, CAPTIONS, 2.0, None
+    conditions: Any = CAPTIONS
+    source, guidance, inputs = parts, 2.0, None
     if name == "digits":
         source, conditions, guidance = parts, LABELS, 1.5
     else:
@@ -282,7 +283,6 @@ def measured(model: Model, case: Case) -> Row:
     cost = plan.cost(model.target, model.batch, inputs=model.inputs, cache_dtype=case.settings.get("cache_dtype"))
     return {
         **row,
-        "picture": sha256(text.encode()).hexdigest(),
         "signs": sha256("\n".join(text.splitlines()[1 : 1 + width]).encode()).hexdigest(),
         "cost": {
             "macs": cost.macs,
