@@ -16,6 +16,7 @@ from forecache.cli import terminal
 
 HAS = {
     "models": {"json"},
+    "methods": {"json"},
     "plan": {"json", "out"},
     "show": {"json", "out"},
     "sample": {"json", "out"},

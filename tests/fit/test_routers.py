@@ -357,13 +357,13 @@ RANK = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch, forecache as fc
-from forecache import _distributed
+from forecache import distributed
 from support.facebook_dit import DiT
 from support.routers import Trajectories
 torch.set_num_threads(1)
 torch.manual_seed(1)
 model = DiT(depth=3, num_classes=10).eval()
-with _distributed.started() as world:
+with distributed.started() as world:
     router = fc.train_router(Trajectories(model), checkpoint=fc.fit.routers.Path({folder!r} + "/state"), **{settings!r})
 router.save({folder!r} + f"/{{world.rank}}.safetensors")
 """
@@ -374,7 +374,7 @@ def test_two_processes_average_their_gradients(facebook, source, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = RANK.format(tests=str(Path(__file__).parent), folder=str(tmp_path), settings=SHORT)
+    code = RANK.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), settings=SHORT)
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen([sys.executable, "-c", code], env=os.environ | place | {"RANK": str(rank)})
@@ -439,7 +439,7 @@ def test_settings_that_cannot_be_used_are_refused(source, changed, words):
 
 
 def test_what_cannot_be_sampled_from_is_refused(facebook):
-    with pytest.raises(fc.errors.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, .*the digits model"):
+    with pytest.raises(fc.errors.InputError, match=r"how to sample from a DiT: pass a DiTPipeline, .*a bundled model"):
         fc.train_router(facebook, **SHORT)
 
 

@@ -406,13 +406,13 @@ def test_any_value_at_any_place_of_a_plan(data, value):
     """What stands in a valid plan is replaced by anything that JSON can say."""
     tokens = {"share": 0.5, "importance": "random", "site": ""}
     document = {
-        "format": "forecache-plan", "version": 1, "num_steps": 2, "model": "", "fingerprint": "", "scheduler": "",
+        "format": "forecache-plan", "version": 2, "num_steps": 2, "model": "", "fingerprint": "", "scheduler": "",
         "sites": [{"name": "a", "depth": 0, "kind": ""}, {"name": "b", "depth": 0, "kind": ""}],
         "rows": [
             {"sites": [0], "cells": ["#", [[0, 1.0]]]},
             {"sites": [1], "cells": ["#", {"reads": [[0, 1.0]], "tokens": tokens}]},
         ],
-        "constants": None, "provenance": {"method": "m"},
+        "constants": None, "provenance": {"method": "m"}, "recipe": None,
     }  # fmt: skip
     file_module.decode(document)
     place, key = document, data.draw(st.sampled_from(sorted(document)))

@@ -296,7 +296,8 @@ def test_priors_that_were_measured_equal_the_reference(dit):
 @pytest.mark.parametrize("form", ["relative", "additive"])
 def test_the_plan_says_which_cells_are_corrected(form):
     shown = fc.eoc(fc.methods.fora_paper(75), STATS, form=form, judge="all").plan(fc.Grid(T, SITES)).show()
-    assert shown.startswith("eoc(fora_paper(75), theta=" + ("0.01" if form == "relative" else "1"))
+    assert shown.startswith("eoc(fora_paper(level=75), stats=")
+    assert ("form='additive'" in shown.splitlines()[0]) == (form == "additive")
     assert [line.split()[-1] for line in shown.splitlines()[1:7]] == ["#+++" * 5] * 6
     assert "+ corrected" in shown
 

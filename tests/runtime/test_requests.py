@@ -338,8 +338,8 @@ def test_a_plan_can_be_sent_to_a_spawned_process(dit):
 
 def tensor_bytes():
     gc.collect()
-    found = {id(each): each for each in gc.get_objects() if isinstance(each, torch.Tensor)}
-    return sum(each.nbytes for each in found.values()), len(found)
+    tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
+    return sum(tensor.nbytes for tensor in tensors), len(tensors)
 
 
 def test_memory_after_200_generations_of_changing_shapes_is_that_after_5(dit):

@@ -391,7 +391,7 @@ def test_tokens_that_make_no_sense_are_refused(how, message):
 
 def test_a_function_cannot_be_saved(dit, tmp_path):
     plan = fc.selective(fc.fora(4), 1, 0.3, absmax).plan(fc.grid(dit, STEPS))
-    with pytest.raises(fc.errors.PlanError, match="a function, .*absmax.*, which a plan file cannot hold"):
+    with pytest.raises(fc.errors.PlanError, match="by a function, .*absmax.*, and a plan file holds names only"):
         plan.save(tmp_path / "plan.json")
     assert not list(tmp_path.iterdir())
 
