@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.slow import slow_but
 
 import forecache as fc
 from forecache import zoo
@@ -59,7 +58,8 @@ def test_every_cache_that_is_installed_runs(scripts, tmp_path, capsys):
     assert "| ours: FORA, N = 3 | `#..#..#` | 3, 3 |" in (tmp_path / "peers-tiny.md").read_text()
 
 
-@pytest.mark.parametrize("load", slow_but([zoo.load_digits, zoo.load_digits_text], zoo.load_digits))
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [zoo.load_digits, zoo.load_digits_text])
 def test_caches_are_put_on_at_a_number_of_computed_steps(scripts, monkeypatch, load):
     """By a mask, or by the threshold that gives so many; a skipped step computes the first block all the same."""
     module = scripts("tuned_peers")

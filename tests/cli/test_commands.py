@@ -60,6 +60,7 @@ def test_demo_prints_a_table_and_writes_pictures(forecache, tmp_path):
         assert min(Image.open(tmp_path / name).size) > 400
 
 
+@pytest.mark.slow
 def test_the_demo_stops_without_a_traceback(tmp_path):
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so in a background job
     command = [sys.executable, "-c", f"{heard}; from forecache.cli import main; main()"]

@@ -214,6 +214,7 @@ def test_a_step_that_fails_before_it_runs_leaves_nothing():
         assert all(map(torch.equal, run(), clean))
 
 
+@pytest.mark.slow
 def test_models_of_several_classes_are_compiled_in_one_process():
     """Under one name, the compiler takes what differs from one model to the next for dynamic, and fails on it."""
     for name in ("FLUX.1", "SD3", "Qwen-Image"):

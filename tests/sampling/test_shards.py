@@ -303,6 +303,7 @@ BIN = Path(sys.executable).parent
 ACCELERATE = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
 
+@pytest.mark.slow
 def test_accelerate_launch_gives_what_one_process_gives(forecache, tmp_path):
     words = ["sample", "--num-samples", 12, "--shard-size", 4, "--call-size", 2, "--steps", 2, "--method", "fora"]
     code, _, err = forecache(*words, "--out", tmp_path / "one")
