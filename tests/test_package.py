@@ -168,6 +168,7 @@ print(html.__file__)
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_samples_with_what_it_brings(bare, tmp_path):
     """Beside the packages that are installed here: bundled models, routers, statistics and tables are in the wheel."""
     site = Path(run(bare, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())

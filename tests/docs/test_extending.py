@@ -87,6 +87,7 @@ def test_every_part_has_a_file_and_its_test():
     assert all(f"test_{name}" in names for name in names if not name.startswith("test_"))
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_page_pass(folder):
     code, out, err = python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder))
     assert code == 0, out + err

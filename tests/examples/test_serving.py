@@ -401,6 +401,7 @@ def check_the_load_test(address):
     assert left.counts["cancelled"] == left.counts["requests"] > 0
 
 
+@pytest.mark.slow
 def test_a_real_server_finishes_its_request_on_sigterm(digits):
     """The one test over a socket: uvicorn in a process of its own."""
     with socket.socket() as free:

@@ -165,6 +165,7 @@ def test_the_bundled_statistics_are_of_this_model(source):
         zoo.record("digits-text").statistics_path(30)
 
 
+@pytest.mark.slow
 def test_loading_it_says_nothing_and_needs_no_network(tmp_path):
     code = "from forecache.zoo import load_digits_text; load_digits_text().pipeline()"
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
