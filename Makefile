@@ -1,5 +1,5 @@
 # make demo      sets up .venv and samples the bundled model with and without a cache
-# make test      the same set-up, then style, types and every test that is not slow (6 minutes on two idle cores)
+# make test      the same set-up, then style, types and every test that is not slow (7 minutes on two idle cores)
 # make test-all  the same with the slow tests: what CI runs
 PYTHON ?= python3
 VENV ?= .venv
