@@ -48,45 +48,57 @@ def test_residuals_of_a_controlnet_are_added_in_skipped_steps(name, monkeypatch)
     assert (cached - bare).abs().max() < 0.1 * (without - bare).abs().max(), "control is not lost"
 
 
-def image_to_image(kind, name, channels, **more):
+IMAGE_TO_IMAGE = {
+    "SD3": (
+        "StableDiffusion3Img2ImgPipeline",
+        4,
+        PAIR | SQUARE | {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED},
+    ),
+    "FLUX.1": ("FluxImg2ImgPipeline", 1, SQUARE | {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED}),
+}
+
+
+def image_to_image(name):
+    """A pipeline and its sample at a strength, of 10 steps."""
+    kind, channels, how = IMAGE_TO_IMAGE[name]
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = diffusers.AutoencoderKL(
         latent_channels=channels, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, shift_factor=0.0, **blocks
     )
     pipe = pipeline(kind, TINY[name].model(), vae=vae.eval())
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return pipe, lambda: pipe(
-        **more, image=image, strength=0.6, num_inference_steps=10, generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    )  # fmt: skip
+
+    def sample(strength):
+        generator = torch.Generator().manual_seed(0)
+        run = {"image": image, "strength": strength, "num_inference_steps": 10, "generator": generator}
+        return pipe(**how, **run, output_type="latent")[0]
+
+    return pipe, sample
 
 
-POOLS = {"pooled_prompt_embeds": POOLED, "negative_pooled_prompt_embeds": POOLED}
-
-
-def test_image_to_image_takes_a_plan_for_its_number_of_calls():
-    pipe, sample = image_to_image("StableDiffusion3Img2ImgPipeline", "SD3", 4, **PAIR, **SQUARE, **POOLS)
+@pytest.mark.parametrize("strength", [0.1, 0.6])
+@pytest.mark.parametrize("name", ["SD3", "FLUX.1"])
+def test_image_to_image_takes_a_plan_for_its_number_of_calls(name, strength):
+    """FLUX is given fractions of the timesteps. A run of one call needs no plan: it is computed."""
+    pipe, sample = image_to_image(name)
+    bare = sample(strength)
+    calls = round(10 * strength)
     with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 6))) as session:
-        sample()
-        sample()
-    assert (session.stats.generations, session.stats.calls) == (2, 12)
-    assert session.stats.computed == session.stats.skipped
-    with pytest.raises(fc.errors.StepCountError, match="6 times"), fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10))):
-        sample()
+        found, again = sample(strength), sample(strength)
+    assert torch.equal(found, again)
+    assert torch.equal(found, bare) == (calls == 1)
+    assert (session.stats.generations, session.stats.calls) == (2, 2 * calls)
+    assert session.stats.computed == (2 * len(session.plan.grid.sites) * (1 if calls == 1 else 3))
     with fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10)), resample=True) as session:
-        sample()
-    assert session.stats.calls == 6
+        assert torch.equal(sample(strength), found)
+    assert session.stats.calls == calls
 
 
-def test_flux_image_to_image_takes_the_first_steps_of_a_plan():
-    how = {"prompt_embeds": TEXT, "pooled_prompt_embeds": POOLED, **SQUARE}
-    pipe, sample = image_to_image("FluxImg2ImgPipeline", "FLUX.1", 1, **how)
-    plan = fc.explicit(pattern="##..######").plan(fc.grid(pipe, 10))
-    with fc.apply(pipe, plan) as session:
-        sample()
-        sample()
-    assert (session.stats.generations, session.stats.calls) == (2, 12)
-    assert session.stats.skipped == session.stats.computed / 2, "steps 2 and 3 of the first 6"
+@pytest.mark.parametrize("name", ["SD3", "FLUX.1"])
+def test_image_to_image_with_a_plan_for_all_its_steps_is_told_the_number_of_calls(name):
+    pipe, sample = image_to_image(name)
+    with pytest.raises(fc.errors.StepCountError, match="6 times"), fc.apply(pipe, fc.fora(2).plan(fc.grid(pipe, 10))):
+        sample(0.6)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])

@@ -237,13 +237,19 @@ def test_a_loop_that_is_shorter_than_the_plan_is_refused_when_the_block_ends(dit
         calls(dit, TIMES)
 
 
-def test_a_loop_that_is_shorter_than_the_plan_is_refused_when_the_next_begins(dit):
-    expected = alone(dit)
-    with fc.apply(dit, plan(dit)):
-        calls(dit, TIMES[:4])
-        with pytest.raises(fc.errors.StepCountError, match="last run made 4 model calls"):
-            call(dit, TIMES[0])
-        assert torch.equal(calls(dit, TIMES), expected)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("done", [1, 4])
+def test_after_a_run_that_was_stopped_the_next_one_runs_and_the_block_ends_in_an_error(dit, done, count, caplog):
+    """A cancelled request: the next one is innocent, whatever its batch."""
+    expected = alone(dit, count=count)
+    words = rf"made {done} model calls?, the plan has {T} steps"
+    session = fc.apply(dit, plan(dit)).__enter__()
+    calls(dit, TIMES[:done])
+    assert torch.equal(calls(dit, TIMES, count=count), expected)
+    assert torch.equal(calls(dit, TIMES, count=count), expected)
+    with pytest.raises(fc.errors.StepCountError, match=words):
+        session.__exit__(None, None, None)
+    assert f"A run stopped after {done} of {T} model calls" in caplog.text
 
 
 def test_a_pipeline_that_starts_in_the_middle_of_its_timesteps_needs_a_plan_of_the_calls_it_makes(parts):

@@ -129,6 +129,8 @@ def test_another_length_is_an_error_or_resampled_with_a_line_in_the_log(caplog):
     assert [record.message for record in caplog.records] == [
         "A plan of 6 steps was resampled to 10: measure its quality.",
         "A plan of 6 steps was resampled to 3: measure its quality.",
+        "A plan of 3 steps skips some of them. The steps of distilled models differ most, and each is a large part of "
+        "the run: compare images with and without the plan before you keep it.",
     ]
     for image, steps in zip(found, (10, T, 10, 3), strict=True):
         assert np.array_equal(image, alone(pipe, fc.methods.resampled(made, steps), steps))

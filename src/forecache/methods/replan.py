@@ -43,7 +43,7 @@ def resampled(plan: Plan, num_steps: int) -> Plan:
     """
     if num_steps == plan.num_steps:
         return plan
-    if plan.constants or (plan.recipe is not None and registry.is_calibrated(plan.recipe)):
+    if not can_resample(plan):
         what = "corrections" if plan.constants else "schedule or gate"
         raise PlanError(
             f"The {what} of this plan were calibrated for {plan.num_steps} steps and cannot be stretched to "
@@ -54,6 +54,11 @@ def resampled(plan: Plan, num_steps: int) -> Plan:
         return resample.stretched(plan, num_steps, forecast_of(plan)).with_recipe(None, origin)
     replanned = registry.build(plan.recipe).plan(replace(plan.grid, num_steps=num_steps))
     return replanned.with_recipe(replanned.recipe, {**plan.provenance, **replanned.provenance, **origin})
+
+
+def can_resample(plan: Plan) -> bool:
+    """Whether nothing of a plan was calibrated step by step, so that it can be made for another number of steps."""
+    return not (plan.constants or (plan.recipe is not None and registry.is_calibrated(plan.recipe)))
 
 
 def part_of(plan: Plan, steps: range) -> Plan:

@@ -12,8 +12,9 @@ from forecache.errors import PlanError, RunError
 from forecache.models.find import find, grid_of, layout_for, optimized, transformers
 from forecache.models.layout import Layout
 from forecache.plan.plan import Plan
+from forecache.runtime.counting import PartOfRun, parts_of_run
 from forecache.runtime.guards import OPEN, Guards
-from forecache.runtime.host import Host, PartOfRun, parts_of_run, scheduler_of
+from forecache.runtime.host import Host, scheduler_of
 from forecache.runtime.session import Session
 from forecache.runtime.storage import CacheOptions
 

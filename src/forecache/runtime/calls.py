@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +15,60 @@ from forecache.models.arguments import Arguments
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
 
-
-class CallSignature(NamedTuple):
-    """Shape, dtype and device of the first tensor of a model call; all calls of a generation have the same."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
+TensorKind = tuple[torch.Size, torch.dtype, torch.device]
+"""Shape, dtype and device of a tensor."""
 
 
-def signature_of(arguments: Arguments) -> CallSignature | None:
-    """The signature of a call; None if no argument is a tensor."""
+@dataclass(frozen=True)
+class CallSignature:
+    """What all calls of a generation have in common, so that features of one fit another.
+
+    sample: shape, dtype and device of the first tensor; None if no argument is a tensor.
+    inputs: the same of every tensor among the arguments, also inside lists, tuples and dicts, and the arguments that
+        are strings, such as the mode of a model's own KV cache; by name, or by position.
+    """
+
+    sample: TensorKind | None
+    inputs: Mapping[str | int, Any]
+
+    def changes(self, other: CallSignature) -> list[str]:
+        """The arguments that differ, in words."""
+        names = [name for name in {**self.inputs, **other.inputs} if self.inputs.get(name) != other.inputs.get(name)]
+        return [f"argument {name}" if isinstance(name, int) else name for name in names]
+
+
+def signature_of(arguments: Arguments, timestep: Any) -> CallSignature:
+    """The signature of a call; the timestep, which may be a number or a tensor of any dtype, is no part of it."""
+    inputs: dict[str | int, Any] = {}
+    sample = None
+    for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
+        if value is timestep:
+            continue
+        kind = inputs[name] = _kind_of(value)
+        if sample is None and isinstance(value, Tensor):
+            sample = kind
+    return CallSignature(sample, inputs)
+
+
+def sample_shape(arguments: Arguments) -> torch.Size | None:
+    """The shape of the first tensor of a call; None if no argument is a tensor."""
     for value in (*arguments.args, *arguments.kwargs.values()):
         if isinstance(value, Tensor):
-            return CallSignature(value.shape, value.dtype, value.device)
+            return value.shape
     return None
+
+
+def _kind_of(value: Any) -> Any:
+    """The `TensorKind` of a tensor, the kinds of all tensors inside a list, tuple or dict, a string; () otherwise."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(kind for part in value if (kind := _kind_of(part)) != ())
+    if isinstance(value, dict):
+        return tuple((name, kind) for name, part in value.items() if (kind := _kind_of(part)) != ())
+    return ()
 
 
 class LastSample:
@@ -42,16 +82,41 @@ class LastSample:
         self._version: int | None = None
         for value in (*arguments.args, *arguments.kwargs.values()):
             if isinstance(value, Tensor) and value is not timestep:
-                if not value.is_inference():
-                    self._sample, self._version = weakref.ref(value), value._version
+                self._sample = weakref.ref(value)
+                self._version = None if value.is_inference() else value._version
                 break
 
     def is_same(self, before: LastSample | None) -> bool:
         """Whether the call before had the very same sample, and nothing has written into it since."""
+        return (
+            before is not None
+            and self._version is not None
+            and (self._version == before._version and self.is_same_tensor(before))
+        )
+
+    def is_same_tensor(self, before: LastSample | None) -> bool:
+        """Whether the call before had the same tensor as its sample, whatever was written into it since."""
         if before is None or self._sample is None or before._sample is None:
             return False
         sample = self._sample()
-        return sample is not None and sample is before._sample() and self._version == before._version
+        return sample is not None and sample is before._sample()
+
+
+class Call(NamedTuple):
+    """A model call.
+
+    arguments: its arguments.
+    value: its timestep as it was given; None if there is none.
+    signature: its signature.
+    sample: its sample.
+    timestep: its timestep as a number; None if it is unknown, or was not read.
+    """
+
+    arguments: Arguments
+    value: Any
+    signature: CallSignature
+    sample: LastSample
+    timestep: float | None = None
 
 
 def timestep_finder(forward: Callable[..., Any]) -> Callable[[Arguments], Any]:
@@ -72,10 +137,10 @@ def is_at_hand(timestep: Any) -> bool:
     return not isinstance(timestep, Tensor) or timestep.device.type in ("cpu", "meta")
 
 
-def as_number(timestep: Any, rising: bool = False) -> float | None:
-    """The timestep as a number, the largest of its samples, negated where time rises; None if it is no number."""
+def as_number(timestep: Any) -> float | None:
+    """The timestep as a number, the largest of its samples; None if it is no number."""
     if isinstance(timestep, Tensor):
         if timestep.is_meta or timestep.numel() == 0:
             return None
         timestep = float(timestep.detach().to(torch.float64).max())
-    return (-float(timestep) if rising else float(timestep)) if isinstance(timestep, int | float) else None
+    return float(timestep) if isinstance(timestep, int | float) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from forecache.errors import CacheBudgetError, StepCountError
 from forecache.io.text import mib
-from forecache.methods.replan import part_of, resampled
+from forecache.methods.replan import can_resample, part_of, resampled
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gates
 from forecache.models.find import measure
@@ -19,6 +20,7 @@ from forecache.models.layout import Layout
 from forecache.plan.plan import Plan
 from forecache.plan.slots import num_slots, operations, peak_bytes
 from forecache.runtime.constants import DeviceConstants
+from forecache.runtime.counting import one_call
 from forecache.runtime.graphs import TraceContext, graphs
 from forecache.runtime.program import SkippedSpan, Step, step_of
 from forecache.runtime.storage import CacheOptions
@@ -126,9 +128,16 @@ class Executables:
         """The executable for the steps ``part`` of a run; StepCountError if the plan is for another number of steps."""
         if (num_steps, part) == (self.own.num_steps, range(num_steps)):
             return self.own
+        if len(part) == 1:
+            return self._one_call
         if (num_steps, part) not in self._others:
             self._others[num_steps, part] = self._compiled(part_of(self._plan(num_steps), part))
         return self._others[num_steps, part]
+
+    @functools.cached_property
+    def _one_call(self) -> Executable:
+        """The executable of a run of one call, which has nothing to reuse."""
+        return self._compiled(one_call(self.own.plan))
 
     def clear(self) -> None:
         """Drop the stacked gates of all executables."""
@@ -140,10 +149,10 @@ class Executables:
         if num_steps == own.num_steps:
             return own
         if not self._resample:
+            again = ", or apply it with resample=True" if can_resample(own) else ""
             raise StepCountError(
                 f"The plan has {own.num_steps} steps, but the pipeline is going to call the model "
-                f"{num_steps} times: make the plan with forecache.grid(pipe, num_steps={num_steps}), "
-                f"sample with num_inference_steps={own.num_steps}, or apply it with resample=True."
+                f"{num_steps} times: make the plan with forecache.grid(pipe, num_steps={num_steps}){again}."
             )
         LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, num_steps)
         return resampled(own, num_steps)

@@ -13,7 +13,7 @@ from forecache.errors import RunError
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams, Untouched
 from forecache.models.layout import Layout
-from forecache.runtime.generations import Generations, Lane
+from forecache.runtime.generations import Generations
 from forecache.runtime.graphs import (
     StepInputs,
     StepOutputs,
@@ -23,6 +23,7 @@ from forecache.runtime.graphs import (
     keep_outputs,
     step_inputs,
 )
+from forecache.runtime.lanes import Lane
 from forecache.runtime.stats import Counters
 
 Watch = Callable[[int, int, Tensor], None]
@@ -87,7 +88,7 @@ class Forwards:
 
     def _show(self, watch: Watch, site: int, output: Tensor) -> None:
         state, lane = self._generations.state(), self._local.lane
-        if lane is not None and state.lane == next(iter(state.lanes)):
+        if lane is not None and state.lane == next(iter(state.lanes), None):
             watch(lane.step, site, output)
 
     def of_model(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,7 +169,8 @@ class Forwards:
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
         step = lane.executable.step(lane.step, lane.computed)
-        lane.executor.begin(step, lane.signature.shape if lane.signature is not None else None)
+        sample = lane.signature.sample
+        lane.executor.begin(step, sample[0] if sample is not None else None)
         return lane
 
     def _begin_traced(

@@ -23,7 +23,7 @@ from forecache.models.layout import Layout
 from forecache.parts.grid import Site
 from forecache.plan.ops import OUT, KeptSum, Op, Score, Terms, TokenChoice
 from forecache.runtime.cache import FeatureCache
-from forecache.runtime.calls import signature_of
+from forecache.runtime.calls import sample_shape
 from forecache.runtime.constants import times
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.program import SkippedSpan, Step, step_of
@@ -160,8 +160,7 @@ def _traced(step: Step) -> TracedStep:
         chooser.scores.update(inputs.scores)
         chooser.ages.update(inputs.ages)
         executor = StepExecutor(context.layout, store, chooser, context.gates, context.max_error)
-        signature = signature_of(Arguments(args, kwargs))
-        executor.begin(step, signature.shape if signature is not None else None)
+        executor.begin(step, sample_shape(Arguments(args, kwargs)))
         context.local.executor = executor
         output = forward(*args, **kwargs)
         context.local.executor = None

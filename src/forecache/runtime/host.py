@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-PartOfRun = Callable[[Sequence[float]], range]
-"""From the timesteps of a whole run, the steps at which one of its models is called."""
+from forecache.runtime.counting import PartOfRun
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,3 @@ def calls_of(pipe: Any, during: Callable[[], AbstractContextManager[Any]]) -> It
         yield
     finally:
         pipe.__class__ = kind
-
-
-def parts_of_run(pipe: Any) -> list[PartOfRun]:
-    """The steps of each of a pipeline's two transformers: the second is called below the pipeline's boundary."""
-
-    def boundary(timesteps: Sequence[float]) -> int:
-        if pipe.config.boundary_ratio is None:
-            return len(timesteps)
-        lowest = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
-        return sum(timestep >= lowest for timestep in timesteps)
-
-    return [
-        lambda timesteps: range(boundary(timesteps)),
-        lambda timesteps: range(boundary(timesteps), len(timesteps)),
-    ]

@@ -17,10 +17,12 @@ from forecache.models.find import find, transformers
 from forecache.models.layout import Layout
 from forecache.models.mount import is_in_place, is_mounted, replaced
 from forecache.plan.plan import Plan
+from forecache.runtime.counting import too_short
 from forecache.runtime.executable import Executables
 from forecache.runtime.forwards import Forwards, Watch
-from forecache.runtime.generations import Generations, Local, too_short
+from forecache.runtime.generations import Generations
 from forecache.runtime.host import Host, calls_of, scheduler_of
+from forecache.runtime.lanes import Local
 from forecache.runtime.stats import Counters, Stats, merged
 from forecache.runtime.storage import CacheOptions
 
@@ -164,8 +166,8 @@ class MountedModel:
     def close(self) -> None:
         """Restore the model and drop all features; raises StepCountError if a run stopped too early."""
         self._leave()
-        if (lane := self._generations.stopped) is not None:
-            raise too_short(lane)
+        if (stopped := self._generations.stopped) is not None:
+            raise stopped
 
     def _leave(self) -> None:
         self._forwards.is_open = False
@@ -226,7 +228,7 @@ class MountedModel:
             self._local.pipeline_calls -= 1
             state.announce(None)
         if short is not None:
-            raise too_short(short)
+            raise too_short(short.step, short.num_steps)
 
     def _follow_pipeline(self) -> None:
         """Watch a scheduler that the pipeline got since; RunError if it got another transformer."""
@@ -281,7 +283,7 @@ class MountedModel:
     def check_complete(self) -> None:
         for lane in self._generations.state().lanes.values():
             if lane.is_short:
-                raise too_short(lane)
+                raise too_short(lane.step, lane.num_steps)
 
 
 def _keep_freed_memory() -> None:

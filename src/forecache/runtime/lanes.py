@@ -1,0 +1,131 @@
+"""Lanes: one generation in one lane of one thread, its progress and what it keeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from forecache.runtime.cache import FeatureCache
+from forecache.runtime.calls import CallSignature, LastSample
+from forecache.runtime.counting import Announcement, Run
+from forecache.runtime.executable import Executable
+from forecache.runtime.executor import StepExecutor
+from forecache.runtime.storage import CacheMeter
+
+UNNAMED = "default"
+"""The lane of calls that nothing names."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """One generation in one lane: its progress, and what it keeps.
+
+    executable: the steps of the generation.
+    executor: runs them.
+    cache: the kept features.
+    signature: signature of its calls.
+    run: the calls of the generation.
+    is_announced: whether a scheduler announced how many they are.
+    cache_bytes: peak memory of the generation, in bytes, where there is a budget; else 0.
+    first_timestep, timestep: timesteps of the first and the last call; None if unknown.
+    doubtful: calls just before the first one that may belong to the same run, and may be a run that was stopped.
+    step: number of the next step.
+    computed: the steps so far at which every site was computed.
+    last_sample: sample of the last call; None before the first.
+    """
+
+    executable: Executable
+    executor: StepExecutor
+    cache: FeatureCache
+    signature: CallSignature
+    run: Run
+    is_announced: bool
+    cache_bytes: int
+    first_timestep: float | None
+    timestep: float | None = None
+    doubtful: int = 0
+    step: int = 0
+    computed: list[int] = field(default_factory=list)
+    last_sample: LastSample | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Model calls of the generation."""
+        return self.executable.num_steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left."""
+        return self.step == self.num_steps
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its run may be over: no step is left, or as many as calls before it are doubtful."""
+        return self.step in (self.num_steps, self.num_steps - self.doubtful)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it stopped in the middle, and no scheduler announced how long it should have been."""
+        return self.step > 0 and not self.is_complete and not self.is_announced
+
+    def clear(self) -> None:
+        """Drop the kept features, scores and ages."""
+        self.cache.clear()
+        self.executor.chooser.clear()
+
+
+@dataclass(eq=False)
+class ThreadState:
+    """The lanes of one thread.
+
+    rising: whether the time of the model goes up while it samples.
+    lanes: by name.
+    lane: name of the lane that model calls belong to now.
+    announcement: what a scheduler announced for the run; None if none did.
+    unnamed_turn: timestep of the last call that nothing named, and the number of calls at it before.
+    meter: counts the bytes of all lanes.
+    thread: the thread.
+    """
+
+    rising: bool = False
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    lane: str = UNNAMED
+    announcement: Announcement | None = None
+    unnamed_turn: tuple[float | None, int] = (None, -1)
+    meter: CacheMeter = field(default_factory=CacheMeter)
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+
+    def drop(self) -> None:
+        """Drop every lane."""
+        for lane in self.lanes.values():
+            lane.clear()
+        self.lanes.clear()
+        self.unnamed_turn = (None, -1)
+
+    def announce(self, announcement: Announcement | None) -> None:
+        """Start a new generation; the announcement is None if no scheduler made one."""
+        self.drop()
+        self.announcement = announcement
+
+    def is_before(self, timestep: float, other: float) -> bool:
+        """Whether a run comes to one timestep before it comes to the other."""
+        return timestep < other if self.rising else timestep > other
+
+
+class Local(threading.local):
+    """Thread-local state of a session on one model.
+
+    state: lanes of the thread; None before its first call.
+    executor: executor of the model call in progress; None outside of one.
+    lane: lane of the model call in progress.
+    compiler: compiles the steps of the call in progress; None where they run eagerly.
+    pipeline_calls: calls of the session's pipeline in progress, one inside another.
+    """
+
+    state: ThreadState | None = None
+    executor: StepExecutor | None = None
+    lane: Lane | None = None
+    compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    pipeline_calls: int = 0
