@@ -9,16 +9,17 @@ B batch, N tokens, D width.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from forecache.errors import RunError
+from forecache.errors import ModelError, RunError
+from forecache.models.arguments import positions
+from forecache.models.writes import Given, Place, Writes
 
 Forward = Callable[..., Any]
 Streams = tuple[Tensor, ...]
@@ -178,7 +179,7 @@ class Block:
         first_site: index of the site of its first branch
         """
         own = self.module.forward
-        take = _taking(own, self.inputs)
+        take = _taking(self.module, self.inputs)
         if _is_offloaded(self.module):
             raise RunError(
                 f"The weights of a {type(self.module).__name__} are offloaded and return only for its own forward, "
@@ -217,33 +218,80 @@ class Residual(Block):
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         own = self.module.forward
-        take = _taking(own, self.inputs)
+        take = _taking(self.module, self.inputs)
+        writes = Writes({place for pair in stream_positions(self.module, self.inputs).items() for place in pair})
         (branch,) = self.branches
 
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if on_block is not None and (given := on_block(number, streams, args, kwargs)) is not None:
-                return own(*args, **kwargs) if given is UNTOUCHED else self.handed(given)
+                if given is UNTOUCHED:
+                    return own(*args, **kwargs)
+                if writes.beyond:
+                    self._refuse(writes.beyond)
+                return self.handed(given)
             outputs: list[tuple[Any, Tensor]] = []
 
-            def compute(*streams: Tensor) -> Tensor:
-                output = own(*args, **kwargs)
-                values = output if isinstance(output, tuple) else (output,)
-                pairs = zip(self.outputs, values, strict=True)
-                after = {stream: value for stream, value in pairs if stream is not None}
-                residual_BND = joined([after[stream] - streams[stream] for stream in branch.streams])
+            def compute(*_: Tensor) -> Tensor:
+                if torch.compiler.is_compiling():  # copies of what nothing writes into are left out of the graph
+                    before = tuple(stream.clone() for stream in streams)
+                    output = own(*args, **kwargs)
+                else:
+                    tensors = writes.before(args, kwargs)
+                    output = own(*args, **kwargs)
+                    written = writes.after(tensors)
+                    before = self._before(streams, tensors, written)
+                residual_BND = self._residual(output, before)
                 outputs.append((output, residual_BND))
                 return residual_BND
 
             y_BND = on_site(first_site, compute, *streams)
             if outputs and y_BND is outputs[0][1]:
                 return outputs[0][0]
+            if writes.beyond:
+                self._refuse(writes.beyond)
             now = list(streams)
             branch.added(now, y_BND, None)
             return self.handed(now)
 
         return forward
+
+    def _before(self, streams: Streams, tensors: Mapping[Place, Given], written: Set[Place]) -> Streams:
+        """The streams as they were before the block ran."""
+        if not written and all(given.copied is None for given in tensors.values()):
+            return streams
+        copies = {id(given.tensor): given.copied for given in tensors.values()}
+        unknown = {id(tensors[place].tensor) for place in written if tensors[place].copied is None}
+        if any(id(stream) in unknown for stream in streams):
+            raise RunError(
+                f"A {type(self.module).__name__} wrote into its input, which it did not at the call before, so what it "
+                "added to it is not known: sample again, and a copy of its input will be kept while it runs."
+            )
+        return tuple(stream if (copied := copies.get(id(stream))) is None else copied for stream in streams)
+
+    def _residual(self, output: Any, before: Streams) -> Tensor:
+        """What the block added to its streams, from its output and the streams as they were before."""
+        values = output if isinstance(output, tuple) else (output,)
+        after = {stream: value for stream, value in zip(self.outputs, values, strict=False) if stream is not None}
+        if len(values) != len(self.outputs) or not all(
+            isinstance(value, Tensor) and value.shape == before[stream].shape for stream, value in after.items()
+        ):
+            names = ", ".join("nothing" if stream is None else self.inputs[stream] for stream in self.outputs)
+            raise ModelError(
+                f"A {type(self.module).__name__} is expected to return {names}, each in the shape of its input, and "
+                f"returned {_described(output)}, so what it adds to them is not known: leave off what changes the "
+                "output of its forward, or name modules inside as sites."
+            )
+        return joined([after[stream] - before[stream] for stream in self.branches[0].streams])
+
+    def _refuse(self, written: Set[Place]) -> NoReturn:
+        """Raises RunError: skipping the block would leave out what it writes into other arguments than its streams."""
+        raise RunError(
+            f"A {type(self.module).__name__} writes into its argument {min(map(str, written))}, which is none of the "
+            f"streams that it returns ({', '.join(self.inputs)}), so a skipped block would leave that out: name "
+            "modules inside as sites."
+        )
 
 
 def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...]) -> Residual:
@@ -268,10 +316,25 @@ def _is_offloaded(module: nn.Module) -> bool:
     return group is not None and group.onload_device != group.offload_device
 
 
-def _taking(forward: Forward, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
+def _described(output: Any) -> str:
+    """What a block returned: a shape, a type, or those of its parts."""
+    if isinstance(output, tuple):
+        return f"({', '.join(map(_described, output))})"
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+
+
+def stream_positions(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """The positions of the streams among the arguments of a block.
+
+    Streams come first, in this order, in every block whose signature does not tell, such as that of a forward of
+    ``(*args, **kwargs)`` that wraps nothing.
+    """
+    return positions(module, names) or {name: place for place, name in enumerate(names)}
+
+
+def _taking(module: nn.Module, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
     """A function that reads the streams from the arguments of a block's forward."""
-    known = list(inspect.signature(forward).parameters)
-    places = [(name, known.index(name)) for name in names]
+    places = list(stream_positions(module, names).items())
     if len(places) == 1:  # a call that every skipped block makes
         ((only, first),) = places
         return lambda args, kwargs: (args[first] if first < len(args) else kwargs[only],)

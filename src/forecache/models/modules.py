@@ -7,16 +7,19 @@ Only the module is skipped; norms and modulation around it still run. For facebo
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from forecache.errors import ModelError, SiteError
+from forecache.errors import ModelError, RunError, SiteError
 from forecache.models.blocks import BlockHandler, Forward, SiteHandler
 from forecache.models.families.whole_blocks import row_of
 from forecache.models.layout import Layout
+from forecache.models.writes import Writes
 from forecache.parts.grid import Site
 
 DIT_PATTERNS = ("blocks.*.attn", "blocks.*.mlp")
@@ -65,7 +68,7 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
     def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> Iterable[tuple[nn.Module, Forward]]:
         for index, site in enumerate(sites):
             module = model.get_submodule(site.name)
-            yield module, _forward(on_site, index, _only_tensor(module.forward, site.name))
+            yield module, _forward(on_site, index, _only_tensor(module.forward, site.name), site.name)
 
     tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
     row = row_of(model)
@@ -79,10 +82,30 @@ def census(model: nn.Module, sites: Sequence[Site]) -> str:
     return ", ".join(f"{pattern} x {sum(_matches(path, pattern) for path in paths)}" for pattern in patterns)
 
 
-def _forward(on_site: SiteHandler, site: int, compute: Callable[..., Tensor]) -> Forward:
-    @functools.wraps(compute)
+def _forward(on_site: SiteHandler, site: int, own: Callable[..., Tensor], name: str) -> Forward:
+    writes = Writes()
+
+    @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return on_site(site, compute, *args, **kwargs)
+        ran = False
+
+        def compute(*given: Any, **kwargs: Any) -> Tensor:
+            nonlocal ran
+            if torch.compiler.is_compiling():
+                return own(*given, **kwargs)
+            ran = all(map(operator.is_, given, args))  # False for some tokens of them
+            tensors = writes.before(given, kwargs)
+            output = own(*given, **kwargs)
+            writes.after(tensors)
+            return output
+
+        output = on_site(site, compute, *args, **kwargs)
+        if writes.beyond and not ran:
+            raise RunError(
+                f"Module {name} writes into its input, which a skipped call would not: choose modules around or inside "
+                "it, or one that leaves its input as it is (inplace=False)."
+            )
+        return output
 
     return forward
 

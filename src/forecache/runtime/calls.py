@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from forecache.models.arguments import Arguments
+from forecache.models.arguments import KEYWORD_ONLY, Arguments, positions
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
 
@@ -119,11 +118,10 @@ class Call(NamedTuple):
     timestep: float | None = None
 
 
-def timestep_finder(forward: Callable[..., Any]) -> Callable[[Arguments], Any]:
-    """A function that finds the timestep among the arguments of this forward; it gives None where there is none."""
-    names = list(inspect.signature(forward).parameters)
-    name = next((known for known in TIMESTEP_NAMES if known in names), TIMESTEP_NAMES[0])
-    position = names.index(name) if name in names else len(names)
+def timestep_finder(model: nn.Module) -> Callable[[Arguments], Any]:
+    """A function that finds the timestep among the arguments of a model call; it gives None where there is none."""
+    places = (positions(model, [name]) for name in TIMESTEP_NAMES)
+    ((name, position),) = next(filter(None, places), {TIMESTEP_NAMES[0]: KEYWORD_ONLY}).items()
 
     def find(arguments: Arguments) -> Any:
         args, kwargs = arguments

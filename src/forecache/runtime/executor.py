@@ -98,6 +98,7 @@ class StepExecutor:
         self._gates = gates
         self._max_error = max_error
         self._streams, self._clips, self._spans = layout.streams, layout.clips, layout.spans
+        self._hands_out = layout.level == "modules"  # the model's own code gets the features
         self._ran: list[bool] = []
 
     def begin(self, step: Step, image: Sequence[int] | None) -> None:
@@ -227,7 +228,8 @@ class StepExecutor:
         def tensor(slot: int) -> Tensor:
             return output if slot == OUT else self.store.read(site, slot)
 
-        return [added_up(tensor(kept.base), [(tensor(slot), next(own)) for slot, _ in kept.adds]) for kept in op.keeps]
+        sums = [added_up(tensor(kept.base), [(tensor(slot), next(own)) for slot, _ in kept.adds]) for kept in op.keeps]
+        return [_own(total) for total in sums] if self._hands_out else sums
 
 
 def added_up(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
@@ -239,6 +241,16 @@ def added_up(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Te
         else:
             base = base.add_(feature, alpha=weight) if number else torch.add(base, feature, alpha=weight)
     return base
+
+
+def _own(feature: Tensor) -> Tensor:
+    """A feature that the model's own code gets, too; in memory of its own where no version tells of writes into it."""
+    if torch.compiler.is_compiling():
+        return feature.clone()
+    if not feature.is_inference():
+        return feature
+    with torch.inference_mode(False):
+        return feature.clone()
 
 
 def limited(estimate: Tensor, newest: Tensor, max_error: float) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Generations:
         self._layout, self._executables, self._counters = layout, executables, counters
         self._names, self._part, self._pipe = host.lanes, host.part, host.pipe
         self._lock = threading.Lock()
-        self._find_timestep = calls.timestep_finder(layout.model.forward)
+        self._find_timestep = calls.timestep_finder(layout.model)
         self._said: set[str] = set()
 
     def state(self) -> ThreadState:

@@ -298,5 +298,11 @@ def keep_outputs(outputs: StepOutputs, cache: FeatureCache, executor: StepExecut
 
 
 def _own_memory(output: Tensor) -> Tensor:
-    """An output of a graph in memory of its own: the replay of a CUDA graph overwrites the graph's outputs."""
-    return output.clone() if output.is_cuda else output
+    """An output of a graph in memory of its own, whose version tells of writes.
+
+    The replay of a CUDA graph overwrites the graph's outputs, and inference tensors have no version.
+    """
+    if not (output.is_cuda or output.is_inference()):
+        return output
+    with torch.inference_mode(False):
+        return output.clone()
