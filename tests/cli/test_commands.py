@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 from PIL import Image
+from support.pipelines import PIPELINES, pipeline
+from support.tiny import TINY
 
 import forecache as fc
 from forecache import cli, zoo
@@ -441,8 +443,7 @@ def test_plan_writes_what_the_library_makes_and_says_its_cost(forecache, tmp_pat
     assert fc.Plan.load(path) == expected
     cost = expected.cost(digits, batch_size=1)
     assert str(cost) in out
-    assert "blocks.0.attn" in out
-    assert "#.#~#~#~" in out
+    assert "12 attn, 12 mlp  #.#~#~#~" in out
     code, out, err = forecache(*words, "-o", path, "--batch", 4, "--json")
     found = json.loads(out)
     assert (found["plan"], found["picture"]) == (str(path), expected.picture())
@@ -462,6 +463,20 @@ def test_plan_of_digits_text_and_of_a_pipeline_folder(forecache, tmp_path, pixar
         code, out, err = forecache("plan", "fora", "--model", model, "-o", tmp_path / "plan.json", "--json")
         assert (code, err) == (0, "")
         assert json.loads(out)["cost"]["macs_uncached"] > 0
+
+
+def test_plan_of_a_pipeline_that_cannot_be_sampled_here_prints_its_cost(forecache, tmp_path):
+    kind, _ = PIPELINES["Wan 2.1"]
+    pipeline(kind, TINY["Wan 2.1"].model()).save_pretrained(tmp_path / "wan")
+    words = ["plan", "fora", "--model", tmp_path / "wan", "--steps", 4, "-o", tmp_path / "plan.json"]
+    size = {"height": 64, "width": 64, "frames": 9}
+    more = [word for name, value in size.items() for word in (f"--{name}", value)]
+    code, out, err = forecache(*words, *more)
+    assert (code, err) == (0, "")
+    plan = fc.Plan.load(tmp_path / "plan.json")
+    assert str(plan.cost(TINY["Wan 2.1"].model(), **size)) in out
+    code, _, err = forecache(*words, "--height", 60, "--width", 64)
+    assert (code, "multiples of 8" in err) == (1, True)
 
 
 def test_plan_refuses_what_is_no_plan(forecache, tmp_path):

@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given
 from support.plans import methods, plans
+from support.tiny import TINY
 
 import forecache as fc
 
@@ -287,3 +288,19 @@ def test_a_file_with_one_changed_byte_is_a_plan_or_refused(file, seed):
         assert plan.show()
         plan.save(file)
         assert fc.Plan.load(file) == plan
+
+
+def test_an_overview_has_a_line_for_all_sites_that_do_the_same():
+    plan = fc.fora(2).plan(fc.grid(TINY["FLUX.1"].model(), 4))
+    assert plan.overview().splitlines() == [
+        "fora(interval=2): 4 steps x 9 sites, 50.0% computed",
+        "2 attn, 2 mlp, 2 mlp_text, 3 parallel  #.#.",
+        fc.parts.patterns.legend(),
+    ]
+
+    def first_computed(step, site, grid):
+        return fc.parts.Action.SKIP if step % 2 and site.depth else fc.parts.Action.COMPUTE
+
+    router = fc.Method("half", first_computed)
+    lines = router.plan(fc.grid(TINY["SD3"].model(), 4)).overview().splitlines()
+    assert lines[1:3] == ["1 attn, 1 mlp, 1 mlp_text  ####", "2 attn, 2 mlp, 1 mlp_text  #.#."]

@@ -11,15 +11,19 @@ import torch
 import typer
 
 import forecache as fc
-from forecache.bench.subjects import Subject
 from forecache.cli.options import Typed, takes_method_options
 from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, out_file
 from forecache.cli.terminal import app, emit, say
 from forecache.methods import flags, registry
-from forecache.models.find import find
+from forecache.models.find import layout_for, transformers
 from forecache.sampling import sources
-from forecache.zoo import SHAPES, random_inputs, shaped
-from forecache.zoo.open import open_source
+from forecache.zoo import SHAPES, models, shaped
+from forecache.zoo.open import check_name, open_source, open_structure
+
+UNKNOWN_COST = (
+    "The cost is not known: forecache does not know the arguments of this model. In Python, give those of one call: "
+    "plan.cost(model, inputs={...})."
+)
 
 
 @app.command("plan")
@@ -32,32 +36,42 @@ def plan_command(
         str, typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
     ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
-    batch: Annotated[
-        int, typer.Option(min=1, max=2**16, help="Images that the cost is for; each is a guidance pair.")
-    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=2**16, help="Images in a model call, for the cost.")] = 1,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels, for the cost [the model's].")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels, for the cost [the model's].")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video, for the cost [the model's].")] = None,
     out: Annotated[Path, out_file("The plan file.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
     """Write a plan file: what every site of the model does in every step, and what that costs. Nothing is sampled.
 
+    Of a pipeline the configs alone are read, and no weights.
+
     Example: `forecache plan goc --base fora --interval 2 --eta 0.8 --steps 20 --model digits -o plan.json`
+
+    Example: `forecache plan goc --model black-forest-labs/FLUX.1-dev --steps 28 --height 768 --width 1360 -o flux.json`
 
     Example: `forecache plan taylorseer --interval 3 --order 2 --model dit-xl-2 --batch 8 -o dit-xl-taylor.json`
     """
     built = typed(method).build(steps)
     if built is None:
         raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
-    source = None if model in SHAPES else open_source(model)
-    target: Any = shaped(model, torch.float32, "meta") if source is None else source.target
+    check_name(model, *SHAPES)
+    source = open_source(model) if model in models() else None
+    if source is not None:
+        target: Any = source.target
+    else:
+        target = shaped(model, torch.float32, "meta") if model in SHAPES else open_structure(model)
     plan = built.plan(fc.grid(target, steps))
-    inputs = None if source is None else sources.call_inputs(source, 2 * batch)
-    cost = _cost(plan, model, target, inputs, 2 * batch)
+    sizes = {"height": height, "width": width, "frames": frames}
+    own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
+    cost = _cost(plan, target, batch, own, sizes)
     plan.save(out)
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
         emit({**document, "cost": asdict(cost) if cost is not None else None})
         return
-    say(f"{plan.show()}\n{cost or 'The cost is not known from shapes alone.'}\nWrote {out}.")
+    say(f"{plan.overview()}\n{cost or UNKNOWN_COST}\nWrote {out}.")
 
 
 @app.command("methods")
@@ -100,10 +114,14 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _cost(plan: fc.Plan, name: str, target: Any, inputs: Mapping[str, Any] | None, rows: int) -> fc.Cost | None:
-    """What the plan costs for so many rows a call; None where a call takes what only the model's pipeline knows."""
-    transformer = find(target)
-    try:
-        return Subject(name, transformer, inputs or random_inputs(transformer, rows)).cost(plan)
-    except fc.errors.InputError:
+def _cost(
+    plan: fc.Plan, target: Any, batch: int, inputs: Mapping[str, Any] | None, sizes: Mapping[str, int | None]
+) -> fc.Cost | None:
+    """The cost of the plan; None for a model whose arguments only its user knows."""
+    if inputs is not None:
+        rows, device = len(inputs["hidden_states"]), inputs["hidden_states"].device
+        return plan.cost(target, inputs={**inputs, "timestep": torch.zeros(rows, dtype=torch.long, device=device)})
+    transformer = (transformers(target) or [target])[0]
+    if layout_for(transformer, plan.grid).example is None:
         return None
+    return plan.cost(target, batch, **sizes)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from forecache.errors import InputError
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams
+from forecache.models.examples import Size
 from forecache.models.layout import Layout
 from forecache.models.mount import is_mounted, mounted
 from forecache.parts.grid import Tokens
@@ -83,6 +85,7 @@ def count(
     batch: int,
     inputs: Any = None,
     request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
+    size: Size | None = None,
 ) -> CallCost:
     """The cost of a model call, counted on a twin of the model on the meta device.
 
@@ -90,14 +93,16 @@ def count(
     batch: rows of the layout's example
     inputs: the arguments of one call, a tuple or dict of tensors; by default the layout's example
     request: extra measurements
+    size: of what the example samples; None for the default of the model
 
     Raises InputError if the arguments are unknown, or the model's forward reads values.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     layout = read(twin(model))
-    args, kwargs = _call(layout, batch, inputs)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    args, kwargs = _call(layout, batch, inputs, size)
+    texts = nullcontext() if inputs is not None else FullTexts()
+    with torch.no_grad(), texts, FlopCounterMode(display=False) as counter:
         counts = _Counts(layout, request, counter)
         with mounted(layout.forwards(counts.value, counts.block)):
             _run(layout.model, args, kwargs)
@@ -189,9 +194,38 @@ def _without_data(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _call(layout: Layout, batch: int, inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+class FullTexts(TorchFunctionMode):
+    """Masks of texts without data are taken as all ones where a forward reads them: every text has its full length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: list[tuple[Tensor, int]] = []  # held, so that no other tensor gets their identity
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or not first.is_meta or first.is_floating_point():
+            return function(*args, **(kwargs or {}))
+        if function is torch.nonzero:
+            return torch.cartesian_prod(*map(torch.arange, first.shape)).reshape(first.numel(), -1)
+        if function is Tensor.tolist:
+            return self._list(first)
+        output = function(*args, **(kwargs or {}))
+        if function is Tensor.sum:
+            self._sums.append((output, first.numel() // max(1, output.numel())))
+        return output
+
+    def _list(self, sums: Tensor) -> Any:
+        for known, count in self._sums:
+            if known is sums:
+                return torch.full(sums.shape, count).tolist()
+        return sums.tolist()
+
+
+def _call(layout: Layout, batch: int, inputs: Any, size: Size | None) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     if inputs is None and layout.example is not None:
-        return (), layout.example(batch)
+        return (), layout.example(batch) if size is None else layout.example(batch, size)
     if isinstance(inputs, Arguments):
         return tuple(map(_meta, inputs.args)), {name: _meta(value) for name, value in inputs.kwargs.items()}
     if isinstance(inputs, Mapping):

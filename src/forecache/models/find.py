@@ -15,6 +15,7 @@ from torch import nn
 from forecache.errors import ModelError, PlanMismatchError, SiteError
 from forecache.models import modules
 from forecache.models.counting import CallCost, CountRequest, count
+from forecache.models.examples import Size
 from forecache.models.families import original
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.models.layout import Layout
@@ -146,8 +147,9 @@ def measure(
     batch: int,
     inputs: Any = None,
     request: CountRequest = CountRequest(),  # noqa: B008 - it is frozen
+    size: Size | None = None,
 ) -> CallCost:
     """MACs and feature bytes of every site, and MACs of the rest, of one model call, from shapes alone."""
     model = find(target)
     layout_for(model, grid)  # so that an error names the user's model and not its twin
-    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, request)
+    return count(model, lambda twin: layout_for(twin, grid), batch, inputs, request, size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from forecache.errors import PlanMismatchError
 from forecache.models.blocks import Block, BlockHandler, Forward, Gate, Gates, SiteHandler
+from forecache.models.examples import example_of
 from forecache.models.families.adaln_zero import StackedGates
 from forecache.parts.grid import Cell, Site
 
-Example = Callable[[int], Mapping[str, Any]]
+Call = Callable[..., Mapping[str, Any]]
+"""(batch), or (batch, size of what is sampled) -> the arguments of one model call, on the meta device."""
 Level = Literal["branches", "blocks", "modules"]
 """The kind of sites: branches of known blocks, residuals of whole blocks, or modules."""
 
@@ -29,7 +32,8 @@ class Layout:
     model: the transformer.
     sites: in order of execution.
     forwards: given handlers of sites and blocks, the (module, forward) pairs that route every site through them.
-    example: inputs of one model call for a batch size, on the meta device; None where only the user knows them.
+    example: the arguments of one model call; None where only the user knows them.
+    guided: whether the pipelines of the model sample a guidance pair by default.
     tokenwise: numbers of the sites that treat every token by itself.
     received: for sites that are attentions, called as they are computed, what every token receives, (B, N).
     blocks: where sites belong to blocks, each block with the index of its first site.
@@ -44,7 +48,7 @@ class Layout:
     model: nn.Module
     sites: tuple[Site, ...]
     forwards: Callable[[SiteHandler, BlockHandler | None], Iterable[tuple[nn.Module, Forward]]]
-    example: Example | None = None
+    example: Call | None = None
     tokenwise: frozenset[int] = frozenset()
     received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
     blocks: tuple[tuple[int, Block], ...] = ()
@@ -53,6 +57,7 @@ class Layout:
     level: Level = "modules"
     rising: bool = False
     clips: bool = False
+    guided: bool = True
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -145,7 +150,7 @@ def _one_by_one(blocks: Sequence[Block]) -> Gates:
 def from_blocks(
     model: nn.Module,
     blocks: Iterable[Block],
-    example: Example | None = None,
+    example: Call | None = None,
     stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None,
     *,
     starts: Iterable[int] = (),
@@ -155,7 +160,7 @@ def from_blocks(
 ) -> Layout:
     """The layout of a stack of blocks, each called with the output of the one before, except for ``starts``.
 
-    Sites are named ``blocks.<depth>.<kind>`` in every family.
+    Sites are named ``blocks.<depth>.<kind>`` in every family. example: by default that of the model's class.
     """
     numbered: list[tuple[int, Block]] = []
     sites: list[Site] = []
@@ -170,11 +175,12 @@ def from_blocks(
         ]
 
     branches = [branch for _, block in numbered for branch in block.branches]
+    known = example_of(model)
     return Layout(
         model,
         tuple(sites),
         forwards,
-        example,
+        example or (partial(known, model) if known is not None else None),
         frozenset(site for site, branch in enumerate(branches) if branch.tokenwise),
         {site: branch.received for site, branch in enumerate(branches) if branch.received is not None},
         tuple(numbered),
@@ -183,6 +189,7 @@ def from_blocks(
         level,
         rising,
         clips,
+        known is None or known.guided,
     )
 
 

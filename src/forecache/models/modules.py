@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from forecache.errors import ModelError, RunError, SiteError
 from forecache.models.blocks import BlockHandler, Forward, SiteHandler
+from forecache.models.examples import example_of
 from forecache.models.families.whole_blocks import row_of
 from forecache.models.layout import Layout
 from forecache.models.writes import Writes
@@ -71,8 +72,16 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
             yield module, _forward(on_site, index, _only_tensor(module.forward, site.name), site.name)
 
     tokenwise = frozenset(index for index, site in enumerate(sites) if site.kind in TOKENWISE)
-    row = row_of(model)
-    return Layout(model, sites, forwards, tokenwise=tokenwise, rising=row is not None and row.rising)
+    row, known = row_of(model), example_of(model)
+    return Layout(
+        model,
+        sites,
+        forwards,
+        functools.partial(known, model) if known is not None else None,
+        tokenwise,
+        rising=row is not None and row.rising,
+        guided=known is None or known.guided,
+    )
 
 
 def census(model: nn.Module, sites: Sequence[Site]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 
 from forecache.errors import InputError, PlanError, PlanFileError
 from forecache.io import files
-from forecache.models.find import find, layout_for, measure
+from forecache.models.examples import Size
+from forecache.models.find import find, layout_for, measure, transformers
 from forecache.parts import patterns
 from forecache.parts.grid import Cell, Grid, check_reads
 from forecache.plan import constants as constants_module
@@ -96,14 +98,23 @@ class Plan:
 
     def show(self) -> str:
         """The whole plan as text: one line a site, one sign a step."""
-        width = max(len(site.name) for site in self.grid.sites)
+        return self._show([site.name for site in self.grid.sites], map(patterns.line, self.rows))
+
+    def overview(self) -> str:
+        """The plan as text: one line for all sites that do the same, one sign a step."""
+        kinds: dict[str, Counter[str]] = {}
+        for site, row in zip(self.grid.sites, self.rows, strict=True):
+            kinds.setdefault(patterns.line(row), Counter())[site.kind] += 1
+        names = [", ".join(f"{count} {kind}" for kind, count in counted.items()) for counted in kinds.values()]
+        return self._show(names, kinds)
+
+    def _show(self, names: Sequence[str], lines: Iterable[str]) -> str:
+        width = max(map(len, names))
         title = (
             f"{self.provenance.get('method', 'plan')}: {self.num_steps} steps x {len(self.grid.sites)} sites, "
             f"{self.computed_share:.1%} computed"
         )
-        lines = [
-            f"{site.name:<{width}}  {patterns.line(row)}" for site, row in zip(self.grid.sites, self.rows, strict=True)
-        ]
+        lines = [f"{name:<{width}}  {line}" for name, line in zip(names, lines, strict=True)]
         gate = [self.provenance["gate"]] if "gate" in self.provenance else []
         return "\n".join([title, *lines, patterns.legend(), *gate])
 
@@ -112,26 +123,34 @@ class Plan:
         model: Any,
         batch_size: int = 1,
         *,
-        guidance: bool = True,
+        guidance: bool | None = None,
         inputs: Any = None,
         cache_dtype: torch.dtype | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        frames: int | None = None,
     ) -> Cost:
         """The cost of this plan on a model: exact, from shapes alone, on any device, ``meta`` included.
 
-        model: a pipeline or a transformer
+        model: a pipeline or a transformer; of a pipeline with two, as Wan 2.2, the first one's calls are counted
         batch_size: images in a model call
-        guidance: whether each image is a guidance pair, two samples of one call
-        inputs: for a model of no known family, the arguments of one call (a tuple or a dict of tensors), which then
-            set the batch
+        guidance: whether each image is a guidance pair, in one call or in two; by default as the model's pipelines have
+            it: not for FLUX and HunyuanVideo, whose guidance is distilled
+        inputs: the arguments of one call (a tuple or a dict of tensors), which then set the batch; needed for a model
+            whose class forecache does not know
         cache_dtype: as for `forecache.apply`
+        height, width, frames: of what is sampled, in pixels; by default as the model's config says, else its pipeline.
+            Texts have their full length.
         """
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise InputError(f"A batch is a whole number of images from 1 on; batch_size={batch_size!r} was given.")
+        model = (transformers(model) or [model])[0]  # of two, each call is of the one or the other, which are alike
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
         ops = slots.operations(self.grid.sites, self.rows)
         request = count_request(ops, layout.spans)
-        parts = measure(model, self.grid, batch_size * (2 if guidance else 1), inputs, request)
+        rows = batch_size * (2 if (layout.guided if guidance is None else guidance) else 1)
+        parts = measure(model, self.grid, rows, inputs, request, _size(height, width, frames, inputs))
         step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
         by_step = slots.peak_bytes(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
         full = parts.fixed_macs + sum(parts.site_macs)
@@ -187,3 +206,16 @@ class Plan:
         text = "" if cost is None else str(cost)
         card = hub.card(repo, self.grid, self.computed_share, self.show(), self.provenance, text)
         return hub.push(repo, self.save, card, private, token)
+
+
+def _size(height: int | None, width: int | None, frames: int | None, inputs: Any) -> Size | None:
+    """The size of what is sampled; None if it is not given. Raises InputError for one that cannot be used."""
+    if height is None and width is None and frames is None:
+        return None
+    if (height is None) != (width is None):
+        raise InputError(f"Height and width go together; height={height} and width={width} were given.")
+    if inputs is not None:
+        raise InputError(
+            "The arguments of a call, inputs=, have a size: give either these or height, width and frames."
+        )
+    return Size(height, width, frames)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +18,11 @@ from forecache.errors import InputError, MissingExtraError
 from forecache.sampling.device import as_dtype, resolve
 from forecache.sampling.sources import Source, as_source, takes_texts
 from forecache.zoo.bundled import models, record
+
+UNREACHABLE = re.compile(
+    r"LocalEntryNotFound|couldn't connect|[Cc]annot (reach|send)|Connection ?(Error|refused|reset)|Name or service|"
+    r"Max retries|offline|client has been closed|ConnectTimeout|resolve"
+)
 
 
 def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
@@ -28,23 +39,66 @@ def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
     return as_source(_pipeline(name, precision).to(placement))
 
 
-def _pipeline(name: str, dtype: torch.dtype) -> Any:
+def open_structure(name: str) -> Any:
+    """The transformers, without weights, and the scheduler of a pipeline: all that a plan and its cost need.
+
+    name: a pipeline folder or a hub repository, of which the configs alone are read
+
+    Raises InputError for an unknown name, or one without a transformer.
+    """
+    check_name(name)
+    with _loading(name):
+        import diffusers
+
+        index = dict(diffusers.DiffusionPipeline.load_config(name))
+        parts = {part: entry for part in ("transformer", "transformer_2") if (entry := index.get(part)) and entry[1]}
+        structure = SimpleNamespace()
+        for part, (_, kind) in parts.items():
+            module: Any = getattr(diffusers, kind)
+            with torch.device("meta"):
+                setattr(structure, part, module.from_config(module.load_config(name, subfolder=part)).eval())
+        if entry := index.get("scheduler"):
+            structure.scheduler = getattr(diffusers, entry[1]).from_pretrained(name, subfolder="scheduler")
+    if not parts:
+        raise InputError(f"{name} is a {index.get('_class_name', 'pipeline')}, which has no transformer to plan for.")
+    return structure
+
+
+def check_name(name: str, *others: str) -> None:
+    """Raises InputError for a name that is no bundled model, none of ``others``, no folder and no repository."""
+    if name in (*models(), *others) or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return
+    known = [*models(), *others]
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]!r}? There are" if close else "give"
+    raise InputError(
+        f"There is no model {name!r}: {meant} {', '.join(map(repr, known))}, a pipeline folder or a hub repository "
+        "owner/name."
+    )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Errors of loading a pipeline in this block as one sentence, an InputError; diffusers may be missing."""
     try:
-        from diffusers import DiffusionPipeline
+        import diffusers  # noqa: F401 - so that its absence is told apart from a failure to load
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", f"Loading {name}") from error
-    is_folder = Path(name).is_dir()
-    if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(
-            f"There is no model {name!r}: give {', '.join(map(repr, models()))}, a pipeline folder or a hub "
-            "repository owner/name."
-        )
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, **as_dtype(dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers' own, of its own calls
+            yield
     except Exception as error:  # the hub, files and configurations fail in many ways; the reason is kept
-        origin = "the folder" if is_folder else "the hub"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} cannot be loaded as a diffusers pipeline from {origin}: {reason}") from error
+        folder = " from the folder" if Path(name).is_dir() else ""
+        raise InputError(f"{name} cannot be loaded as a diffusers pipeline{folder}: {_reason(name, error)}") from error
+
+
+def _pipeline(name: str, dtype: torch.dtype) -> Any:
+    check_name(name)
+    with _loading(name):
+        from diffusers import DiffusionPipeline
+
+        pipe: Any = DiffusionPipeline.from_pretrained(name, **as_dtype(dtype))
     if type(pipe).__name__ != "DiTPipeline" and not takes_texts(pipe):
         raise InputError(
             f"{name} is a {type(pipe).__name__}; `sample` runs DiTPipelines, and pipelines with a transformer that "
@@ -52,3 +106,29 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised for."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(name: str, error: BaseException) -> str:
+    """Why a pipeline could not be loaded, in one sentence: of the hub, what was tried and what to do."""
+    chain = list(_chain(error))
+    kinds = [kind.__name__ for link in chain for kind in type(link).__mro__]
+    text = "\n".join(str(link).strip() for link in chain)
+    if "HFValidationError" in kinds or "RepositoryNotFoundError" in kinds:
+        return "the hub has no repository of this name that you may read: check the name, or log in (hf auth login)."
+    if "GatedRepoError" in kinds:
+        return "the hub asks you to accept its terms first, on its page, and to log in (hf auth login)."
+    if not Path(name).is_dir() and ("OfflineModeIsEnabled" in kinds or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        return "HF_HUB_OFFLINE is set and the files are not in the hub's cache: unset it once, or give a folder."
+    if not Path(name).is_dir() and UNREACHABLE.search(text):
+        return (
+            "the hub cannot be reached from here, and the files are not in its cache: check the network, or give a "
+            "folder that save_pretrained wrote."
+        )
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

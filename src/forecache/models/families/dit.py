@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from forecache.models.blocks import Block, Branch
@@ -36,7 +35,7 @@ def fits(model: nn.Module) -> bool:
 
 def layout(model: Any) -> Layout:
     blocks = [_block(module) for module in model.transformer_blocks]
-    return from_blocks(model, blocks, lambda batch: _example(model, batch), adaln_zero.stack)
+    return from_blocks(model, blocks, stacked=adaln_zero.stack)
 
 
 def _block(block: Any) -> Block:
@@ -75,16 +74,6 @@ def _block(block: Any) -> Block:
         block.norm1.parameters,
         copies=True,
     )
-
-
-def _example(model: Any, batch: int) -> dict[str, Tensor]:
-    config = model.config
-    image = (batch, config.in_channels, config.sample_size, config.sample_size)
-    return {
-        "hidden_states": torch.empty(image, dtype=model.dtype, device="meta"),
-        "timestep": torch.zeros(batch, dtype=torch.long, device="meta"),
-        "class_labels": torch.zeros(batch, dtype=torch.long, device="meta"),
-    }
 
 
 FAMILIES = (Family("DiT", "DiTTransformer2DModel", "branches", ("attn", "mlp"), fits, layout),)

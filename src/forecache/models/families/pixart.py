@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from forecache.models.blocks import Block, Branch, Gates
@@ -18,7 +17,6 @@ from forecache.models.families.attention import received as received_by
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
-CAPTION_TOKENS = 120
 """Tokens that PixArt-alpha's pipeline pads captions to; Sigma's pads to 300."""
 
 
@@ -41,7 +39,7 @@ def fits(model: Any) -> bool:
 
 def layout(model: Any) -> Layout:
     blocks = [_block(module) for module in model.transformer_blocks]
-    return from_blocks(model, blocks, lambda batch: _example(model, batch), _stacked)
+    return from_blocks(model, blocks, stacked=_stacked)
 
 
 def _block(block: Any) -> Block:
@@ -92,24 +90,6 @@ def _stacked(blocks: Sequence[Any]) -> Gates | None:
     if len(crosses) != 1:
         return None
     return adaln_single.stacked([block.scale_shift_table for block in blocks], "timestep", 4, crosses.pop())
-
-
-def _example(model: Any, batch: int) -> dict[str, Any]:
-    config = model.config
-    image = (batch, config.in_channels, config.sample_size, config.sample_size)
-    text = (batch, CAPTION_TOKENS, config.caption_channels or config.cross_attention_dim)
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=model.dtype, device="meta")
-
-    sizes = {"resolution": empty(batch, 2), "aspect_ratio": empty(batch, 1)}
-    return {
-        "hidden_states": empty(*image),
-        "encoder_hidden_states": empty(*text),
-        "timestep": torch.zeros(batch, dtype=torch.long, device="meta"),
-        "added_cond_kwargs": sizes if model.use_additional_conditions else dict.fromkeys(sizes),
-        "encoder_attention_mask": empty(batch, CAPTION_TOKENS),
-    }
 
 
 FAMILIES = (
