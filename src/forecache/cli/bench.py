@@ -12,19 +12,22 @@ from rich.table import Table
 import forecache as fc
 from forecache.bench import benchmark, speed
 from forecache.bench.subjects import PRESETS
-from forecache.cli.parameters import BUNDLED, MAX_STEPS, AsJson, Device, Dtype, Threads, out_folder
+from forecache.cli.parameters import BUNDLED, MAX_STEPS, AsJson, Device, Dtype, Threads, names, out_folder
 from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
 from forecache.environment import environment
 from forecache.io.text import MIB
 from forecache.report import figures
-from forecache.zoo import SHAPES
+from forecache.zoo import SHAPES, models
 
 
 @app.command("bench")
 def bench_command(
     model: Annotated[
         str,
-        typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (random weights), a pipeline folder, or a hub repository."),
+        typer.Option(
+            help=f"{BUNDLED}, {', '.join(SHAPES)} (random weights), a pipeline folder, or a hub repository.",
+            autocompletion=names(*models(), *SHAPES),
+        ),
     ] = "tiny",
     presets: Annotated[
         list[str] | None, typer.Option("--preset", help=f"A method by name; repeatable: {', '.join(PRESETS)}.")

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from forecache import zoo
-from forecache.cli.parameters import BUNDLED, Device, Dtype, Threads
+from forecache.cli.parameters import BUNDLED, Device, Dtype, Threads, names
 from forecache.cli.terminal import app, say
 from forecache.compare import Comparer
 from forecache.errors import InputError, MissingExtraError
@@ -21,7 +21,10 @@ from forecache.errors import InputError, MissingExtraError
 @app.command("compare")
 def compare_command(
     model: Annotated[
-        list[str] | None, typer.Option(help=f"A model to choose from, beside {BUNDLED}; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help=f"A model to choose from, beside {BUNDLED}; repeatable.", autocompletion=names(*zoo.models())
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the page [the first free one from 7860].")

@@ -12,7 +12,7 @@ import typer
 
 import forecache as fc
 from forecache.cli.options import Typed, takes_method_options
-from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, out_file
+from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, names, out_file
 from forecache.cli.terminal import app, emit, say
 from forecache.methods import flags, registry
 from forecache.models.find import layout_for, transformers
@@ -33,7 +33,11 @@ def plan_command(
     method: Annotated[str, typer.Argument(help="The method, on --base.")],
     typed: Typed,
     model: Annotated[
-        str, typer.Option(help=f"{BUNDLED}, {', '.join(SHAPES)} (shapes alone), a folder, a repository.")
+        str,
+        typer.Option(
+            help=f"{BUNDLED}, {', '.join(SHAPES)} (shapes alone), a folder, a repository.",
+            autocompletion=names(*models(), *SHAPES),
+        ),
     ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
     batch: Annotated[int, typer.Option(min=1, max=2**16, help="Images in a model call, for the cost.")] = 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,16 @@ MAX_STEPS = 1000
 BUNDLED = ", ".join(zoo.models())
 """The models that ship with forecache, as help texts name them."""
 
-Model = Annotated[str, typer.Option(help=f"{BUNDLED}, a pipeline folder, or a hub repository.")]
+
+def names(*values: str) -> Callable[[str], list[str]]:
+    """The completion of a value that is usually one of these."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+Model = Annotated[
+    str,
+    typer.Option(help=f"{BUNDLED}, a pipeline folder, or a hub repository.", autocompletion=names(*zoo.models())),
+]
 Steps = Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps.")]
 Labels = Annotated[str | None, typer.Option(help="Class labels, one sample each, such as 207,360.")]
 Prompts = Annotated[Path | None, typer.Option(help="A file of prompts, one a line, for a text-to-image model.")]

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from forecache import distributed
-from forecache.cli.parameters import BUNDLED, AsJson, Device, Dtype, out_folder
+from forecache import distributed, zoo
+from forecache.cli.parameters import BUNDLED, AsJson, Device, Dtype, names, out_folder
 from forecache.cli.terminal import app, emit, progress, resumable, say, typed_command
 from forecache.errors import InputError
 from forecache.evaluate import clip
@@ -20,10 +20,18 @@ from forecache.reproduce.table import bundled
 @app.command("reproduce")
 def reproduce_command(
     table: Annotated[
-        str | None, typer.Argument(help="The name of a table, or a .toml file; without one, the tables are listed.")
+        str | None,
+        typer.Argument(
+            help="The name of a table, or a .toml file; without one, the tables are listed.",
+            autocompletion=names(*bundled()),
+        ),
     ] = None,
     on: Annotated[
-        str | None, typer.Option(help=f"{BUNDLED}, a pipeline folder, or a hub repository [the paper's model].")
+        str | None,
+        typer.Option(
+            help=f"{BUNDLED}, a pipeline folder, or a hub repository [the paper's model].",
+            autocompletion=names(*zoo.models()),
+        ),
     ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Measure only this row; repeatable.")] = None,
     samples: Annotated[

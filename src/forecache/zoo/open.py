@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
@@ -18,6 +17,7 @@ from forecache.errors import InputError, MissingExtraError
 from forecache.sampling.device import as_dtype, resolve
 from forecache.sampling.sources import Source, as_source, takes_texts
 from forecache.zoo.bundled import models, record
+from forecache_command import unknown_model
 
 UNREACHABLE = re.compile(
     r"LocalEntryNotFound|couldn't connect|[Cc]annot (reach|send)|Connection ?(Error|refused|reset)|Name or service|"
@@ -66,15 +66,8 @@ def open_structure(name: str) -> Any:
 
 def check_name(name: str, *others: str) -> None:
     """Raises InputError for a name that is no bundled model, none of ``others``, no folder and no repository."""
-    if name in (*models(), *others) or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return
-    known = [*models(), *others]
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {close[0]!r}? There are" if close else "give"
-    raise InputError(
-        f"There is no model {name!r}: {meant} {', '.join(map(repr, known))}, a pipeline folder or a hub repository "
-        "owner/name."
-    )
+    if sentence := unknown_model(name, [*models(), *others]):
+        raise InputError(sentence)
 
 
 @contextmanager
