@@ -1,4 +1,4 @@
-"""GOC's table 3 by its own protocol on the bundled digits, beside the published figures.
+"""GOC's table 3 on the bundled digits, beside the published figures.
 
     python benchmarks/reproduce.py [--samples 320]       ten minutes on one core; it continues after an interruption
 
@@ -50,7 +50,6 @@ def short(result: Reproduction) -> list[str]:
 
 
 BASES = {
-    "FORA 50 % + GC": "FORA 50 %",
     "FORA 50 % + GOC, eta 1.2": "FORA 50 %",
     "FORA 25 % + GOC, eta 1.7": "FORA 25 %",
     "L2C 22 % + GOC, eta 1.0": "L2C 22 %",

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.costs import ATTENTION, CALL, EMBEDDERS, MLP, SKIPPED, D, L, N, meta_dit
-from support.small import generate, labels, noise
+from support.small import generate, labels, noise, small_pixart
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,6 +89,25 @@ def test_fora_25_percent_holds_nothing_after_step_9(short):
 def test_cost_reads_as_a_sentence():
     cost = fc.Cost(3 * 10**12, 6 * 10**12, 5 * 2**20, (), ())
     assert str(cost) == "3 T MACs of 6 T uncached (2.00x fewer), 5.0 MiB of cache at the peak"
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
+def test_a_partial_cross_attention_costs_what_the_formula_says(share):
+    """Queries, scores, values and projection of the chosen tokens; if there are any, keys and values of the text."""
+    blocks, rows, tokens, text, width = 2, 2, 16, 5, 16
+    model = small_pixart(blocks)
+    call = {
+        "hidden_states": torch.zeros(rows, 4, 8, 8),
+        "encoder_hidden_states": torch.zeros(rows, text, 12),
+        "timestep": torch.zeros(rows),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    chosen = fc.parts.tokens.top(share, "random")
+    made = fc.selective(fc.fora(2), 0, tokens=chosen, every=1, kinds=("cross",)).plan(fc.grid(model, 2))
+    skipped = fc.fora(2).plan(fc.grid(model, 2)).cost(model, inputs=call).step_macs[1]
+    count = int(share * tokens)
+    cross = count * (2 * width**2 + 2 * text * width) + (2 * text * width**2 if count else 0)
+    assert made.cost(model, inputs=call).step_macs[1] == skipped + blocks * rows * cross
 
 
 # ---- against a real run ---------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,17 +12,20 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from support.costs import CALL
 from support.routers import PUBLISHED, published
 
 import forecache as fc
 from forecache import evaluate, zoo
 from forecache.report import figures as figures_module
+from forecache.reproduce import latency
 from forecache.reproduce import testbed as testbeds
 from forecache.reproduce.recipes import Ingredients, method_of, needs_statistics
 from forecache.reproduce.reproduce import reproduce
 from forecache.reproduce.table import Calibration, bundled, open_table, read
 from forecache.reproduce.worker import Protocol, Worker
 from forecache.sampling import sources
+from forecache.sampling.respaced import RespacedDiT
 from forecache.zoo import load_digits
 from forecache.zoo.open import open_source
 
@@ -33,50 +38,133 @@ SMALL = Protocol(samples=10, batch=5, resamples=20)
 
 # --- the files --------------------------------------------------------------------------------------------------------
 
-PUBLISHED_FIGURES = {
-    ("goc-table-3", "no cache"): {"is": 223.490, "fid": 3.484, "sfid": 4.892, "precision": 0.788, "recall": 0.571},
-    ("goc-table-3", "FORA 50 %"): {"is": 190.046, "fid": 6.857, "sfid": 8.757, "precision": 0.739, "recall": 0.524},
-    ("goc-table-3", "FORA 50 % + GC"): {"fid": 3.964, "precision": 0.766, "recall": 0.593},
-    ("goc-table-3", "FORA 50 % + GOC, eta 1.2"): {"is": 216.28, "fid": 3.907, "sfid": 4.972, "speed": 1.9999},
-    ("goc-table-3", "FORA 25 %"): {"is": 220.011, "fid": 3.870, "sfid": 5.185, "speed": 1.3335},
-    ("goc-table-3", "FORA 25 % + GOC, eta 1.7"): {"is": 222.805, "fid": 3.524, "sfid": 4.805, "recall": 0.581},
-    ("goc-table-3", "L2C 22 %"): {"is": 225.004, "fid": 3.539, "sfid": 4.710, "speed": 1.2821},
-    ("goc-table-3", "L2C 22 % + GOC, eta 1.0"): {"is": 236.748, "fid": 3.192, "precision": 0.803, "recall": 0.559},
-    ("eoc", "FORA 75 %"): {"fid": 30.454},
-    ("eoc", "FORA 75 % + EOC"): {"fid": 21.690},
-    ("eoc", "FORA 50 % + EOC"): {"fid": 5.821},
-    ("eoc", "FORA 25 % + EOC"): {"fid": 3.692},
-    ("eoc", "L2C 22 % + EOC"): {"fid": 3.451},
-    ("procache-dit", "FORA N = 3"): {"fid": 3.88},
-    ("procache-dit", "ProCache"): {"fid": 2.96, "speed": 2.90},
-    ("procache-pixart", "no cache"): {"fid": 28.12, "clip": 16.29},
-    ("procache-pixart", "FORA N = 3"): {"speed": 2.79},
-    ("procache-pixart", "ToCa"): {"speed": 1.77},
-    ("procache-pixart", "ProCache"): {"fid": 27.66, "clip": 16.45, "speed": 1.96},
+PUBLISHED_ROWS = {
+    ("goc-table-1", "goc.table-1", "is fid sfid precision recall"): {
+        "no cache": "none", "FORA 50 %": "fora", "FORA 50 % + GC": "fora-gc", "FORA 50 % + GOC, eta 1.2": "fora-goc",
+    },
+    ("goc-table-3", "goc.table-3", "is fid sfid precision recall flops speed"): {
+        "no cache": "none", "FORA 50 %": "fora-50", "FORA 50 % + GOC, eta 1.2": "fora-goc-50", "FORA 25 %": "fora-25",
+        "FORA 25 % + GOC, eta 1.7": "fora-goc-25", "L2C 22 %": "l2c-22", "L2C 22 % + GOC, eta 1.0": "l2c-goc-22",
+    },
+    ("goc-table-4", "goc.table-4", "fid"): {
+        "no cache": "none", "FORA 25 %": "fora-25", "FORA 25 % + GOC, eta 1.7": "fora-goc-25",
+    },
+    ("goc-table-5", "goc.table-5", "fid latency deviation"): {
+        "FORA 50 %": "fora-50", "FORA 50 % + GOC, eta 1.2": "fora-goc-50", "FORA 25 %": "fora-25",
+        "FORA 25 % + GOC, eta 1.7": "fora-goc-25", "L2C 22 %": "l2c-22", "L2C 22 % + GOC, eta 1.0": "l2c-goc-22",
+    },
+    ("procache-dit", "procache.dit-table", "latency flops speed fid sfid precision is"): {
+        "no cache": "none", "Delta-DiT, N = 3": "delta-dit-3", "FORA N = 3": "fora-3", "ToCa, N = 3": "toca-3",
+        "ProCache": "procache",
+    },
+    ("procache-ablation", "procache.dit-ablation", "speed fid sfid"): {
+        "uniform": "uniform", "pattern alone": "pattern", "uniform, selective": "selective",
+        "both (ProCache)": "both",
+    },
+    ("procache-pixart", "procache.pixart-table", "latency speed fid clip"): {
+        "no cache": "none", "FORA N = 3": "fora-3", "ToCa": "toca", "ProCache": "procache",
+    },
 }  # fmt: skip
+"""(table, section of published.toml, its columns): row of the table -> row of the section."""
+
+PRINTED = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
+"""Every figure that the papers print."""
 
 
-@pytest.mark.parametrize(("table", "row"), PUBLISHED_FIGURES)
-def test_published_figures_are_the_papers(table, row):
-    found = next(each for each in open_table(table).rows if each.name == row).published
-    assert {name: float(found[name]) for name in PUBLISHED_FIGURES[table, row]} == PUBLISHED_FIGURES[table, row]
+def section(name):
+    found = PRINTED
+    for key in name.split("."):
+        found = found[key]
+    return found
 
 
-def test_a_row_that_stands_in_several_tables_is_the_same():
-    """The parts of GOC's table have its figures and plans; so have those of ProCache."""
+def published_of(table):
+    """Row -> its published figures as numbers; rows without any are left out."""
+    rows = open_table(table).rows
+    return {row.name: {key: float(text) for key, text in row.published.items()} for row in rows if row.published}
+
+
+@pytest.mark.parametrize(("table", "name", "columns"), PUBLISHED_ROWS, ids=[table for table, *_ in PUBLISHED_ROWS])
+def test_published_figures_are_the_papers_and_none_is_missing(table, name, columns):
+    rows, printed = PUBLISHED_ROWS[table, name, columns], section(name)
+    assert set(rows.values()) == {key for key, row in printed.items() if key != "level"}
+    expected = {}
+    for row, key in rows.items():
+        figures = printed[key] if isinstance(printed[key], list) else [printed[key]]
+        expected[row] = dict(zip(columns.split(), figures, strict=True))
+    assert published_of(table) == expected
+
+
+def test_every_eta_of_the_second_table_has_its_five_figures():
+    expected = {}
+    for base, rows in section("goc.table-2").items():
+        schedule, level = base.removesuffix(" %").split(" + GOC, ")
+        for eta, figures in rows.items():
+            columns = ("is", "fid", "sfid", "precision", "recall")
+            expected[f"{schedule} {level} % + GOC, eta {eta}"] = dict(zip(columns, figures, strict=True))
+    assert len(expected) == 15
+    assert published_of("goc-table-2") == expected
+    for row in open_table("goc-table-2").rows[1:]:
+        assert row.recipe["eta"] == float(row.name.split()[-1])
+        level = int(row.name.split()[1])
+        assert row.recipe["base"]["level"] == level
+        listed = {50: [3, 5, 7, 9, 11, 13, 15, 19], 25: [3, 5, 7, 9], 22: None}[level]
+        assert row.recipe.get("steps") == listed
+
+
+def test_eoc_prints_pairs():
+    expected = {}
+    for key, (without, with_eoc) in PRINTED["eoc"].items():
+        schedule, level = key.split("-")
+        expected[f"{schedule.upper()} {level} %"] = {"fid": without}
+        expected[f"{schedule.upper()} {level} % + EOC"] = {"fid": with_eoc}
+    assert published_of("eoc") == expected
+
+
+def test_every_section_has_a_table():
+    """Besides the speed-ups of the abstract, which stand in ProCache's tables as well."""
+    names = {f"{paper}.{name}" for paper, rows in PRINTED.items() for name in rows if isinstance(rows[name], dict)}
+    assert names == {name for _, name, _ in PUBLISHED_ROWS} | {"goc.table-2"}
+    assert (PRINTED["procache"]["dit"], PRINTED["procache"]["pixart-alpha"]) == (
+        published_of("procache-dit")["ProCache"]["speed"],
+        published_of("procache-pixart")["ProCache"]["speed"],
+    )
+
+
+def test_a_row_that_stands_in_several_tables_has_one_plan():
+    """And the same figures, but for FORA's IS, which the paper prints as 190.056 and as 190.046."""
     rows = {}
     for name in TABLES:
-        for row in open_table(name).rows[1:]:
-            paper = open_table(name).paper, open_table(name).steps
-            if row.published and row.name in rows.setdefault(paper, {}):
-                assert (row.recipe, row.published) == rows[paper][row.name]
-            rows.setdefault(paper, {})[row.name] = (row.recipe, row.published)
+        table = open_table(name)
+        for row in table.rows[1:]:
+            recipe, published = rows.setdefault((table.paper, table.model, row.name), (row.recipe, {}))
+            assert row.recipe == recipe
+            for key, figure in row.published.items():
+                if (row.name, key) != ("FORA 50 %", "is"):
+                    assert published.setdefault(key, figure) == figure
+
+
+def test_the_papers_accounts_of_flops_are_those_of_their_schedules():
+    """Calls of DiT-XL/2: GOC's column is MACs of 50 of them, ProCache's FLOPs of 50; FORA has 18 of 50 by its own."""
+    for name, flops in (("goc-table-3", 11.868), ("procache-dit", 23.74)):
+        table = open_table(name)
+        counted = 2 * CALL * table.flops.steps * table.flops.per_mac / 1e12
+        assert counted == pytest.approx(flops, rel=5e-4)
+        assert table.rows[0].published["flops"] == str(flops)
+    digits = fc.grid(load_digits(), 50)
+    rows = [row for name in ("procache-dit", "procache-ablation") for row in open_table(name).rows]
+    recipes = [next(row.recipe for row in rows if row.name == name) for name in ("FORA N = 3", "uniform")]
+    computed = [method_of(recipe, Ingredients()).plan(digits).picture().count("#") for recipe in recipes]
+    assert computed == [18, 17]
+    assert [50 / count for count in computed] == pytest.approx([2.76, 2.93], rel=0.01)
 
 
 def test_the_tables_ask_for_the_papers_schedules():
     digits = load_digits()
     grid = fc.grid(digits, 20)
-    three = {row.name: row.recipe for row in open_table("goc-table-3").rows if row.recipe}
+    three = {
+        row.name: row.recipe for name in ("goc-table-1", "goc-table-3") for row in open_table(name).rows if row.recipe
+    }
     made = Ingredients(
         {22: fc.Router.load(DIGITS.router_path(22))},
         fc.Statistics.load(DIGITS.statistics_path(20)),
@@ -85,7 +173,7 @@ def test_the_tables_ask_for_the_papers_schedules():
     assert pictures["FORA 50 %"] == "#.#.#.#.#.#.#.#.#.#."
     assert pictures["FORA 25 %"] == "#.#.#.#.#.##########"
     assert pictures["FORA 50 % + GC"] == "#.#~#~#~#~#~#~#~#~#~"
-    assert pictures["FORA 50 % + GOC, eta 1.2"] == "#.#~#~#~#~#~#~#~#.#~"  # 17 is inverse
+    assert pictures["FORA 50 % + GOC, eta 1.2"] == "#.#~#~#~#~#~#~#~#.#~"  # 17 is not in the list
     assert pictures["FORA 25 % + GOC, eta 1.7"] == "#.#~#~#~#~##########"
     fora75 = next(row.recipe for row in open_table("eoc").rows if row.name == "FORA 75 %")
     assert method_of(fora75, made).plan(grid).picture() == "#...#...#...#...#..."
@@ -108,7 +196,7 @@ def test_every_bundled_table_can_be_planned(name, pipe, pixart_folder):
     made = Ingredients({22: fc.Router(logits, names, (1,))}, None)
     assert table.rows[0].recipe is None
     for row in table.rows[1:]:
-        if not needs_statistics(row.recipe):
+        if not row.absent and not needs_statistics(row.recipe):
             plan = method_of(row.recipe, made).plan(grid)
             assert plan.num_steps == table.steps
             assert plan.computed_share < 1
@@ -144,6 +232,15 @@ BAD = [
     ({"paper": '"GOC"'}, "an arXiv number such as 2503.05156, not 'GOC'"),
     ({"notes": "[1]"}, "notes are texts, not 1"),
     ({"calibration": "{samples = 4}"}, "calibration lacks guidance, shared_noise, seed"),
+    ({"flops": "{steps = 0, per_mac = 1}"}, "steps of flops is at least 1, not 0"),
+    ({"flops": "{steps = 50}"}, "flops lacks per_mac"),
+    ({"latency": "{images = 8, rounds = 0}"}, "rounds of latency is at least 1, not 0"),
+    ({"vae": "3"}, "vae of the file is of type str, not 3"),
+    (
+        {"rows": '[{name = "a"}, {name = "x", absent = "no", plan = {method = "fora", interval = 2}}]'},
+        "row 'x' has a plan, and says why it is absent",
+    ),
+    ({"rows": '[{name = "a", absent = "no"}]'}, "the first row, and no other, has no plan"),
     ({"rows": "[]"}, "the first row, and no other, has no plan"),
     ({"rows": '[{name = "a"}, {name = "b"}]'}, "the first row, and no other, has no plan"),
     ({"rows": '[{name = "A b"}, {name = "a-b", plan = {method = "fora", interval = 2}}]'}, "names of their own"),
@@ -173,7 +270,7 @@ def test_other_files_and_names(tmp_path):
     assert (table.name, table.source, table.guidance) == ("mine", "arXiv 2503.05156", 1.5)
     assert table.rows[1].recipe == {"method": "fora", "interval": 2}
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe = [")
-    for name, words in (("a", "no table 'a'; there are eoc, goc-eta"), ("b.toml", "is not a readable table")):
+    for name, words in (("a", "no table 'a'; there are eoc, goc-table-1"), ("b.toml", "is not a readable table")):
         with pytest.raises(fc.errors.TableError, match=words):
             open_table(str(tmp_path / name) if "." in name else name)
     with pytest.raises(fc.errors.TableError, match="There is no table at"):
@@ -267,7 +364,7 @@ def distinct():
     """The tables of DiT with their rows, each plan in the first table that has it."""
     seen, found = [], {}
     for name in sorted(DIT, reverse=True):
-        rows = [row for row in open_table(name).rows[1:] if row.recipe not in seen]
+        rows = [row for row in open_table(name).rows[1:] if row.recipe not in (None, *seen)]
         seen += [row.recipe for row in rows]
         found |= {name: rows} if rows else {}
     return found
@@ -281,8 +378,7 @@ def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, re
     assert list(result.measured) == ["no cache", *names]
     for row in (table.rows[0], *rows):
         found = result.measured[row.name]["figures"]
-        wanted = {"fid", "sfid", "is", "precision", "recall"} | ({"psnr"} if row.recipe else set())
-        assert set(found) == wanted
+        assert set(found) == {*table.metrics, *(["psnr"] if row.recipe else [])}
         assert all(figure.count == 10 and figure.interval for figure in found.values())
     lines = result.markdown()
     for row in (table.rows[0], *rows):
@@ -292,7 +388,20 @@ def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, re
             assert all(text in lines[place + 1] for name, text in row.published.items() if name != "speed")
     document = json.loads((tmp_path / "result.json").read_text())
     assert [row["published"] for row in document["rows"]] == [dict(row.published) for row in (table.rows[0], *rows)]
-    assert (tmp_path / "table.md").read_text().startswith("|  | fewer MACs | sampling, s | FID")
+    header = ["fewer MACs", *["TFLOPs"] * (table.flops is not None)]
+    header += [*["latency, s", "of its base"] * (table.latency is not None), "sampling, s", "FID"]
+    assert (tmp_path / "table.md").read_text().startswith("|  | " + " | ".join(header))
+
+
+def test_the_pixart_table_of_goc_runs_on_a_pipeline(pixart_folder, real, tmp_path):
+    table = open_table("goc-table-4")
+    (tmp_path / "prompts.txt").write_text("a red cat\na small cactus\n")
+    here = open_projected(table, pixart_folder, real, prompts=tmp_path / "prompts.txt")
+    result = reproduce(table, here, tmp_path / "out", replace(SMALL, samples=4))
+    assert [set(row["figures"]) for row in result.measured.values()] == [{"fid"}, *[{"fid", "psnr"}] * 2]
+    assert [line.split("|")[1].strip() for line in result.markdown()[2:8]] == [
+        "no cache", "published", "FORA 25 %", "published", "FORA 25 % + GOC, eta 1.7", "published",
+    ]  # fmt: skip
 
 
 def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, tmp_path):
@@ -312,6 +421,105 @@ def test_every_row_of_the_pixart_table_runs_on_a_pipeline(pixart_folder, real, t
         assert file["arr_1"].tolist() == ["a red cat", "a small cactus", "a happy apple"] * 2
     with pytest.raises(fc.errors.InputError, match="takes prompts: give a file of them, one a line, with --prompts"):
         reproduce(table, open_projected(table, pixart_folder, real), tmp_path / "other", SMALL)
+
+
+def test_latencies_are_timed_in_turn_and_stand_beside_the_published_ones(pipe_folder, real, tmp_path, monkeypatch):
+    """Seconds by a clock of our own: mean, deviation over the rounds, and the ratio to the base round by round."""
+    table = open_table("goc-table-5")
+    here = open_projected(table, pipe_folder, real)
+    rows = ["FORA 50 %", "FORA 50 % + GOC, eta 1.2"]
+    readings = {"no cache": [4.0] * 5, rows[0]: [2.0, 2.0, 2.0, 2.0, 4.0], rows[1]: [2.2, 2.2, 2.2, 2.2, 4.4]}
+    warm_ups = [9.0, 9.0, 9.0]
+    clock = iter(warm_ups + [seconds for turn in zip(*readings.values(), strict=True) for seconds in turn])
+    sizes = []
+
+    def seconds_of(generation):
+        generation()
+        return next(clock)
+
+    monkeypatch.setattr(latency, "seconds_of", seconds_of)
+    counting = Counting(here.source)
+    keep = counting.generate
+    counting.generate = lambda labels, *more: sizes.append(len(labels)) or keep(labels, *more)
+    result = reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
+    assert sizes[-18:] == [8] * 18, "eight images, a round to warm up and five that count"
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.markdown()[:7]]
+    columns = [lines[0].index(title) for title in ("latency, s", "of its base")]
+    cells = {line[0]: [line[column] for column in columns] for line in lines if line[0] != "published"}
+    assert cells["FORA 50 %"] == ["2.400 ± 0.894", ""]  # standard deviation of 2, 2, 2, 2, 4
+    assert cells["FORA 50 % + GOC, eta 1.2"] == ["2.640 ± 0.984", "1.100"]
+    published = [[line[column] for column in columns] for line in lines if line[0] == "published"]
+    assert published == [["1.789 ± 0.046", ""], ["1.824 ± 0.029", "1.020"]]
+    assert "latency of 8 images, mean and standard deviation of 5 rounds in turn" in result.legend()
+    again = reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
+    assert next(clock, None) is None
+    assert again.latencies == result.latencies
+    (tmp_path / "latency.json").write_text("{}")
+    assert latency.read(tmp_path / "latency.json", table.latency) == ({}, {})
+
+
+def test_flops_are_counted_as_the_paper_counts_them(pipe_folder, real, tmp_path):
+    table = open_table("goc-table-3")
+    here = open_projected(table, pipe_folder, real)
+    result = reproduce(table, here, tmp_path, SMALL, rows=["FORA 50 %"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.markdown()[:6]]
+    place = lines[0].index("TFLOPs")
+    target = here.source.target
+    cost = fc.methods.fora_paper(50).plan(fc.grid(target, 20)).cost(target)
+    shown = {line[0]: line[place] for line in lines if line[0] in ("no cache", "FORA 50 %")}
+    wanted = {"no cache": cost.macs_uncached, "FORA 50 %": cost.macs}
+    assert shown == {name: f"{macs * 50 / 20 / 1e12:.4g}" for name, macs in wanted.items()}
+    assert [line[place] for line in lines if line[0] == "published"] == ["11.868", "5.934"]
+
+
+def test_a_row_that_cannot_be_measured_stands_with_its_published_figures(whole, pipe_folder, real, tmp_path):
+    table = open_table("procache-dit")
+    here = open_projected(table, pipe_folder, real)
+    with pytest.raises(fc.errors.InputError, match="Delta-DiT, N = 3 of procache-dit cannot be measured: its cache is"):
+        reproduce(table, here, tmp_path, SMALL, rows=["Delta-DiT, N = 3"])
+    table = replace(table, latency=None)
+    lines = reproduce(table, here, tmp_path, SMALL, rows=["no cache"]).markdown()
+    row = next(line for line in lines if line.startswith("| Delta-DiT, N = 3, published |"))
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["1.47x", "16.46"]
+    assert "| 3.750 |" not in row
+    assert "| 3.75 | 5.70 | 207.57 | 0.77 |" in row
+
+
+def test_dit_tables_are_sampled_as_dit_samples(pipe_folder, tmp_path):
+    """Respaced timesteps and three guided channels by default; another VAE where one is given."""
+    from diffusers import AutoencoderKL
+
+    table = open_table("goc-table-1")
+    plain = testbeds.TestbedOptions(metrics="psnr")
+    found = testbeds.open_testbed(table, str(pipe_folder), plain, "cpu")
+    assert isinstance(found.source, RespacedDiT)
+    found.source.pipe.scheduler.set_timesteps(20)
+    assert found.source.pipe.scheduler.timesteps[:2].tolist() == [999, 946]
+    assert [note.split(":")[0] for note in found.notes] == [
+        "Sampled as DiT's original code does",
+        "Decoded by the pipeline's own VAE, not by stabilityai/sd-vae-ft-ema.",
+    ]
+    torch.manual_seed(5)
+    other = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    other.save_pretrained(tmp_path / "vae")
+    given = replace(plain, vae=str(tmp_path / "vae"))
+    decoded = testbeds.open_testbed(table, str(pipe_folder), given, "cpu")
+    assert decoded.notes[-1] == f"Decoded by {tmp_path / 'vae'}."
+    how = sources.Sampling(4, 1.5, 0)
+    assert not torch.equal(decoded.source.generate([1], how), found.source.generate([1], how))
+    weights = decoded.source.pipe.vae.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in other.state_dict().items())
+    with pytest.raises(fc.errors.InputError, match=r"The VAE .*nowhere cannot be loaded.*or --vae own"):
+        testbeds.open_testbed(table, str(pipe_folder), replace(plain, vae=str(tmp_path / "nowhere")), "cpu")
+    with pytest.raises(fc.errors.InputError, match="decodes nothing: leave --vae x out"):
+        testbeds.open_testbed(table, "digits", replace(plain, vae="x"), "cpu", judges=False)
+
+
+def test_priors_that_are_not_the_authors_are_said():
+    here = testbeds.open_testbed(open_table("eoc"), "digits", testbeds.TestbedOptions(), "cpu", judges=False)
+    assert any(note.startswith("EOC's priors are means per channel here") for note in here.notes)
+    other = testbeds.open_testbed(open_table("goc-table-1"), "digits", testbeds.TestbedOptions(), "cpu", judges=False)
+    assert not any("priors" in note for note in other.notes)
 
 
 def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
@@ -431,7 +639,7 @@ def test_finished_rows_are_skipped_and_damaged_ones_measured_again(whole, pipe_f
     assert counting.calls == 4  # the row, and what it is compared with
     more = reproduce(table, here, folder, SMALL, rows=["FORA 25 %"])
     assert list(more.measured) == ["no cache", "FORA 50 %", "FORA 25 %", "L2C 22 %"]
-    assert "FORA 50 % + GC" in more.document["missing"]
+    assert "FORA 50 % + GOC, eta 1.2" in more.document["missing"]
 
 
 def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path):
@@ -454,7 +662,7 @@ def test_changed_settings_are_refused(whole, pipe_folder, real, router, tmp_path
     refused("extractor projections, not other", here=replace(here, judges=other))
     elsewhere = replace(here.reference, name="elsewhere")
     refused("reference .*real.npz, not elsewhere", here=replace(here, reference=elsewhere))
-    refused("table goc-table-3, not goc-fora-50", table=replace(table, name="goc-fora-50"))
+    refused("table goc-table-3, not goc-table-1", table=replace(table, name="goc-table-1"))
     refused("another version of the table goc-table-3", table=replace(table, sha256="0"))
     torch.manual_seed(1)
     trained = testbeds.open_testbed(
@@ -502,9 +710,8 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
     pipe = DiTPipeline.from_pretrained(pipe_folder)
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, beta_end=0.03)
     pipe.save_pretrained(tmp_path / "pipe")
-    found = testbeds.open_testbed(
-        open_table("goc-fora-50"), str(tmp_path / "pipe"), testbeds.TestbedOptions(metrics="psnr"), "cpu"
-    )
+    table = replace(open_table("goc-table-1"), sampler="DDIM", vae="")
+    found = testbeds.open_testbed(table, str(tmp_path / "pipe"), testbeds.TestbedOptions(metrics="psnr"), "cpu")
     assert type(found.source.target.scheduler).__name__ == "DDIMScheduler"
     assert found.source.target.scheduler.config.beta_end == 0.03
     assert found.notes == ("The pipeline's DDPMScheduler was replaced by DDIMScheduler, the sampler of the table.",)
@@ -513,20 +720,20 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
 def test_a_sampler_that_a_pipeline_cannot_have_is_refused():
     flow = SimpleNamespace(pipe=SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler()))
     with pytest.raises(fc.errors.InputError, match="FlowMatchEulerDiscreteScheduler cannot be sampled by it"):
-        testbeds._with_sampler(flow, open_table("goc-fora-50"))
+        testbeds._with_sampler(flow, open_table("goc-table-1"))
 
 
 def test_a_table_of_few_samples_is_measured_with_few(tmp_path):
     """The papers' 50,000 become 320 on a bundled model; a table of one's own that asks for less gets less."""
     few = read(written(tmp_path / "mine.toml", samples="2"))
-    for table, count in ((few, 2), (open_table("goc-fora-50"), 320)):
+    for table, count in ((few, 2), (open_table("goc-table-1"), 320)):
         testbed = testbeds.open_testbed(table, "digits", testbeds.TestbedOptions(metrics="psnr"), "cpu", judges=False)
         assert Worker(table, testbed, tmp_path, Protocol(), lambda *_: None).samples == count
 
 
 def test_several_processes_share_the_work(pipe_folder, real, tmp_path, monkeypatch):
     """The second of two samples its shards and what is left of them; the first one finds them and evaluates."""
-    table = open_table("goc-fora-50")
+    table = open_table("goc-table-1")
     here = open_projected(table, pipe_folder, real)
     one = reproduce(table, here, tmp_path / "one", SMALL, rows=["fora-50"])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -547,9 +754,9 @@ def test_digits_bring_all_that_a_table_needs():
         table = open_table(name)
         here = testbeds.open_testbed(table, "digits", testbeds.TestbedOptions(), "cpu")
         assert isinstance(here, testbeds.Testbed)
-        assert here.metrics == ("fid", "sfid", "is", "precision", "recall", "accuracy", "psnr")
+        assert here.metrics == (*table.metrics, "accuracy", "psnr")
         assert (here.judges.extractor.name, here.reference.name, here.guidance) == ("digits", "digits", 1.5)
-        for row in table.rows[1:]:
+        for row in (row for row in table.rows if row.recipe):
             method = method_of(row.recipe, Ingredients(here.routers, here.statistics))
             assert method.plan(fc.grid(here.source.target, table.steps)).num_steps == table.steps
     here = testbeds.open_testbed(open_table("procache-pixart"), "digits", testbeds.TestbedOptions(), "cpu")
@@ -578,8 +785,8 @@ def test_the_command_on_digits(forecache, tmp_path):
     code, out, err = forecache(*words)
     assert (code, err) == (0, "")
     assert "| FORA 50 % | 1.9" in out
-    assert "| published | 2.0000x |  | 6.857 | 8.757 | 190.046 | 0.739 | 0.524 |" in out
-    assert "Not measured yet: FORA 50 % + GC" in out
+    assert "| published | 2.0000x | 5.934 |  | 6.857 | 8.757 | 190.046 | 0.739 | 0.524 |" in out
+    assert "Not measured yet: FORA 50 % + GOC, eta 1.2" in out
     with Image.open(tmp_path / "quality.png") as picture:
         assert min(picture.size) > 300
     code, out, err = forecache(*words, "--json")
@@ -599,7 +806,7 @@ def test_the_command_on_digits(forecache, tmp_path):
 def test_the_command_on_a_pipeline_judged_by_inception(forecache, pipe_folder, inception_file, tmp_path):
     """Inception's own code, with random weights in the published file's format."""
     np.savez(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8))
-    words = ["reproduce", "goc-fora-50", "--on", pipe_folder, "--row", "FORA 50 %", "--samples", 4, "--batch", 4]
+    words = ["reproduce", "goc-table-1", "--on", pipe_folder, "--row", "FORA 50 %", "--samples", 4, "--batch", 4]
     words += ["--reference", tmp_path / "real.npz", "--weights", inception_file, "--metrics", "prc"]
     words += ["--bootstrap", 0, "--out", tmp_path / "out", "--device", "cpu"]
     code, _, err = forecache(*words)

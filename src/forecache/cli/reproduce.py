@@ -48,6 +48,9 @@ def reproduce_command(
         Path | None, typer.Option(help="For a text-to-image model: a file of prompts, one a line.")
     ] = None,
     clip_model: Annotated[str, typer.Option(help="CLIP, for the metric clip: a folder or repository.")] = clip.USUAL,
+    vae: Annotated[
+        str | None, typer.Option(help="A folder or repository of the VAE, or own [the table's, on its own model].")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="Metrics as in `forecache evaluate` [the table's].")] = None,
     out: Annotated[Path | None, out_folder("Folder of the results [out/reproduce/TABLE or TABLE-ON].")] = None,
     as_json: AsJson = False,
@@ -73,7 +76,7 @@ def reproduce_command(
         _list(as_json)
         return
     paper_table = open_table(table)
-    options = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics)
+    options = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics, vae)
     folder = out or Path("out/reproduce") / "-".join([paper_table.name, *([Path(on).name] if on else [])])
     world = distributed.launched()
     distributed.take_gpu()
@@ -112,6 +115,8 @@ def _say_result(result: Reproduction, folder: Path) -> None:
     for row in result.document["rows"]:
         if row["note"]:
             say(f"{row['name']}: {row['note']}.")
+    for name, reason in result.document["absent"].items():
+        say(f"{name} is not measured: {reason}.")
     if missing := result.document["missing"]:
         say(f"Not measured yet: {', '.join(missing)}.")
     say(f"Wrote {folder / 'result.json'}, table.md, quality.png.")

@@ -10,6 +10,7 @@ A finished row is written to a file and not measured again; the finished shards 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from forecache._version import __version__
 from forecache.environment import environment
 from forecache.io import files as io_files
 from forecache.reproduce import files
+from forecache.reproduce.latency import Spread
 from forecache.reproduce.result import Reproduction
 from forecache.reproduce.table import Table
 from forecache.reproduce.testbed import Testbed
@@ -56,6 +58,7 @@ def reproduce(
     worker.refuse_other_plans(plans)
     for row in wanted:
         worker.measure(row, plans[row.name])
+    worker.time(wanted, plans)
     result = _result(worker, command)
     if worker.world.leads:
         io_files.write_json(worker.out / "result.json", {**result.document, "forecache": __version__}, indent=1)
@@ -71,10 +74,13 @@ def _result(worker: Worker, command: str) -> Reproduction:
     """The finished rows, of this call and of earlier ones."""
     rows = {row.name: files.read_row(worker.file(row)) for row in worker.table.rows}
     measured = {name: row for name, row in rows.items() if row is not None}
-    return Reproduction(worker.table, _document(worker, command, measured), measured)
+    spreads = worker.latencies()
+    return Reproduction(worker.table, _document(worker, command, measured, spreads), measured, spreads)
 
 
-def _document(worker: Worker, command: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _document(
+    worker: Worker, command: str, measured: Mapping[str, Mapping[str, Any]], spreads: Mapping[str, Spread]
+) -> dict[str, Any]:
     table, testbed = worker.table, worker.testbed
     by_name = {row.name: row for row in table.rows}
     values = {
@@ -102,8 +108,10 @@ def _document(worker: Worker, command: str, measured: Mapping[str, Mapping[str, 
             dict(row)
             | {"figures": {key: figure.document(draws=False) for key, figure in row["figures"].items()}}
             | {"published": dict(by_name[name].published), "note": by_name[name].note}
+            | ({"latency": asdict(spreads[name])} if name in spreads else {})
             for name, row in measured.items()
         ],
-        "missing": [row.name for row in table.rows if row.name not in measured],
+        "missing": [row.name for row in table.rows if row.name not in measured and not row.absent],
+        "absent": {row.name: row.absent for row in table.rows if row.absent},
     }
     return files.RESULT.wrap(values)

@@ -9,7 +9,11 @@ from typing import Any
 from forecache.evaluate import Difference, Estimate, Row, difference, tables
 from forecache.evaluate.estimates import Z
 from forecache.evaluate.metrics import METRICS
-from forecache.reproduce.table import Table
+from forecache.reproduce.latency import Spread, base_of
+from forecache.reproduce.table import Table, TableRow
+
+FLOPS, LATENCY, RATIO = "TFLOPs", "latency, s", "of its base"
+"""Titles of columns."""
 
 CHANGES = (
     "Each row minus the one without a cache, ± half of a 95 % interval of the difference. Both start from the same "
@@ -24,29 +28,61 @@ class Reproduction:
     table: the paper's table.
     document: the result for JSON: table, protocol, hardware, versions, rows.
     measured: the finished rows by name, as `files.read_row` reads them.
+    latencies: the latencies of timed rows, by name.
     """
 
     table: Table
     document: Mapping[str, Any]
     measured: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    latencies: Mapping[str, Spread] = field(default_factory=dict, repr=False)
 
     @property
     def rows(self) -> list[Row]:
         """Rows for `forecache.evaluate.tables`: every measured row, followed by its published figures."""
         rows: list[Row] = []
+        metrics = set(self.document["metrics"])
         for row in self.table.rows:
-            if (measured := self.measured.get(row.name)) is None:
+            if (measured := self.measured.get(row.name)) is None and not row.absent:
                 continue
-            figures: Mapping[str, Estimate] = measured["figures"]
-            macs = f"{measured['macs_ratio']:.2f}x" if measured["macs_ratio"] else ""
-            columns = {"fewer MACs": macs, "sampling, s": f"{measured['sampling_seconds']:.0f}"}
-            rows.append(Row(row.name, figures, row.recipe is not None, (measured["seed"],), columns))
-            published = {name: value for name, value in row.published.items() if name in figures}
-            speed = f"{row.published['speed']}x" if "speed" in row.published else ""
-            if published or speed:
-                columns = {"fewer MACs": speed if speed != "1x" else ""}
-                rows.append(Row("published", published, competes=False, more=columns))
+            if measured is not None:
+                figures: Mapping[str, Estimate] = measured["figures"]
+                columns = self._columns(row, measured)
+                rows.append(Row(row.name, figures, row.recipe is not None, (measured["seed"],), columns))
+            published = {name: value for name, value in row.published.items() if name in metrics}
+            columns = self._published(row)
+            if published or any(columns.values()):
+                name = "published" if measured is not None else f"{row.name}, published"
+                rows.append(Row(name, published, competes=False, more=columns))
         return rows
+
+    def _columns(self, row: TableRow, measured: Mapping[str, Any]) -> dict[str, str]:
+        """Figures of a measured row besides the metrics."""
+        ratio = measured["macs_ratio"]
+        columns = {"fewer MACs": f"{ratio:.2f}x" if ratio and row.recipe is not None else ""}
+        if (flops := self.table.flops) is not None:
+            total = (measured["macs"] or 0) * flops.per_mac * flops.steps / self.table.steps
+            columns[FLOPS] = f"{total / 1e12:.4g}" if total else ""
+        if self.table.latency is not None:
+            spread = self.latencies.get(row.name)
+            columns[LATENCY] = f"{spread.mean:.3f} ± {spread.deviation:.3f}" if spread else ""
+            columns[RATIO] = f"{spread.ratio:.3f}" if spread and spread.ratio else ""
+        return columns | {"sampling, s": f"{measured['sampling_seconds']:.0f}"}
+
+    def _published(self, row: TableRow) -> dict[str, str]:
+        """Published figures of a row besides the metrics."""
+        figures = row.published
+        speed = figures.get("speed", "1")
+        columns = {"fewer MACs": f"{speed}x" if speed != "1" else ""}
+        if self.table.flops is not None:
+            columns[FLOPS] = figures.get("flops", "")
+        if self.table.latency is not None:
+            deviation = f" ± {figures['deviation']}" if "deviation" in figures else ""
+            columns[LATENCY] = figures.get("latency", "") + deviation
+            base = base_of(self.table, row)
+            both = base is not None and "latency" in figures and "latency" in base.published
+            ratio = float(figures["latency"]) / float(base.published["latency"]) if base is not None and both else None
+            columns[RATIO] = f"{ratio:.3f}" if ratio else ""
+        return columns
 
     def markdown(self) -> list[str]:
         """The lines of the table, of its legend, and of the table of changes."""
@@ -89,6 +125,11 @@ class Reproduction:
         threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
         hardware = f"{machine['gpu'] or machine['cpu'] + ', ' + threads}, torch {machine['torch']}"
         other = "" if self.document["on"] == self.table.model else ", which is another model with other images"
+        if (flops := self.table.flops) is not None:
+            other += f"; TFLOPs are of {flops.steps} steps of one image, {flops.per_mac} a multiply-accumulate"
+        if (latency := self.table.latency) is not None:
+            images = f"{latency.images} images" if latency.images > 1 else "one image"
+            other += f"; latency of {images}, mean and standard deviation of {latency.rounds} rounds in turn"
         return (
             f"Measured: {self.document['on']}, {self.table.steps} steps, guidance {protocol['guidance']:g}, "
             f"{protocol['samples']} samples per row, seed {protocol['seed']}; {extractor}{hardware}, diffusers "

@@ -37,18 +37,26 @@ from forecache.reproduce import recipes
 FOLDER = Path(__file__).parent / "tables"
 DOCUMENT = Document("forecache-table", 1)
 MAX_BYTES = 2**20
-SAMPLERS = {"DDIM": "DDIMScheduler", "DPM-Solver++": "DPMSolverMultistepScheduler"}
-"""Samplers by the papers' names, with the schedulers of diffusers that implement them."""
+RESPACED = "DDIM respaced"
+"""The sampler of DiT's original code, `forecache.sampling.respaced`."""
+
+SAMPLERS = {"DDIM": "DDIMScheduler", "DPM-Solver++": "DPMSolverMultistepScheduler", RESPACED: "RespacedDDIM"}
+"""Samplers by name, with the schedulers that implement them: diffusers' classes, or ours."""
 
 CONDITIONS = ("random classes", "classes in turn", "prompts")
 FIELDS = {
     "title": str, "paper": str, "model": str, "sampler": str, "steps": int,
     "guidance": float, "samples": int, "batch": int, "conditions": str, "metrics": list, "rows": list,
 }  # fmt: skip
-OPTIONAL = {"number": str, "notes": list, "calibration": dict}
+OPTIONAL = {"number": str, "notes": list, "calibration": dict, "vae": str, "flops": dict, "latency": dict}
 ROW = {"name": str}
-ROW_OPTIONAL = {"plan": dict, "published": dict, "note": str}
+ROW_OPTIONAL = {"plan": dict, "published": dict, "note": str, "absent": str}
+MORE_FIGURES = ("speed", "flops", "latency", "deviation")
+"""Published figures besides the metrics: speed-up, TFLOPs, mean and standard deviation of the latency in seconds."""
+
 CALIBRATION = {"samples": int, "guidance": float, "shared_noise": bool, "seed": int}
+FLOPS = {"steps": int, "per_mac": int}
+LATENCY = {"images": int, "rounds": int}
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,16 @@ class TableRow:
 
     name: the row's name in the paper.
     recipe: the row's method; None for the row without a cache.
-    published: figures by metric, and ``speed``, as the paper prints them.
+    published: figures by metric, and those of `MORE_FIGURES`, as the paper prints them.
     note: a remark on the row.
+    absent: why the row cannot be measured, in which case its published figures stand alone; empty if it can.
     """
 
     name: str
     recipe: Recipe | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    absent: str = ""
 
     @property
     def slug(self) -> str:
@@ -89,6 +99,30 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Flops:
+    """How a paper counts the FLOPs of one image with its guidance pair.
+
+    steps: model calls that are counted, whatever the table samples with.
+    per_mac: FLOPs of a multiply-accumulate, 1 or 2.
+    """
+
+    steps: int
+    per_mac: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How a table's latencies are measured.
+
+    images: images of a generation, in one batch.
+    rounds: timed rounds, in each of which all rows run in turn.
+    """
+
+    images: int
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of a paper.
 
@@ -108,6 +142,9 @@ class Table:
     notes: sentences on how to read the table.
     calibration: protocol of the statistics; None if no row needs any.
     sha256: hash of the file.
+    vae: folder or hub repository of the decoder that the paper samples with; empty for the model's own.
+    flops: how the paper counts FLOPs; None without such a column.
+    latency: how latencies are measured; None without such a column.
     """
 
     name: str
@@ -126,6 +163,9 @@ class Table:
     notes: tuple[str, ...]
     calibration: Calibration | None
     sha256: str
+    vae: str = ""
+    flops: Flops | None = None
+    latency: Latency | None = None
 
     @property
     def source(self) -> str:
@@ -174,6 +214,8 @@ def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
     if calibration is not None:
         calibration = Calibration(**_checked(calibration, CALIBRATION, {}, "calibration"))
     plain = {key: values[key] for key in FIELDS if key not in ("metrics", "rows")}
+    flops = Flops(**_positive(values["flops"], FLOPS, "flops")) if "flops" in values else None
+    latency = Latency(**_positive(values["latency"], LATENCY, "latency")) if "latency" in values else None
     return Table(
         name,
         **plain,
@@ -183,12 +225,25 @@ def _table(name: str, document: dict[str, Any], sha256: str) -> Table:
         notes=_texts(values.get("notes", []), "notes"),
         calibration=calibration,
         sha256=sha256,
+        vae=values.get("vae", ""),
+        flops=flops,
+        latency=latency,
     )
 
 
+def _positive(document: Any, keys: Mapping[str, type], where: str) -> dict[str, Any]:
+    values = _checked(document, keys, {}, where)
+    if small := [key for key, value in values.items() if value < 1]:
+        raise ValueError(f"{small[0]} of {where} is at least 1, not {values[small[0]]}")
+    return values
+
+
 def _check_rows(rows: tuple[TableRow, ...]) -> None:
-    if not rows or rows[0].recipe is not None or any(row.recipe is None for row in rows[1:]):
+    planless = [row for row in rows if row.recipe is None and not row.absent]
+    if not rows or planless != [rows[0]]:
         raise ValueError("the first row, and no other, has no plan: it is the row without a cache")
+    if both := [row.name for row in rows if row.recipe is not None and row.absent]:
+        raise ValueError(f"row {short(both[0])} has a plan, and says why it is absent")
     slugs = [row.slug for row in rows]
     if ambiguous := next((row.name for row in rows if not row.slug or slugs.count(row.slug) > 1), None):
         raise ValueError(f"rows need names of their own, in letters and digits; {ambiguous!r} is not one")
@@ -199,11 +254,11 @@ def _row(document: Any) -> TableRow:
     where = f"row {short(values['name'])}"
     published = values.get("published", {})
     for key, value in published.items():
-        _one_of(key, (*METRICS, "speed"), f"published of {where}")
+        _one_of(key, (*METRICS, *MORE_FIGURES), f"published of {where}")
         if type(value) is not str or not re.fullmatch(r"\d+(\.\d+)?", value):
             raise ValueError(f"{key} of {where} is a number in quotes, as the paper prints it, not {short(value)}")
     recipe = recipes.read(values["plan"], f" of {where}") if "plan" in values else None
-    return TableRow(values["name"], recipe, published, values.get("note", ""))
+    return TableRow(values["name"], recipe, published, values.get("note", ""), values.get("absent", ""))
 
 
 def _checked(document: Any, needed: Mapping[str, type], optional: Mapping[str, type], where: str) -> dict[str, Any]:

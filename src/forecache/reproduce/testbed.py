@@ -10,17 +10,22 @@ from forecache import evaluate
 from forecache.errors import InputError
 from forecache.evaluate import clip
 from forecache.evaluate.metrics import METRICS, parse_metrics
+from forecache.methods import registry
 from forecache.parts.router import Router
 from forecache.parts.statistics import Statistics
 from forecache.reproduce import recipes
-from forecache.reproduce.table import SAMPLERS, Table
+from forecache.reproduce.table import RESPACED, SAMPLERS, Table
 from forecache.sampling import sources
 from forecache.sampling.device import resolve
 from forecache.sampling.loop import random_labels
+from forecache.sampling.respaced import respaced
 from forecache.sampling.runs import read_prompts
-from forecache.sampling.sources import Condition, Source
+from forecache.sampling.sources import Condition, DiTSource, Source
 from forecache.zoo.bundled import models, record
 from forecache.zoo.open import open_source
+
+OWN_VAE = "own"
+"""The word for the pipeline's own decoder."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class TestbedOptions:
     prompts: a file of prompts, one a line.
     clip_model: a folder or a hub repository of CLIP.
     metrics: names separated by commas. Default: the table's.
+    vae: a folder or a hub repository of the decoder, "own" for the pipeline's. Default: on the table's own model the
+        table's, else the pipeline's.
     """
 
     reference: str | None = None
@@ -43,6 +50,7 @@ class TestbedOptions:
     prompts: Path | None = None
     clip_model: str = clip.USUAL
     metrics: str | None = None
+    vae: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ def open_testbed(
     placement, _ = resolve(device, dtype)
     source = open_source(name, device, dtype)
     metrics, unmeasurable = _metrics(name, source, wanted)
-    notes = _with_sampler(source, table)
+    source, notes = _with_sampler(source, table)
+    notes += _with_vae(source, table, options.vae, is_own=on is None)
     notes += [f"{metric} is left out: {name} has nothing that it is measured with." for metric in unmeasurable]
     needing = [metric for metric in metrics if METRICS[metric].needs == "reference"]
     if options.reference is None and not is_bundled and needing:
@@ -122,6 +131,8 @@ def open_testbed(
             f"{', '.join(needing)} compare with real images: give ADM's .npz or a folder with --reference, or other "
             "metrics, such as --metrics is."
         )
+    statistics = _statistics(table, name, options)
+    notes += _on_statistics(table, name, statistics)
     reference, networks = None, evaluate.Judges()
     if judges:
         reference, networks = _judges(name, metrics, options, placement)
@@ -133,7 +144,7 @@ def open_testbed(
         networks,
         reference,
         _routers(table, name, options),
-        _statistics(table, name, options),
+        statistics,
         tuple(read_prompts(options.prompts)) if options.prompts is not None else (),
         tuple(notes),
         placement,
@@ -152,16 +163,19 @@ def _metrics(name: str, source: Source, wanted: Sequence[str]) -> tuple[tuple[st
     return tuple(metric for metric in names if metric not in unmeasurable), unmeasurable
 
 
-def _with_sampler(source: Source, table: Table) -> list[str]:
-    """Give a pipeline the table's scheduler, with its own settings; bundled models keep theirs. Returns notes."""
+def _with_sampler(source: Source, table: Table) -> tuple[Source, list[str]]:
+    """The source with the table's sampler, in its own settings, and notes; bundled models keep theirs."""
     wanted = SAMPLERS[table.sampler]
     pipe = getattr(source, "pipe", None)
     if pipe is None:
         own = type(getattr(source, "scheduler", None)).__name__
-        return [] if own == wanted else [f"Sampled by {own}, not by {table.sampler}: the model's own."]
+        return source, [] if own == wanted else [f"Sampled by {own}, not by {table.sampler}: the model's own."]
     own = type(pipe.scheduler).__name__
+    if table.sampler == RESPACED and isinstance(source, DiTSource):
+        note = "Sampled as DiT's original code does: respaced timesteps, guidance on three of the channels."
+        return respaced(pipe), [note]
     if own == wanted:
-        return []
+        return source, []
     if wanted not in {scheduler.__name__ for scheduler in pipe.scheduler.compatibles}:
         raise InputError(
             f"{table.name} is a table of {table.sampler}, and a pipeline with {own} cannot be sampled by it: measure "
@@ -170,7 +184,29 @@ def _with_sampler(source: Source, table: Table) -> list[str]:
     import diffusers
 
     pipe.scheduler = getattr(diffusers, wanted).from_config(pipe.scheduler.config)
-    return [f"The pipeline's {own} was replaced by {wanted}, the sampler of the table."]
+    return source, [f"The pipeline's {own} was replaced by {wanted}, the sampler of the table."]
+
+
+def _with_vae(source: Source, table: Table, given: str | None, is_own: bool) -> list[str]:
+    """Give a pipeline another decoder: the user's, or on the table's own model the table's. Returns notes."""
+    pipe = getattr(source, "pipe", None)
+    name = given or (table.vae if is_own else "")
+    if pipe is None or name in ("", OWN_VAE):
+        if given not in (None, OWN_VAE):
+            raise InputError(f"The model decodes nothing: leave --vae {given} out.")
+        kept = pipe is not None and table.vae and name == ""
+        return [f"Decoded by the pipeline's own VAE, not by {table.vae}."] if kept else []
+    import diffusers
+
+    try:
+        vae = diffusers.AutoencoderKL.from_pretrained(name, torch_dtype=pipe.vae.dtype)
+    except Exception as error:  # the hub, files and configurations fail in many ways; the reason is kept
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"The VAE {name} cannot be loaded: {reason} Give a folder with --vae, or --vae own."
+        ) from error
+    pipe.vae = vae.eval().to(pipe.device)
+    return [f"Decoded by {name}."]
 
 
 def _judges(
@@ -196,6 +232,17 @@ def _routers(table: Table, name: str, options: TestbedOptions) -> dict[int, Rout
         return dict.fromkeys(levels, Router.read(options.router))
     bundled = record(name).routers if name in models() else {}
     return {level: Router.load(path) for level, path in bundled.items() if level in levels}
+
+
+def _on_statistics(table: Table, name: str, statistics: Statistics | None) -> list[str]:
+    """A note where EOC corrects with other priors than its authors' code, which has one mean a token."""
+    uses_eoc = any(entry.name == "eoc" for row in table.rows if row.recipe for entry, _ in registry.links(row.recipe))
+    if not uses_eoc or statistics is None or statistics.resolution == "token":
+        return []
+    return [
+        f"EOC's priors are means per channel here, as the statistics of {name} keep them; its authors' are per token: "
+        "calibrate with --keep full and give the file with --stats."
+    ]
 
 
 def _statistics(table: Table, name: str, options: TestbedOptions) -> Statistics | None:

@@ -15,10 +15,12 @@ from forecache.evaluate import Bootstrap
 from forecache.evaluate.metrics import METRICS
 from forecache.fit.calibrate import calibrate
 from forecache.models.find import grid
+from forecache.parts import schedules
 from forecache.parts.statistics import Statistics
 from forecache.plan.cost import Cost
+from forecache.plan.method import Method
 from forecache.plan.plan import Plan
-from forecache.reproduce import files
+from forecache.reproduce import files, latency
 from forecache.reproduce.files import Settings
 from forecache.reproduce.recipes import Ingredients, levels, method_of, needs_statistics
 from forecache.reproduce.table import Table, TableRow
@@ -78,7 +80,10 @@ class Worker:
             known = ", ".join(repr(row.name) for row in self.table.rows)
             raise TableError(f"{self.table.name} has no row {unknown[0]!r}; it has {known}.")
         wanted = {by_name[name.lower()].name for name in names}
-        return [row for row in self.table.rows if row.recipe is None or not names or row.name in wanted]
+        if absent := [row for row in self.table.rows if row.absent and row.name in wanted]:
+            raise InputError(f"{absent[0].name} of {self.table.name} cannot be measured: {absent[0].absent}.")
+        measurable = [row for row in self.table.rows if not row.absent]
+        return [row for row in measurable if row.recipe is None or not names or row.name in wanted]
 
     def check(self, rows: Sequence[TableRow]) -> None:
         """Raises InputError, before any work, if a row or a metric lacks what it needs."""
@@ -270,9 +275,38 @@ class Worker:
         )
         return self._reference
 
+    def time(self, rows: Sequence[TableRow], plans: Mapping[str, Plan | None]) -> None:
+        """Measure the latency of rows in the first process, if the table has it and it was not measured with them."""
+        how, path = self.table.latency, self.out / "latency.json"
+        if how is None or not self.world.leads:
+            return
+        digests = {row.name: plan_digest(plan) if (plan := plans[row.name]) else "" for row in rows}
+        measured, _ = latency.read(path, how)
+        if digests.items() <= measured.items():
+            return
+        sampling = sources.Sampling(self.table.steps, self.testbed.guidance, self.seed)
+        total = len(rows) * (how.rounds + 1)
+        timed = {row.name: plans[row.name] for row in rows}
+        seconds = latency.measure(
+            self.testbed.source,
+            self.conditions,
+            sampling,
+            timed,
+            how,
+            on_round=lambda done: self.on_progress("timing", done, total),
+        )
+        latency.write(path, how, digests, seconds)
+
+    def latencies(self) -> dict[str, latency.Spread]:
+        """The latencies that were measured so far; empty for a table without them."""
+        how = self.table.latency
+        return latency.spreads(self.table, latency.read(self.out / "latency.json", how)[1]) if how else {}
+
     def _cost(self, plan: Plan | None) -> Cost | None:
+        """The cost of a row; of the one without a cache, that of a plan that computes everything."""
         if plan is None:
-            return None
+            cells = grid(self.testbed.source.target, self.table.steps)
+            plan = Method("no cache", schedules.every(1)).plan(cells)
         source, pair = self.testbed.source, self.testbed.guidance > 1
         try:
             return plan.cost(source.target, guidance=pair, inputs=sources.call_inputs(source, 1 + pair))
