@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forecache.errors import AlreadyAppliedError, ModelError, RunError, StepCountError
 from forecache.models.layout import Layout
-from forecache.models.mount import is_mounted, mounted
+from forecache.models.mount.replace import is_mounted, mounted
 
 
 @contextmanager

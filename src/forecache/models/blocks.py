@@ -42,15 +42,23 @@ class Untouched(Enum):
     UNTOUCHED = "untouched"
 
 
+class Whole(Enum):
+    """Marks a block that runs another forward than its branches: it is one site, its output minus its input."""
+
+    WHOLE = "whole"
+
+
 UNTOUCHED: Literal[Untouched.UNTOUCHED] = Untouched.UNTOUCHED
+WHOLE: Literal[Whole.WHOLE] = Whole.WHOLE
 
 
 class BlockHandler(Protocol):
-    """Decides about a whole block: outputs to skip it, UNTOUCHED to run its own forward, None to run its sites."""
+    """Decides about a whole block: outputs to skip it, UNTOUCHED to run its own forward, WHOLE to run it as one site,
+    None to run its sites."""
 
     def __call__(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | Untouched | None: ...
+    ) -> Streams | Untouched | Whole | None: ...
 
 
 def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
@@ -160,6 +168,8 @@ class Block:
     branches: in order of execution
     weights: the tensors that gates are computed from, if those of many blocks are stacked
     copies: stacking copies these tensors, instead of reading them in place
+    native: the class of diffusers whose forward the branches write out; None for the class of the module
+    inlined: paths of modules in it that the branches do not call, because they write out their forwards, too
     inputs: the names of the streams in the signature of the forward
     outputs: the indices of the streams that it returns, None for an empty one; a single stream is not in a tuple
     """
@@ -171,6 +181,13 @@ class Block:
     inputs: tuple[str, ...] = ("hidden_states",)
     outputs: tuple[int | None, ...] = (0,)
     copies: bool = False
+    native: str | None = None
+    inlined: tuple[str, ...] = ()
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether its own forward runs wherever it is computed."""
+        return False
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         """The block's forward with every branch left to ``on_site``, unless ``on_block`` decides about the whole block.
@@ -180,18 +197,15 @@ class Block:
         """
         own = self.module.forward
         take = _taking(self.module, self.inputs)
-        if _is_offloaded(self.module):
-            raise RunError(
-                f"The weights of a {type(self.module).__name__} are offloaded and return only for its own forward, "
-                "but a plan calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload), or "
-                "its leaves (enable_group_offload with offload_type='leaf_level')."
-            )
+        whole = residual(self.module, self.inputs, self.outputs).forward(number, first_site, on_site, None)
 
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if on_block is not None and (after := on_block(number, streams, args, kwargs)) is not None:
-                return own(*args, **kwargs) if after is UNTOUCHED else self.handed(after)
+                if isinstance(after, tuple):
+                    return self.handed(after)
+                return own(*args, **kwargs) if after is UNTOUCHED else whole(*args, **kwargs)
             condition, now = self.condition(*args, **kwargs), list(streams)
             for site, branch in enumerate(self.branches, first_site):
                 given_BND = [now[stream] for stream in branch.reads or branch.streams]
@@ -215,6 +229,10 @@ class Residual(Block):
 
     A computed block returns its own output; a skipped one returns its input plus the estimate.
     """
+
+    @property
+    def is_residual(self) -> bool:
+        return True
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         own = self.module.forward
@@ -303,17 +321,6 @@ def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | No
 
 def _nothing(*_: Any, **__: Any) -> Any:
     return None
-
-
-def _is_offloaded(module: nn.Module) -> bool:
-    """Whether a hook of accelerate or diffusers moves the block's weights to the device for its forward alone."""
-    hook = vars(module).get("_hf_hook")
-    parts = getattr(hook, "hooks", (hook,))
-    if any(getattr(part, "offload", False) for part in parts):
-        return any(weight.is_meta for weight in module.parameters(recurse=False))
-    registry = vars(module).get("_diffusers_hook")
-    group = getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
-    return group is not None and group.onload_device != group.offload_device
 
 
 def _described(output: Any) -> str:

@@ -18,7 +18,7 @@ from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams
 from forecache.models.examples import Size
 from forecache.models.layout import Layout
-from forecache.models.mount import is_mounted, mounted
+from forecache.models.mount.replace import is_mounted, mounted
 from forecache.parts.grid import Tokens
 
 

@@ -43,6 +43,9 @@ class Layout:
     level: what sites are.
     rising: whether the model's time goes up while it samples.
     clips: whether its blocks clip their outputs, in half floats.
+    whole: numbers of the blocks that run another forward than their branches: each is one site, its output minus its
+        input, in the place of the first branch.
+    needed: pairs (site, other): the weights of the first are there only where the other is computed.
     """
 
     model: nn.Module
@@ -58,6 +61,8 @@ class Layout:
     rising: bool = False
     clips: bool = False
     guided: bool = True
+    whole: frozenset[int] = frozenset()
+    needed: tuple[tuple[int, int], ...] = ()
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -68,6 +73,10 @@ class Layout:
     def streams(self) -> tuple[tuple[int, ...], ...]:
         """The streams that every site adds to; empty if sites do not belong to blocks."""
         return tuple(branch.streams for _, block in self.blocks for branch in block.branches)
+
+    def is_like(self, other: Layout) -> bool:
+        """Whether spans end at the same blocks of the model, and the same blocks run as a whole."""
+        return (self.starts, self.whole, self.needed) == (other.starts, other.whole, other.needed)
 
     def weights_version(self) -> object:
         """A token of the modulation weights' identity and version; it changes whenever one of them does.
@@ -115,6 +124,46 @@ class Layout:
                     f"The plan ranks tokens by the attention of {self.sites[unknown[0]].name}, which forecache cannot "
                     f"compute in {type(self.model).__name__}: use importance='attn_norm'."
                 )
+
+    def rows_among_others(self, rows: Sequence[tuple[Cell, ...]]) -> list[tuple[Cell, ...]]:
+        """The rows of a plan as they run on this model.
+
+        A block that runs as a whole is computed where any of its branches is, and the row of its first branch says how
+        it is estimated where none is. Raises PlanMismatchError for a plan that corrects such a block or ranks tokens by
+        it, and for one that computes a block whose weights are offloaded together with those of a skipped one.
+        """
+        adapted = list(rows)
+        for number in sorted(self.whole):
+            span = self.spans[number]
+            row = tuple(
+                cells[0] if all(cell.reads and cell.tokens is None for cell in cells) else Cell()
+                for cells in zip(*(rows[site] for site in span), strict=True)
+            )
+            adapted[span.start : span.stop] = [row] * len(span)
+        for number in sorted(self.whole):
+            self._check_whole(number, rows, adapted)
+        for site, leader in self.needed:
+            for step, (cell, other) in enumerate(zip(adapted[site], adapted[leader], strict=True)):
+                if (cell.computed or cell.tokens is not None) and not other.computed:
+                    raise PlanMismatchError(
+                        f"The plan computes {self.sites[site].name} at step {step} and not {self.sites[leader].name}, "
+                        "and their weights are offloaded as one group that returns with the latter: offload with "
+                        "num_blocks_per_group=1, or make a plan that computes both at the same steps."
+                    )
+        return adapted
+
+    def _check_whole(self, number: int, rows: Sequence[Sequence[Cell]], adapted: Sequence[Sequence[Cell]]) -> None:
+        span = self.spans[number]
+        names = {self.sites[site].name for site in span}
+        is_corrected = any(cell.constants for site in span for cell in rows[site])
+        is_ranking = any(cell.tokens is not None and cell.tokens.site in names for row in adapted for cell in row)
+        if is_corrected or is_ranking:
+            raise PlanMismatchError(
+                f"Block {number} of this {type(self.model).__name__} ({min(names)}) runs another forward than that of "
+                "its class, because something patches or hooks it, so that its branches cannot be seen, and the plan "
+                f"{'corrects' if is_corrected else 'ranks tokens by'} them: take the patch off, or make a plan without "
+                "that, such as forecache.fora or forecache.goc."
+            )
 
 
 def _is_trained(weights: Iterable[Tensor]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ LOGGER = logging.getLogger("forecache")
 class Executable:
     """A plan compiled for one model and length: its steps, the gates of skipped spans, constants, traced steps.
 
-    layout: layout of the model.
+    layout: layout of the model, as others have prepared it.
     plan: the plan.
     options: settings of the session.
     local: thread-local state that carries the executor of a step to the model's blocks; None where nothing runs.
@@ -50,8 +50,8 @@ class Executable:
         local: Any = None,
     ) -> None:
         guarded = options.max_error is not None
-        self.plan, self.options = plan, options
-        self.rows = operations(plan.grid.sites, plan.rows, folded=not guarded)
+        self.layout, self.plan, self.options = layout, plan, options
+        self.rows = operations(plan.grid.sites, layout.rows_among_others(plan.rows), folded=not guarded)
         self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
         self.num_steps = len(self.steps)
         self.num_slots = [num_slots(ops) for ops in self.rows]
@@ -59,7 +59,6 @@ class Executable:
         self.constants = DeviceConstants(plan.constants)
         self.graphs = graphs(layout, guarded)
         self.context = TraceContext(local, layout, self.gates, options.dtype, options.max_error)
-        self._layout = layout
         self._weights_version: object = None
         spans = {span.key for step in self.steps for span in step.blocks if isinstance(span, SkippedSpan)}
         self._spans = [range(first, last + 1) for first, last in sorted(spans)]
@@ -74,8 +73,8 @@ class Executable:
 
     def refresh(self) -> None:
         """Stack the gates of skipped spans at the start of a generation, unless they are and no weight has changed."""
-        if self._spans and (version := self._layout.weights_version()) != self._weights_version:
-            self.gates.update(self._layout.gates_of(self._spans))
+        if self._spans and (version := self.layout.weights_version()) != self._weights_version:
+            self.gates.update(self.layout.gates_of(self._spans))
             self._weights_version = version
 
     def clear(self) -> None:
@@ -106,7 +105,7 @@ class Executable:
         leaves = tree_leaves((arguments.args, arguments.kwargs))
         key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, torch.Tensor))
         if key not in self._cache_bytes:
-            cost = measure(self._layout.model, self.plan.grid, 0, arguments)
+            cost = measure(self.layout.model, self.plan.grid, 0, arguments)
             sizes = cost.kept_bytes(self.options.dtype)
             self._cache_bytes[key] = max(peak_bytes(self.rows, sizes, cost.site_tokens))
         return self._cache_bytes[key]
@@ -116,18 +115,41 @@ class Executables:
     """The executables of a session, by number of steps of a run and the part of them that the model is called for.
 
     The first executable is the plan's own; with ``resample`` others are made for other lengths.
+
+    look: the layout of the model as others have prepared it by now.
     """
 
-    def __init__(self, layout: Layout, plan: Plan, options: CacheOptions, local: Any, resample: bool) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        plan: Plan,
+        options: CacheOptions,
+        local: Any,
+        resample: bool,
+        look: Callable[[], Layout],
+    ) -> None:
         self._layout, self._options, self._local, self._resample = layout, options, local, resample
+        self._look = look
         layout.check_tokens(plan.rows)
-        self.own = self._compiled(plan)
+        self._own = self._compiled(plan)
         self._others: dict[tuple[int, range], Executable] = {}
+
+    @property
+    def own(self) -> Executable:
+        """The executable of the whole plan, as others have prepared the model by now."""
+        layout = self._look()
+        if layout is not self._layout:
+            own = Executable(layout, self._own.plan, self._options, self._local)
+            self.clear()
+            self._layout, self._own, self._others = layout, own, {}
+            vars(self).pop("_one_call", None)
+        return self._own
 
     def of(self, num_steps: int, part: range) -> Executable:
         """The executable for the steps ``part`` of a run; StepCountError if the plan is for another number of steps."""
-        if (num_steps, part) == (self.own.num_steps, range(num_steps)):
-            return self.own
+        own = self.own
+        if (num_steps, part) == (own.num_steps, range(num_steps)):
+            return own
         if len(part) == 1:
             return self._one_call
         if (num_steps, part) not in self._others:
@@ -137,15 +159,15 @@ class Executables:
     @functools.cached_property
     def _one_call(self) -> Executable:
         """The executable of a run of one call, which has nothing to reuse."""
-        return self._compiled(one_call(self.own.plan))
+        return self._compiled(one_call(self._own.plan))
 
     def clear(self) -> None:
         """Drop the stacked gates of all executables."""
-        for executable in (self.own, *self._others.values()):
+        for executable in (self._own, *self._others.values()):
             executable.clear()
 
     def _plan(self, num_steps: int) -> Plan:
-        own = self.own.plan
+        own = self._own.plan
         if num_steps == own.num_steps:
             return own
         if not self._resample:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forecache.errors import RunError
 from forecache.models.arguments import Arguments
-from forecache.models.blocks import UNTOUCHED, Gate, Gates, Streams, Untouched, add_all, add_up, clipped
+from forecache.models.blocks import UNTOUCHED, WHOLE, Gate, Gates, Streams, Untouched, Whole, add_all, add_up, clipped
 from forecache.models.layout import Layout
 from forecache.plan.ops import OUT, Op, TokenChoice
 from forecache.runtime.program import COVERED, SkippedSpan, Step
@@ -129,8 +129,8 @@ class StepExecutor:
 
     def run_block(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Streams | Untouched | None:
-        """The outputs of a block that is skipped as a whole; UNTOUCHED or None for a block that runs, as in `Step`.
+    ) -> Streams | Untouched | Whole | None:
+        """The outputs of a block that is skipped as a whole; UNTOUCHED, WHOLE or None for any other, as in `Step`.
 
         The first block of a skipped span answers for all of them.
         """
@@ -139,6 +139,10 @@ class StepExecutor:
             return None
         if action is COVERED:
             return streams
+        if action is WHOLE:
+            sites = self._spans[block]
+            self._ran[sites.start + 1 : sites.stop] = [True] * (len(sites) - 1)
+            return WHOLE
         sites = self._spans[block] if action is UNTOUCHED else action.sites
         if any(self._ran[sites.start : sites.stop]):
             raise RunError(f"Block number {block} ran twice in one model call: it cannot be cached.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from forecache.errors import RunError
 from forecache.models.arguments import Arguments
-from forecache.models.blocks import Streams, Untouched
+from forecache.models.blocks import Streams, Untouched, Whole
 from forecache.models.layout import Layout
+from forecache.models.mount.contract import View
 from forecache.runtime.generations import Generations
 from forecache.runtime.graphs import (
     StepInputs,
@@ -29,6 +31,36 @@ from forecache.runtime.stats import Counters
 Watch = Callable[[int, int, Tensor], None]
 """``watch(step, site, feature)``: sees every feature of the first lane."""
 
+
+@dataclass(frozen=True)
+class Mount:
+    """A function in the place of another.
+
+    owner, name: where it is set
+    function: the function
+    retire: makes it pass calls on to what it replaced, for those who wrapped it; None where it needs nothing
+    """
+
+    owner: object
+    name: str
+    function: Callable[..., Any]
+    retire: Callable[[], None] | None = None
+
+
+OUTSIDE = (
+    "A block was called outside of its model: sample through the model that the plan is on. If CPU offload is on, "
+    "which puts the model's own forward back after each image, apply the plan to the pipeline."
+)
+CHECKPOINTED = (
+    "The backward pass calls a block again, because gradient checkpointing is on, and a plan does not know that call: "
+    "sample under torch.no_grad(), or call model.disable_gradient_checkpointing()."
+)
+CHANGED = (
+    "Something was put on the model's blocks, or taken off, in the middle of a generation (a patched forward, a "
+    "forward hook, a hook of diffusers or accelerate), so that features of before do not fit: do it before a "
+    "generation starts, or call session.new_run() after it."
+)
+
 COMPILE_FIRST = (
     "a model that samples by a plan keeps features between its steps: call torch.compile(model, fullgraph=True) before "
     "forecache.apply and give apply what it returned, or leave fullgraph out"
@@ -39,10 +71,12 @@ COMPILE_FIRST = (
 class Forwards:
     """The forwards of a model that samples by a plan, of its blocks, and of the wrapper that torch.compile gave for it.
 
-    layout: layout of the model.
+    layout: layout of the model, as others have prepared it by now.
     generations: the lanes of the session.
     counters: counts model calls.
     shared: whether others call the model, too; they get the model's own forward.
+    adapt: puts our forwards over what others have put on blocks; False if a generation in progress cannot go on so.
+    view: what stood on the model when our forwards were put in place.
     watch: sees every feature of the first lane, if it is not None. Then no block is skipped or run as a whole.
     is_open: whether the session is open; a forward that outlives it, under a wrapper of others, calls the model's own.
     """
@@ -53,12 +87,20 @@ class Forwards:
         generations: Generations,
         counters: Counters,
         shared: bool,
+        adapt: Callable[[], bool],
         watch: Watch | None = None,
     ) -> None:
         self.is_open = True
-        self._layout, self._generations, self._counters = layout, generations, counters
-        self._shared, self._watch = shared, watch
+        self.layout = layout
+        self.view: View | None = None
+        self._generations, self._counters = generations, counters
+        self._shared, self._adapt, self._watch = shared, adapt, watch
         self._local = generations.local
+
+    @property
+    def watches(self) -> bool:
+        """Whether features are watched, so that no block is skipped or run as a whole."""
+        return self._watch is not None
 
     def is_ours(self) -> bool:
         """Whether the model call in progress belongs to the pipeline (or model) the plan was applied to."""
@@ -68,10 +110,8 @@ class Forwards:
         """The output of a site in this call; a `SiteHandler`."""
         executor = self._local.executor
         if executor is None:
-            raise RunError(
-                "A block was called outside of its model: sample through the model that the plan is on. If CPU offload "
-                "is on, which puts the model's own forward back after each image, apply the plan to the pipeline."
-            )
+            in_backward = torch._C._current_graph_task_id() != -1
+            raise RunError(CHECKPOINTED if in_backward else OUTSIDE)
         output = executor.run_site(site, compute, args, kwargs)
         if self._watch is not None:
             self._show(self._watch, site, output)
@@ -79,8 +119,8 @@ class Forwards:
 
     def run_block(
         self, block: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /
-    ) -> Streams | Untouched | None:
-        """The outputs of a block that is skipped as a whole, UNTOUCHED or None; a `BlockHandler`."""
+    ) -> Streams | Untouched | Whole | None:
+        """The outputs of a block that is skipped as a whole, UNTOUCHED, WHOLE or None; a `BlockHandler`."""
         executor = self._local.executor
         if executor is None or self._watch is not None:
             return None
@@ -91,8 +131,10 @@ class Forwards:
         if lane is not None and state.lane == next(iter(state.lanes), None):
             watch(lane.step, site, output)
 
-    def of_model(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def of_model(self, model: nn.Module) -> Mount:
         """The model's forward as one step of the plan."""
+        forward = model.forward
+        is_retired = False
         disable: Callable[..., Any] = torch.compiler.disable
         begin, end, fail = disable(self._begin_traced), disable(self._end_traced), disable(self._fail)
 
@@ -124,6 +166,8 @@ class Forwards:
 
         @functools.wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if is_retired:
+                return forward(*args, **kwargs)
             if not self.is_ours():
                 self._counters.calls_elsewhere += 1
                 return forward(*args, **kwargs)
@@ -131,9 +175,13 @@ class Forwards:
                 return traced(*args, **kwargs)
             return eager(*args, **kwargs)
 
-        return call
+        def retire() -> None:
+            nonlocal is_retired
+            is_retired = True
 
-    def of_part(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return Mount(model, "forward", call, retire)
+
+    def of_part(self, module: nn.Module, forward: Callable[..., Any]) -> Mount:
         """A site's or block's forward; a compiler sees it inside a traced step, or not at all."""
         own = module.forward
         hidden = torch.compiler.disable(forward, reason="forecache: compile the whole model, not its blocks")
@@ -147,9 +195,13 @@ class Forwards:
                 return hidden(*args, **kwargs)
             return forward(*args, **kwargs)
 
-        return part
+        def retire() -> None:
+            nonlocal forward, hidden
+            forward = hidden = own
 
-    def of_compiled(self, optimized: Any, model: nn.Module) -> Callable[..., Any]:
+        return Mount(module, "forward", part, retire)
+
+    def of_compiled(self, optimized: Any, model: nn.Module) -> Mount:
         """The forward of torch.compile's wrapper: the model's own call, with steps compiled as the wrapper says."""
         own = optimized.forward
 
@@ -164,14 +216,20 @@ class Forwards:
             finally:
                 self._local.compiler = before
 
-        return call
+        return Mount(optimized, "forward", call)
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
         step = lane.executable.step(lane.step, lane.computed)
+        if lane.executable.layout is not self.layout or (lane.step and step.computed and self._blocks_have_changed()):
+            self._fail()
+            raise RunError(CHANGED)
         sample = lane.signature.sample
         lane.executor.begin(step, sample[0] if sample is not None else None)
         return lane
+
+    def _blocks_have_changed(self) -> bool:
+        return self.view is not None and self.view.blocks_have_changed
 
     def _begin_traced(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -196,11 +254,15 @@ class Forwards:
     def _end(self, lane: Lane, missed: int | None) -> None:
         if missed is not None:
             raise RunError(
-                f"{self._layout.sites[missed].name} did not run in this model call: a site must run once in every "
+                f"{self.layout.sites[missed].name} did not run in this model call: a site must run once in every "
                 "call; choose other sites."
             )
         executor = lane.executor
         step = executor.step
+        is_last = lane.step + 1 == lane.num_steps
+        # what a call changes itself, as where hooks leave after the first, does no harm to that call
+        if (step.computed or is_last) and self._blocks_have_changed() and not (step.computed and self._adapt()):
+            raise RunError(CHANGED)
         self._counters.add_call(step.computed, step.partial, lane.cache.meter.peak)
         if executor.fallbacks is not None:
             self._counters.add_fallbacks(executor.fallbacks)

@@ -90,8 +90,12 @@ class TraceContext:
 TracedStep = Callable[..., tuple[Any, StepOutputs]]
 """``run(context, forward, args, kwargs, inputs)``: the model's output, ``forward(*args, **kwargs)``, and the step's."""
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
-StepKey = tuple[tuple[Site, ...], tuple[Op, ...], bool]
-"""All that a traced step depends on: sites, their operations without slots and weights, and whether it is guarded."""
+StepKey = tuple[tuple[Site, ...], tuple[Op, ...], bool, frozenset[int], frozenset[int]]
+"""All that a traced step depends on.
+
+Sites, their operations without slots and weights, whether it is guarded, and the blocks where spans end or that are one
+site.
+"""
 
 
 class Graphs:
@@ -113,7 +117,7 @@ class Graphs:
         run = self._known.get((step, compiler))
         if run is None:
             ops = tuple(map(_normalised, step.ops))
-            key = self._layout.sites, ops, self._guarded
+            key = self._layout.sites, ops, self._guarded, self._layout.starts, self._layout.whole
             run = self._traced.get(key)
             if run is None:
                 run = self._traced[key] = _traced(step_of(ops, self._layout, self._guarded))

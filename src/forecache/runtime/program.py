@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from forecache.models.blocks import UNTOUCHED, Untouched
+from forecache.models.blocks import UNTOUCHED, WHOLE, Untouched, Whole
 from forecache.models.layout import Layout
 from forecache.plan.ops import Op
 from forecache.plan.slots import consecutive, skipped_blocks
@@ -62,7 +62,8 @@ class Step:
 
     ops: one operation a site.
     blocks: per block, a span for the first of skipped blocks, COVERED for its others, UNTOUCHED for a block of which
-        nothing is skipped or kept, None for any other, which runs branch by branch.
+        nothing is skipped or kept, WHOLE for one that is a single site, its first; None for any other, which runs
+        branch by branch.
     weights: the weights of all operations, in order of sites.
     computed: number of sites that are computed as a whole.
     partial: number of sites of which some tokens are computed.
@@ -70,7 +71,7 @@ class Step:
     """
 
     ops: tuple[Op, ...]
-    blocks: tuple[SkippedSpan | Covered | Untouched | None, ...]
+    blocks: tuple[SkippedSpan | Covered | Untouched | Whole | None, ...]
     weights: tuple[float, ...]
     computed: int
     partial: int
@@ -82,14 +83,19 @@ def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
 
     guarded: whether every estimate is materialised, so that its error can be measured; see `Guards.max_error`.
     """
-    blocks: list[SkippedSpan | Covered | Untouched | None] = [
-        UNTOUCHED if all(ops[site].is_untouched for site in sites) else None for sites in layout.spans
+    blocks: list[SkippedSpan | Covered | Untouched | Whole | None] = [
+        UNTOUCHED if all(ops[site].is_untouched for site in sites) else WHOLE if number in layout.whole else None
+        for number, sites in enumerate(layout.spans)
     ]
-    for skipped in consecutive(skipped_blocks(ops, layout.spans), layout.starts):
+    skipped_alone = [number for number in skipped_blocks(ops, layout.spans) if number not in layout.whole]
+    for skipped in consecutive(skipped_alone, layout.starts):
         blocks[skipped.start : skipped.stop] = [COVERED] * len(skipped)
         blocks[skipped.start] = _span(skipped, ops, layout, guarded)
-    weights = tuple(weight for op in ops for weight in op.weights)
     computed, partial = sum(not op.reads for op in ops), sum(op.choice is not None for op in ops)
+    others = {site for number in layout.whole for site in layout.spans[number][1:]}
+    if others:
+        ops = tuple(Op() if site in others else op for site, op in enumerate(ops))
+    weights = tuple(weight for op in ops for weight in op.weights)
     return Step(ops, tuple(blocks), weights, computed, partial, is_computed=computed == len(ops))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,11 +16,12 @@ from torch import nn
 from forecache.errors import AlreadyAppliedError, RunError
 from forecache.models.find import find, transformers
 from forecache.models.layout import Layout
-from forecache.models.mount import is_in_place, is_mounted, replaced
+from forecache.models.mount.contract import View, layout_among_others, refuse_patched, view
+from forecache.models.mount.replace import is_in_place, is_mounted, is_on_top, replaced
 from forecache.plan.plan import Plan
 from forecache.runtime.counting import too_short
 from forecache.runtime.executable import Executables
-from forecache.runtime.forwards import Forwards, Watch
+from forecache.runtime.forwards import Forwards, Mount, Watch
 from forecache.runtime.generations import Generations
 from forecache.runtime.host import Host, calls_of, scheduler_of
 from forecache.runtime.lanes import Local
@@ -123,10 +125,12 @@ class MountedModel:
         self._host = host
         self._local = Local()
         self._counters = Counters()
-        self._executables = Executables(layout, plan, options, self._local, resample)
+        self._executables = Executables(layout, plan, options, self._local, resample, self._look)
         self._generations = Generations(layout, self._executables, self._local, self._counters, host)
-        self._forwards = Forwards(layout, self._generations, self._counters, host.pipe is not None, watch)
-        self._mounts: list[tuple[object, str, Callable[..., Any]]] = []
+        self._forwards = Forwards(layout, self._generations, self._counters, host.pipe is not None, self._adapt, watch)
+        self._mounts: list[Mount] = []
+        self._view: View | None = None
+        self._lock = threading.RLock()
         self._stack, self._mounted = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
@@ -190,34 +194,67 @@ class MountedModel:
     def _mount(self) -> None:
         """Put our forwards in place, over what is there now."""
         model, forwards, host = self._layout.model, self._forwards, self._host
+        layout = layout_among_others(self._layout)
+        if forwards.watches:
+            refuse_patched(self._layout, "measuring")
+        if not layout.is_like(forwards.layout):
+            forwards.layout = layout
         parts = self._layout.forwards(forwards.run_site, forwards.run_block)
-        self._mounts = [(module, "forward", forwards.of_part(module, forward)) for module, forward in parts]
-        self._mounts.append((model, "forward", forwards.of_model(model.forward)))
+        self._mounts = [forwards.of_part(module, forward) for module, forward in parts]
+        self._mounts.append(forwards.of_model(model))
         if host.optimized is not None:
-            self._mounts.append((host.optimized, "forward", forwards.of_compiled(host.optimized, model)))
+            self._mounts.append(forwards.of_compiled(host.optimized, model))
         if host.scheduler is not None:
             watched = self._generations.watched(host.scheduler.set_timesteps, forwards.is_ours)
-            self._mounts.append((host.scheduler, "set_timesteps", watched))
+            self._mounts.append(Mount(host.scheduler, "set_timesteps", watched))
         if callable(cache_context := getattr(model, "cache_context", None)):
-            self._mounts.append((model, "cache_context", self._naming_lanes(cache_context)))
+            self._mounts.append(Mount(model, "cache_context", self._naming_lanes(cache_context)))
         self._mounted = ExitStack()
         for mount in self._mounts:
-            self._mounted.enter_context(replaced(*mount))
+            self._mounted.enter_context(replaced(mount.owner, mount.name, mount.function))
+        self._view = forwards.view = view(self._layout)
 
     def _unmount(self, *_: object) -> None:
         self._mounted.close()
+        for mount in self._mounts:
+            if mount.retire is not None:
+                mount.retire()
+
+    def _look(self) -> Layout:
+        """The layout of the model as others have prepared it, at the start of a generation."""
+        with self._lock:
+            if self._view is not None and self._view.has_changed:
+                self._remount()
+            return self._forwards.layout
+
+    def _adapt(self) -> bool:
+        """Put our forwards over what others have put on blocks; False if a generation in progress cannot go on so."""
+        with self._lock:
+            before = self._forwards.layout
+            self._remount()
+            return self._forwards.layout is before
+
+    def _remount(self) -> None:
+        layout_among_others(self._layout)  # raises what is refused while our forwards are in place
+        self._unmount()
+        self._mount()
 
     def _is_mounted(self) -> bool:
-        """Whether all our forwards are in place; accelerate throws them out to move its hooks to another device."""
-        return all(is_in_place(*mount) for mount in self._mounts)
+        """Whether all our functions are in place; accelerate throws them out to move its hooks to another device."""
+        return all(is_in_place(mount.owner, mount.name, mount.function) for mount in self._mounts)
+
+    def _is_on_top(self) -> bool:
+        """Whether our forwards are called first, before what others have put on modules."""
+        modules = [mount for mount in self._mounts if isinstance(mount.owner, nn.Module)]
+        return all(is_on_top(mount.owner, mount.name, mount.function) for mount in modules)
 
     @contextmanager
     def _pipeline_call(self) -> Iterator[None]:
         """One call of the pipeline, which shares no features with the calls before and after it."""
         self._follow_pipeline()
-        if not self._is_mounted():
-            self._unmount()
-            self._mount()
+        with self._lock:
+            if not (self._is_on_top() and self._is_mounted()):
+                self._remount()
         state = self._generations.state()
         state.announce(None)
         self._local.pipeline_calls += 1

@@ -1,11 +1,11 @@
 """Every family of diffusers, as a tiny random model of its real class: the laws, and sampling written out by hand."""
 
 import functools
-from contextlib import ExitStack
 
 import pytest
 import torch
 from support import reference
+from support.by_hand import generate_by_hand
 from support.tiny import TIMES, TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,18 +17,6 @@ from forecache.runtime.forwards import Forwards
 T = len(TIMES)
 BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B"]
 BLOCKS = [name for name in TINY if name not in BRANCHES]
-TEXT_LAST = ("hidden_states", "encoder_hidden_states")
-TEXT_FIRST = TEXT_LAST[::-1]
-STREAMS = {
-    "FLUX.2": {"Flux2TransformerBlock": TEXT_FIRST},
-    "Qwen-Image": {"QwenImageTransformerBlock": TEXT_FIRST},
-    "Z-Image": {"ZImageTransformerBlock": ("x",)},
-    "AuraFlow": {"AuraFlowJointTransformerBlock": TEXT_FIRST},
-    "CogVideoX": {"CogVideoXBlock": TEXT_LAST},
-    "HunyuanVideo": {"HunyuanVideoTransformerBlock": TEXT_LAST, "HunyuanVideoSingleTransformerBlock": TEXT_LAST},
-    "Mochi 1": {"MochiTransformerBlock": TEXT_LAST},
-}
-"""What blocks give out, in their order, where it is not the hidden states alone."""
 
 
 @functools.cache
@@ -139,107 +127,6 @@ def test_sites_say_their_level(name):
 
 # ---- sampling written out by hand -----------------------------------------------------------------------------------
 
-
-def sd3_block(block, emit, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
-    x, text = hidden_states, encoder_hidden_states
-    normed, gate, shift, scale, gate_mlp, *second = block.norm1(x, emb=temb)
-    if block.context_pre_only:
-        normed_text = block.norm1_context(text, temb)
-    else:
-        normed_text, gate_text, shift_text, scale_text, gate_mlp_text = block.norm1_context(text, emb=temb)
-    both = emit("attn", lambda: torch.cat(block.attn(normed, normed_text)[: 1 + (not block.context_pre_only)], 1))
-    tokens = x.shape[1]
-    x = x + gate[:, None] * both[:, :tokens]
-    if second:
-        x = x + second[1][:, None] * emit("attn2", lambda: block.attn2(second[0]))
-    mlp = emit("mlp", lambda: block.ff(reference.modulate(block.norm2(x), shift, scale)))
-    x = x + gate_mlp[:, None] * mlp
-    if block.context_pre_only:
-        return None, x
-    text = text + gate_text[:, None] * both[:, tokens:]
-    normed_text = reference.modulate(block.norm2_context(text), shift_text, scale_text)
-    return text + gate_mlp_text[:, None] * emit("mlp_text", lambda: block.ff_context(normed_text)), x
-
-
-def flux_block(block, emit, hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs=None):
-    x, text, tokens = hidden_states, encoder_hidden_states, hidden_states.shape[1]
-    if not hasattr(block, "norm1"):
-        whole = torch.cat([text, x], 1)
-        normed, gate = block.norm(whole, emb=temb)
-
-        def compute():
-            attention = block.attn(normed, image_rotary_emb=image_rotary_emb)
-            return block.proj_out(torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], 2))
-
-        whole = whole + gate[:, None] * emit("parallel", compute)
-        return whole[:, :-tokens], whole[:, -tokens:]
-    normed, gate, shift, scale, gate_mlp = block.norm1(x, emb=temb)
-    normed_text, gate_text, shift_text, scale_text, gate_mlp_text = block.norm1_context(text, emb=temb)
-    both = emit("attn", lambda: torch.cat(block.attn(normed, normed_text, image_rotary_emb=image_rotary_emb), 1))
-    x, text = x + gate[:, None] * both[:, :tokens], text + gate_text[:, None] * both[:, tokens:]
-    mlp = emit("mlp", lambda: block.ff(reference.modulate(block.norm2(x), shift, scale)))
-    normed_text = reference.modulate(block.norm2_context(text), shift_text, scale_text)
-    mlp_text = emit("mlp_text", lambda: block.ff_context(normed_text))
-    return text + gate_mlp_text[:, None] * mlp_text, x + gate_mlp[:, None] * mlp
-
-
-def wan_block(block, emit, hidden_states, encoder_hidden_states, temb, rotary_emb):
-    x = hidden_states
-    table = (block.scale_shift_table + temb).unbind(-2)
-    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = [each if each.ndim == 3 else each[:, None] for each in table]
-    normed = block.norm1(x) * (1 + scale) + shift
-    y = x + gate * emit("attn", lambda: block.attn1(normed, None, None, rotary_emb))
-    z = y + emit("cross", lambda: block.attn2(block.norm2(y), encoder_hidden_states, None, None))
-    return z + gate_mlp * emit("mlp", lambda: block.ffn(block.norm3(z) * (1 + scale_mlp) + shift_mlp))
-
-
-def whole_block(block, emit, *args, **kwargs):
-    """Output minus input of every stream is what is kept; ``block.streams`` are its outputs by the inputs' names."""
-    import inspect
-
-    names = list(inspect.signature(type(block).forward).parameters)[1:]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    inputs = [given[name] for name in STREAMS_OF[type(block).__name__]]
-
-    def compute(index):
-        output = type(block).forward(block, *args, **kwargs)
-        return (output if isinstance(output, tuple) else (output,))[index] - inputs[index]
-
-    found = tuple(x + emit(index, functools.partial(compute, index)) for index, x in enumerate(inputs))
-    return found if len(found) > 1 else found[0]
-
-
-class Given(dict):
-    def __missing__(self, kind):
-        return ("hidden_states",)
-
-
-STREAMS_OF = Given({kind: names for kinds in STREAMS.values() for kind, names in kinds.items()})
-BY_HAND = {"SD3": sd3_block, "SD3.5": sd3_block, "FLUX.1": flux_block, "Wan 2.1": wan_block, "Wan 2.2 5B": wan_block}
-
-
-def generate_by_hand(name, rule):
-    """Samples of the model with every block in our hands: what a branch gives out is said by ``rule``."""
-    model, step, memories = model_of(name), [-1], {}
-    write = BY_HAND.get(name, whole_block)
-
-    def forward(block, depth):
-        def emit(kind, compute):
-            return rule(memories.setdefault((depth, kind), {}), step[0], compute)
-
-        return lambda *args, **kwargs: write(block, emit, *args, **kwargs)
-
-    def count(*_):
-        step[0] += 1
-
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(count).remove)
-        for depth, (_, block) in enumerate(layout(model).blocks):
-            block.module.forward = forward(block.module, depth)
-            stack.callback(vars(block.module).pop, "forward")
-        return TINY[name].generate(model)
-
-
 METHODS = {
     "nothing": (fc.fora(1), reference.everything),
     "fora": (fc.fora(3), reference.fora(reference.front(T, 3))),
@@ -253,7 +140,7 @@ def test_sampling_equals_the_one_by_hand(name, method):
     """DiT and PixArt have tests/runtime/test_executor.py and tests/models/families/test_pixart.py."""
     ours, rule = METHODS[method]
     found, _ = sampled(name, ours.plan(grid(name)))
-    expected = generate_by_hand(name, rule)
+    expected = generate_by_hand(TINY[name], model_of(name), rule)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     if method != "nothing":
         assert (found - bare(name)).abs().max() > 10 * (found - expected).abs().max()

@@ -73,6 +73,8 @@ def _block(block: Any) -> Block:
         ),
         block.norm1.parameters,
         copies=True,
+        native="BasicTransformerBlock",
+        inlined=("norm1",),
     )
 
 

@@ -78,7 +78,14 @@ def _joint(block: Any) -> Block:
         Branch("mlp_text", mlp_text, lambda c: c.text[5][:, None], streams=(TEXT,), add=_clipped),
     )
     return Block(
-        block, condition, branches, lambda: joint.weights(block.norm1, block.norm1_context), STREAMS, (TEXT, IMAGE)
+        block,
+        condition,
+        branches,
+        lambda: joint.weights(block.norm1, block.norm1_context),
+        STREAMS,
+        (TEXT, IMAGE),
+        native="FluxTransformerBlock",
+        inlined=("norm1", "norm1_context"),
     )
 
 
@@ -99,7 +106,16 @@ def _single(block: Any) -> Block:
         return block.proj_out(torch.cat([block.attn(hidden_states=normed, **c.attention), mlp], 2))
 
     branch = Branch("parallel", parallel, lambda c: c.image[2][:, None], streams=(TEXT, IMAGE), add=_clipped)
-    return Block(block, condition, (branch,), lambda: joint.weights(block.norm), STREAMS, (TEXT, IMAGE))
+    return Block(
+        block,
+        condition,
+        (branch,),
+        lambda: joint.weights(block.norm),
+        STREAMS,
+        (TEXT, IMAGE),
+        native="FluxSingleTransformerBlock",
+        inlined=("norm",),
+    )
 
 
 def _stacked(blocks: Sequence[Any]) -> Gates | None:

@@ -55,7 +55,7 @@ def _parts(block: nn.Module) -> set[str]:
 
 
 def _arguments(block: nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(block.forward).parameters.values())
+    return list(inspect.signature(type(block).forward).parameters.values())[1:]
 
 
 def _is_dit(block: nn.Module) -> bool:

@@ -82,6 +82,7 @@ def _block(block: Any) -> Block:
         branches if block.attn2 is not None else branches[::2],
         lambda: (block.scale_shift_table,),
         copies=True,
+        native="BasicTransformerBlock",
     )
 
 

@@ -93,6 +93,8 @@ def _block(block: Any) -> Block:
         lambda: joint.weights(block.norm1, block.norm1_context),
         ("hidden_states", "encoder_hidden_states"),
         (None if last else TEXT, IMAGE),
+        native="JointTransformerBlock",
+        inlined=("norm1",) if last else ("norm1", "norm1_context"),
     )
 
 

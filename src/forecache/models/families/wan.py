@@ -64,7 +64,14 @@ def _block(block: Any) -> Block:
         Branch("cross", cross, None, tokenwise=True),
         Branch("mlp", mlp, lambda c: c.gate_mlp, tokenwise=True, add=_added),
     )
-    return Block(block, condition, branches, lambda: (block.scale_shift_table,), copies=True)
+    return Block(
+        block,
+        condition,
+        branches,
+        lambda: (block.scale_shift_table,),
+        copies=True,
+        native="WanTransformerBlock",
+    )
 
 
 def _modulated(norm: nn.Module, x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
