@@ -244,7 +244,7 @@ class Residual(Block):
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams = take(args, kwargs)
             if on_block is not None and (given := on_block(number, streams, args, kwargs)) is not None:
-                if given is UNTOUCHED:
+                if not isinstance(given, tuple):
                     return own(*args, **kwargs)
                 if writes.beyond:
                     self._refuse(writes.beyond)
