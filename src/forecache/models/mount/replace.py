@@ -87,9 +87,8 @@ def drop_ended(owner: object, name: str) -> None:
 def _give_back(owner: object, name: str, function: Forward, below: Any) -> None:
     """Give those who wrapped the function what it had replaced: hooks of diffusers and accelerate, and attributes."""
     own = vars(owner)
-    before: Any = below
-    if below is None and hasattr(of_class := getattr(type(owner), name, None), "__get__"):
-        before = of_class.__get__(owner)
+    of_class: Any = getattr(type(owner), name, None)
+    before = of_class.__get__(owner) if below is None and hasattr(of_class, "__get__") else below
     for attribute, value in list(own.items()):
         if attribute != name and ours(value) is function:  # accelerate's _old_forward
             own[attribute] = before
