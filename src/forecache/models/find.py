@@ -38,16 +38,24 @@ def _only_transformer(pipe: Any) -> Any:
     """The transformer of a pipeline that has one."""
     models = transformers(pipe)
     if len(models) > 1:
+        names = [name for name in TRANSFORMERS if getattr(pipe, name, None) is not None]
         raise ModelError(
-            f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.transformer or "
-            "pipe.transformer_2. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
+            f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.{names[0]} or "
+            f"pipe.{names[1]}. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
         )
     return models[0] if models else None
 
 
+TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
+"""The attributes of pipelines that hold their transformers."""
+
+
 def transformers(pipe: Any) -> list[Any]:
-    """The transformers of a pipeline, in the order in which a run calls them: Wan 2.2 has two, one after the other."""
-    names = () if isinstance(pipe, nn.Module) else ("transformer", "transformer_2")
+    """The transformers of a pipeline, in the order in which a run calls them.
+
+    Wan 2.2 has two, one after the other, and Ideogram 4 two that are called at every step.
+    """
+    names = () if isinstance(pipe, nn.Module) else TRANSFORMERS
     return [model for name in names if (model := getattr(pipe, name, None)) is not None]
 
 
