@@ -5,8 +5,8 @@ import logging
 import diffusers
 import pytest
 import torch
-from support.by_hand import reused
 from support.pipelines import PIPELINES, SCHEDULERS, pipeline
+from support.reused import reused
 from support.tiny import TIMES, TINY, normal
 
 import forecache as fc
