@@ -1,12 +1,15 @@
 """Diffusion transformers that sample faster by forecasting features instead of computing them.
 
-method = forecache.goc(forecache.fora(interval=2), eta=0.8)
-plan = method.plan(forecache.grid(pipe, num_steps=20))
-with forecache.apply(pipe, plan) as session:
+forecache.enable(pipe)                                  about twice as fast, until forecache.disable(pipe)
+with forecache.apply(pipe, speedup=2.5) as session:     the same for a block
     images = pipe([207, 360], num_inference_steps=20).images
+print(session.stats)
+
+method = forecache.goc(forecache.fora(interval=2), eta=0.8)
+plan = method.plan(forecache.grid(pipe, num_steps=20))  # for those who want to know before what happens
 """
 
-from forecache import errors, fit, methods, models, parts, plan, runtime, sampling, zoo
+from forecache import errors, evaluate, fit, methods, models, parts, plan, runtime, sampling, zoo
 from forecache._version import __version__
 from forecache.errors import ForecacheError
 from forecache.fit import calibrate, search, train_router, tune
@@ -67,3 +70,10 @@ __all__ = [
     "ForecacheError",
     "__version__",
 ]
+
+_PACKAGES = ["errors", "evaluate", "fit", "methods", "models", "parts", "plan", "runtime", "sampling", "zoo"]
+"""One package down: everything else that is public."""
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PACKAGES])

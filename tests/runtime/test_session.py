@@ -250,7 +250,10 @@ def test_stats_count_generations_calls_and_cells(dit):
     assert (found.generations, found.calls) == (2, 2 * T)
     assert (found.computed, found.skipped) == (2 * 3 * sites, 2 * 5 * sites)  # 0, 3, 6 of 8
     assert session.stats == found
-    assert str(found) == "2 generations, 16 model calls, 37.5% of features computed, 0.0 MiB of cache at the peak"
+    total, picture, counts = str(found).splitlines()
+    assert total == "2 generations, 16 model calls, 37.5% of features computed, 0.0 MiB of cache at the peak"
+    assert picture == "last: #..#..#."
+    assert counts.strip().startswith("3 computed, 5 skipped, ")
     assert str(replace(found, generations=1, calls=1)).startswith("1 generation, 1 model call, ")
 
 

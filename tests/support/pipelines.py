@@ -54,3 +54,32 @@ PIPELINES = {
     "Latte": ("LattePipeline", PAIR | SQUARE | {"video_length": 2, "negative_prompt": None}),
 }  # fmt: skip
 SCHEDULERS = {"CogVideoX": diffusers.CogVideoXDDIMScheduler, "Latte": diffusers.DDIMScheduler}
+
+
+def _small_vae(channels):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        latent_channels=channels, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, shift_factor=0.0, **blocks
+    ).eval()
+
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+EDITS = {
+    "SD3": ("StableDiffusion3Img2ImgPipeline", {"image": IMAGE}, lambda: {"vae": _small_vae(4)}),
+    "FLUX.1": ("FluxImg2ImgPipeline", {"image": IMAGE}, lambda: {"vae": _small_vae(1)}),
+    "Qwen-Image": ("QwenImageImg2ImgPipeline", {"image": normal(1, 4, 8, 8, seed=3)}, dict),
+    "Wan 2.1": ("WanVideoToVideoPipeline", {"latents": normal(1, 4, 2, 2, 2, seed=3)}, dict),
+}
+"""Pipelines that start from an image or a video: class, what they are given besides, and parts."""
+
+
+def edit_pipeline(name, transformer, scheduler=None):
+    """The pipeline of `EDITS` that edits with a transformer, and what it is called with, at any ``strength``."""
+    kind, given, parts = EDITS[name]
+    pipe = pipeline(kind, transformer, scheduler, **parts())
+    if name == "Qwen-Image":  # it is given latents, for want of an encoder
+        pipe.latent_channels = 4
+        pipe.image_processor.config.vae_latent_channels = 4
+    how = {key: value for key, value in PIPELINES[name][1].items() if name != "Wan 2.1" or key != "num_frames"}
+    return pipe, how | given

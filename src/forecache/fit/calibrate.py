@@ -24,6 +24,7 @@ from forecache.models.find import find, grid, layout_for, measure
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.parts.statistics import Origin, Statistics
+from forecache.runtime.plan_source import Fixed
 from forecache.runtime.session import Session
 from forecache.sampling import sources
 
@@ -156,7 +157,7 @@ class _Calibration:
         layout = layout_for(find(self._source.target), self._grid)
         saved = time.monotonic()
         try:
-            with Session(every_step, [layout], watch=self._record) as session:
+            with Session(Fixed(every_step), [layout], watch=self._record) as session:
                 for number, batch in enumerate(rounds, 1):
                     if batch is not None:
                         self._sample(session, batch, on_step)

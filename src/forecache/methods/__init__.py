@@ -1,6 +1,7 @@
 """Methods by their names in the papers, each an expression of parts. Corrections take a base, as the papers do.
 
 fora(interval=2)                                      every second step computed, the others reused
+spread(2.5)                                           two steps in five computed, spread over the run
 goc(fora(interval=2), eta=0.8)                        reuse plus a share of the last change
 taylorseer(fora(interval=3), order=2)                 Taylor expansion in between
 feedback(fora(interval=3), order=2, strength=0.5)     the same less half the error of the gap before
@@ -29,6 +30,7 @@ from forecache.methods.procache import PROCACHE_PATTERN, procache, procache_pape
 from forecache.methods.registry import build, register
 from forecache.methods.replan import replan, resampled
 from forecache.methods.smoothcache import smoothcache, smoothcache_file
+from forecache.methods.spread import spread
 from forecache.methods.taylorseer import feedback, taylorseer
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "selective",
     "smoothcache",
     "smoothcache_file",
+    "spread",
     "taylorseer",
     "toca",
     "warmup",

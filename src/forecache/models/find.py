@@ -28,6 +28,11 @@ def find(target: Any) -> nn.Module:
     model = target if isinstance(target, nn.Module) else _only_transformer(target)
     if isinstance(model, nn.Module):
         return getattr(model, "_orig_mod", model)
+    if getattr(target, "unet", None) is not None:
+        raise ModelError(
+            f"This {type(target).__name__} samples with a UNet, and forecache knows diffusion transformers: pipelines "
+            "with a `transformer`, such as DiT, PixArt, SD3, FLUX, Qwen-Image or Wan."
+        )
     raise ModelError(
         f"{type(target).__name__} is neither a torch module nor a pipeline with a `transformer`: "
         "pass the diffusion transformer itself."

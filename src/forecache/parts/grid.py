@@ -161,7 +161,7 @@ class Site:
             raise PlanError(f"The depth of a site is at least 0; {self.name} has {self.depth}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Grid:
     """The cells of a sampling run: ``num_steps`` model calls x the sites of a model, in order of execution.
 
@@ -190,6 +190,10 @@ class Grid:
         if len(set(names)) != len(names):
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
             raise PlanError(f"Site names must be unique; {', '.join(twice[:3])} stands more than once.")
+
+    def __repr__(self) -> str:
+        model = f" of {self.model}" if self.model else ""
+        return f"<Grid {self.num_steps} steps x {len(self.sites)} sites{model}>"
 
 
 Schedule = Callable[[int, Site, Grid], Action]

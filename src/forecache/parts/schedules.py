@@ -2,6 +2,7 @@
 
 every(3)                                computes steps 0, 3, 6, ...           #..#..#.
 every(3, anchor="end")                  phase fixed at the last step          ##..#..#
+spread(2.5)                             8 / 2.5 = 3.2, so 4 steps, evenly     #.#.#.#.
 either(first(3), every(4))              computes where one of the two does    ###.#...
 inject(every(4))                        some tokens at every second skip      #.o.#.o.
 at(kind("mlp"), every(3), every(2))     one schedule for MLPs, one for the rest
@@ -9,7 +10,10 @@ at(kind("mlp"), every(3), every(2))     one schedule for MLPs, one for the rest
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
 from typing import Literal
 
 from forecache.errors import PlanError
@@ -42,6 +46,53 @@ def every(interval: int, *, anchor: Literal["start", "end"] = "start") -> Schedu
         return _when(step == 0 or phase % interval == 0)
 
     return schedule
+
+
+def spread(speedup: float, *, first: int = 1, last: bool = False, bend: float = 0.0) -> Schedule:
+    """Compute one step in ``speedup``, which need not be whole: ``ceil(num_steps / speedup)`` steps over the run.
+
+    speedup: steps of the run for each computed one, at least 1.
+    first: steps computed at the start, at least 1 [1].
+    last: whether the last step is computed [False].
+    bend: density of computed steps: 0 [default] is even, above 0 they lie closer together at the start of the run,
+        where the density is 1 + bend, and further apart at its end, where it is 1 - bend; below 0 the other way round.
+
+    Without options and with a whole ``speedup`` that divides the run it is `every`.
+    """
+    if isinstance(speedup, bool) or not isinstance(speedup, Real) or not 1 <= speedup < math.inf:
+        raise PlanError(f"A schedule computes one step in 1 or more; {speedup!r} was asked for.")
+    if isinstance(first, bool) or not isinstance(first, int) or first < 1:
+        raise PlanError(f"At least the first step is computed, because nothing is kept before it; first={first!r}.")
+    if not -1 < bend < 1:
+        raise PlanError(f"A bend lies between -1 and 1, where one end of the run has no computed step; not {bend!r}.")
+
+    @functools.cache
+    def steps(num_steps: int) -> frozenset[int]:
+        count = math.ceil(num_steps / speedup - 1e-9)
+        return frozenset(_spread(num_steps, count, min(first, count), last, bend))
+
+    return lambda step, site, grid: _when(step in steps(grid.num_steps))
+
+
+def _spread(num_steps: int, count: int, first: int, last: bool, bend: float) -> list[int]:
+    """``count`` distinct steps, ascending: the ``first`` ones, and the others at equal parts of the density's sum."""
+    rest = count - first
+    end = num_steps - 1 if last else num_steps
+    parts = rest + (not last)
+    placed = list(range(first))
+    for number in range(1, rest + 1):
+        place = first - 1 + (end - first + 1) * _bent(number / parts, bend)
+        placed.append(max(placed[-1] + 1, math.ceil(place - 1e-9)))
+    for number in range(count - 1, first - 1, -1):  # none beyond the run
+        placed[number] = min(placed[number], num_steps - (count - number))
+    return placed
+
+
+def _bent(share: float, bend: float) -> float:
+    """The part of the run by which a share of the computed steps is placed: solves u + bend * (u - u^2) = share."""
+    if abs(bend) < 1e-12:
+        return share
+    return (1 + bend - math.sqrt((1 + bend) ** 2 - 4 * bend * share)) / (2 * bend)
 
 
 def on(steps: Collection[int]) -> Schedule:

@@ -38,11 +38,28 @@ def downloads(repo: str, revision: str | None, token: str | bool | None) -> Get:
         try:
             return Path(hub.hf_hub_download(repo, name, revision=revision, token=token))
         except Exception as error:  # the hub fails in many ways; the reason is kept
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-            raise PlanFileError(f"{name} of {repo} cannot be fetched from the hub{offline}: {reason}") from error
+            raise _unreachable(name, repo, error) from error
 
     return get
+
+
+def folder(repo: str) -> Path:
+    """The folder on this machine with the plan files of a repository, ``owner/name``, and their constants.
+
+    Only small files are fetched: JSON at the top, and constants of plans. Raises PlanFileError where that fails.
+    """
+    hub = _hub()
+    try:
+        patterns = ["*.json", "*.constants.safetensors"]
+        return Path(hub.snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub fails in many ways; the reason is kept
+        raise _unreachable("The plans", repo, error) from error
+
+
+def _unreachable(what: str, repo: str, error: Exception) -> PlanFileError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return PlanFileError(f"{what} of {repo} cannot be fetched from the hub{offline}: {reason}")
 
 
 def push(

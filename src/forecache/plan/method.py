@@ -21,7 +21,7 @@ Reads = dict[int, float]
 """Step -> weight of the feature that the step gave out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A technique as a sentence of parts: which cells are computed, how the others are estimated, and where.
 
@@ -43,6 +43,9 @@ class Method:
     correction: Correction | None = None
     tokens: Selector | None = None
     recipe: Recipe | None = field(default=None, init=False, hash=False)
+
+    def __repr__(self) -> str:
+        return self.name
 
     def with_recipe(self, name: str, recipe: Recipe | None) -> Method:
         """This method under the name and the recipe of the expression that made it."""

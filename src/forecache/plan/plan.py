@@ -26,7 +26,7 @@ from forecache.plan.cost import Cost, count_request, macs
 from forecache.plan.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A filled grid: for every site and step, whether it is computed or from which earlier steps it is estimated.
 
@@ -80,6 +80,11 @@ class Plan:
         plan = replace(self, provenance={**self.provenance, **(provenance or {})})
         object.__setattr__(plan, "recipe", recipe)
         return plan
+
+    def __repr__(self) -> str:
+        sites = f"{self.num_steps} steps x {len(self.grid.sites)} sites"
+        model = f" of {self.grid.model}" if self.grid.model else ""
+        return f"<Plan {self.provenance.get('method', '')}: {sites}{model}, {self.computed_share:.1%} computed>"
 
     @property
     def num_steps(self) -> int:

@@ -1,17 +1,22 @@
-"""Applying a plan to a model or a pipeline: for a block, or until further notice."""
+"""Applying a plan, a method or what is best on record to a model: for a block, or until further notice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from forecache.errors import PlanError, RunError
+from forecache.io.text import short
 from forecache.models.find import find, grid_of, layout_for, optimized, transformers
 from forecache.models.layout import Layout
+from forecache.plan.library import PlanPlace
+from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.runtime.asked import Asked
 from forecache.runtime.counting import PartOfRun, parts_of_run
 from forecache.runtime.guards import OPEN, Guards
 from forecache.runtime.host import Host, scheduler_of
@@ -21,23 +26,37 @@ from forecache.runtime.storage import CacheOptions
 
 def apply(
     target: Any,
-    plan: Plan,
+    plan: Plan | Method | None = None,
     *,
+    speedup: float | None = None,
+    plans: PlanPlace | Iterable[PlanPlace] | None = None,
+    num_steps: int | None = None,
+    sites: Sequence[str] | None = None,
     lanes: Sequence[str] = (),
     resample: bool = False,
     guards: Guards = OPEN,
     cache_dtype: torch.dtype | None = None,
     cache_device: str | torch.device | None = None,
     max_cache_bytes: int | None = None,
+    timed: bool = False,
 ) -> Session:
-    """A session in which ``target`` samples by ``plan``: ``with forecache.apply(pipe, plan) as session: ...``
+    """A session in which ``target`` samples with fewer computed features: ``with forecache.apply(pipe) as session:``
 
     target: a diffusers pipeline, a diffusers transformer, the wrapper that torch.compile gave for one, or any module
         that has the plan's sites. On a pipeline the plan affects the calls of that pipeline alone; another pipeline
         with the same transformer samples as before. A pipeline of two transformers, such as Wan 2.2, gets one schedule
         for both, and the first step of the second transformer is computed. For a sampling loop of your own, give the
         transformer, or an object with its ``transformer`` and ``scheduler``.
-    plan: the plan; its grid has the sites of ``target``.
+    plan: a plan, which is for one number of model calls; or a method, which is planned anew for the number that a run
+        makes, when the scheduler announces it; None, the default, takes what is best on record for ``speedup``.
+    speedup: times fewer MACs, 1.3 to 5, without a plan or method. None, the default, is 2, and runs of fewer than six
+        calls compute everything.
+    plans: where to look for a plan that was made for this very model, scheduler and number of calls and comes near to
+        ``speedup``: a folder of plan files, a plan file, a hub repository, a list of plans, or a list of these. The
+        plans that ship with the library are looked through as well.
+    num_steps: model calls of a run that no scheduler announces, for a method or speedup in a loop of your own.
+    sites: paths of the modules to cache, as `forecache.grid` takes them, for a method or speedup on a model of no known
+        family.
     lanes: names of the model calls of one step, such as ("cond", "uncond"), for a pipeline that makes several calls one
         after the other at the same timestep without diffusers' ``cache_context``; each gets a cache of its own.
     resample: whether a generation whose scheduler announces another number of steps gets the plan `resampled` to it,
@@ -49,12 +68,17 @@ def apply(
         before it is used. None, the default, keeps each on its own.
     max_cache_bytes: largest number of bytes that a generation may keep; one that needs more is refused before its first
         model call. None, the default, is no limit.
+    timed: whether `Session.stats` gives the seconds of the last generation, for which a GPU is waited for after every
+        model call; False by default.
 
     Raises PlanMismatchError for a plan of another model, and AlreadyAppliedError for a second session on the model.
-    Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, and CacheBudgetError
-    for one over the budget.
+    Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
+    StatisticsError for a run that the method has no plan for, and CacheBudgetError for one over the budget.
     """
-    _check(plan, cache_dtype, max_cache_bytes)
+    asked = Asked(plan, speedup, plans, num_steps, sites, resample)
+    asked.check(target)
+    _check_options(lanes, cache_dtype, max_cache_bytes)
+    source, grid = asked.source(target, guards)
     options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
     pipe = target if callable(target) and not isinstance(target, nn.Module) else None
     models = transformers(target)
@@ -66,24 +90,22 @@ def apply(
     layouts: list[Layout] = []
     hosts: list[Host] = []
     for model, part in zip(models, parts, strict=True):
-        layout = layout_for(find(model), plan.grid)
-        _check_guards(guards, plan, target, layout)
+        layout = layout_for(find(model), grid)
+        if isinstance(plan, Plan):
+            guards.check(plan, functools.partial(grid_of, target, layout, plan.num_steps))
         layouts.append(layout)
         hosts.append(Host(pipe, scheduler_of(target), optimized(model), tuple(lanes), part))
-    return Session(plan, layouts, hosts, options, resample=resample)
+    return Session(source, layouts, hosts, options, timed=timed)
 
 
-def _check_guards(guards: Guards, plan: Plan, target: Any, layout: Layout) -> None:
-    guards.check(plan, lambda: grid_of(target, layout, plan.num_steps))
-
-
-def _check(plan: object, cache_dtype: object, max_cache_bytes: int | None) -> None:
-    """Raises PlanError for what is no plan, no dtype of features or no number of bytes."""
-    if not isinstance(plan, Plan):
+def _check_options(lanes: object, cache_dtype: object, max_cache_bytes: int | None) -> None:
+    """Raises PlanError for what are no names of lanes, no dtype of features or no number of bytes."""
+    if isinstance(lanes, str) or not isinstance(lanes, Sequence) or not all(isinstance(name, str) for name in lanes):
         raise PlanError(
-            f"A plan is applied, not a {type(plan).__name__}: forecache.Plan.load(path) reads one from a file, and "
-            "method.plan(forecache.grid(pipe, num_steps)) makes one from a method."
+            f'lanes= names the model calls of one step, as a list such as ["cond", "uncond"]; {short(lanes)} was given.'
         )
+    if len(set(lanes)) != len(lanes):
+        raise PlanError(f"The names of lanes must differ, because each has its own cache; {short(lanes)} was given.")
     if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
         raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype!r}.")
     if max_cache_bytes is not None and max_cache_bytes < 0:
@@ -94,10 +116,11 @@ _ENABLED: dict[int, tuple[Any, Session]] = {}
 """Every enabled target with its session, by the target's id; the target is held, so that the id stays its own."""
 
 
-def enable(target: Any, plan: Plan, **options: Any) -> Session:
-    """Let ``target`` sample by ``plan`` until `disable`: for servers, where a block has no place.
+def enable(target: Any, plan: Plan | Method | None = None, **options: Any) -> Session:
+    """Let ``target`` sample with fewer computed features until `disable`: ``forecache.enable(pipe)`` is enough.
 
-    options: those of `apply`.
+    plan: a plan or a method, as for `apply`; by default what is best on record for twice the speed.
+    options: those of `apply`, ``speedup=`` and ``plans=`` among them.
 
     Raises AlreadyAppliedError if the target is enabled already: to change the plan, disable it first.
     """

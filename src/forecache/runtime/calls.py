@@ -30,6 +30,11 @@ class CallSignature:
     sample: TensorKind | None
     inputs: Mapping[str | int, Any]
 
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the sample; None if no argument is a tensor."""
+        return None if self.sample is None else self.sample[2]
+
     def changes(self, other: CallSignature) -> list[str]:
         """The arguments that differ, in words."""
         names = [name for name in {**self.inputs, **other.inputs} if self.inputs.get(name) != other.inputs.get(name)]

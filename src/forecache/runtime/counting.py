@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from forecache.errors import StepCountError
-from forecache.parts.grid import Cell
+from forecache.parts.grid import Cell, Grid, Site
 from forecache.plan.plan import Plan
 
 PartOfRun = Callable[[Sequence[float]], range]
@@ -185,10 +185,9 @@ def fills_kv_cache(arguments: Mapping[str, Any]) -> bool:
     return isinstance(layers, list) and any(getattr(layer, "mode", None) == "write" for layer in layers)
 
 
-def one_call(plan: Plan) -> Plan:
+def one_call(sites: Sequence[Site]) -> Plan:
     """The plan of a run of one call, which has nothing to reuse: everything is computed."""
-    grid = replace(plan.grid, num_steps=1)
-    return Plan(grid, tuple((Cell(),) for _ in plan.rows), dict(plan.provenance))
+    return Plan(Grid(1, tuple(sites)), tuple((Cell(),) for _ in sites))
 
 
 def too_short(calls: int, num_steps: int) -> StepCountError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from forecache.errors import CacheBudgetError, StepCountError
 from forecache.io.text import mib
-from forecache.methods.replan import can_resample, part_of, resampled
+from forecache.methods.replan import part_of
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gates
 from forecache.models.find import measure
@@ -22,10 +21,9 @@ from forecache.plan.slots import num_slots, operations, peak_bytes
 from forecache.runtime.constants import DeviceConstants
 from forecache.runtime.counting import one_call
 from forecache.runtime.graphs import TraceContext, graphs
+from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.program import SkippedSpan, Step, step_of
 from forecache.runtime.storage import CacheOptions
-
-LOGGER = logging.getLogger("forecache")
 
 
 class Executable:
@@ -112,72 +110,71 @@ class Executable:
 
 
 class Executables:
-    """The executables of a session, by number of steps of a run and the part of them that the model is called for.
+    """The executables of a session on one model, by number of steps of a run and the part that the model is called for.
 
-    The first executable is the plan's own; with ``resample`` others are made for other lengths.
-
+    layout: layout of the model.
+    plans: where the plan of a run comes from.
     look: the layout of the model as others have prepared it by now.
+    latest: the plan of the run that began last; before the first the source's own, None where it has none.
     """
 
     def __init__(
         self,
         layout: Layout,
-        plan: Plan,
+        plans: PlanSource,
         options: CacheOptions,
         local: Any,
-        resample: bool,
         look: Callable[[], Layout],
     ) -> None:
-        self._layout, self._options, self._local, self._resample = layout, options, local, resample
-        self._look = look
-        layout.check_tokens(plan.rows)
-        self._own = self._compiled(plan)
-        self._others: dict[tuple[int, range], Executable] = {}
-
-    @property
-    def own(self) -> Executable:
-        """The executable of the whole plan, as others have prepared the model by now."""
-        layout = self._look()
-        if layout is not self._layout:
-            own = Executable(layout, self._own.plan, self._options, self._local)
-            self.clear()
-            self._layout, self._own, self._others = layout, own, {}
-            vars(self).pop("_one_call", None)
-        return self._own
+        self._layout, self._plans, self._options, self._local, self._look = layout, plans, options, local, look
+        self._compiled: dict[tuple[int, range], tuple[Plan, Executable]] = {}
+        self.latest = plans.own
+        if plans.own is not None:
+            self._of(plans.own, range(plans.own.num_steps))
 
     def of(self, num_steps: int, part: range) -> Executable:
-        """The executable for the steps ``part`` of a run; StepCountError if the plan is for another number of steps."""
-        own = self.own
-        if (num_steps, part) == (own.num_steps, range(num_steps)):
-            return own
+        """The executable for the steps ``part`` of a run; raises what the plan source raises for its length."""
+        self._adapt()
         if len(part) == 1:
             return self._one_call
-        if (num_steps, part) not in self._others:
-            self._others[num_steps, part] = self._compiled(part_of(self._plan(num_steps), part))
-        return self._others[num_steps, part]
+        return self._of(self._plans.plan(num_steps), part)
+
+    def unannounced_steps(self) -> int:
+        """The number of steps of a run that nothing announces; StepCountError where there is no plan for it."""
+        plan = self._plans.own
+        if plan is None:
+            raise StepCountError(
+                "A method is planned for the number of model calls that a run makes, and no scheduler has announced "
+                "it: give it, forecache.apply(model, method, num_steps=20), or give forecache.apply an object with the "
+                "`transformer` and the `scheduler` of the loop, and call scheduler.set_timesteps inside the block."
+            )
+        return plan.num_steps
+
+    def clear(self) -> None:
+        """Drop the stacked gates of all executables."""
+        for _, executable in self._compiled.values():
+            executable.clear()
 
     @functools.cached_property
     def _one_call(self) -> Executable:
         """The executable of a run of one call, which has nothing to reuse."""
-        return self._compiled(one_call(self._own.plan))
+        return Executable(self._layout, one_call(self._layout.sites), self._options, self._local)
 
-    def clear(self) -> None:
-        """Drop the stacked gates of all executables."""
-        for executable in (self._own, *self._others.values()):
-            executable.clear()
+    def _of(self, plan: Plan, part: range) -> Executable:
+        """The executable of a part of a plan's steps, compiled once."""
+        self.latest = plan
+        known = self._compiled.get((plan.num_steps, part))
+        if known is not None and known[0] is plan:
+            return known[1]
+        self._layout.check_tokens(plan.rows)
+        executable = Executable(self._layout, part_of(plan, part), self._options, self._local)
+        self._compiled[plan.num_steps, part] = plan, executable
+        return executable
 
-    def _plan(self, num_steps: int) -> Plan:
-        own = self._own.plan
-        if num_steps == own.num_steps:
-            return own
-        if not self._resample:
-            again = ", or apply it with resample=True" if can_resample(own) else ""
-            raise StepCountError(
-                f"The plan has {own.num_steps} steps, but the pipeline is going to call the model "
-                f"{num_steps} times: make the plan with forecache.grid(pipe, num_steps={num_steps}){again}."
-            )
-        LOGGER.warning("A plan of %d steps was resampled to %d: measure its quality.", own.num_steps, num_steps)
-        return resampled(own, num_steps)
-
-    def _compiled(self, plan: Plan) -> Executable:
-        return Executable(self._layout, plan, self._options, self._local)
+    def _adapt(self) -> None:
+        """Compile again where others have changed what the model's forwards are."""
+        layout = self._look()
+        if layout is not self._layout:
+            self.clear()
+            self._layout, self._compiled = layout, {}
+            vars(self).pop("_one_call", None)

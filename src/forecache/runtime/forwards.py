@@ -270,6 +270,8 @@ class Forwards:
         if step.is_computed:
             lane.computed.append(lane.step)
         lane.step += 1
+        if self._counters.timed and lane.record is not None:
+            lane.record.end_call(lane.signature.device)
 
     def _fail(self) -> None:
         """Drop the generations of this thread: nothing of one outlives an exception."""

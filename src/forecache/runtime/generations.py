@@ -243,7 +243,9 @@ class Generations:
             "from before do not fit, so that the step was computed as a whole."
         )
         new = self._lane(state, call, lane.run.rest(lane.step), lane.is_announced)
-        new.doubtful, new.first_timestep = lane.doubtful, lane.first_timestep
+        new.doubtful, new.first_timestep, new.record = lane.doubtful, lane.first_timestep, lane.record
+        if new.record is not None:
+            new.record.add(name, new, call.arguments)
         state.lanes[name] = new
         return new
 
@@ -257,14 +259,16 @@ class Generations:
 
     def _new_generation(self, state: ThreadState, name: str, call: Call) -> Lane:
         if state.announcement is None:
-            own = self._executables.own.num_steps
+            own = self._executables.unannounced_steps()
             run = Run(own, range(own))
         else:
             run = counting.run_of(state.announcement, call.timestep, self.scheduler, self._pipe, self._part)
         lane = self._lane(state, call, run, state.announcement is not None)
         state.lanes[name] = lane
-        if name == next(iter(state.lanes)):
-            self._counters.add_generation()
+        first = next(iter(state.lanes))
+        record = None if name == first else state.lanes[first].record
+        lane.record = record or self._counters.begin_generation(call.signature.device)
+        lane.record.add(name, lane, call.arguments)
         if (sentence := counting.few_steps(lane.executable.plan)) is not None:
             self._say_once(sentence)
         return lane

@@ -12,6 +12,7 @@ from forecache.runtime.calls import CallSignature, LastSample
 from forecache.runtime.counting import Announcement, Run
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
+from forecache.runtime.stats import Record
 from forecache.runtime.storage import CacheMeter
 
 UNNAMED = "default"
@@ -34,6 +35,7 @@ class Lane:
     step: number of the next step.
     computed: the steps so far at which every site was computed.
     last_sample: sample of the last call; None before the first.
+    record: of the generation that the lane belongs to; None for a call that is no step of one.
     """
 
     executable: Executable
@@ -49,6 +51,7 @@ class Lane:
     step: int = 0
     computed: list[int] = field(default_factory=list)
     last_sample: LastSample | None = None
+    record: Record | None = None
 
     @property
     def num_steps(self) -> int:

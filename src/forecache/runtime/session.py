@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ContextDecorator, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from forecache.models.find import find, transformers
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View, layout_among_others, refuse_patched, view
 from forecache.models.mount.replace import is_in_place, is_mounted, is_on_top, replaced
+from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.runtime.counting import too_short
 from forecache.runtime.executable import Executables
@@ -25,58 +26,92 @@ from forecache.runtime.forwards import Forwards, Mount, Watch
 from forecache.runtime.generations import Generations
 from forecache.runtime.host import Host, calls_of, scheduler_of
 from forecache.runtime.lanes import Local
+from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.stats import Counters, Stats, merged
 from forecache.runtime.storage import CacheOptions
+from forecache.runtime.unused import warning_if_unused
 
 _OPEN: WeakKeyDictionary[nn.Module, list[MountedModel]] = WeakKeyDictionary()
 """The open sessions on every model."""
 
 
-class Session:
+class Session(ContextDecorator):
     """``with apply(model, plan) as session:`` - the model samples by the plan inside the block, and as before after it.
+
+    It decorates functions as well: ``@apply(model, plan)``. A session that is dropped without either warns.
 
     A new generation is noticed by itself and starts clean: when a pipeline is called or sets its scheduler's timesteps,
     when the timestep goes up, when shape, dtype or device change, or by `new_run`. Every thread has its own state. A
     session on a pipeline affects the calls of that pipeline alone: another pipeline with the same transformer samples
     as before. A pipeline of two transformers has one session, in which each runs its part of the plan.
 
-    plan: the plan.
+    plans: where the plan of a run comes from.
     layouts: layout of every model, in the order in which a run calls them.
     hosts: the objects around every model; by default there are none.
     options: how features are kept, and how far estimates may lie off.
-    resample: whether the plan is stretched to a run of another length; False by default.
+    timed: whether the seconds of generations are measured, which waits for a GPU at their ends; False by default.
     watch: ``watch(step, site, feature)`` sees every feature of the first lane; None, the default, sees none.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plans: PlanSource,
         layouts: Sequence[Layout],
         hosts: Sequence[Host] | None = None,
         options: CacheOptions = CacheOptions(),  # noqa: B008 - it is frozen
         *,
-        resample: bool = False,
+        timed: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        self.plan = plan
+        self._plans = plans
         self._models = tuple(
-            MountedModel(plan, layout, host, options, resample, watch)
+            MountedModel(plans, layout, host, options, timed, watch)
             for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
         )
         self._stack = ExitStack()
+        self._is_open = False
+        self._unused = warning_if_unused(self, type(layouts[0].model).__name__)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the run that began last; before the first the one that was given, None where there is none."""
+        return self._models[0].plan
+
+    @property
+    def method(self) -> Method | None:
+        """The method that planned the run that began last; None where a plan was given or found."""
+        return self._plans.method
+
+    @property
+    def choice(self) -> str:
+        """What was chosen for the run that began last, and why; empty where a plan or method was given."""
+        return self._plans.choice
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        self._unused.detach()
+        return super().__call__(function)
 
     def __enter__(self) -> Self:
+        self._unused.detach()
+        if self._is_open:
+            raise AlreadyAppliedError(
+                "This session is open already, as after forecache.enable, which needs no `with` and lasts until "
+                "forecache.disable(pipe). For a block, write `with forecache.apply(pipe, ...)`."
+            )
         with ExitStack() as stack:
             for model in self._models:
                 stack.enter_context(model)
             self._stack = stack.pop_all()
+        self._is_open = True
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        self._is_open = False
         self._stack.__exit__(*raised)
 
     def close(self) -> None:
         """Restore the models and drop all features; raises StepCountError if a run stopped too early."""
+        self._is_open = False
         with ExitStack() as stack:
             for model in self._models:
                 stack.callback(model.close)
@@ -110,22 +145,22 @@ class Session:
 
 
 class MountedModel:
-    """A plan on one model: while its block lasts, the model's forwards are ours. The fields are those of `Session`."""
+    """Plans on one model: while its block lasts, the model's forwards are ours. The fields are those of `Session`."""
 
     def __init__(
         self,
-        plan: Plan,
+        plans: PlanSource,
         layout: Layout,
         host: Host,
         options: CacheOptions,
-        resample: bool,
+        timed: bool,
         watch: Watch | None,
     ) -> None:
         self._layout = layout
         self._host = host
         self._local = Local()
-        self._counters = Counters()
-        self._executables = Executables(layout, plan, options, self._local, resample, self._look)
+        self._counters = Counters(timed)
+        self._executables = Executables(layout, plans, options, self._local, self._look)
         self._generations = Generations(layout, self._executables, self._local, self._counters, host)
         self._forwards = Forwards(layout, self._generations, self._counters, host.pipe is not None, self._adapt, watch)
         self._mounts: list[Mount] = []
@@ -297,8 +332,12 @@ class MountedModel:
         return named
 
     @property
+    def plan(self) -> Plan | None:
+        return self._executables.latest
+
+    @property
     def stats(self) -> Stats:
-        return self._counters.stats(len(self._layout.sites))
+        return self._counters.stats(self._forwards.layout)
 
     @property
     def held_bytes(self) -> int:

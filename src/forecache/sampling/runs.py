@@ -121,7 +121,7 @@ def write(
         "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
         "cost_per_batch": _cost(cost) if cost else None,
         "seconds": run.seconds,
-        "stats": asdict(run.stats) if run.stats else None,
+        "stats": run.stats.counts() if run.stats else None,
         "environment": environment(),
         "images": [
             {"file": file, "prompt" if isinstance(condition, str) else "label": condition}

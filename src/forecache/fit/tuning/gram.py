@@ -26,6 +26,7 @@ from forecache.models.find import find, grid, layout_for
 from forecache.parts.forecasts import Forecast
 from forecache.parts.grid import Grid, Site
 from forecache.parts.statistics import Resolution
+from forecache.runtime.plan_source import Fixed
 from forecache.runtime.session import Session
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
@@ -149,7 +150,7 @@ def measure_gram(
     images = []
     every_step = explicit(compute=range(how.num_steps)).plan(whole)
     layout = layout_for(find(source.target), whole)
-    with Session(every_step, [layout], watch=recorder.record) as session:
+    with Session(Fixed(every_step), [layout], watch=recorder.record) as session:
         for first in batch_starts(world, len(conditions), batch):
             session.new_run()
             images.append(source.generate(conditions[first : first + batch], how, first, on_step))
