@@ -75,7 +75,7 @@ def entry(speedup: float) -> Recommended:
 @functools.cache
 def levels() -> tuple[Recommended, ...]:
     """Every measured speedup with its recipe, in ascending order; PlanFileError for a damaged file."""
-    with refusing(PATH, PlanFileError, "the table of recommended recipes", "install forecache again"):
+    with refusing(PATH, PlanFileError, "table of recommended recipes", "Install forecache again"):
         table = DOCUMENT.fields(files.document(PATH, 2**20), {"command": str, "settings": list, "levels": list})
         return tuple(_read(level, len(table["settings"])) for level in table["levels"])
 

@@ -1,0 +1,80 @@
+"""The recipes of the package are those that the committed measurements give."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import forecache as fc
+from forecache.methods import recommended as shipped
+
+ROOT = Path(__file__).parents[2]
+RESULT = json.loads((ROOT / "benchmarks/results/recipes.json").read_text())
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("recommended", "recipes", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("recommended")
+
+
+def test_the_file_of_the_package_is_what_the_script_derives(script):
+    assert json.loads(shipped.PATH.read_text()) == shipped.DOCUMENT.wrap(script.derived(RESULT))
+
+
+def test_each_recipe_has_the_smallest_worst_loss_of_all_that_were_measured():
+    """The rule by itself, from the rows of the result."""
+    settings = RESULT["settings"]
+    for level in shipped.levels():
+        speedup = f"{level.speedup:g}"
+        tables = [
+            {(base, name): row[0] for base, rows in setting["rows"][speedup].items() for name, row in rows.items()}
+            for setting in settings.values()
+        ]
+        worst = {key: max(max(table.values()) - table[key] for table in tables) for key in tables[0]}
+        assert min(worst.values()) == pytest.approx(level.worst_loss, abs=0.006)
+        gains = [table[key] - table["even", "reuse"] for table in tables for key in [min(worst, key=worst.get)]]
+        assert sum(gains) / len(gains) == pytest.approx(level.gain, abs=0.006)
+        assert min(gains) == pytest.approx(level.worst_gain, abs=0.006)
+        assert level.worst_gain > 0, "nothing is recommended that is further away than plain reuse in any setting"
+
+
+def test_both_models_are_on_record():
+    assert {name.rsplit("-", 2)[0] for name in RESULT["settings"]} == {"digits", "digits-text"}
+
+
+@pytest.mark.parametrize("steps", [8, 12, 20, 28, 50])
+@pytest.mark.parametrize("speedup", [1.3, 1.7, 2, 2.5, 3.3, 5])
+def test_a_recipe_has_a_plan_of_the_asked_share_for_any_number_of_steps(speedup, steps):
+    sites = tuple(
+        fc.parts.Site(f"blocks.{block}.{kind}", block, kind) for block in range(2) for kind in ("attn", "mlp")
+    )
+    plan = shipped.method(speedup).plan(fc.Grid(steps, sites))
+    (row,) = set(plan.rows)
+    computed = [step for step, cell in enumerate(row) if cell.computed]
+    assert len(computed) == -(-steps * 10 // round(speedup * 10))  # rounded up
+    assert computed[0] == 0
+    gaps = [later - earlier for earlier, later in zip(computed, [*computed[1:], steps], strict=True)]
+    assert max(gaps) <= 2.2 * speedup + 1
+    weights = [sum(weight for _, weight in cell.reads) for cell in row if not cell.computed]
+    assert all(abs(total - 1) < 1e-9 for total in weights)
+
+
+def test_a_damaged_table_is_refused_with_its_name(monkeypatch, tmp_path):
+    path = tmp_path / "recommended.json"
+    document = json.loads(shipped.PATH.read_text())
+    for change in (
+        {"version": 9},
+        {"levels": [{"speedup": 2.0}]},
+        {"levels": [{**document["levels"][0], "gain": "2"}]},
+    ):
+        path.write_text(json.dumps(document | change))
+        monkeypatch.setattr(shipped, "PATH", path)
+        shipped.levels.cache_clear()
+        with pytest.raises(fc.errors.PlanFileError, match=r"recommended.json is not a readable table"):
+            shipped.levels()
+    shipped.levels.cache_clear()
