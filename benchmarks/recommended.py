@@ -131,8 +131,8 @@ def main(words: Sequence[str]) -> None:
         f"{len(result['settings'])} settings, {samples} images a row, PSNR to "
         f"the uncached images of the same noise. {common.machine(result['environment'], 'diffusers')}."
     )
-    common.fill_page("recommended", [*table(result), "", note])
-    common.fill_page("recommended by setting", [*by_setting(result), "", note])
+    common.fill_page("table recommended", [*table(result), "", note])
+    common.fill_page("table recommended by setting", [*by_setting(result), "", note])
 
 
 if __name__ == "__main__":
