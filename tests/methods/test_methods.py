@@ -1,8 +1,11 @@
 """Methods by their names in the papers: the plans they make, and the error feedback of GOC on a straight line."""
 
+from collections import deque
+
 import pytest
 
 import forecache as fc
+from forecache.methods.goc import gate_of
 from forecache.parts import gates, schedules
 
 SITES = tuple(fc.parts.Site(f"blocks.{i}.{kind}", i, kind) for i in range(2) for kind in ("attn", "mlp"))
@@ -142,6 +145,71 @@ def test_the_emitted_queue_divides_eta_by_the_gap_before():
 def test_what_a_reused_step_emitted_is_read_where_it_was_computed():
     """Step 2 emitted the feature of step 0, so step 4 reads step 0, and nothing is kept twice."""
     assert reads(fc.goc(fc.fora(3), 0.5), 6)[4:] == [{3: 1.25, 0: -0.25}] * 2
+
+
+def by_the_papers_queue(features, computed, eta):
+    """What a run emits whose queue of two receives the output of every call; the last entry alone is reused."""
+    queue, emitted = deque(maxlen=2), []
+    for step, feature in enumerate(features):
+        if step not in computed:
+            feature = queue[-1] + eta * (queue[-1] - queue[0]) if len(queue) == 2 else queue[-1]
+        queue.append(feature)
+        emitted.append(feature)
+    return emitted
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4])
+def test_the_papers_queue_goes_on_within_a_gap(interval):
+    features = [((7 * step * step) % 11) / 3 for step in range(16)]
+    emitted = []
+    for step, cell in enumerate(plan(fc.goc(fc.fora(interval), 0.7, gaps="paper"), 16).rows[0]):
+        emitted.append(sum(w * emitted[source] for source, w in cell.reads) if cell.reads else features[step])
+    assert emitted == pytest.approx(by_the_papers_queue(features, range(0, 16, interval), 0.7))
+
+
+def test_the_papers_queue_reads_its_own_estimates_with_eta_whole():
+    assert reads(fc.goc(fc.fora(3), 0.5, gaps="paper"), 9)[7:] == [{6: 1.5, 5: -0.5}, {7: 1.5, 6: -0.5}]
+    assert reads(fc.goc(fc.fora(2), 0.5, gaps="paper"), 9) == reads(fc.goc(fc.fora(2), 0.5), 9)
+
+
+def test_the_papers_queue_has_estimates_in_it():
+    with pytest.raises(fc.errors.PlanError, match="gaps='paper' is the paper's queue.*leave history='computed' out"):
+        fc.goc(fc.fora(3), 0.5, gaps="paper", history="computed")
+
+
+class Measured:
+    """Statistics of 20 steps in which features change fast at the last one."""
+
+    inverse_shares = (0.0,) * 20
+    inverse_counts = (0,) * 20
+    mean_changes = (0.0, *[0.1] * 18, 0.3)
+
+    def check(self, grid):
+        pass
+
+
+def test_statistics_propose_what_is_not_given():
+    """Which values the gate gets: all proposed, one of them given, both given, blocks counted."""
+    stats = Measured()
+    limit = 18.5 / 19
+    expected = {
+        (None, None): (0.5 / (limit + 0.5), 0.5 * limit / (limit + 0.5)),
+        (0.25, None): (0.25, 0.25 * limit),
+        (None, 0.4): (0.5, 0.4),
+        (0.3, 0.4): (0.3, 0.4),
+    }
+    for given, values in expected.items():
+        gate = gate_of(stats, *given)
+        assert (gate.gamma, gate.threshold, gate.counted) == (*map(pytest.approx, values), "branches")
+    assert gate_of(stats, 0.3, 4.0, "blocks").counted == "blocks"
+    with pytest.raises(fc.errors.PlanError, match="proposed for N as a share of branches: give one for counted blocks"):
+        gate_of(stats, None, None, "blocks")
+
+
+@pytest.mark.parametrize("given", [{"gamma": 0.5}, {"threshold": 0.6}, {"inverse": "blocks"}])
+def test_parameters_of_the_gate_need_statistics(given):
+    with pytest.raises(fc.errors.PlanError, match="belong to the gate by statistics: give stats to goc"):
+        fc.goc(fc.fora(2), 0.8, **given)
 
 
 # ---- names and refusals ---------------------------------------------------------------------------------------------

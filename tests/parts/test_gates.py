@@ -78,10 +78,10 @@ def test_a_narrowed_gate_still_checks_its_listed_steps():
 
 
 class Shares:
-    """Statistics of one site whose gradient points the wrong way in these shares of the sites, step by step."""
+    """Statistics whose gradients are inverse in these shares of the branches, step by step, and that change so fast."""
 
-    def __init__(self, *shares):
-        self.inverse_shares = shares
+    def __init__(self, *shares, changes=(), counts=()):
+        self.inverse_shares, self.mean_changes, self.inverse_counts = shares, changes, counts
 
     def check(self, grid):
         pass
@@ -93,9 +93,70 @@ def opened(gate, num_steps=3):
     return "".join("~" if gate(step, SITES[0], grid) else "." for step in range(num_steps))
 
 
-def test_god_weighs_position_and_share_equally_and_closes_from_six_tenths_on():
-    """B = (position + N) / 2 by default, at positions 0, 0.5 and 1. Open below 0.6: the paper prints neither value."""
-    assert opened(gates.god(Shares(1.0, 0.69, 0.19))) == "~~~"
-    assert opened(gates.god(Shares(1.0, 0.71, 0.21))) == "~.."
-    assert opened(gates.god(Shares(0, 0.25, 0.5), threshold=0.375)) == "~.."  # B = 0, 0.375, 0.75: closed at B itself
-    assert gates.god(Shares(0, 0, 0)).show(fc.Grid(3, SITES)).startswith("gate god(gamma=0.5, threshold=0.6): ")
+def test_god_weighs_position_against_share_and_closes_at_the_threshold_itself():
+    """B = (position + N) / 2 at gamma 0.5, at positions 0, 0.5 and 1."""
+    assert opened(gates.god(Shares(1.0, 0.69, 0.19), 0.5, 0.6)) == "~~~"
+    assert opened(gates.god(Shares(1.0, 0.71, 0.21), 0.5, 0.6)) == "~.."
+    assert opened(gates.god(Shares(0, 0.25, 0.5), 0.5, 0.375)) == "~.."  # B = 0, 0.375, 0.75
+    assert opened(gates.god(Shares(0, 0.25, 0.5), 0.25, 0.375)) == "~~."  # B = 0, 0.3125, 0.625
+    assert (
+        gates.god(Shares(0, 0, 0), 0.5, 0.6).show(fc.Grid(3, SITES)).startswith("gate god(gamma=0.5, threshold=0.6): ")
+    )
+
+
+def test_god_counts_blocks_as_the_paper_does():
+    """N = 0, 4 and 1 blocks; B = 0, 2.25 and 1 at gamma 0.5."""
+    gate = gates.god(Shares(1, 1, 1, counts=(0, 4, 1)), 0.5, 1.5, "blocks")
+    assert opened(gate) == "~.~"
+    assert gate.show(fc.Grid(3, SITES)).splitlines()[:2] == [
+        "gate god(gamma=0.5, threshold=1.5, N counts blocks): ~ where B is below the threshold", "  N     ▁█▃"
+    ]  # fmt: skip
+
+
+CALM = (0.0, *[0.1] * 19)
+"""Changes of 20 steps of which none is faster than those before."""
+
+
+def rising(*last):
+    """Changes of 20 steps that end with these."""
+    return CALM[: -len(last)] + last
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        (CALM, 20),
+        (rising(0.151), 19),  # 1.5 times the mean of the four before is 0.15
+        (rising(0.149), 20),
+        (rising(0.16, 0.18), 18),  # the mean before the last is 0.115, times 1.5 0.1725
+        (rising(0.16, 0.17), 20),  # only the end counts: the last is not fast enough
+        (rising(0.2, 0.1, 0.2), 19),
+    ],
+)
+def test_the_proposed_gate_closes_where_the_end_of_a_run_changes_fast(changes, first):
+    """With no inverse gradient the position alone decides."""
+    gate = gates.proposed(Shares(*[0] * 20, changes=changes))
+    assert opened(gate, 20) == "~" * first + "." * (20 - first)
+    alone = gates.proposed(Shares(*[1] * 20, changes=changes), gamma=1)
+    assert opened(alone, 20) == "~" * first + "." * (20 - first), "N weighs nothing"
+
+
+def test_the_proposed_gate_closes_where_half_of_the_branches_are_inverse_and_trades_in_between():
+    """p = 18.5 / 19 and n = 0.5: open while position / p + N / n < 1."""
+    shares = [0.49, 0.51, *[0.0] * 7, 0.25, 0.27, *[0.0] * 6, 0.05, 0.0, 0.0]
+    gate = gates.proposed(Shares(*shares, changes=rising(0.2)))
+    expected = "".join("~" if (step / 19) / (18.5 / 19) + share / 0.5 < 1 else "." for step, share in enumerate(shares))
+    assert opened(gate, 20) == expected == "~.~~~~~~~~.~~~~~~.~."
+    assert opened(gates.proposed(Shares(*shares, changes=rising(0.2)), gamma=0), 20) == "~." + "~" * 18
+
+
+def test_thresholds_of_a_list_of_steps():
+    """The authors' list has 19 and not 17: N(17) must exceed N(19) by more than the position gains."""
+    listed = (3, 5, 7, 9, 11, 13, 15, 19)
+    none = Shares(*[0] * 20)
+    assert gates.thresholds(none, 0.5, listed, (17,)) is None
+    inverse = Shares(*[0] * 17, 0.5, 0, 0)
+    low, high = gates.thresholds(inverse, 0.5, listed, (17,))
+    assert (low, high) == pytest.approx((0.5, 0.5 * 17 / 19 + 0.25))
+    assert opened(gates.god(inverse, 0.5, high), 20) == "~" * 17 + ".~~"
+    assert gates.thresholds(inverse, 0.9, listed, (17,)) is None, "0.5 is less than 9 * 2 / 19"

@@ -152,7 +152,7 @@ def test_god_refuses_a_gamma_that_is_no_share(gamma):
     with pytest.raises(
         fc.errors.PlanError, match=r"gamma weighs the position against N, from 0 to 1; \S+ was asked for"
     ):
-        gates.god(shared(), gamma)
+        gates.god(shared(), gamma, 0.6)
 
 
 def test_god_that_opens_nowhere_is_refused():
@@ -183,7 +183,9 @@ OTHERS = {
 @pytest.mark.parametrize("method", ["god", "eoc"])
 def test_statistics_of_another_run_are_refused_with_what_differs(method, name):
     grid, words = OTHERS[name]
-    made = fc.goc(fc.fora(2), 0.8, gate=gates.god(shared())) if method == "god" else fc.eoc(fc.fora(2), shared())
+    made = (
+        fc.goc(fc.fora(2), 0.8, gate=gates.god(shared(), 0.5, 0.6)) if method == "god" else fc.eoc(fc.fora(2), shared())
+    )
     with pytest.raises(
         fc.errors.StatisticsError, match=rf"{words}.*: calibrate for this run with forecache\.calibrate"
     ):
@@ -194,7 +196,7 @@ def test_statistics_of_another_run_are_refused_with_what_differs(method, name):
 def test_god_asks_in_every_cell_so_that_no_wrapping_hides_it(name):
     grid, _ = OTHERS[name]
     with pytest.raises(fc.errors.StatisticsError):
-        gates.god(shared())(3, SITES[0], grid)
+        gates.god(shared(), 0.5, 0.6)(3, SITES[0], grid)
 
 
 def test_what_a_grid_does_not_know_is_not_held_against_the_statistics():

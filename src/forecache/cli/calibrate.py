@@ -27,7 +27,7 @@ from forecache.cli.parameters import (
 from forecache.cli.terminal import app, emit, interruptible, progress, say
 from forecache.fit.calibrate import with_resolution
 from forecache.io.text import mib
-from forecache.parts.gates import god
+from forecache.parts.gates import proposed
 from forecache.sampling import runs, sources
 from forecache.zoo.open import open_source
 
@@ -114,7 +114,7 @@ def calibrate_command(
                 emit({"statistics": str(out), **summary(stats)})
             say(
                 f"{stats.count} samples, one mean per {stats.resolution}. N: share of sites with an inverse gradient.\n"
-                f"{god(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n"
+                f"{proposed(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n"
                 f"Wrote {out} ({mib(out.stat().st_size)}). See it: forecache show {out}"
             )
 

@@ -11,8 +11,8 @@ import forecache as fc
 from forecache.cli.calibrate import summary
 from forecache.cli.parameters import AsJson, out_file
 from forecache.cli.terminal import app, emit, say
+from forecache.methods.goc import gate_of
 from forecache.parts import patterns
-from forecache.parts.gates import god
 from forecache.parts.router import is_router
 from forecache.report import figures
 
@@ -22,9 +22,12 @@ def show_command(
     file: Annotated[Path, typer.Argument(help="Statistics or a router (.safetensors), or a plan (.json).")],
     out: Annotated[Path | None, out_file("The picture of statistics [beside the file, with the ending .png].")] = None,
     gamma: Annotated[
-        float, typer.Option(min=0, max=1, help="GOC's gate: weight of the position against the share N.")
-    ] = 0.5,
-    threshold: Annotated[float, typer.Option(help="GOC's gate: open where B is below it.")] = 0.6,
+        float | None,
+        typer.Option(min=0, max=1, help="GOC's gate: weight of the position against the share N [as proposed]."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="GOC's gate: open where B is below it [as the statistics propose].")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a file: a plan or a router as text; statistics as a picture of how features change, with GOC's gate.
@@ -59,10 +62,10 @@ def _router(file: Path) -> tuple[str, dict[str, Any]]:
     return router.show(), document
 
 
-def _statistics(file: Path, picture: Path, gamma: float, threshold: float) -> tuple[str, dict[str, Any]]:
+def _statistics(file: Path, picture: Path, gamma: float | None, threshold: float | None) -> tuple[str, dict[str, Any]]:
     """Draws the picture, too."""
     stats = fc.Statistics.load(file)
-    gate, origin = god(stats, gamma, threshold), stats.origin
+    gate, origin = gate_of(stats, gamma, threshold), stats.origin
     figures.draw_statistics(stats, gate, picture)
     text = (
         f"{origin.model}, {stats.num_steps} steps x {len(stats.sites)} sites, guidance {origin.guidance:g}, "

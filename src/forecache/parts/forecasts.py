@@ -8,9 +8,9 @@ Most read one kind of past features, their ``history``:
 
 * ``computed``: the features that were computed, newest first.
 * ``emitted``: what the steps up to the newest computed one emitted, newest first, estimates of skipped steps included
-  (GOC's queue). The queue is frozen while a gap lasts: every skipped step of a gap reads it as it was when the last
-  feature was computed. At N = 2 this is the published queue exactly; at larger intervals the published queue would
-  extrapolate from its own extrapolations, which diverges.
+  (GOC's queue). By default the queue is frozen while a gap lasts: every skipped step of a gap reads it as it was when
+  the last feature was computed. At N = 2 this is the paper's queue exactly. In longer gaps the paper's queue goes on
+  with what skipped steps emitted, ``Gradient(eta, gaps="paper")``: extrapolations of extrapolations.
 
 `Feedback` reads both: it forecasts from computed features, and compares them with what was emitted before them.
 """
@@ -28,6 +28,7 @@ from forecache.errors import PlanError
 from forecache.parts.grid import Site
 
 History = Literal["computed", "emitted"]
+Gaps = Literal["divided", "paper"]
 
 
 class Forecast(Protocol):
@@ -90,25 +91,41 @@ class Gradient(Multistep):
 
     eta: weight of the last change; 0 is plain reuse.
     history: ``emitted`` [default, the paper's] or ``computed``.
+    gaps: gaps of several skipped steps with the emitted history: ``divided`` [default, ours] or ``paper``.
 
     With ``emitted``, g0 is the estimate emitted just before g1, so that each estimate pays back the error of the one
     before. That error was collected over the whole gap before g1; eta is therefore divided by the number of steps
     skipped in it: by 1 at N = 2, as published. From gap to gap an error changes by the factor eta / gap; undivided,
-    long gaps overshoot. With ``computed``, g0 is the computed feature before g1, and the change is not divided by the
-    steps that it spans.
+    long gaps overshoot. With ``gaps="paper"`` nothing is divided, and every skipped step reads the two features emitted
+    just before it, estimates of the same gap included.
+
+    With ``computed``, g0 is the computed feature before g1, and the change is not divided by the steps that it spans.
     """
 
     eta: float
     history: History = "emitted"
     length: int = 2
+    gaps: Gaps = "divided"
 
     def __post_init__(self) -> None:
         if self.history not in ("computed", "emitted"):
             raise PlanError(f"history must be 'computed' or 'emitted', not {self.history!r}.")
+        if self.gaps not in ("divided", "paper"):
+            raise PlanError(f"gaps must be 'divided' or 'paper', not {self.gaps!r}.")
+        if self.gaps == "paper" and self.history == "computed":
+            raise PlanError(
+                "gaps='paper' is the paper's queue, which receives estimates as well: leave history='computed' out."
+            )
 
     def weights(self, step: int, past: Sequence[int], gap: int = 0) -> tuple[float, ...]:
-        eta = self.eta / max(1, gap) if self.history == "emitted" else self.eta
+        eta = self.eta / max(1, gap) if self.history == "emitted" and self.gaps == "divided" else self.eta
         return (1.0,) if len(past) < 2 else (1.0 + eta, -eta)
+
+    def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
+        if self.gaps == "divided":
+            return super().reads(step, computed, site)
+        past = range(step - 1, -1, -1)[: self.length]
+        return dict(zip(past, self.weights(step, past), strict=True))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from forecache.errors import PlanError
 from forecache.parts.grid import Action, Gate, Grid, Schedule, Site
@@ -83,6 +84,9 @@ def whole_blocks(schedule: Schedule, gate: Gate = always) -> Gate:
     return _Both(skipped, gate)
 
 
+Counted = Literal["branches", "blocks"]
+
+
 class Measured(Protocol):
     """The statistics that `god` needs."""
 
@@ -95,6 +99,16 @@ class Measured(Protocol):
         """N of every step: the share of sites, 0 to 1, whose gradient points the wrong way there."""
         ...
 
+    @property
+    def inverse_counts(self) -> Sequence[int]:
+        """N of every step as a count: blocks with a site whose gradient points the wrong way there."""
+        ...
+
+    @property
+    def mean_changes(self) -> Sequence[float]:
+        """The relative change of every step since the one before, mean over sites."""
+        ...
+
 
 @dataclass(frozen=True)
 class god:  # noqa: N801 - reads as the function it is
@@ -104,14 +118,16 @@ class god:  # noqa: N801 - reads as the function it is
     say that the gradient points the wrong way. Late steps, and steps with many such sites, are reused instead.
 
     stats: averages of the model without a cache.
-    gamma: weight of the position against N, 0 to 1 [0.5, ours: the paper does not print its value].
-    threshold: B from which on the gate is closed [0.6, ours: the paper does not print its value]. Its published lists
-        of steps are `forecache.methods.goc_paper_steps`.
+    gamma: weight of the position against N, 0 to 1. The paper does not print its value; `proposed` finds one.
+    threshold: B from which on the gate is closed. The paper does not print its value; `proposed` finds one. Its
+        published lists of steps are `forecache.methods.goc_paper_steps`.
+    counted: N as the share of ``branches`` [default, ours], or as the number of ``blocks`` (the paper's N(t)).
     """
 
     stats: Measured
-    gamma: float = 0.5
-    threshold: float = 0.6
+    gamma: float
+    threshold: float
+    counted: Counted = "branches"
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -123,18 +139,80 @@ class god:  # noqa: N801 - reads as the function it is
 
     def score(self, step: int, grid: Grid) -> float:
         """B of a step."""
-        position = step / max(1, grid.num_steps - 1)
-        return self.gamma * position + (1 - self.gamma) * self.stats.inverse_shares[step]
+        return self.score_of(step, grid.num_steps)
+
+    def score_of(self, step: int, num_steps: int) -> float:
+        """B of a step of a run of so many."""
+        position = step / max(1, num_steps - 1)
+        return self.gamma * position + (1 - self.gamma) * self._inverse[step]
+
+    @property
+    def _inverse(self) -> Sequence[float]:
+        return self.stats.inverse_shares if self.counted == "branches" else self.stats.inverse_counts
 
     def show(self, grid: Grid) -> str:
         """N and B as bars from 0 to 1, and whether the gate is open (~) or closed (.), one sign a step."""
         self.stats.check(grid)
         scores = [self.score(step, grid) for step in range(grid.num_steps)]
         opened = "".join("~" if score < self.threshold else "." for score in scores)
+        counts = "" if self.counted == "branches" else ", N counts blocks"
+        scale = max(1.0, *self._inverse)
         return (
-            f"gate god(gamma={self.gamma:g}, threshold={self.threshold:g}): ~ where B is below the threshold\n"
-            f"  N     {bars(self.stats.inverse_shares)}\n  B     {bars(scores)}\n  open  {opened}"
+            f"gate god(gamma={self.gamma:g}, threshold={self.threshold:g}{counts}): ~ where B is below the threshold\n"
+            f"  N     {bars([value / scale for value in self._inverse])}\n"
+            f"  B     {bars([score / scale for score in scores])}\n  open  {opened}"
         )
+
+
+GROWTH, MAJORITY, RECENT = 1.5, 0.5, 4
+"""Ours: how much faster than over the RECENT steps before features change at the end of a run, where gradients are not
+trusted; the share of inverse branches from which on most corrections do harm."""
+
+
+def proposed(stats: Measured, gamma: float | None = None) -> god:
+    """The gate with gamma and threshold that statistics propose (ours; the paper's rule has no printed values).
+
+    Two limits fix the line B = threshold. A step of which no gradient is inverse closes from the first step of the
+    run's end on: the last steps, as long as features change there over 1.5 times as much as on average over the four
+    steps before. A step at the very start closes where half of the branches are inverse. In between the two trade
+    linearly: gamma = n / (p + n) and threshold = n p / (p + n), for the limits p of the position and n = 0.5 of N.
+
+    gamma: taken as it is, if given; the threshold then keeps the limit of the position.
+    """
+    last = _end(stats.mean_changes)
+    limit = (last - 0.5) / max(1, len(stats.mean_changes) - 1)
+    if gamma is None:
+        return god(stats, MAJORITY / (limit + MAJORITY), MAJORITY * limit / (limit + MAJORITY))
+    return god(stats, gamma, gamma * limit if gamma else MAJORITY)
+
+
+def _end(changes: Sequence[float]) -> int:
+    """The first step of the run's end, in which every step changes faster than the ones before; its length if none."""
+    first = len(changes)
+    while first - 1 > RECENT:
+        recent = changes[first - 1 - RECENT : first - 1]
+        if changes[first - 1] <= GROWTH * sum(recent) / RECENT:
+            break
+        first -= 1
+    return first
+
+
+def thresholds(
+    stats: Measured, gamma: float, opened: Sequence[int], closed: Sequence[int]
+) -> tuple[float, float] | None:
+    """The thresholds, above the first and up to the second, at which `god` opens and closes just these steps.
+
+    None if there are none at this gamma: GOC's list of corrected steps, which has 19 and not 17 of 20, needs
+    N(17) - N(19) > gamma / (1 - gamma) * 2 / 19.
+    """
+    gate = god(stats, gamma, 0.0)
+    steps = len(stats.inverse_shares)
+
+    def score(step: int) -> float:
+        return gate.score_of(step, steps)
+
+    low, high = max(map(score, opened)), min(map(score, closed), default=math.inf)
+    return (low, high) if low < high else None
 
 
 def bars(values: Sequence[float]) -> str:

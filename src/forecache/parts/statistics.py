@@ -106,6 +106,18 @@ class Statistics:
         """N of every step (GOC, Eq. 7): the share of sites whose gradient is inverse there. 0 at steps 0 and 1."""
         return self._shares
 
+    @property
+    def inverse_counts(self) -> tuple[int, ...]:
+        """N of every step as GOC's paper counts it: the blocks of which at least one site has an inverse gradient."""
+        depths = sorted({site.depth for site in self.sites})
+        blocks = [[index for index, site in enumerate(self.sites) if site.depth == depth] for depth in depths]
+        return tuple(sum(bool(row[block].any()) for block in blocks) for row in self.inverse)
+
+    @property
+    def mean_changes(self) -> tuple[float, ...]:
+        """The change of every step since the one before, relative, the mean over sites. 0 at step 0."""
+        return tuple(self.changes[:, :, 0].double().mean(1).tolist())
+
     @cached_property
     def _shares(self) -> tuple[float, ...]:
         return tuple(self.inverse.double().mean(1).tolist())
