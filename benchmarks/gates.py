@@ -1,10 +1,10 @@
-"""GOC's gate on the bundled models: none, position alone, N alone, both; and the paper's queue in gaps of several steps.
+"""GOC's gate on the bundled models: none, position alone, N alone, both; and the paper's queue in longer gaps.
 
     python benchmarks/gates.py                     a quarter of an hour on one core; it continues after an interruption
     python benchmarks/gates.py --samples 50        fewer samples
 
-The gate's gamma and threshold are what the bundled statistics propose (`forecache.parts.gates.proposed`). Plans that are
-equal are sampled once. Writes benchmarks/results/gates.json and the tables of docs/methods/goc.md.
+The gate's gamma and threshold are what the bundled statistics propose (`forecache.parts.gates.proposed`). Equal plans
+are sampled once. Writes benchmarks/results/gates.json and the tables of docs/methods/goc.md.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def table(document: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"PSNR in dB to the uncached samples, {document['samples']} of seed {SEED}, {STEPS} steps, FORA N from the start. "
+        f"PSNR in dB to the uncached samples, {document['samples']} of seed {SEED}, {STEPS} steps, FORA N. "
         f"Proposed gamma and threshold: {proposals}. {common.machine(document['environment'], 'diffusers')}.",
     ]
 

@@ -1,4 +1,4 @@
-"""The published methods at the cost of a tuned plan."""
+"""Untuned methods at the cost of a tuned plan: the papers', and ours at intervals that the papers do not use."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def draw(measured: Sequence[Row], counts: Sequence[int], path: Path, title: str)
 def summary(measured: Sequence[Row], counts: Sequence[int]) -> list[str]:
     """PSNR of the tuned plans beside the best row of every other kind, for the README."""
     lines = [
-        "| computed | tuned | best published method | best other library | as many steps |",
+        "| computed | tuned | best untuned method | best other library | as many steps |",
         "|---|---|---|---|---|",
     ]
     for count in counts:

@@ -30,12 +30,12 @@ def eoc(
 
     base: schedule; the additive form takes a forecast as well
     stats: statistics of this model, scheduler and number of steps, from `forecache.calibrate`
-    theta: strength; by default 0.01 (the paper's) in the relative form and 1 in the additive one
-    form: ``relative`` is the paper's, cached * (1 + theta * E); ``additive`` is ours, cached + theta * (sum of E)
+    theta: strength; by default 0.01 (its authors' code) in the relative form and 1 in the additive one
+    form: ``relative`` is its authors' code, cached * (1 + theta * E); ``additive`` is ours, cached + theta * (sum of E)
     judge: skipped steps to correct: ``prior`` where the averages say that it helps (ours; the paper's rule is not
-        published), ``all``, or the steps
-    per: priors with a mean per ``token`` (the paper's), or per ``channel``, smaller by the number of tokens; by default
-        as the statistics have them
+        known here), ``all``, or the steps
+    per: priors with a mean per ``token`` (its authors' code), or per ``channel``, smaller by the number of tokens; by
+        default as the statistics have them
     """
     if base.correction is not None:
         raise PlanError(f"{base.name} is corrected already: eoc() takes a base without another correction.")

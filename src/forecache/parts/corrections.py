@@ -65,7 +65,7 @@ class Drift:
 
     With A the average feature without a cache and E(c) = A(c) - A(c-1) its trend:
 
-    * ``relative`` (published): cached * (1 + theta * E(c)), element by element.
+    * ``relative`` (the authors' code): cached * (1 + theta * E(c)), element by element.
     * ``additive`` (ours): cached + theta * (the sum of E over the calls since the cached one). On a forecast of several
       features it is theta times what the forecast misses on the averages.
 
