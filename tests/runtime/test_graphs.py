@@ -78,6 +78,62 @@ def test_a_graph_for_every_step_that_does_something_else(name):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+DYNAMIC = {
+    "DiT": lambda: fc.fora(2),
+    "FLUX.1": lambda: fc.goc(fc.fora(2), 0.8),
+    "Qwen-Image": lambda: fc.goc(fc.fora(2), 0.8),
+    "PixArt": lambda: fc.toca(fc.fora(3), 0.4),
+}
+
+
+def test_the_numbers_of_a_plan_are_no_sizes():
+    """With ``dynamic=True`` the compiler takes numbers for sizes that may differ from call to call."""
+    model, x, labels = small_dit(1), noise(1), torch.tensor([3])
+    plan = fc.fora(2).plan(fc.grid(model, 2))
+
+    def sampled(target):
+        return [target(x, timestep=torch.tensor([time]), class_labels=labels).sample for time in (9, 5)]
+
+    with fc.apply(model, plan):
+        eager = sampled(model)
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    with fc.apply(compiled, plan) as session:
+        assert all(map(torch.equal, sampled(compiled), eager))
+    assert session.stats.skipped == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_sizes_may_differ_from_call_to_call(name, dynamic):
+    """With ``dynamic=True`` from the first call on, by default from the second size on; the plan's numbers may not."""
+    model, times = TINY[name].model(), TIMES[:4]
+    plan = DYNAMIC[name]().plan(fc.grid(model, len(times)))
+
+    def sampled(target):
+        outputs = []
+        for batch in (2, 1):
+            for time in times:
+                inputs = TINY[name].inputs(normal(*TINY[name].shape), time)
+                outputs.append(target(**rows_of(inputs, batch), return_dict=False)[0])
+        return outputs
+
+    with fc.apply(model, plan):
+        eager = sampled(model)
+    compiled = torch.compile(model, backend="eager", dynamic=dynamic)
+    with fc.apply(compiled, plan) as session:
+        for output, expected in zip(sampled(compiled), eager, strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert session.stats.skipped
+
+
+def rows_of(inputs, batch):
+    """The arguments of a call for the first rows of a batch of two."""
+    cut = {name: value[:batch] for name, value in inputs.items() if isinstance(value, torch.Tensor | list)}
+    ids = {name: inputs[name] for name in ("img_ids", "txt_ids") if name in inputs}  # of tokens
+    return inputs | cut | ids
+
+
 ORDERS = ["compile, apply", "compile in place, apply", "apply, compile", "apply, compile in place"]
 
 

@@ -39,12 +39,12 @@ def folded_where_smaller(row: Sequence[Cell]) -> list[Op]:
 def as_written(row: Sequence[Cell]) -> list[Op]:
     """The operations of a row as its cells say: every output that a later cell reads is kept, in the slot of its step.
 
-    Slots are not freed here: see `forecache.plan.slots`.
+    The newest feature is read first. Slots are not freed here: see `forecache.plan.slots`.
     """
     read = {source for cell in row for source, _ in cell.reads}
     return [
         Op(
-            cell.reads,
+            tuple(sorted(cell.reads, reverse=True)),
             (KeptSum(step, OUT),) if step in read else (),
             gain=cell.gain,
             shift=((cell.shift, 1.0),) if cell.shift is not None else (),

@@ -104,7 +104,7 @@ class Generations:
             return self._names[turn]
         timestep = calls.as_number(value)
         turn = turn + 1 if timestep == before else 0
-        if turn == len(self._names) and self._starts_a_step(state, timestep):
+        if turn == len(self._names) and (timestep is None or self._starts_a_step(state, timestep)):
             turn = 0
         state.unnamed_turn = timestep, turn
         if turn >= len(self._names):

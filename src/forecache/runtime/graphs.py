@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -27,7 +27,6 @@ from forecache.runtime.calls import sample_shape
 from forecache.runtime.constants import times
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.program import SkippedSpan, Step, step_of
-from forecache.runtime.storage import CacheMeter
 from forecache.runtime.tokens import TokenChooser
 
 
@@ -69,9 +68,11 @@ class StepOutputs(NamedTuple):
     fallbacks: Tensor | None
 
 
-@dataclass
-class TraceContext:
+class TraceContext(nn.Module):
     """The context of a traced step: what carries its executor to the model's blocks, gates, and how features are kept.
+
+    It is a module, as `TracedConstants` is, because the compiler takes the numbers of modules for constants. With
+    ``dynamic=True`` it takes others for sizes that may differ from call to call.
 
     local: thread-local state, whose ``executor`` the model's blocks use.
     layout: layout of the model.
@@ -80,11 +81,25 @@ class TraceContext:
     max_error: see `Guards`; None for no limit.
     """
 
-    local: Any
-    layout: Layout
-    gates: Mapping[tuple[int, int], Gates]
-    cache_dtype: torch.dtype | None
-    max_error: float | None
+    def __init__(
+        self,
+        local: Any,
+        layout: Layout,
+        gates: Mapping[tuple[int, int], Gates],
+        cache_dtype: torch.dtype | None,
+        max_error: float | None,
+    ) -> None:
+        super().__init__()
+        self.local, self.layout, self.gates = local, layout, gates
+        self.cache_dtype, self.max_error = cache_dtype, max_error
+
+
+class TracedConstants(nn.Module):
+    """The step of a traced function, whose numbers are constants of its graph."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
 
 
 TracedStep = Callable[..., tuple[Any, StepOutputs]]
@@ -156,11 +171,14 @@ _NUMBERS = itertools.count()
 
 
 def _traced(step: Step) -> TracedStep:
+    constants = TracedConstants(step)
+
     def run(
         context: TraceContext, forward: Callable[..., Any], args: Any, kwargs: Any, inputs: StepInputs
     ) -> tuple[Any, StepOutputs]:
+        step = constants.step
         store = TracedStore(step, inputs, context.cache_dtype)
-        chooser = TokenChooser(context.layout, CacheMeter(), store.random)
+        chooser = TokenChooser(context.layout, None, store.random)
         chooser.scores.update(inputs.scores)
         chooser.ages.update(inputs.ages)
         executor = StepExecutor(context.layout, store, chooser, context.gates, context.max_error)

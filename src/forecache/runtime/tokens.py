@@ -23,14 +23,16 @@ class TokenChooser:
     """The scores and ages of tokens in one lane, by which its partial cells choose tokens.
 
     layout: layout of the model; it knows how attention scores tokens.
-    meter: counts the bytes of scores and ages.
+    meter: counts the bytes of scores and ages; None in a graph, where sizes may have no numbers.
     random: gives random scores (1, N) for a site, its choice and a feature (B, N, D).
     scores: by site and importance, (B, N), float32.
     ages: by site, partial calls since each token was computed, (B, N), float32.
     image: shape of the model's input in this call, (B, C, H, W).
     """
 
-    def __init__(self, layout: Layout, meter: CacheMeter, random: Callable[[int, TokenChoice, Tensor], Tensor]) -> None:
+    def __init__(
+        self, layout: Layout, meter: CacheMeter | None, random: Callable[[int, TokenChoice, Tensor], Tensor]
+    ) -> None:
         self._layout, self._meter, self._random = layout, meter, random
         self.scores: dict[Score, Tensor] = {}
         self.ages: dict[int, Tensor] = {}
@@ -41,7 +43,7 @@ class TokenChooser:
         received = self._layout.received[site] if importance == "attention" else None
         scores = score(importance, output) if received is None else received(*arguments.args, **arguments.kwargs)
         self.scores[site, importance] = scores
-        self._meter.held += scores.nbytes
+        self._hold([scores])
 
     def correct(
         self,
@@ -60,16 +62,15 @@ class TokenChooser:
         tokens = estimate_BND.shape[1]
         count = choice.tokens.count(tokens)
         age_BN = self.ages.pop(site) if choice.reads_ages else None
-        self._meter.held -= age_BN.nbytes if age_BN is not None else 0
+        self._drop([age_BN] if age_BN is not None else [])
         index_BK = None
         if 0 < count < tokens:
             index_BK = choose(choice.tokens, self._scores_for(site, choice, estimate_BND), age_BN, self.image)
         if choice.keeps_ages:
             age_BN = estimate_BND.new_zeros(estimate_BND.shape[:2], dtype=torch.float32) if age_BN is None else age_BN
             self.ages[site] = older_BN = older(age_BN, index_BK, count)
-            self._meter.held += older_BN.nbytes
-        for dropped in choice.drops:
-            self._meter.held -= self.scores.pop(dropped).nbytes
+            self._hold([older_BN])
+        self._drop([self.scores.pop(dropped) for dropped in choice.drops])
         if index_BK is not None:
             return with_computed(estimate_BND, index_BK, compute, arguments)
         return compute(*arguments.args, **arguments.kwargs) if count else estimate_BND
@@ -81,7 +82,7 @@ class TokenChooser:
 
     def clear(self) -> None:
         """Drop all scores and ages."""
-        self._meter.held -= sum(tensor.nbytes for tensor in (*self.scores.values(), *self.ages.values()))
+        self._drop([*self.scores.values(), *self.ages.values()])
         self.scores.clear()
         self.ages.clear()
 
@@ -91,10 +92,18 @@ class TokenChooser:
             if op.choice is not None:
                 dropped = [self.scores.pop(score) for score in op.choice.drops if score in self.scores]
                 dropped += [self.ages.pop(site)] if op.choice.reads_ages else []
-                self._meter.held -= sum(tensor.nbytes for tensor in dropped)
+                self._drop(dropped)
         self.scores.update(scores)
         self.ages.update(ages)
-        self._meter.held += sum(tensor.nbytes for tensor in (*scores.values(), *ages.values()))
+        self._hold([*scores.values(), *ages.values()])
+
+    def _hold(self, tensors: Sequence[Tensor]) -> None:
+        if self._meter is not None:
+            self._meter.held += sum(tensor.nbytes for tensor in tensors)
+
+    def _drop(self, tensors: Sequence[Tensor]) -> None:
+        if self._meter is not None:
+            self._meter.held -= sum(tensor.nbytes for tensor in tensors)
 
 
 def score(importance: Importance, output_BND: Tensor) -> Tensor:
