@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import reference
 from support.small import generate, labels, noise
+from support.tiny import TINY, normal
 
 import forecache as fc
 
@@ -183,3 +184,21 @@ def test_guidance_inside_the_model_is_one_call_a_step(facebook):
     assert session.stats.calls == 6
     for a, b in zip(ours, run(guided), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_text_for_two_images_is_skipped_as_one_for_each():
+    """FLUX broadcasts it in its first block; a skipped span begins with streams of different batches."""
+    flux = TINY["FLUX.1"]
+    model, x = flux.model(), normal(*flux.shape, seed=3)
+    plan = fc.fora(2).plan(fc.grid(model, num_steps=4))
+    results = []
+    for batch in (1, 2):
+        with fc.apply(model, plan) as session:
+            for time in (900, 600, 300, 100):
+                inputs = flux.inputs(x, time)
+                text = inputs["encoder_hidden_states"][:1].expand(batch, -1, -1)
+                results.append(model(**{**inputs, "encoder_hidden_states": text}, return_dict=False)[0])
+        assert session.stats.skipped == 2 * len(plan.grid.sites)
+    for one, two in zip(results[:4], results[4:], strict=True):
+        torch.testing.assert_close(one, two)

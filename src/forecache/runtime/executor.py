@@ -149,8 +149,7 @@ class StepExecutor:
         self._ran[sites.start : sites.stop] = [True] * len(sites)
         if action is UNTOUCHED:
             return UNTOUCHED
-        # patch embeddings have another memory layout
-        totals = tuple(stream.clone(memory_format=torch.contiguous_format) for stream in streams)
+        totals = _copies(streams)
         self._add_span(action, totals, self._gates[action.key](*args, **kwargs))
         return tuple(map(clipped, totals)) if self._clips else totals
 
@@ -268,3 +267,11 @@ def limited(estimate: Tensor, newest: Tensor, max_error: float) -> tuple[Tensor,
     size = newest.to(wide).square().sum(every, keepdim=True)
     near = error <= max_error**2 * size  # False where it is not a number
     return torch.where(near, estimate, newest), (~near).sum()
+
+
+def _copies(streams: Streams) -> Streams:
+    """Copies of streams to add to, all of one batch: FLUX's first block gets one text for several images."""
+    batch = max(map(len, streams))
+    wholes = (stream if len(stream) == batch else stream.expand(batch, -1, -1) for stream in streams)
+    # patch embeddings have another memory layout
+    return tuple(stream.clone(memory_format=torch.contiguous_format) for stream in wholes)
