@@ -15,6 +15,7 @@ from diffusers import (
 from diffusers.utils import logging
 from hypothesis import settings
 from support.inception import write_inception
+from support.pipelines import small_wan
 from support.small import small_dit, small_facebook_dit, small_pixart, small_t5, small_vae
 from transformers.utils import logging as transformers_logging
 
@@ -62,6 +63,14 @@ def pixart_folder(tmp_path_factory):
     encoder, tokenizer = small_t5()
     parts = tokenizer, encoder, small_vae(), small_pixart(seed=3), DPMSolverMultistepScheduler()
     PixArtAlphaPipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory):
+    """A small random WanPipeline as a folder: videos of 16 x 16."""
+    folder = tmp_path_factory.mktemp("wan")
+    small_wan().save_pretrained(folder)
     return folder
 
 

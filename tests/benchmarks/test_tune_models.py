@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import WanPipeline
 from support.commands import COMMANDS
-from support.small import small_t5
-from support.tiny import TINY
-from transformers import UMT5Config, UMT5EncoderModel
 
 import forecache as fc
 
@@ -95,21 +92,6 @@ def test_a_small_model_in_the_same_format_is_tuned(forecache, pipe_folder, pixar
     code, out, err = forecache("tune", "--model", folder, *words, "--milliseconds", 0.01)
     assert (code, out) == (1, "")
     assert "0.01 ms were asked for" in err
-
-
-@pytest.fixture
-def wan_folder(tmp_path):
-    _, tokenizer = small_t5()
-    torch.manual_seed(0)
-    config = UMT5Config(vocab_size=11, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
-    vae = AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
-                           latents_std=[1.0] * 4)  # fmt: skip
-    transformer = TINY["Wan 2.1"].model()
-    pipe = WanPipeline(
-        tokenizer, UMT5EncoderModel(config).eval(), vae.eval(), FlowMatchEulerDiscreteScheduler(), transformer
-    )
-    pipe.save_pretrained(tmp_path / "wan")
-    return tmp_path / "wan"
 
 
 @pytest.mark.usefixtures("short_tuning")

@@ -34,6 +34,7 @@ COMMANDS = [
     "evaluate",
     "tabulate",
     "compare",
+    "compare-methods",
     "models",
     "methods",
     "reproduce",

@@ -31,6 +31,7 @@ HAS = {
     "tune": {"json", "out"},
     "bench": {"json", "out"},
     "reproduce": {"json", "out"},
+    "compare-methods": {"json", "out"},
     "compare": set(),
 }
 """Every command, in an order in which its example finds what it needs. compare is a server: compare/test_page.py."""
@@ -41,6 +42,7 @@ QUICK = {
     "calibrate": ["--samples", "2", "--steps", "4"],
     "tune": ["--samples", "1", "--held-out", "1", "--schedules", "2", "--steps", "6", "--speedup", "2"],
     "search": ["--samples", "1", "--steps", "6", "--budget", "3"],
+    "compare-methods": ["--labels", "3", "--steps", "4", "--rounds", "1"],
     "bench": ["--steps", "2", "--rounds", "1", "--threads", "1"],
     "train-router": ["--iterations", "1", "--batch", "1", "--steps", "4", "--threads", "1"],
 }

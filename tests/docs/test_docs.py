@@ -63,6 +63,8 @@ def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_fol
         _, *words = shlex.split(line.replace(HUB, str(pipe_folder)).replace(PIXART, str(pixart_folder)), comments=True)
         if words[0] == "demo":
             words += ["--samples", "4", "--repeats", "1"]
+        if words[0] == "compare-methods":
+            words += ["--labels", "3", "--seeds", "0", "--steps", "4", "--rounds", "1"]
         if words[0] == "calibrate":
             words += ["--samples", "4"]
         if words[0] == "bench":

@@ -18,12 +18,16 @@ from support.files import figures_file, search_file
 from support.statistics import GRID, measured
 
 import forecache as fc
+from forecache.bench.comparison import quality, result
+from forecache.bench.comparison.columns import Request
+from forecache.bench.comparison.rounds import Rounds
 from forecache.environment import environment
 from forecache.fit.tuning import trials
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.report import html as html_module
-from forecache.report.html import charts, data, markup
-from forecache.sampling import runs, samples_file, shard_file
+from forecache.report.html import charts, data, films, markup
+from forecache.sampling import runs, samples_file, shard_file, timing
+from forecache.zoo import load_digits
 
 VOID = {"input", "meta", "img"}
 PLAN = fc.goc(fc.fora(2), 1.2).plan(GRID)
@@ -142,7 +146,22 @@ def tuning_file(path):
     trials.write(path, settings, {trial.key: trial for trial in made})
 
 
+def methods_folder(folder):
+    """Two columns of two images, and a plan with the errors of its estimates; the images of the second are lighter."""
+    digits = load_digits()
+    request = Request.of(("fora",), (), 4)
+    rounds = Rounds(digits, request.columns(digits), runs.Settings((3, 1), 4, 1.5, 0, 2), (7,), folder)
+    turns = rounds.run(1)
+    sites = ["blocks.0.attn", "blocks.0.mlp"]
+    errors = {"fora": {"sites": sites, "relative_l2": [[0.0, 0.25, 0.0, None], [0.0, 0.125, 0.0, 0.5]]}}
+    judges = quality.Judges(("psnr", "ssim"), notes=("LPIPS is left out: it is not here.",))
+    command = "forecache compare-methods --method fora"
+    document = result.document(rounds, judges, turns, model="digits", command=command, errors=errors)
+    return written(folder / "comparison.json", document)
+
+
 MAKE = {
+    "methods": lambda folder: methods_folder(folder / "methods"),
     "run": lambda folder: run_folder(folder / "run"),
     "samples": lambda folder: samples_folder(folder / "many"),
     "comparison": lambda folder: written(folder / "timing.json", comparison()),
@@ -178,7 +197,8 @@ def test_a_report_is_one_well_formed_file_that_fetches_nothing(tmp_path, kind):
     fetching = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
     for name, attributes in page.elements:
         for key, value in attributes.items():
-            assert key not in fetching or value.startswith("data:image/png;base64,"), (name, key)
+            is_picture = re.match(r"data:image/(png|jpeg);base64,", value or "")
+            assert key not in fetching or is_picture, (name, key)
     assert not page.all("link")
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", text)
     policy = next(each["content"] for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
@@ -248,6 +268,97 @@ def test_images_stand_beside_the_uncached_ones(tmp_path):
         assert np.array_equal(np.asarray(Image.open(source.parent / "x.png")), shown)
         lighter = np.asarray(Image.open(source.parent / "y.png")).astype(int) - shown
         assert 4 <= np.median(lighter) <= 6  # 0.02 of 255
+
+
+def test_methods_stand_side_by_side_with_their_differences(tmp_path):
+    """By hand: the difference of the files, times eight."""
+    source = MAKE["methods"](tmp_path)
+    found, page, out = reported(source)
+    assert [strip.name for strip in found.gallery.strips] == ["class 3, seed 7", "class 1, seed 7"]
+    assert len(page.all("img")) == 2 * 3
+    folder = source.parent / "columns"
+    bare, fora = (
+        np.asarray(Image.open(folder / name / "seed-7/00001.png")).astype(int) for name in ("no-cache", "fora")
+    )
+    tile = found.gallery.strips[1].tiles[1]
+    (tmp_path / "d.png").write_bytes(tile.difference.data)
+    drawn = np.asarray(Image.open(tmp_path / "d.png"))
+    assert np.array_equal(drawn[..., 0], np.minimum(8 * np.abs(fora - bare), 255))
+    assert "differences to no cache, times 8" in page.words("label")
+    entry = json.loads(source.read_text())["columns"][1]["images"][1]["quality"]
+    assert tile.caption == f"{entry['psnr']:.1f} dB, SSIM {entry['ssim']:.3f}"
+    assert [row.more["calls"] for row in found.rows] == ["4 of 4", "2 of 4"]
+    assert {"LPIPS is left out: it is not here.", found.notes[-1]} <= set(page.words("p"))
+    assert "1 rounds of a batch of 2" in found.notes[-1]
+    assert page.pictures[-1] == {
+        "blocks.0.attn": ["step 0: computed", "step 1: error of 25.00%", "step 2: computed",
+                          "step 3: its error is not known"],
+        "blocks.0.mlp": ["step 0: computed", "step 1: error of 12.50%", "step 2: computed", "step 3: error of 50.00%"],
+    }  # fmt: skip
+    assert out.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("file", ["../x.png", "/etc/passwd", 7, "seed-7/nothing.png"])
+def test_a_comparison_shows_images_of_its_own_folder_only(tmp_path, file):
+    source = MAKE["methods"](tmp_path)
+    document = json.loads(source.read_text())
+    document["columns"][1]["images"][0]["file"] = file
+    source.write_text(json.dumps(document))
+    with pytest.raises(fc.errors.ForecacheError):
+        reported(source)
+
+
+def test_videos_are_played_together(tmp_path):
+    """The frames of a video are the cells of one picture, and the run without a cache has its own."""
+    frames = torch.rand(2, 5, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+    run, other = runs.Run(frames, 1.0, None), runs.Run((frames + 0.1).clamp(max=1), 1.0, None)
+    settings = runs.Settings(("a cat", "a dog"), GRID.num_steps, 1.5, 7, 4)
+    runs.write(tmp_path, run, settings, model="wan", plan=PLAN, uncached=other)
+    found, page, _ = reported(tmp_path / "run.json")
+    film = found.images[1].film
+    assert (film.frames, film.columns, film.size) == (5, 3, (18, 16))
+    (tmp_path / "sheet.png").write_bytes(film.data)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    expected = (frames[1, 4] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(sheet[16:32, 18:36], expected)
+    assert len(page.all("div", "film")) == 4
+    assert len(page.all("div", "player")) == 1
+    assert page.all("input", "frame")[0]["max"] == "4"
+
+
+def test_a_long_or_large_video_is_thinned_and_made_smaller_for_the_page():
+    assert films.chosen_frames(5) == [0, 1, 2, 3, 4]
+    chosen = films.chosen_frames(121)
+    assert (chosen[0], chosen[-1], len(set(chosen))) == (0, 120, films.MAX_FRAMES)
+    sheet = films.sheet([np.zeros((480, 832, 3), np.uint8)] * 4)
+    assert (sheet.size, sheet.kind) == ((320, 185), "image/jpeg")
+
+
+def test_a_tuning_has_its_pareto_front(tmp_path):
+    """Of 2 and 3 computed steps, the best of each; the third one is beaten."""
+    path = tmp_path / "tune.json"
+    reuse = ForecastSpec.parse("reuse")
+    made = [trials.Trial(*row, 0) for row in (("#..#", reuse, 31.0), ("#.#.", reuse, 33.5), ("##.#", reuse, 36.0))]
+    settings = {"model": "Small", "fingerprint": "abc:def", "scheduler": "{}", "num_steps": 4, "conditions": [1, 2]}
+    trials.write(path, settings, {trial.key: trial for trial in made})
+    _, page, _ = reported(path)
+    assert "Pareto front" in page.words("h2")
+    assert len(page.all("g", "dot f1")) == 2
+    assert len(page.all("g", "dot f0")) == 1
+
+
+def test_a_run_without_timed_rounds_shows_no_speed(tmp_path):
+    found, _, _ = reported(MAKE["run"](tmp_path))
+    assert "less time" not in found.costs
+    assert found.costs["duration of the run, first calls and all"] == "2.00 s"
+    turns = timing.Turns(3, {"no cache": (3.0, 3.0, 6.0), "with the plan": (1.0, 2.0, 2.0)})
+    pictures = torch.rand(3, 1, 8, 8)
+    run = runs.Run(pictures, 2.0, None)
+    settings = runs.Settings((3, 1, 4), GRID.num_steps, 1.5, 7, 4)
+    runs.write(tmp_path, run, settings, model="m", plan=PLAN, uncached=run, timing=turns)
+    found, _, _ = reported(tmp_path / "run.json")
+    assert found.costs["less time"] == "3.00x"
+    assert found.costs["time, median of 3 rounds in turn"] == "2.00 s"
 
 
 def test_without_a_comparison_there_is_no_slider(tmp_path):

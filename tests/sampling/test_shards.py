@@ -567,7 +567,7 @@ def test_constants_are_part_of_a_plan(digits, tmp_path):
 MANIFESTS = {
     "no JSON": (lambda text: text[:-20], "is not a readable manifest"),
     "another format": (lambda text: text.replace('"forecache-shards"', '"x"'), "its format is 'x'"),
-    "a later version": (lambda text: text.replace('"version": 1', '"version": 9'), "its version is 9"),
+    "a later version": (lambda text: text.replace('"version": 2', '"version": 9'), "its version is 9"),
     "no size": (lambda text: text.replace('"shard_size": 8', '"shard_size": 0'), "at least 1"),
     "a wrong type": (lambda text: text.replace('"seed": 7', '"seed": "7"'), "seed must be of type int"),
     "a call of a word": (lambda text: text.replace('"call_size": 4', '"call_size": "4"'), "at least 1"),

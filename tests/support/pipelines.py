@@ -4,8 +4,10 @@ import inspect
 
 import diffusers
 import torch
+from transformers import UMT5Config, UMT5EncoderModel
 
-from support.tiny import normal
+from support.small import small_t5
+from support.tiny import TINY, normal
 
 
 def pipeline(kind, transformer, scheduler=None, **more):
@@ -83,3 +85,17 @@ def edit_pipeline(name, transformer, scheduler=None):
         pipe.image_processor.config.vae_latent_channels = 4
     how = {key: value for key, value in PIPELINES[name][1].items() if name != "Wan 2.1" or key != "num_frames"}
     return pipe, how | given
+
+
+def small_wan(transformer_2=None):
+    """A whole random WanPipeline: videos of 16 x 16 from texts. transformer_2: that of Wan 2.2, for low noise."""
+    _, tokenizer = small_t5()
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=11, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+                                     latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    two = {"transformer_2": transformer_2, "boundary_ratio": 0.5} if transformer_2 is not None else {}
+    return diffusers.WanPipeline(
+        tokenizer, UMT5EncoderModel(config).eval(), vae.eval(), diffusers.FlowMatchEulerDiscreteScheduler(),
+        TINY["Wan 2.1"].model(), **two,
+    )  # fmt: skip

@@ -15,6 +15,7 @@ def load() -> None:
             bench,
             calibrate,
             compare,
+            compare_methods,
             demo,
             evaluate,
             methods,

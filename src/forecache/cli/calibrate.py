@@ -14,8 +14,6 @@ from forecache.cli.parameters import (
     DEFAULT_MODEL,
     AsJson,
     Batch,
-    Device,
-    Dtype,
     Guidance,
     Labels,
     Model,
@@ -24,12 +22,13 @@ from forecache.cli.parameters import (
     Steps,
     out_file,
 )
+from forecache.cli.pipelines import PipelineOptions, guidance_of, takes_pipeline_options
 from forecache.cli.terminal import app, emit, interruptible, progress, say
 from forecache.fit.calibrate import with_resolution
 from forecache.io.text import mib
 from forecache.parts.gates import proposed
-from forecache.sampling import runs, sources
-from forecache.zoo.open import open_source
+from forecache.sampling import runs
+from forecache.sampling.sources import Source
 
 
 class KeepName(StrEnum):
@@ -45,7 +44,9 @@ class RowsName(StrEnum):
 
 
 @app.command("calibrate")
+@takes_pipeline_options
 def calibrate_command(
+    *,
     model: Model = DEFAULT_MODEL,
     steps: Steps = 20,
     samples: Annotated[int, typer.Option(min=1, help="Number of samples; classes or prompts are cycled.")] = 256,
@@ -64,8 +65,7 @@ def calibrate_command(
     ] = KeepName.full,
     keep_on: Annotated[str | None, typer.Option(help="Device of the means; cpu saves GPU memory.")] = None,
     out: Annotated[Path, out_file("The statistics file; a partial one is continued.")] = Path("statistics.safetensors"),
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    pipeline: PipelineOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's mean features and their changes without a cache, for GOC's gate, EOC and SmoothCache.
@@ -79,16 +79,12 @@ def calibrate_command(
     dit.safetensors`
     """
     with distributed.started() as world:
-        source = open_source(model, device, dtype)
+        source = pipeline.open(model)
         conditions = runs.conditions(source, samples, labels, prompts)
         if world.leads:
-            memory = fc.fit.calibration_bytes(source, steps, batch=min(batch, len(conditions)), gaps=gaps)
             grid = fc.grid(source.target, steps)
-            say(
-                f"{grid.model}: {steps} steps x {len(grid.sites)} sites, {len(conditions)} samples. Memory: "
-                f"{mib(memory.means)} of means and {mib(memory.recent)} of features, for any "
-                "number of samples."
-            )
+            size = f"{steps} steps x {len(grid.sites)} sites, {len(conditions)} samples"
+            say(f"{grid.model}: {size}. {_memory(source, steps, min(batch, len(conditions)), gaps)}")
         with (
             interruptible(lambda: _kept_samples(out), leads=world.leads),
             progress(None, shown=world.leads) as (bar, task),
@@ -97,7 +93,7 @@ def calibrate_command(
                 source,
                 conditions,
                 num_steps=steps,
-                guidance=sources.own_guidance(source) if guidance is None else guidance,
+                guidance=guidance_of(source, guidance),
                 seed=seed,
                 batch=batch,
                 gaps=gaps,
@@ -117,6 +113,15 @@ def calibrate_command(
                 f"{proposed(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n"
                 f"Wrote {out} ({mib(out.stat().st_size)}). See it: forecache show {out}"
             )
+
+
+def _memory(source: Source, steps: int, batch: int, gaps: int) -> str:
+    """The memory that a calibration takes, as a sentence."""
+    try:
+        memory = fc.fit.calibration_bytes(source, steps, batch=batch, gaps=gaps)
+    except fc.errors.InputError:  # its arguments are known to its pipeline alone
+        return "How much memory the means take is not known from shapes alone; --keep-on cpu keeps them off the GPU."
+    return f"Memory: {mib(memory.means)} of means and {mib(memory.recent)} of features, for any number of samples."
 
 
 def _kept_samples(out: Path) -> str:

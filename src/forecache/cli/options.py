@@ -81,14 +81,35 @@ def takes_method_options(command: Callable[..., None]) -> Callable[..., None]:
     if clash := sorted((own.keys() - {"base"}) & shared.keys()):
         raise InputError(f"{command.__name__} has options of its own called {clash}: add them to flags.RESERVED.")
 
+    def build(values: dict[str, Any]) -> Typed:
+        base = values.pop("base")
+        return lambda method: MethodOptions(method, base, values)
+
+    return expanded(command, own, "typed", shared, build)
+
+
+def expanded(
+    command: Callable[..., None],
+    own: Mapping[str, inspect.Parameter],
+    name: str,
+    shared: Mapping[str, inspect.Parameter],
+    build: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """The command with shared options in the place of one of its parameters.
+
+    own: the command's parameters
+    name: the parameter that they replace
+    shared: the options
+    build: values of the options by name -> the argument for the parameter
+    """
+
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        values = {name: given.pop(name) for name in shared}
-        base = values.pop("base")
-        command(typed=lambda method: MethodOptions(method, base, values), **given)
+        argument = build({option: given.pop(option) for option in shared})
+        command(**{name: argument}, **given)
 
     merged = [
-        parameter for name, single in own.items() for parameter in (shared.values() if name == "typed" else [single])
+        parameter for known, single in own.items() for parameter in (shared.values() if known == name else [single])
     ]
     by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in merged]
     del run.__wrapped__  # type: ignore[attr-defined]

@@ -37,6 +37,10 @@ Guidance = Annotated[
 ]
 NoiseSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise; measure quality with another one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples in a model call.")]
+Rounds = Annotated[
+    int | None,
+    typer.Option(min=0, help="Timed rounds, in turn after all have run once; 0 measures no time [3]."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [torch's choice].")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]

@@ -13,15 +13,18 @@ import typer
 import forecache as fc
 from forecache import distributed
 from forecache.cli.options import NONE, MethodOptions, Typed, takes_method_options
-from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Device, Dtype, Guidance, Model, out_folder
+from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Guidance, Model, Rounds, out_folder
+from forecache.cli.pipelines import PipelineOptions, guidance_of, nouns, takes_pipeline_options
 from forecache.cli.terminal import app, emit, interruptible, progress, say, typed_command
+from forecache.fit import step_errors
 from forecache.sampling import runs, sources
 from forecache.sampling.shards import CALL_SIZE
-from forecache.zoo.open import open_source
+from forecache.sampling.timing import ROUNDS
 
 
 @app.command("sample")
 @takes_method_options
+@takes_pipeline_options
 def sample_command(
     *,
     labels: Annotated[
@@ -49,7 +52,11 @@ def sample_command(
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[str, typer.Option(help="none samples without a cache.")] = NONE,
     typed: Typed,
-    compare: Annotated[bool, typer.Option(help="Sample without a cache too, for PSNR and speed-up.")] = False,
+    compare: Annotated[bool, typer.Option(help="Sample without a cache too, for PSNR, SSIM and speed-up.")] = False,
+    rounds: Rounds = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Measure every estimate's error, in one more run without a cache.")
+    ] = False,
     shard_size: Annotated[int | None, typer.Option(min=1, help="--num-samples: images in a file [256].")] = None,
     call_size: Annotated[
         int | None, typer.Option(min=1, help="--num-samples: images in every model call, for equal bytes [16].")
@@ -63,10 +70,9 @@ def sample_command(
     ] = None,
     png: Annotated[bool | None, typer.Option("--png", help="--num-samples: write PNGs as well.")] = None,
     as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    pipeline: PipelineOptions,
 ) -> None:
-    """Sample images from class labels or prompts, with a method or a plan file, and record how they were made.
+    """Sample images or videos from class labels or prompts, with a method or a plan file, and record how it was done.
 
     Example: `forecache sample --model digits --labels 3,1,4,1,5 --method goc --interval 2 --compare --out out/digits`
 
@@ -84,6 +90,9 @@ def sample_command(
     Example: `forecache sample --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus with a happy face"
     --steps 20 --method goc --out out/`
 
+    Example: `forecache sample --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "a happy cat" --height 480 --width 832
+    --frames 33 --steps 30 --method taylorseer --out out/wan`
+
     With --num-samples, images are sampled in shards and written as an .npz for ADM's evaluation suite. The same command
     continues after an interruption, and several GPUs or machines share the work:
     `torchrun --nproc-per-node 8 -m forecache sample ...`, or `accelerate launch -m forecache sample ...`.
@@ -91,7 +100,9 @@ def sample_command(
     Example: `forecache sample --model digits --num-samples 1000 --method goc --out out/goc-1000`
     """
     many = _Many(num_samples, prompts, shard_size, call_size, exact, random_classes, png)
-    many.check(labels is not None or bool(prompt), compare)
+    many.check(labels is not None or bool(prompt), compare, errors)
+    if rounds is not None and not compare:
+        raise fc.errors.InputError("--rounds times a run beside one without a cache: give --compare, too.")
     options = typed(method)
     saved_plan = _load(plan, options, steps)
     num_steps = saved_plan.num_steps if saved_plan is not None else steps or 20
@@ -100,14 +111,19 @@ def sample_command(
         runs.check_folder(out)
     else:
         distributed.take_gpu()
-    source = open_source(model, device, dtype)
-    scale = sources.own_guidance(source) if guidance is None else guidance
+    source = pipeline.open(model)
+    scale = guidance_of(source, guidance)
     needs_conditions = labels is not None or bool(prompt) or num_samples is None
     conditions = runs.parse_conditions(source, labels, prompt or []) if needs_conditions else ()
     settings = runs.Settings(conditions, num_steps, scale, seed, batch)
     run_plan = saved_plan or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
     if num_samples is None:
-        _sample_few(out, source, run_plan, settings, model=model, compare=compare, as_json=as_json)
+        if errors and run_plan is None:
+            raise fc.errors.InputError("--errors are those of a plan's estimates: give --method or --plan, too.")
+        timed_rounds = ROUNDS if rounds is None else rounds
+        with interruptible(lambda: f"Nothing was written to {out}: the {nouns(source)} are written at the end."):
+            saved = _sample_few(out, source, run_plan, settings, model, compare, timed_rounds, errors)
+        _say_few(saved, run_plan, out, source, as_json=as_json)
     else:
         _sample_many(out, source, run_plan, settings, many, as_json=as_json)
 
@@ -134,32 +150,45 @@ def _sample_few(
     source: sources.Source,
     plan: fc.Plan | None,
     settings: runs.Settings,
-    *,
     model: str,
     compare: bool,
-    as_json: bool,
-) -> None:
+    rounds: int,
+    errors: bool,
+) -> runs.SavedRun:
     batches = -(-len(settings.conditions) // settings.batch)
-    with progress(settings.num_steps * batches * (1 + compare)) as (bar, task):
-        saved = runs.sample_to(
+    generations = batches * (1 + compare) + 2 * rounds * compare + errors
+    with progress(settings.num_steps * generations) as (bar, task):
+        table = None
+        if errors and plan is not None:
+            bar.update(task, description="measuring features")
+            how = sources.Sampling(settings.num_steps, settings.guidance, settings.seed)
+            first = settings.conditions[: settings.batch]
+            gram = step_errors.measured_features(source, first, how, settings.batch, lambda _: bar.advance(task))
+            table = step_errors.document(gram, plan)
+        return runs.sample_to(
             out,
             source,
             plan,
             settings,
             model=model,
             compare=compare,
+            rounds=rounds,
             command=typed_command(),
             on_phase=lambda phase: bar.update(task, description=phase),
             on_step=lambda _: bar.advance(task),
+            errors=table,
         )
+
+
+def _say_few(saved: runs.SavedRun, plan: fc.Plan | None, out: Path, source: sources.Source, *, as_json: bool) -> None:
     if as_json:
         emit(saved.record)
         return
     if plan is not None:
         say(f"{_description(plan)}\n{saved.cost or 'The cost is not known from shapes alone.'}")
-    if compare:
+    if "uncached" in saved.record:
         say(_comparison(saved.record))
-    say(f"Wrote {len(saved.record['images'])} images and run.json to {out} ({saved.record['seconds']:.1f} s).")
+    say(f"Wrote {len(saved.record['images'])} {nouns(source)} and run.json to {out}.")
 
 
 def _description(plan: fc.Plan) -> str:
@@ -168,8 +197,18 @@ def _description(plan: fc.Plan) -> str:
 
 def _comparison(record: Mapping[str, Any]) -> str:
     decibels = [image["psnr_db"] for image in record["images"]]
-    quality = "equal images" if None in decibels else f"PSNR {min(decibels):.1f} to {max(decibels):.1f} dB"
-    return f"Compared with no cache: {record['time_ratio']:.2f}x faster, {quality}"
+    quality = "all equal" if not any(decibels) else _range([value for value in decibels if value is not None])
+    if "timing" not in record:
+        return f"Compared with no cache: {quality}. No time was measured."
+    ratio, timing = record["time_ratio"], record["timing"]
+    return (
+        f"Compared with no cache: {quality}; {ratio['median']:.2f}x as fast ({ratio['low']:.2f} to "
+        f"{ratio['high']:.2f} in {ratio['count']} rounds of {timing['samples']}, in turn)."
+    )
+
+
+def _range(decibels: list[float]) -> str:
+    return f"PSNR {min(decibels):.1f} to {max(decibels):.1f} dB"
 
 
 @dataclass(frozen=True)
@@ -184,7 +223,7 @@ class _Many:
     random_classes: bool | None
     png: bool | None
 
-    def check(self, has_conditions: bool, compare: bool) -> None:
+    def check(self, has_conditions: bool, compare: bool, errors: bool) -> None:
         """Raises InputError for options that do not apply, or that contradict each other.
 
         has_conditions: whether --labels or --prompt were given.
@@ -193,9 +232,10 @@ class _Many:
             names = ("prompts", "shard_size", "call_size", "exact", "random_classes", "png")
             if idle := [name for name in names if getattr(self, name) is not None]:
                 raise fc.errors.InputError(f"--{idle[0].replace('_', '-')} belongs to --num-samples.")
-        elif compare:
+        elif compare or errors:
             raise fc.errors.InputError(
-                "--compare is for a few images: sample twice, with the plan and without one, and compare the folders."
+                f"--{'compare' if compare else 'errors'} is for a few images: "
+                "sample twice, with the plan and without one, and compare the folders."
             )
         if self.exact is False and self.call_size is not None:
             raise fc.errors.InputError(

@@ -15,26 +15,26 @@ from forecache.cli.parameters import (
     MAX_STEPS,
     AsJson,
     Batch,
-    Device,
-    Dtype,
     Guidance,
     Labels,
     Model,
     Prompts,
     out_folder,
 )
+from forecache.cli.pipelines import PipelineOptions, guidance_of, takes_pipeline_options
 from forecache.cli.terminal import app, emit, progress, resumable, say
 from forecache.fit.tuning import Tuned, budgets
 from forecache.fit.tuning.forecasts import vocabulary
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
 from forecache.report import tuning_figures
-from forecache.sampling import runs, sources
-from forecache.zoo.open import open_source
+from forecache.sampling import runs
 
 
 @app.command("tune")
+@takes_pipeline_options
 def tune_command(
+    *,
     model: Model = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps.")] = 20,
     speedup: Annotated[
@@ -66,8 +66,7 @@ def tune_command(
     batch: Batch = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
     as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    pipeline: PipelineOptions,
 ) -> None:
     """Find the best plan for a budget: schedule and forecast together, on your model, judged on held-out samples.
 
@@ -85,7 +84,7 @@ def tune_command(
     """
     asked = budgets.by_name(speedup or (), milliseconds or (), at_least or ())
     with distributed.started() as world:
-        source = open_source(model, device, dtype)
+        source = pipeline.open(model)
         conditions = runs.conditions(source, samples, labels, prompts)
         held_out_conditions = runs.conditions(source, held_out, labels, prompts) if held_out else ()
         with resumable(out / "tune.json", leads=world.leads), progress(None, shown=world.leads) as (bar, task):
@@ -103,7 +102,7 @@ def tune_command(
                 budget=list(asked.values()),
                 held_out=held_out_conditions,
                 forecasts=forecast or DEFAULT_FORECASTS,
-                guidance=sources.own_guidance(source) if guidance is None else guidance,
+                guidance=guidance_of(source, guidance),
                 seed=seed,
                 held_out_seed=held_out_seed,
                 batch=batch,

@@ -1,6 +1,6 @@
-"""Pixel metrics of pairs of images: PSNR and SSIM.
+"""Pixel metrics of pairs of images or videos: PSNR and SSIM.
 
-B images, C channels, H x W pixels.
+B images, F frames, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ WINDOW, SIGMA = 11, 1.5
 def psnr(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
     """Peak signal-to-noise ratio in dB of every image to its reference: (B, C, H, W) twice -> (B,), inf if equal.
 
+    Of videos (B, F, C, H, W) it is the mean over the frames, to which an equal frame adds `EQUAL_DB`; inf if all are.
+
     peak: the range of the pixels, 1 for images in [0, 1].
     """
     _check_pairs("PSNR", images, reference)
+    if images.ndim == 5:
+        of_frames_BF = psnr(images.flatten(0, 1), reference.flatten(0, 1), peak).unflatten(0, images.shape[:2])
+        means_B = of_frames_BF.clamp_max(EQUAL_DB).mean(1)
+        return means_B.masked_fill(of_frames_BF.isinf().all(1), torch.inf)
     error_B = (images.double() - reference.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(peak**2 / error_B)
 
@@ -31,9 +37,12 @@ def ssim(images: Tensor, reference: Tensor, peak: float = 1.0) -> Tensor:
     """Structural similarity (Wang et al. 2004) of every image to its reference: (B, C, H, W) twice -> (B,), 1 if equal.
 
     As published: a Gaussian window of 11 x 11 pixels and width 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside
-    the image count, and the mean is over these and the channels. Images are at least 11 x 11.
+    the image count, and the mean is over these and the channels. Images are at least 11 x 11. Of videos
+    (B, F, C, H, W) it is the mean over the frames.
     """
     _check_pairs("SSIM", images, reference)
+    if images.ndim == 5:
+        return ssim(images.flatten(0, 1), reference.flatten(0, 1), peak).unflatten(0, images.shape[:2]).mean(1)
     if min(images.shape[-2:]) < WINDOW:
         raise InputError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels; these are {_size(images)}.")
     x, y = (part.double().flatten(0, 1)[:, None] for part in (images, reference))

@@ -19,6 +19,7 @@ from forecache import distributed
 from forecache._version import __version__
 from forecache.errors import InputError, StatisticsError
 from forecache.fit.accumulators import Accumulators, Recent
+from forecache.io.text import dtype_name
 from forecache.methods.explicit import explicit
 from forecache.models.find import find, grid, layout_for, measure
 from forecache.parts.grid import Grid
@@ -85,7 +86,8 @@ def calibrate(
     batch: samples of a generation.
     gaps: changes over 1 to ``gaps`` steps are measured.
     rows: in a batch with a guidance pair, the half that is averaged: "first", "second" or "all"; by default the
-        conditional one, which is the first in DiT and the second in PixArt.
+        conditional one, which is the first in DiT and the second in PixArt. A pipeline that calls the model twice a
+        step, such as Wan's, has no pair: its first call is measured.
     shared_noise: whether every sample starts from the same noise, as in the EOC paper.
     keep_on: device of the accumulators; that of the features by default.
     path: the file to write, every minute and at the end. A file of the same calibration is continued, and an
@@ -98,6 +100,7 @@ def calibrate(
     """
     source = sources.as_source(target)
     labels = sources.check_conditions(source, conditions)
+    is_chosen = rows is not None
     rows = getattr(source, "conditional", "first") if rows is None else rows
     if not labels or batch < 1 or gaps < 1:
         raise InputError(
@@ -108,8 +111,10 @@ def calibrate(
         raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
     whole = grid(source.target, num_steps)
     about = (whole.model, whole.fingerprint, whole.scheduler, float(guidance), seed, shared_noise, rows, batch)
-    origin = Origin(*about, labels, __version__)
-    run = _Calibration(source, whole, origin, gaps, keep_on, Path(path) if path is not None else None)
+    dtype = next(find(source.target).parameters()).dtype
+    options = sources.options_of(source) | ({} if dtype is torch.float32 else {"dtype": dtype_name(dtype)})
+    origin = Origin(*about, labels, __version__, options)
+    run = _Calibration(source, whole, origin, gaps, keep_on, Path(path) if path is not None else None, is_chosen)
     return run.finish(on_start, on_step)
 
 
@@ -136,8 +141,10 @@ class _Calibration:
         gaps: int,
         keep_on: str | torch.device | None,
         path: Path | None,
+        rows_are_chosen: bool,
     ) -> None:
         self._source, self._grid, self._origin, self._path = source, whole, origin, path
+        self._rows_are_chosen = rows_are_chosen
         self._gaps = gaps
         self._world = distributed.current()
         self._accumulators = Accumulators(whole, gaps, keep_on)
@@ -198,12 +205,12 @@ class _Calibration:
                 f"The output of {self._grid.sites[site].name} has {len(feature)} rows for {count} samples: calibration "
                 "supports models that are called with one row a sample, or with a guidance pair."
             )
-        if len(feature) == count and rows == "second":
+        if len(feature) == count and rows == "second" and self._rows_are_chosen:
             raise InputError(
                 "rows='second' asks for the second half of a guidance pair, and the model is called with one row a "
                 "sample: use rows='first', or a guidance scale above 1."
             )
-        if len(feature) == 2 * count and rows != "all":
+        if len(feature) == 2 * count and rows != "all":  # a pipeline that calls the model twice has one row a sample
             feature = feature[:count] if rows == "first" else feature[count:]
         recent = self._recent[site]
         earlier = self._earlier if self._world.leads else None

@@ -30,7 +30,7 @@ NAMES: Mapping[tuple[str, str], str] = {
 RESERVED = frozenset({
     "method", "base", "model", "steps", "seed", "guidance", "batch", "out", "plan", "labels", "prompt", "prompts",
     "num_samples", "compare", "shard_size", "call_size", "exact", "random_classes", "png", "as_json", "json", "device",
-    "dtype", "images", "help",
+    "dtype", "images", "help", "height", "width", "frames", "negative_prompt", "offload", "rounds", "seeds", "quiet",
 })  # fmt: skip
 """Names that commands and pages use for their own options."""
 

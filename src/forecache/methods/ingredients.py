@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -100,7 +99,7 @@ def _router(router: Router) -> str:
 
 
 def _statistics(stats: Statistics) -> str:
-    origin = {name: value for name, value in asdict(stats.origin).items() if name != "forecache"}
+    origin = {name: value for name, value in stats.origin.document().items() if name != "forecache"}
     sites = [(site.name, site.depth, site.kind) for site in stats.sites]
     return _hash({"sites": sites, "origin": origin}, [*stats.means, stats.changes, stats.inverse, stats.counts])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as fields_of
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Origin:
     batch: samples of one model call.
     conditions: class labels or texts, one a sample that was asked for; `Statistics.count` of them were measured.
     forecache: version that measured.
+    options: of every call of the pipeline, and a dtype that is not float32, by name; empty for none.
     """
 
     model: str
@@ -54,6 +55,14 @@ class Origin:
     batch: int
     conditions: tuple[int | str, ...]
     forecache: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The origin as plain data; without options if there are none."""
+        values = asdict(self)
+        if not self.options:
+            del values["options"]
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +184,7 @@ class Statistics:
         tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
         tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
         sites = [asdict(site) for site in self.sites]
-        values = {"sites": sites, "origin": asdict(self.origin)}
+        values = {"sites": sites, "origin": self.origin.document()}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         tensor_files.write(Path(path), DOCUMENT, values, tensors)
 
@@ -214,7 +223,8 @@ def _decode(values: Mapping[str, Any]) -> tuple[tuple[Site, ...], Origin]:
     keys = {"name": str, "depth": int, "kind": str}
     sites = Grid(1, tuple(Site(**fields(site, keys)) for site in values["sites"])).sites
     kinds = {"str": str, "float": float, "int": int, "bool": bool}
-    origin = fields(values["origin"], {field.name: kinds.get(str(field.type), list) for field in fields_of(Origin)})
+    types = {one.name: kinds.get(str(one.type), list) for one in fields_of(Origin)} | {"options": dict}
+    origin = fields({"options": {}, **values["origin"]}, types)
     if not all(type(condition) in (int, str) for condition in origin["conditions"]):
         raise ValueError("the conditions of its origin must be numbers or texts")
     origin["conditions"] = tuple(origin["conditions"])

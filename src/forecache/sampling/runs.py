@@ -1,32 +1,45 @@
-"""One sampling run, from conditions to files: PNGs, and a run.json with settings, cost, latency and hardware."""
+"""One sampling run, from conditions to files: images or videos, and a run.json: settings, cost, times, hardware."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from forecache.environment import environment
 from forecache.errors import InputError
-from forecache.evaluate import psnr
+from forecache.evaluate.images import WINDOW, psnr, ssim
 from forecache.io import files as files_module
+from forecache.io.text import dtype_name
 from forecache.models.arguments import Arguments
 from forecache.models.counting import first_call
-from forecache.models.find import find
+from forecache.models.find import find, transformers
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
-from forecache.sampling import samples_file
+from forecache.sampling import samples_file, videos
 from forecache.sampling.loop import check_labels, random_labels
-from forecache.sampling.sources import Condition, OnStep, Sampling, Source, all_conditions, check_conditions, in_batches
-from forecache.sampling.timing import timed
+from forecache.sampling.sources import (
+    Condition,
+    OnStep,
+    Sampling,
+    Source,
+    all_conditions,
+    check_conditions,
+    in_batches,
+    options_of,
+)
+from forecache.sampling.timing import Turns, alternate, timed
 
 UNCACHED = "uncached.npz"
+WITH_PLAN, UNCACHED_NAME = "with the plan", "no cache"
+"""Names of the two runs of a comparison in its times."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +68,8 @@ class Settings:
 class Run:
     """The result of one run.
 
-    images: (B, C, H, W) in [0, 1], float32
-    seconds: latency of the whole run
+    images: (B, C, H, W), or videos (B, F, C, H, W), in [0, 1], float32
+    seconds: duration of the whole run; of a model's first run it is longer than of the next
     stats: counts of the session; None without a plan
     call: arguments of the first model call, on the meta device
     """
@@ -74,7 +87,7 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
         how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         return in_batches(source, settings.conditions, how, settings.batch, on_step)
 
-    with first_call(find(source.target)) as calls:
+    with first_call(first_model(source)) as calls:
         if plan is None:
             return Run(*timed(images), None, *calls)
         with apply(source.target, plan) as session:
@@ -82,12 +95,52 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
     return Run(pixels, seconds, session.stats, *calls)
 
 
+def first_model(source: Source) -> torch.nn.Module:
+    """The transformer of a source; of two, which take turns in a run, the one that begins."""
+    models = transformers(source.target)
+    return find(models[0] if models else source.target)
+
+
+def time_in_turn(
+    source: Source,
+    plans: Mapping[str, Plan | None],
+    settings: Settings,
+    rounds: int,
+    on_step: OnStep | None = None,
+    on_run: Callable[[str], None] | None = None,
+) -> Turns:
+    """The latencies of the first batch of a run under each of several plans, in turn. There is no warm-up here.
+
+    plans: by name; None computes everything
+    rounds: rounds that all plans run in
+    on_run: called with the name of the plan that starts
+    """
+    first = replace(settings, conditions=settings.conditions[: settings.batch])
+
+    def run(plan: Plan | None) -> Callable[[], float]:
+        return lambda: generate(source, plan, first, on_step).seconds
+
+    seconds = alternate({name: run(plan) for name, plan in plans.items()}, rounds, warmup=0, on_call=on_run)
+    return Turns(len(first.conditions), {name: tuple(values) for name, values in seconds.items()})
+
+
 def cost(source: Source, plan: Plan, run: Run) -> Cost | None:
     """The cost of the plan for the first batch of the run; None if the model's forward reads values."""
     try:
-        return plan.cost(source.target, inputs=run.call)
+        return plan.cost(first_model(source), inputs=run.call)
     except InputError:  # the model's forward reads values
         return None
+
+
+def described(source: Source) -> dict[str, Any]:
+    """How a source's model is set up: class of the pipeline or model, dtype, device, and the options of its calls."""
+    weights = next(first_model(source).parameters())
+    return {
+        "class": type(source.target).__name__,
+        "dtype": dtype_name(weights.dtype),
+        "device": str(weights.device),
+        "options": options_of(source),
+    }
 
 
 def write(
@@ -99,45 +152,77 @@ def write(
     plan: Plan | None = None,
     cost: Cost | None = None,
     uncached: Run | None = None,
+    timing: Turns | None = None,
+    pipeline: Mapping[str, Any] | None = None,
     command: str = "",
+    errors: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the images as PNGs, the plan as plan.json, and run.json; gives the contents of run.json.
+    """Write the images or videos, the plan as plan.json, and run.json; gives the contents of run.json.
 
     What an earlier run wrote into the folder goes.
-    uncached: the same run without a plan, for the PSNR of every image and the measured speed-up; its images are kept in
-    uncached.npz, as ADM's suite reads it. command: what was typed.
+    uncached: the same run without a plan, for PSNR and SSIM; its images are kept in uncached.npz, as ADM's suite reads
+    it. timing: latencies of `WITH_PLAN` and `UNCACHED_NAME` in turn, if they were measured. pipeline: as `described`.
+    command: what was typed. errors: errors of the plan's estimates by step and site, as `fit.step_errors` has them.
     """
     out.mkdir(parents=True, exist_ok=True)
     _clear(out)
-    files = [f"{index:05d}.png" for index in range(len(run.images))]
-    for file, image in zip(files, run.images, strict=True):
-        save_png(image, out / file)
+    entries = _save(out, run.images)
     if plan is not None:
         plan.save(out / "plan.json")
     record: dict[str, Any] = {
         "command": command,
         "model": model,
         "settings": asdict(settings),
+        "pipeline": dict(pipeline or {}),
         "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
-        "cost_per_batch": _cost(cost) if cost else None,
+        "cost_per_batch": cost_document(cost) if cost else None,
         "seconds": run.seconds,
         "stats": run.stats.counts() if run.stats else None,
         "environment": environment(),
         "images": [
-            {"file": file, "prompt" if isinstance(condition, str) else "label": condition}
-            for file, condition in zip(files, settings.conditions, strict=True)
+            entry | {"prompt" if isinstance(condition, str) else "label": condition}
+            for entry, condition in zip(entries, settings.conditions, strict=True)
         ],
     }
+    if errors is not None:
+        record["errors"] = dict(errors)
     if uncached is not None:
-        pixels = (uncached.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        samples_file.write(out / UNCACHED, len(pixels), [pixels], samples_file.labels_of(settings.conditions))
+        pixels = _in_bytes(uncached.images)
+        frames = len(pixels) // len(entries)
+        labels = [condition for condition in settings.conditions for _ in range(frames)]
+        samples_file.write(out / UNCACHED, len(pixels), [pixels], samples_file.labels_of(labels))
         record["uncached"] = UNCACHED
-        record["uncached_seconds"] = uncached.seconds
-        record["time_ratio"] = uncached.seconds / run.seconds
-        for entry, value in zip(record["images"], psnr(run.images, uncached.images).tolist(), strict=True):
-            entry["psnr_db"] = None if value == float("inf") else value  # equal images
+        _add_quality(record["images"], run.images, uncached.images)
+    if timing is not None:
+        record["timing"] = timing.document()
+        record["time_ratio"] = asdict(timing.ratio(WITH_PLAN, UNCACHED_NAME))
     files_module.write_json(out / "run.json", record)
     return record
+
+
+def _save(out: Path, images: Tensor) -> list[dict[str, Any]]:
+    """Write the images as PNGs, or the videos with their frames as PNGs; gives an entry of run.json for each."""
+    if images.ndim == 5:
+        return [videos.save(video, out, f"{index:05d}") for index, video in enumerate(images)]
+    files = [f"{index:05d}.png" for index in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        save_png(image, out / file)
+    return [{"file": file} for file in files]
+
+
+def _in_bytes(images: Tensor) -> np.ndarray[Any, Any]:
+    """Images as (N, H, W, C) uint8, videos frame after frame."""
+    frames = images.flatten(0, 1) if images.ndim == 5 else images
+    return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _add_quality(entries: Sequence[dict[str, Any]], images: Tensor, uncached: Tensor) -> None:
+    """Adds the PSNR of every image to its uncached one, None for equal images, and its SSIM if it is large enough."""
+    for entry, value in zip(entries, psnr(images, uncached).tolist(), strict=True):
+        entry["psnr_db"] = None if value == float("inf") else value
+    if min(images.shape[-2:]) >= WINDOW:
+        for entry, value in zip(entries, ssim(images, uncached).tolist(), strict=True):
+            entry["ssim"] = value
 
 
 @dataclass(frozen=True)
@@ -160,26 +245,45 @@ def sample_to(
     *,
     model: str,
     compare: bool = False,
+    rounds: int = 0,
     command: str = "",
     on_phase: Callable[[str], None] | None = None,
     on_step: OnStep | None = None,
+    errors: Mapping[str, Any] | None = None,
 ) -> SavedRun:
     """Sample a run and write it to a folder, as `write` does.
 
-    compare: sample without the plan too, for the PSNR of every image and the ratio of times. The model is warmed up
-        first, so that the run with the plan is not timed with a model's slow first call.
-    on_phase: called with "sampling" and "sampling without a cache" when they begin. on_step: after every step.
+    compare: sample without the plan too, for the PSNR of every image.
+    rounds: with ``compare``, rounds in which the first batch is sampled again with the plan and without one, in turn,
+        for the times; both have run before, so that no first call is timed. 0, the default, measures no times.
+    on_phase: called with "sampling", "sampling without a cache" and "timing" when they begin. on_step: after every
+    step. errors: as in `write`.
     """
     phase = on_phase or (lambda _: None)
     phase("sampling")
-    if compare:
-        warm_up = Sampling(min(2, settings.num_steps), settings.guidance, settings.seed)
-        source.generate(settings.conditions[: settings.batch], warm_up)
     run = generate(source, plan, settings, on_step)
-    phase("sampling without a cache")
-    uncached = generate(source, None, settings, on_step) if compare else None
+    uncached, timing = None, None
+    if compare:
+        phase("sampling without a cache")
+        uncached = generate(source, None, settings, on_step)
+        if rounds:
+            phase("timing")
+            pair = {UNCACHED_NAME: None, WITH_PLAN: plan}
+            timing = time_in_turn(source, pair, settings, rounds, on_step)
     costs = cost(source, plan, run) if plan is not None else None
-    record = write(out, run, settings, model=model, plan=plan, cost=costs, uncached=uncached, command=command)
+    record = write(
+        out,
+        run,
+        settings,
+        model=model,
+        plan=plan,
+        cost=costs,
+        uncached=uncached,
+        timing=timing,
+        pipeline=described(source),
+        command=command,
+        errors=errors,
+    )
     return SavedRun(record, costs)
 
 
@@ -193,14 +297,19 @@ def _clear(out: Path) -> None:
     """Remove the files of an earlier run, as its run.json lists them, and nothing else."""
     try:
         images = files_module.document(out / "run.json", 2**26)["images"]
-        names = [f"{index:05d}.png" for index, image in enumerate(images) if image["file"] == f"{index:05d}.png"]
+        entries = [(f"{index:05d}", image) for index, image in enumerate(images)]
+        names = [f"{stem}.png" for stem, image in entries if image["file"] == f"{stem}.png"]
+        films = [(stem, image) for stem, image in entries if image["file"] in videos.names(stem)]
+        for stem, image in films:
+            videos.remove(out, stem, image)
     except (OSError, ValueError, KeyError, TypeError):
         return  # there was none, or it is somebody else's
     for name in (*names, "plan.json", "plan.constants.safetensors", UNCACHED, "run.json"):
         (out / name).unlink(missing_ok=True)
 
 
-def _cost(cost: Cost) -> Mapping[str, Any]:
+def cost_document(cost: Cost) -> dict[str, Any]:
+    """A plan's cost for a JSON file."""
     return {
         "macs": cost.macs,
         "macs_uncached": cost.macs_uncached,

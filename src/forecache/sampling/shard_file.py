@@ -2,7 +2,7 @@
 
 shards.json, versioned JSON, checked when it is read:
 
-    {"format": "forecache-shards", "version": 1, "forecache": "0.1.0",
+    {"format": "forecache-shards", "version": 2, "forecache": "0.1.0",
      "settings": {"model": "DiTTransformer2DModel", ..., "count": 50000, "shard_size": 256, "call_size": 16}}
 
 shards/00000.safetensors: ``images`` (count, H, W, C) uint8, and in its metadata the run, the first sample, the SHA-256
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from forecache.io import files, tensor_files
 from forecache.io.document import Document, fields, items, refusing
 from forecache.io.text import short
 
-MANIFEST = Document("forecache-shards", 1)
+MANIFEST = Document("forecache-shards", 2)
 SHARD = Document("forecache-shard", 2)
 MAX_BYTES = 16 * 2**30
 KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {
     "model": str, "weights": dict, "scheduler": str, "dtype": str, "plan": dict,
     "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
+    "options": dict,
 }  # fmt: skip
 SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_on": str}
 
@@ -44,7 +45,8 @@ class Settings:
     """The settings that determine the samples of a run, and how they are divided into shards.
 
     weights: fingerprints by component. plan: its method and digest, empty without a cache. conditions: digest of one
-    condition a sample. call_size: samples in every model call, None where it may vary.
+    condition a sample. call_size: samples in every model call, None where it may vary. options: those of every call of
+    the pipeline that were given, such as its height.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Settings:
     count: int
     shard_size: int
     call_size: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:

@@ -33,7 +33,7 @@ from forecache.sampling import samples_file, shard_file
 from forecache.sampling.loop import check_labels
 from forecache.sampling.shard_file import Settings
 from forecache.sampling.shard_worker import Folder, OnProgress, ShardRun
-from forecache.sampling.sources import Sampling, Source, as_source, check_conditions
+from forecache.sampling.sources import Sampling, Source, as_source, check_conditions, makes_videos, options_of
 
 CALL_SIZE = 16
 """Samples in every model call by default."""
@@ -153,6 +153,11 @@ def settings_of(
             "Sampling needs at least one condition and at least one step; there are "
             f"{len(conditions)} conditions and {how.num_steps} steps."
         )
+    if makes_videos(source):
+        raise InputError(
+            f"A {type(source.target).__name__} makes videos, and shards hold images: sample a few at a time, without "
+            "a number of samples, or in several folders with different seeds."
+        )
     model = find(source.target)
     parts = getattr(source.target, "components", {"transformer": model})
     return Settings(
@@ -168,6 +173,7 @@ def settings_of(
         len(conditions),
         shard_size,
         call_size,
+        options_of(source),
     )
 
 
@@ -212,6 +218,9 @@ def differences(there: Settings, asked: Settings) -> list[str]:
         elif name == "plan" and a.get("sha256") != b.get("sha256"):
             methods = [plan.get("method", "none") for plan in (a, b)]
             words.append("another plan" if methods[0] == methods[1] else f"plan {methods[0]}, not {methods[1]}")
+        elif name == "options" and a != b:
+            words += [f"{key.replace('_', ' ')} {a.get(key, 'of the pipeline')}, not {b.get(key, 'of the pipeline')}"
+                      for key in sorted({*a, *b}) if a.get(key) != b.get(key)]  # fmt: skip
         elif name == "conditions" and a != b:
             words += ["other conditions"] if there.count == asked.count else []
         elif name != "plan" and a != b:

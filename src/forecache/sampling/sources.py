@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 
 from forecache.errors import InputError
+from forecache.models.find import transformers
+from forecache.sampling.call_options import CallOptions, frames_name, guidance_name, parameters
 from forecache.sampling.loop import check_labels, generators
 
 OnStep = Callable[[int], None]
@@ -49,11 +50,11 @@ class Sampling:
 
 
 class Source(Protocol):
-    """A model that makes images from class labels or from texts.
+    """A model that makes images or videos from class labels or from texts.
 
     Optional attributes: ``conditional``, the half of a guidance pair that is conditional, "first" (the default) or
     "second"; ``guidance``, the default guidance scale; ``prompts``, default texts; ``call_inputs(rows)``, the arguments
-    of a model call.
+    of a model call; ``options``, the `CallOptions` of every call; ``makes_videos``, False by default.
     """
 
     @property
@@ -71,7 +72,7 @@ class Source(Protocol):
         ...
 
     def generate(self, labels: Any, how: Sampling, first_index: int = 0, on_step: OnStep | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], float32 on the CPU, of a sequence of labels, or of texts.
+        """Images (B, C, H, W), or videos (B, F, C, H, W), in [0, 1], float32 on the CPU, of labels or of texts.
 
         Image i depends on its condition, the seed and first_index + i alone.
         """
@@ -103,7 +104,7 @@ class DiTSource:
         self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
         check_labels(labels, self.classes)
-        with _reporting(self.pipe.transformer, on_step):
+        with _reporting(self.pipe, on_step):
             images = self.pipe(
                 list(labels),
                 guidance_scale=how.guidance,
@@ -116,9 +117,14 @@ class DiTSource:
 
 @dataclass(frozen=True)
 class TextSource:
-    """A diffusers text-to-image pipeline, such as PixArt's."""
+    """A diffusers pipeline that makes images or videos of texts, such as PixArt's or Wan's.
+
+    pipe: the pipeline
+    options: of every call; by default the pipeline's own
+    """
 
     pipe: Any
+    options: CallOptions = CallOptions()  # noqa: RUF009 - it is frozen
 
     classes = 0
     conditional = "second"
@@ -127,57 +133,122 @@ class TextSource:
     def target(self) -> Any:
         return self.pipe
 
+    @property
+    def makes_videos(self) -> bool:
+        """Whether it makes videos (B, F, C, H, W) and not images (B, C, H, W)."""
+        return frames_name(self.pipe) is not None
+
     def label(self, name: str) -> int:
         raise InputError(f"A {type(self.pipe).__name__} makes images of texts, not of classes: use --prompt {name!r}.")
 
     def generate(
         self, labels: Sequence[str], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
-        more: dict[str, Any] = {}
-        if "use_resolution_binning" in _parameters(self.pipe):
-            more["use_resolution_binning"] = False  # sample at the model's own size
-        if "clean_caption" in _parameters(self.pipe) and not all(map(find_spec, ("bs4", "ftfy"))):
-            more["clean_caption"] = False  # the pipeline falls back to this by itself, with warnings
-        with _reporting(self.pipe.transformer, on_step):
-            images = self.pipe(
+        known, arguments = parameters(self.pipe), self.options.arguments(self.pipe)
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(labels)
+        if "use_resolution_binning" in known:
+            arguments["use_resolution_binning"] = False  # sample at the model's own size, or at the one asked for
+        if "clean_caption" in known and not all(map(find_spec, ("bs4", "ftfy"))):
+            arguments["clean_caption"] = False  # the pipeline falls back to this by itself, with warnings
+        with _reporting(self.pipe, on_step):
+            output = self.pipe(
                 prompt=list(labels),
-                guidance_scale=how.guidance,
                 num_inference_steps=how.num_steps,
                 generator=generators(how.seed, how.indices(first_index, len(labels))),
                 output_type="pt",
-                **more,
-            ).images
+                **arguments,
+                **self._guided(how.guidance, arguments, len(labels)),
+            )
+        names = [name for name in ("frames", "images", "image", "videos") if getattr(output, name, None) is not None]
+        images = getattr(output, names[0]) if names else output[0]
+        images = torch.stack(list(images)) if isinstance(images, list) else images
+        if images.ndim != 4 + self.makes_videos:
+            raise InputError(
+                f"A {type(self.pipe).__name__} gave out {tuple(images.shape)}: forecache samples images of one size, "
+                "(count, channels, height, width), and videos, (count, frames, channels, height, width)."
+            )
         return images.float().cpu()
 
+    def _guided(self, scale: float, arguments: dict[str, Any], count: int) -> dict[str, Any]:
+        """The guidance scale as an argument of the call; true guidance gets an empty negative prompt if it has none.
 
-def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(pipe).__call__).parameters
+        Raises InputError for a scale if the call has none.
+        """
+        name = guidance_name(self.pipe)
+        if name is None:
+            if scale != own_guidance(self):
+                raise InputError(f"The call of a {type(self.pipe).__name__} has no guidance scale: leave it out.")
+            return {}
+        if name == "true_cfg_scale" and scale > 1 and "negative_prompt" not in arguments:
+            return {name: scale, "negative_prompt": [" "] * count}  # without one the pipeline ignores the scale
+        return {name: scale}
 
 
 def takes_texts(pipe: Any) -> bool:
-    """Whether an object is a diffusers text-to-image pipeline with a transformer."""
-    needed = {"prompt", "guidance_scale", "num_inference_steps", "generator", "output_type", "num_images_per_prompt"}
-    return hasattr(pipe, "transformer") and callable(pipe) and needed <= set(_parameters(pipe))
+    """Whether an object is a diffusers pipeline with a transformer that makes images or videos of texts alone."""
+    if not hasattr(pipe, "transformer") or not callable(pipe):
+        return False
+    known = parameters(pipe)
+    required = {
+        name
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    needed = {"prompt", "num_inference_steps", "generator", "output_type"} <= known.keys()
+    pictures = {"num_images_per_prompt", "num_videos_per_prompt"} & known.keys()
+    return needed and bool(pictures) and required <= {"self", "prompt"}
 
 
 def own_guidance(source: Source) -> float:
-    """The default guidance scale: the source's own, else the pipeline's for texts, else 1.5, as in the papers."""
-    default = _parameters(source.target)["guidance_scale"].default if isinstance(source, TextSource) else 1.5
+    """The default guidance scale: the source's own, else the pipeline's for texts, else 1.5, as in the papers.
+
+    1 for a pipeline without a guidance scale.
+    """
+    default = 1.5
+    if isinstance(source, TextSource):
+        name = guidance_name(source.pipe)
+        default = parameters(source.pipe)[name].default if name is not None else 1.0
     return getattr(source, "guidance", default)
 
 
+def with_options(source: Source, options: CallOptions) -> Source:
+    """The source with options of every call. Raises InputError for options that it does not take."""
+    if not (given := options.document()):
+        return source
+    if isinstance(source, TextSource):
+        options.arguments(source.pipe)
+        return replace(source, options=options)
+    words = ", ".join(name.replace("_", " ") for name in given)
+    raise InputError(
+        f"A {type(source.target).__name__} has no {words}: leave it out. These are for pipelines that make images or "
+        "videos of texts; a model of classes samples at its own size."
+    )
+
+
+def options_of(source: Source) -> dict[str, Any]:
+    """The options of every call of a source that were given, by name; empty for none."""
+    return getattr(source, "options", CallOptions()).document()
+
+
+def makes_videos(source: Source) -> bool:
+    """Whether a source makes videos (B, F, C, H, W)."""
+    return bool(getattr(source, "makes_videos", False))
+
+
 @contextmanager
-def _reporting(transformer: Any, on_step: OnStep | None) -> Iterator[None]:
-    """Call ``on_step`` after every call of the transformer in this block: not every pipeline has a callback."""
+def _reporting(pipe: Any, on_step: OnStep | None) -> Iterator[None]:
+    """Call ``on_step`` after every call of a transformer in this block: not every pipeline has a callback."""
     if on_step is None:
         yield
         return
-    calls = itertools.count()
-    hook = transformer.register_forward_hook(lambda *_: on_step(next(calls)))
+    calls, tell = itertools.count(), on_step
+    hooks = [model.register_forward_hook(lambda *_: tell(next(calls))) for model in transformers(pipe)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def all_conditions(source: Source) -> Sequence[Condition]:
@@ -206,7 +277,7 @@ def call_inputs(source: Source, rows: int) -> dict[str, Any] | None:
 def in_batches(
     source: Source, labels: Sequence[Condition], how: Sampling, batch: int, on_step: OnStep | None = None
 ) -> Tensor:
-    """The images (B, C, H, W) of all conditions, ``batch`` a generation; their noise does not depend on ``batch``."""
+    """The images or videos of all conditions, ``batch`` a generation; their noise does not depend on ``batch``."""
     starts = range(0, len(labels), batch)
     return torch.cat([source.generate(labels[first : first + batch], how, first, on_step) for first in starts])
 
@@ -223,7 +294,7 @@ def as_source(target: Any) -> Source:
     if all(hasattr(target, name) for name in ("target", "classes", "generate")):
         return target
     raise InputError(
-        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a text-to-image "
-        "pipeline, a bundled model, or an object with `target`, `classes` and `generate`, as "
+        f"forecache does not know how to sample from a {type(target).__name__}: pass a DiTPipeline, a pipeline that "
+        "makes images or videos of texts, a bundled model, or an object with `target`, `classes` and `generate`, as "
         "forecache.sampling.sources.Source describes it."
     )

@@ -10,12 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+ROUNDS = 3
+"""Timed rounds where a command compares runs by the way."""
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:
@@ -88,6 +90,31 @@ class Spread:
     def of_ratios(cls, values: Iterable[float], references: Iterable[float]) -> Spread:
         """The spread of each value over the reference of the same round."""
         return cls.of(value / reference for value, reference in zip(values, references, strict=True))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Latencies of several runs that took turns after a warm-up.
+
+    samples: images of one run.
+    seconds: by name of the run, one latency a round.
+    """
+
+    samples: int
+    seconds: Mapping[str, tuple[float, ...]]
+
+    def spread(self, name: str) -> Spread:
+        """The latencies of a run in seconds."""
+        return Spread.of(self.seconds[name])
+
+    def ratio(self, name: str, reference: str) -> Spread:
+        """How many times less time a run takes than a reference, within a round."""
+        return Spread.of_ratios(self.seconds[reference], self.seconds[name])
+
+    def document(self) -> dict[str, Any]:
+        """The latencies for a JSON file."""
+        seconds = {name: asdict(self.spread(name)) for name in self.seconds}
+        return {"samples": self.samples, "warmed_up": True, "in_turn": True, "seconds": seconds}
 
 
 def alternate(

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,19 +25,54 @@ UNREACHABLE = re.compile(
     r"Max retries|offline|client has been closed|ConnectTimeout|resolve"
 )
 
+OFFLOADS = ("none", "model", "group")
+"""Where the weights of a pipeline wait for their use: on the GPU; on the CPU, one component at a time; by leaves."""
 
-def open_source(name: str, device: str = "auto", dtype: str = "auto") -> Source:
+
+def open_source(name: str, device: str = "auto", dtype: str = "auto", offload: str = "none") -> Source:
     """The model of a name: a bundled one (`models`), a folder of ``save_pretrained``, or a repository on the hub.
 
     device: ``auto`` takes a GPU if there is one
     dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU
+    offload: one of `OFFLOADS`; diffusers' model offload, or its group offload by leaves
 
-    Raises InputError for an unknown name, or a pipeline that cannot be loaded or sampled from.
+    Raises InputError for an unknown name, a pipeline that cannot be loaded or sampled from, and for offloading without
+    a GPU.
     """
     placement, precision = resolve(device, dtype)
+    _check_offload(offload, placement, name)
     if name in models():
         return record(name).open(precision, placement)
-    return as_source(_pipeline(name, precision).to(placement))
+    return as_source(_placed(_pipeline(name, precision), placement, offload))
+
+
+def _check_offload(offload: str, device: str, name: str) -> None:
+    if offload not in OFFLOADS:
+        raise InputError(f"offload is one of {', '.join(OFFLOADS)}; not {offload!r}.")
+    if offload != "none" and device == "cpu":
+        raise InputError(
+            f"Offload by {offload} keeps weights on the CPU while a GPU does not need them, and this run is on the "
+            "CPU: leave it out, or give a device such as cuda."
+        )
+    if offload != "none" and name in models():
+        raise InputError(f"{name} is a small model that is not offloaded: leave offload out.")
+    if offload != "none" and find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "diffusers", "Offloading")
+
+
+def _placed(pipe: Any, device: str, offload: str) -> Any:
+    """The pipeline with its weights on the device, or set up to bring them there."""
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        if not hasattr(pipe, "enable_group_offload"):
+            raise InputError("This diffusers offloads no pipelines by group: update it, or offload by model.")
+        pipe.enable_group_offload(
+            onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level"
+        )
+    else:
+        pipe.to(device)
+    return pipe
 
 
 def open_structure(name: str) -> Any:
@@ -94,8 +130,10 @@ def _pipeline(name: str, dtype: torch.dtype) -> Any:
         pipe: Any = DiffusionPipeline.from_pretrained(name, **as_dtype(dtype))
     if type(pipe).__name__ != "DiTPipeline" and not takes_texts(pipe):
         raise InputError(
-            f"{name} is a {type(pipe).__name__}; `sample` runs DiTPipelines, and pipelines with a transformer that "
-            "make images of texts. In Python, forecache.apply works on any pipeline with a transformer."
+            f"{name} is a {type(pipe).__name__}; the command line samples from DiTPipelines, and from pipelines with a "
+            "transformer that make images or videos of texts alone. In Python, forecache.apply works on any pipeline "
+            "with a transformer, and forecache.tune and calibrate take a source of your own, as "
+            "examples/tune_video.py has one."
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe

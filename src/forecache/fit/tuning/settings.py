@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from forecache._version import __version__
@@ -10,7 +11,7 @@ from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.trials import Trial
 from forecache.io.text import dtype_name
 from forecache.models.find import find, grid
-from forecache.sampling.sources import Condition, Source
+from forecache.sampling.sources import Condition, Source, options_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
     longest: longest interval between computed steps, in steps.
     trials: schedules that are sampled with for each budget.
     search_seed: seed of the proposals.
+    options: of every call of the pipeline that were given, such as its height.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Settings:
     longest: int
     trials: int
     search_seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_source(
@@ -77,11 +80,14 @@ class Settings:
             longest=min(longest, num_steps),
             trials=trials,
             search_seed=search_seed,
+            options=options_of(source),
         )
 
     def as_document(self) -> dict[str, Any]:
-        """The settings as plain data, with the version of forecache."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The settings as plain data, with the version of forecache; without options if none were given."""
+        values = {name: getattr(self, name) for name in (one.name for one in fields(self))}
+        if not self.options:
+            del values["options"]
         values["conditions"] = list(self.conditions)
         values["forecasts"] = [forecast.as_document() for forecast in self.forecasts]
         return values | {"forecache": __version__}

@@ -108,7 +108,7 @@ def _load(path: Path, settings: Settings) -> dict[TrialKey, Trial]:
     """The trials in a file; SearchFileError if they are of another tuning."""
     theirs, known = trials.read(path)
     own = settings.as_document()
-    differ = [name for name in own if name != "fingerprint" and theirs.get(name) != own[name]]
+    differ = [name for name in own | theirs if name != "fingerprint" and theirs.get(name) != own.get(name)]
     if not is_same(str(theirs.get("fingerprint")), settings.fingerprint):
         differ.append("fingerprint")
     if differ:

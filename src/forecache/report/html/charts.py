@@ -144,6 +144,25 @@ def scatter(
     return _figure(frame, drawn, label, (across, up), tag("ul", *items, class_="legend numbered"))
 
 
+def marks(points: Sequence[Point], label: str, across: str, up: str) -> Html:
+    """Marks without numbers, for many points; a line joins those that no point beats in both.
+
+    A smaller x is better, and a larger y. label: name of the chart, for screen readers. across, up: labels of the axes.
+    """
+    frame = _Frame(_spread([point.x for point in points]), _spread([point.y for point in points]))
+    best = [a for a in points if not any(b.x <= a.x and b.y >= a.y and (b.x, b.y) != (a.x, a.y) for b in points)]
+    line = " ".join(
+        f"{'L' if index else 'M'}{frame.x(point.x)},{frame.y(point.y)}"
+        for index, point in enumerate(sorted(best, key=lambda point: point.x))
+    )
+    drawn = [tag("path", class_="curve f1", d=line)]
+    for point in points:
+        colour = f"f{1 if point in best else point.colour}"
+        words = f"{point.name}: {across} {point.x:.4g}, {up} {point.y:.4g}"
+        drawn.append(_point(frame, point.x, point.y, words, f"dot {colour}"))
+    return _figure(frame, drawn, label, (across, up), Html(""))
+
+
 def _point(frame: _Frame, x: float, y: float, words: str, looks: str, inside: str = "") -> Html:
     """A mark whose description is shown when it is pointed at, tapped, or reached with the keyboard.
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from forecache.parts.statistics import Statistics
 from forecache.plan.plan import Plan
+from forecache.report.html.films import Sheet
 
 MAX_TEXT = 600
+ErrorTable = tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]
+"""Names of sites, and their values by step."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Row:
     quality: values by metric; `ReportData.better` says which direction is better.
     cache_bytes: peak cache memory in bytes.
     macs: multiply-accumulates, as the file counts them.
+    more: further cells of the table, by the title of their column.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Row:
     quality: Mapping[str, float] = field(default_factory=dict)
     cache_bytes: float | None = None
     macs: float | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,50 @@ class Image:
     png: the PNG file's bytes.
     uncached: the same sample without a cache, as a PNG; None if it was not sampled.
     psnr_db: PSNR of the two in dB; None if it is not known or they are equal.
+    ssim: SSIM of the two; None if it is not known.
+    film: frames of a video in the place of ``png``; None for an image.
+    uncached_film: the same frames without a cache.
     """
 
     name: str
     png: bytes
     uncached: bytes | None = None
     psnr_db: float | None = None
+    ssim: float | None = None
+    film: Sheet | None = None
+    uncached_film: Sheet | None = None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a strip.
+
+    name: of its column.
+    image: the image, or the frames of a video.
+    difference: its amplified difference to the first picture of the strip; None for that one.
+    caption: its quality in a few words.
+    """
+
+    name: str
+    image: Sheet
+    difference: Sheet | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of one prompt and seed, one a column. name: of the prompt and the seed."""
+
+    name: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of a comparison of methods. gain: factor of the differences."""
+
+    strips: tuple[Strip, ...]
+    gain: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +107,8 @@ class ReportData:
     rows: plans, caches or patterns to compare.
     better: by metric of the rows, "higher" or "lower".
     images: the samples.
+    gallery: pictures of several columns; None for none.
+    errors: by plan, the names of sites and the error of every estimate, [site][step]; None where it is not known.
     left_out: rows or images beyond the limits of a page.
     figures: of an evaluation, each (name, value, interval, samples, resamples).
     costs: cost by name, as text.
@@ -79,6 +124,8 @@ class ReportData:
     rows: tuple[Row, ...] = ()
     better: Mapping[str, str] = field(default_factory=dict)
     images: tuple[Image, ...] = ()
+    gallery: Gallery | None = None
+    errors: Mapping[str, ErrorTable] = field(default_factory=dict)
     left_out: int = 0
     figures: tuple[tuple[str, ...], ...] = ()
     costs: Mapping[str, str] = field(default_factory=dict)

@@ -14,12 +14,13 @@ from forecache.fit.tuning import trials as tuning_file
 from forecache.io import files
 from forecache.parts.statistics import Statistics
 from forecache.plan.plan import Plan
-from forecache.report.html.data import ReportData, Row, listed, mapping, number, text, texts
+from forecache.report.html import comparison
+from forecache.report.html.data import ErrorTable, ReportData, Row, listed, mapping, number, text, texts
 from forecache.report.html.pictures import images_of_run, images_of_samples
 
 MAX_BYTES = 16 * 2**20
 MAX_ROWS = 200
-FILES = ("run.json", "bench.json", "demo.json", "search.json", "tune.json", "result.json")
+FILES = ("run.json", "bench.json", "demo.json", "search.json", "tune.json", "result.json", "comparison.json")
 """The results that a folder is searched for, in this order."""
 BETTER = {"PSNR, dB": "higher", "Fréchet distance": "lower", "class accuracy": "higher"}
 """The better direction of the metrics of comparisons, by their title in a report."""
@@ -98,9 +99,7 @@ def _run(path: Path, record: dict[str, Any]) -> ReportData:
         "MACs of a batch": _macs(cost.get("macs")),
         "without a cache": _macs(cost.get("macs_uncached")),
         "fewer MACs": _times(cost.get("macs_ratio")),
-        "time": _seconds(record.get("seconds")),
-        "time without a cache": _seconds(record.get("uncached_seconds")),
-        "less time": _times(record.get("time_ratio")),
+        **_timing(record),
         "cache of a batch": _mib(cost.get("cache_bytes")),
     }
     model = text(record.get("model"))
@@ -110,9 +109,11 @@ def _run(path: Path, record: dict[str, Any]) -> ReportData:
         plan,
         images=images,
         left_out=left_out,
+        errors=_errors(record),
         costs={name: value for name, value in costs.items() if value},
         facts={
             "Run": {"model": model, **texts(record["settings"])},
+            "Pipeline": texts(record.get("pipeline")),
             "Plan": provenance,
             "Model": _grid(plan),
             "Scheduler": _scheduler(plan),
@@ -121,6 +122,27 @@ def _run(path: Path, record: dict[str, Any]) -> ReportData:
         },
         command=text(record.get("command")),
     )
+
+
+def _timing(record: dict[str, Any]) -> dict[str, str]:
+    """Times that were measured in turn; else the duration of the run, which is no speed."""
+    timing = mapping(record.get("timing"))
+    if not timing:
+        return {"duration of the run, first calls and all": _seconds(record.get("seconds"))}
+    seconds, ratio = mapping(timing.get("seconds")), mapping(record.get("time_ratio"))
+    rounds = f"median of {text(ratio.get('count'))} rounds in turn"
+    return {
+        f"time, {rounds}": _seconds(seconds.get("with the plan")),
+        "time without a cache": _seconds(seconds.get("no cache")),
+        "less time": _times(ratio),
+        "quartiles of less time": f"{_times(ratio.get('low'))} to {_times(ratio.get('high'))}",
+    }
+
+
+def _errors(record: dict[str, Any]) -> dict[str, ErrorTable]:
+    """The errors of a plan's estimates, if they were measured."""
+    table = mapping(record.get("errors"))
+    return {"the plan": comparison.error_table(table)} if table else {}
 
 
 def _samples(path: Path, record: dict[str, Any]) -> ReportData:
@@ -134,7 +156,7 @@ def _samples(path: Path, record: dict[str, Any]) -> ReportData:
         plan,
         images=images,
         left_out=left_out,
-        costs={"time": _seconds(record.get("seconds"))},
+        costs={"duration of all shards": _seconds(record.get("seconds"))},
         facts={
             "Run": settings | {"SHA-256 of samples.npz": text(record["sha256"])},
             "Model": _grid(plan),
@@ -321,6 +343,7 @@ _seconds, _mib = _formatted("{:.2f} s"), _formatted("{:.2f} MiB", 2**20)
 
 KINDS: dict[str, Kind] = {
     "plan": Kind("a plan file", _is("forecache-plan"), _plan),
+    "methods": Kind("comparison.json of `forecache compare-methods`", _is("forecache-comparison"), comparison.read),
     "search": Kind("search.json of `forecache search`", _is("forecache-search"), _search),
     "tuning": Kind("tune.json of `forecache tune`", _is("forecache-tuning"), _tuning),
     "run": Kind("run.json of `forecache sample`", _has("images", "settings", "plan"), _run),

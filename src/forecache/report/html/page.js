@@ -45,6 +45,28 @@
     for (const name of ["pointerenter", "pointerdown", "focus"]) point.addEventListener(name, show);
   }
 
+  for (const player of document.querySelectorAll(".player")) {
+    const slider = player.querySelector(".frame"), button = player.querySelector(".play"), at = player.querySelector(".at");
+    const films = [...document.querySelectorAll(".film")];
+    const count = Number(slider.max) + 1;
+    let timer = 0;
+    const show = () => {
+      const frame = Number(slider.value);
+      for (const film of films) {
+        film.style.setProperty("--x", frame % Number(film.dataset.columns));
+        film.style.setProperty("--y", Math.floor(frame / Number(film.dataset.columns)));
+      }
+      at.textContent = (frame + 1) + " of " + count;
+    };
+    const stop = () => { clearInterval(timer); timer = 0; button.textContent = "▶"; };
+    slider.addEventListener("input", () => { stop(); show(); });
+    button.addEventListener("click", () => {
+      if (timer) { stop(); return; }
+      button.textContent = "❚❚";
+      timer = setInterval(() => { slider.value = (Number(slider.value) + 1) % count; show(); }, 1000 / Number(player.dataset.fps));
+    });
+  }
+
   const cut = (slider) => {
     slider.closest(".sample").querySelector(".pair").style.setProperty("--cut", slider.value + "%");
   };

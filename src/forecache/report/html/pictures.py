@@ -14,9 +14,11 @@ from forecache.errors import InputError, MissingExtraError
 from forecache.io import files
 from forecache.io.text import short
 from forecache.report.html.data import Image, listed, mapping, number, text
-from forecache.sampling import samples_file
+from forecache.report.html.films import Sheet, chosen_frames, sheet
+from forecache.sampling import samples_file, videos
 
 MAX_IMAGES = 48
+MAX_FRAMES = 10_000
 MAX_PNG = 8 * 2**20
 MAX_TOTAL = 48 * 2**20
 """Most bytes of one image, and of all images of a report: browsers struggle with larger pages."""
@@ -31,12 +33,19 @@ def images_of_run(folder: Path, record: dict[str, Any]) -> tuple[tuple[Image, ..
     total = 0
     uncached = _pngs(pairs) if record.get("uncached") == pairs.name else iter(())
     for entry in entries[:MAX_IMAGES]:
+        if "frames" in entry:
+            image = _video(folder, entry, uncached)
+            total += sum(len(film.data) for film in (image.film, image.uncached_film) if film is not None)
+            if total > MAX_TOTAL:
+                break
+            images.append(image)
+            continue
         png, uncached_png = _png(folder, entry.get("file")), next(uncached, None)
         total += len(png) + len(uncached_png or b"")
         if total > MAX_TOTAL:
             break
         name = text(entry.get("prompt")) or f"label {text(entry.get('label'))}"
-        images.append(Image(name, png, uncached_png, number(entry.get("psnr_db"))))
+        images.append(Image(name, png, uncached_png, number(entry.get("psnr_db")), number(entry.get("ssim"))))
     return tuple(images), len(entries) - len(images)
 
 
@@ -45,6 +54,31 @@ def images_of_samples(path: Path) -> tuple[tuple[Image, ...], int]:
     if not path.is_file():
         return (), 0
     return tuple(Image(f"sample {index}", png) for index, png in enumerate(islice(_pngs(path), MAX_IMAGES))), 0
+
+
+def _video(folder: Path, entry: dict[str, Any], uncached: Iterator[bytes]) -> Image:
+    """A video of a run.json by its frames, which lie in a folder beside its file, and the same one without a cache."""
+    file, count = entry.get("file"), entry.get("frames")
+    stem = Path(file).stem if isinstance(file, str) else ""
+    if (
+        file not in videos.names(stem)
+        or Path(str(file)).name != file
+        or type(count) is not int
+        or not 0 < count < 10**4
+    ):
+        raise InputError(f"The run.json in {folder} must name videos in its own folder, not {short(file)}.")
+    frames = [_png(folder / stem, videos.frame_name(number)) for number in range(count)]
+    bare = list(islice(uncached, count))
+    shown = chosen_frames(count)
+    films = [_sheet([pngs[number] for number in shown]) if len(pngs) == count else None for pngs in (frames, bare)]
+    name = text(entry.get("prompt")) or f"label {text(entry.get('label'))}"
+    return Image(name, b"", None, number(entry.get("psnr_db")), number(entry.get("ssim")), *films)
+
+
+def _sheet(pngs: list[bytes]) -> Sheet:
+    from PIL import Image as Pillow
+
+    return sheet([np.asarray(Pillow.open(io.BytesIO(png)).convert("RGB")) for png in pngs])
 
 
 def _png(folder: Path, name: Any) -> bytes:

@@ -13,7 +13,11 @@ from forecache.plan.plan import Plan
 from forecache.report.html import charts
 from forecache.report.html.charts import Cells, Point
 from forecache.report.html.data import Image, ReportData, Row
+from forecache.report.html.films import player
+from forecache.report.html.front import front
+from forecache.report.html.gallery import gallery
 from forecache.report.html.markup import Html, join, tag
+from forecache.report.html.step_errors import step_errors
 
 Section = Callable[[ReportData], Html]
 CLASSES = {"#": "computed", ".": "reused", "~": "forecast", "+": "corrected", "o": "partial"}
@@ -192,14 +196,17 @@ def comparison(data: ReportData) -> Html:
     """The rows of a comparison as a table."""
     if not data.rows:
         return Html("")
+    pictures = ["" if data.kind == "methods" else row.picture for row in data.rows]  # they have a section of their own
     columns: dict[str, list[str]] = {
         "": [row.name for row in data.rows],
-        "schedule": [row.picture for row in data.rows],
+        "schedule": pictures,
         "fewer MACs": [_format(row.macs_ratio, ".2f", "x") for row in data.rows],
         "less time": [_format(row.time_ratio, ".2f", "x") for row in data.rows],
     }
     for name, better in data.better.items():
         columns[f"{name} ({better} is better)"] = [_format(row.quality.get(name), ".4g") for row in data.rows]
+    for title in dict.fromkeys(title for row in data.rows for title in row.more):
+        columns[title] = [row.more.get(title, "") for row in data.rows]
     caches = [row.cache_bytes / MIB if row.cache_bytes is not None else None for row in data.rows]
     columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
     filled = {name: cells for name, cells in columns.items() if any(cells)}
@@ -240,23 +247,31 @@ def images(data: ReportData) -> Html:
     """The samples; a slider blends from the uncached ones to them, where those were sampled."""
     if not data.images:
         return Html("")
-    pairs = any(image.uncached is not None for image in data.images)
+    pairs = any(image.uncached is not None or image.uncached_film is not None for image in data.images)
     label = "All images: share without a cache"
     slider = [tag("label", label, _slider(label, "all"), class_="note")] if pairs else []
     note = "Left of the line: without a cache; right of it: with the plan." if pairs else ""
     cut = f" {data.left_out} more images are left out." if data.left_out else ""
+    frames = max((image.film.frames for image in data.images if image.film is not None), default=1)
+    slider = [*([player(frames)] if frames > 1 else []), *slider]
     grid = tag("div", *(_image(image, index) for index, image in enumerate(data.images)), class_="grid")
     return titled("Images", tag("p", note + cut, class_="note"), *slider, grid)
 
 
 def _image(image: Image, index: int) -> Html:
     name = f"Image {index}: {image.name}"
-    layers = [_png(image.png, name if image.uncached is None else f"{name}, with the plan", "with")]
+    described = name if image.uncached is None and image.uncached_film is None else f"{name}, with the plan"
+    layers = [_png(image.png, described, "with") if image.film is None else image.film.element(described, "with")]
     controls = []
-    if image.uncached is not None:
+    if image.uncached_film is not None:
+        layers.append(image.uncached_film.element(f"{name}, without a cache", "without"))
+        controls.append(_slider(f"{name}: share without a cache"))
+    elif image.uncached is not None:
         layers.append(_png(image.uncached, f"{name}, without a cache", "without"))
         controls.append(_slider(f"{name}: share without a cache"))
-    psnr = f"{image.psnr_db:.1f} dB" if image.psnr_db is not None else "equal" if image.uncached is not None else ""
+    has_pair = image.uncached is not None or image.uncached_film is not None
+    psnr = f"{image.psnr_db:.1f} dB" if image.psnr_db is not None else "equal" if has_pair else ""
+    psnr += f", SSIM {image.ssim:.3f}" if image.ssim is not None and image.psnr_db is not None else ""
     caption = tag("figcaption", tag("span", image.name), " ", tag("b", psnr))
     return tag("figure", tag("div", *layers, class_="pair"), *controls, caption, class_="sample")
 
@@ -296,5 +311,7 @@ def _facts(facts: Mapping[str, str]) -> Html:
     return tag("dl", *lines)
 
 
-SECTIONS: tuple[Section, ...] = (images, costs, quality, comparison, evaluation, schedule, features, provenance)
+SECTIONS: tuple[Section, ...] = (
+    gallery, images, costs, quality, comparison, front, evaluation, schedule, step_errors, features, provenance,
+)  # fmt: skip
 """In the order of the page."""
