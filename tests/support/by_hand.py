@@ -162,7 +162,7 @@ def generate_by_hand(family, model, rule, patches=None):
 
     def forward(block, depth):
         def emit(kind, compute):
-            return rule(memories.setdefault((depth, kind), {}), step[0], compute)
+            return rule(memories.setdefault((depth, kind), {"kind": kind}), step[0], compute)
 
         if patches and depth in patches:
             patched = patches[depth](functools.partial(type(block).forward, block))

@@ -171,6 +171,8 @@ class Forwards:
             if not self.is_ours():
                 self._counters.calls_elsewhere += 1
                 return forward(*args, **kwargs)
+            if kwargs.get("skip_layers"):
+                return self._bare(forward, args, kwargs)
             if torch.compiler.is_compiling() or self._local.compiler is not None:
                 return traced(*args, **kwargs)
             return eager(*args, **kwargs)
@@ -189,7 +191,7 @@ class Forwards:
         @functools.wraps(forward)
         def part(*args: Any, **kwargs: Any) -> Any:
             executor = self._local.executor
-            if executor is None and (self._shared or not self.is_open):
+            if executor is None and (self._shared or not self.is_open or self._local.is_bare):
                 return own(*args, **kwargs)
             if torch.compiler.is_compiling() and not (executor is not None and isinstance(executor.store, TracedStore)):
                 return hidden(*args, **kwargs)
@@ -217,6 +219,14 @@ class Forwards:
                 self._local.compiler = before
 
         return Mount(optimized, "forward", call)
+
+    def _bare(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The output of a call that leaves out layers, for skip-layer guidance: it runs in full, beside the plan."""
+        self._local.is_bare = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._local.is_bare = False
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
@@ -255,7 +265,8 @@ class Forwards:
         if missed is not None:
             raise RunError(
                 f"{self.layout.sites[missed].name} did not run in this model call: a site must run once in every "
-                "call; choose other sites."
+                "call; choose other sites, and leave off what makes the model skip it (layer-skip guidance, another "
+                "cache, a patched forward of the model)."
             )
         executor = lane.executor
         step = executor.step

@@ -125,6 +125,7 @@ class Local(threading.local):
     lane: lane of the model call in progress.
     compiler: compiles the steps of the call in progress; None where they run eagerly.
     pipeline_calls: calls of the session's pipeline in progress, one inside another.
+    is_bare: whether the call in progress runs without the plan.
     """
 
     state: ThreadState | None = None
@@ -132,3 +133,4 @@ class Local(threading.local):
     lane: Lane | None = None
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     pipeline_calls: int = 0
+    is_bare: bool = False

@@ -14,62 +14,10 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from support import reference
 from support.by_hand import generate_by_hand
-from support.facebook_dit import DiT
-from support.tiny import TIMES, TINY, Tiny, t
+from support.others import FAMILIES, RULE, block_of, check, depth_of, louder, patched, plan, unpatched
 from support.traces import everything
 
 import forecache as fc
-from forecache.models.find import layout
-
-T = len(TIMES)
-BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B", "facebook"]
-
-
-class Facebook(Tiny):
-    def model(self):
-        torch.manual_seed(0)
-        return DiT().eval()
-
-    def predict(self, model, x, time):
-        return model(x, t(time), torch.tensor([3, 7]))[:, :4]
-
-
-FAMILIES = {**TINY, "facebook": Facebook("DiT", {}, (2, 4, 8, 8), None)}
-BLOCKS = [name for name in FAMILIES if name not in BRANCHES]
-RULE = reference.fora(reference.front(T, 3))
-
-
-def plan(model):
-    return fc.fora(3).plan(fc.grid(model, T))
-
-
-def depth_of(model):
-    """A block in the middle of a run of skipped blocks that would be one sum."""
-    return len(layout(model).blocks) // 2
-
-
-def block_of(model):
-    return layout(model).blocks[depth_of(model)][1].module
-
-
-@functools.cache
-def unpatched(name):
-    model = FAMILIES[name].model()
-    with fc.apply(model, plan(model)):
-        return FAMILIES[name].generate(model)
-
-
-def louder(output):
-    """What a patch makes of a block's output."""
-    if isinstance(output, tuple):
-        return tuple(None if part is None else louder(part) for part in output)
-    return output * 1.2
-
-
-def patched(forward):
-    """A forward around another one."""
-    return lambda *args, **kwargs: louder(forward(*args, **kwargs))
-
 
 # ---- patched forwards -----------------------------------------------------------------------------------------------
 
@@ -135,12 +83,6 @@ WAYS = [instance, method, wrapped, of_class, by_diffusers, by_accelerate]
 def expected(name, patch=patched, rule=RULE):
     model = FAMILIES[name].model()
     return generate_by_hand(FAMILIES[name], model, rule, {depth_of(model): patch})
-
-
-def check(found, right, name):
-    """The result of sampling by hand, and not that without the patch."""
-    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
-    assert (right - unpatched(name)).abs().max() > 30 * (found - right).abs().max()
 
 
 @pytest.mark.parametrize("way", WAYS)

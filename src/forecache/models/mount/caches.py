@@ -14,8 +14,6 @@ MARKS = {
     "_deepcache_helper": "DeepCache",
 }
 """Attributes that caches set on a model or its class, if they are true, with the names of these caches."""
-LIBRARIES = ("cache_dit", "para_attn", "teacache", "DeepCache")
-"""Packages whose functions in the place of a forward are caches."""
 
 
 def refuse_caches(model: nn.Module) -> None:
@@ -39,8 +37,6 @@ def cache_of(model: nn.Module) -> str | None:
         for hook in getattr(registry, "hooks", {}).values():
             if is_cache(hook):
                 return type(hook).__name__
-        if (library := _library(vars(module).get("forward"))) in LIBRARIES:
-            return library
     return None
 
 
@@ -48,9 +44,3 @@ def is_cache(hook: Any) -> bool:
     """Whether a hook of diffusers belongs to one of its caches."""
     home = type(hook).__module__
     return home.startswith("diffusers.hooks.") and home.endswith(("_cache", "pyramid_attention_broadcast"))
-
-
-def _library(forward: Any) -> str:
-    """The package that a function comes from."""
-    function = getattr(getattr(forward, "func", forward), "__func__", getattr(forward, "func", forward))
-    return str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
