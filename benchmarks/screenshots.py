@@ -1,13 +1,16 @@
-"""The pictures of the comparison page in docs/comparing.md: light, dark, and on a phone.
+"""The pictures of docs/comparing.md and docs/comparing-methods.md: light, dark, and on a phone.
 
-    python benchmarks/screenshots.py                two minutes
+    python benchmarks/screenshots.py                three minutes
+    python benchmarks/screenshots.py --only methods
 
-Starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png. The times in the pictures are
+Starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png; runs `compare-methods`, and writes
+pictures of its report. The times in the pictures are
 those of the machine that ran this, with whatever else ran on it.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -43,10 +46,39 @@ def shrink(path: Path) -> None:
     print(path, path.stat().st_size)
 
 
+METHODS = ("fora", "goc eta=0.8", "taylorseer interval=3 order=2")
+
+
+def methods(out: Path) -> None:
+    """The report of a comparison of methods on digits."""
+    with tempfile.TemporaryDirectory() as folder, Browser() as browser:
+        words = ["--labels", "3,8", "--seeds", "0,1", "--batch", "2", "--errors", "--fewer-steps", "10"]
+        words += [word for method in METHODS for word in ("--method", method)]
+        command = [sys.executable, "-m", "forecache", "compare-methods", *words, "--out", folder, "--quiet"]
+        subprocess.run(command, check=True)
+        address = (Path(folder) / "report.html").as_uri()
+        for name, options in {"light": {}, "dark": {"dark": True}, "narrow": {"width": 390, "height": 844}}.items():
+            tab = browser.page(address, **({"width": 1060, "height": 860} | options))
+            tab.wait("document.querySelector('footer')")
+            if name == "dark":
+                tab.run("document.querySelector('[value=differences]').click()")
+            tab.picture(out / f"compare-methods-{name}.png")
+            shrink(out / f"compare-methods-{name}.png")
+
+
 def main(words: Sequence[str]) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=common.IMAGES, help="a folder")
-    out = parser.parse_args(words).out
+    parser.add_argument("--only", choices=("page", "methods"), help="pictures of one of the two")
+    options = parser.parse_args(words)
+    if options.only != "page":
+        methods(options.out)
+    if options.only != "methods":
+        page_pictures(options.out)
+
+
+def page_pictures(out: Path) -> None:
+    """The comparison page."""
     comparer = Comparer()
     with tempfile.TemporaryDirectory() as folder:
         shown, address = page.serve(comparer, Path(folder), "127.0.0.1", None)

@@ -174,11 +174,19 @@ def test_a_pair_is_what_the_library_makes(comparer, digits):
     assert lines["peak cache memory"][1] == f"{cost.cache_bytes / 2**20:.1f} MiB"
     assert lines["features computed"] == ["100.0%", "50.0%", ""]
     assert lines["PSNR"][1:] == [f"{sum(by_hand) / 2:.1f} dB", f"{min(by_hand):.1f} to {max(by_hand):.1f} dB"]
+    ratio, spread = comparison.time_ratio, comparison.timing.spread
     assert lines["time"] == [
-        f"{comparison.uncached.seconds:.2f} s",
-        f"{comparison.cached.seconds:.2f} s",
-        f"{comparison.time_ratio:.2f}x as fast",
+        f"{spread('no cache').median:.2f} s",
+        f"{spread('with the plan').median:.2f} s",
+        f"{ratio.median:.2f}x as fast ({ratio.low:.2f} to {ratio.high:.2f}, 3 rounds)",
     ]
+
+
+def test_a_long_comparison_shows_no_time(comparer, monkeypatch):
+    monkeypatch.setattr(comparer_module, "PATIENCE", 0)
+    comparison = comparer.compare(Selection(**FEW))
+    assert (comparison.timing, comparison.time_ratio) == (None, None)
+    assert comparison.figures()[0] == ("time", "", "", "not measured: both runs together took over 0 s")
 
 
 def test_equal_images_are_said_to_be_equal(comparer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,11 +30,13 @@ from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling.sources import Sampling, in_batches
-from forecache.sampling.timing import alternate, timed
+from forecache.sampling.timing import Spread, alternate, timed
 from forecache.zoo.digits import Digits
 
 ETAS = (0.6, 0.8, 1.0, 1.2)
 UNCACHED = "no cache"
+WARM_UP = 2
+"""Images of the run with which every plan is warmed up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
     cost: predicted for one image; None for the bare model.
     images: (B, C, H, W) in [0, 1].
     seconds: latency of sampling all images, in every round.
-    speedup: median latency without a cache over this one.
+    speedup: latency without a cache over this one within a round, median over rounds.
     psnr: to the uncached images in dB, mean over images.
     frechet: distance of the judge's features to the reference.
     accuracy: share of images recognised as the class asked for.
@@ -79,6 +80,7 @@ class Row:
             "macs_per_image": self.cost.macs if self.cost else None,
             "macs_ratio": self.cost.speedup if self.cost else 1.0,
             "time_ratio": self.speedup,
+            "time_rounds": len(self.seconds),
             "seconds": list(self.seconds),
             "psnr_db": None if math.isinf(self.psnr) else self.psnr,
             "frechet": self.frechet,
@@ -143,7 +145,7 @@ def compare(
     def generate() -> Tensor:
         return in_batches(source, labels, how, batch, on_step)
 
-    source.generate(labels[:batch], Sampling(1, guidance, seed))  # warm up
+    _warm_up(source, labels[:WARM_UP], how, plans)
     timings = _time_plans(source.target, generate, plans, rounds=repeats, on_plan=on_run)
     bare = timings[UNCACHED]
     rows = []
@@ -157,7 +159,7 @@ def compare(
                 plan.cost(source.target, guidance=guidance > 1) if plan else None,
                 images,
                 timing.seconds,
-                bare.median / timing.median,
+                Spread.of_ratios(bare.seconds, timing.seconds).median,
                 psnr(images, bare.images).mean().item(),
                 frechet_distance(Moments.of(source.features(images)), source.reference),
                 (source.recognised(images) == torch.tensor(labels)).float().mean().item(),
@@ -180,10 +182,12 @@ class _PlanTiming:
     seconds: tuple[float, ...]
     stats: Stats | None
 
-    @property
-    def median(self) -> float:
-        """Median latency of a run, in seconds."""
-        return statistics.median(self.seconds)
+
+def _warm_up(source: Digits, labels: Sequence[int], how: Sampling, plans: Mapping[str, Plan | None]) -> None:
+    """Run every plan once, so that no first call is timed."""
+    for plan in plans.values():
+        with apply(source.target, plan) if plan is not None else nullcontext():
+            source.generate(labels, how)
 
 
 def _time_plans(
@@ -197,7 +201,7 @@ def _time_plans(
     """Time ``generate`` under every plan, in alternating rounds.
 
     target: what a plan is applied to. plans: by name; None is the bare model. on_plan: called with the name of the
-    plan that starts. There is no warm-up: call ``generate`` before.
+    plan that starts. There is no warm-up here: see `_warm_up`.
     """
     last: dict[str, tuple[Tensor, Stats | None]] = {}
 

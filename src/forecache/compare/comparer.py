@@ -21,6 +21,7 @@ from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.sampling import runs
 from forecache.sampling.sources import Sampling, Source, all_conditions, own_guidance
+from forecache.sampling.timing import ROUNDS, Spread, Turns
 from forecache.zoo import bundled
 from forecache.zoo.open import open_source
 
@@ -30,6 +31,8 @@ OnWait = Callable[[int], None]
 """Called while a comparison waits, with the number of comparisons before it, whenever that number changes."""
 MAX_WAITING = 16
 """Comparisons that may wait beside the running one; a further one is refused."""
+PATIENCE = 10.0
+"""Most seconds of sampling without a cache and with the plan for which times are measured, in more rounds."""
 GAIN = 8
 """Factor by which differences of images are amplified so that they can be seen."""
 
@@ -48,6 +51,7 @@ class Comparison:
     cost: the plan's cost; None where the model's cost is not known from shapes.
     uncached: the run without a plan.
     cached: the run with the plan.
+    timing: times of further runs of both, in turn; None if one pair took longer than `PATIENCE`.
     """
 
     selection: Selection
@@ -56,6 +60,7 @@ class Comparison:
     cost: Cost | None
     uncached: runs.Run
     cached: runs.Run
+    timing: Turns | None
 
     @property
     def psnr(self) -> tuple[float, ...]:
@@ -63,9 +68,9 @@ class Comparison:
         return tuple(psnr(self.cached.images, self.uncached.images).tolist())
 
     @property
-    def time_ratio(self) -> float:
-        """Seconds without the plan divided by seconds with it."""
-        return self.uncached.seconds / self.cached.seconds
+    def time_ratio(self) -> Spread | None:
+        """Seconds without the plan divided by seconds with it, within a round; None if no times were measured."""
+        return self.timing.ratio(runs.WITH_PLAN, runs.UNCACHED_NAME) if self.timing is not None else None
 
     @property
     def difference(self) -> Tensor:
@@ -80,8 +85,7 @@ class Comparison:
     def figures(self) -> list[tuple[str, str, str, str]]:
         """Rows of the table of results: quantity, without a cache, with the plan, and their ratio."""
         stats, cost = self.cached.stats, self.cost
-        times = (f"{self.uncached.seconds:.2f} s", f"{self.cached.seconds:.2f} s", f"{self.time_ratio:.2f}x as fast")
-        rows = [("time", *times)]
+        rows = [self._times()]
         if cost is not None:
             rows.append(("MACs", _macs(cost.macs_uncached), _macs(cost.macs), f"{cost.speedup:.2f}x fewer"))
         if stats is not None:
@@ -89,10 +93,25 @@ class Comparison:
         share = f"{self.plan.computed_share:.1%}"
         return [*rows, ("features computed", "100.0%", share, ""), ("PSNR", "", *_psnr_summary(self.psnr))]
 
+    def _times(self) -> tuple[str, str, str, str]:
+        """The row of times: medians and the ratio with its quartiles, of runs in turn."""
+        if self.timing is None or (ratio := self.time_ratio) is None:
+            return "time", "", "", f"not measured: both runs together took over {PATIENCE:g} s"
+        seconds = (self.timing.spread(name).median for name in (runs.UNCACHED_NAME, runs.WITH_PLAN))
+        spread = f"{ratio.median:.2f}x as fast ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.count} rounds)"
+        bare, cached = (f"{value:.2f} s" for value in seconds)
+        return "time", bare, cached, spread
+
     def save(self, folder: Path) -> list[Path]:
         """Write the plan file, and its constants file if it has one, to a folder; returns their paths."""
         self.plan.save(folder / "plan.json")
         return sorted(folder.glob("plan.*"), reverse=True)  # plan.json is the first
+
+
+def _check(stopped: threading.Event) -> None:
+    """Raises _StoppedError if the comparison was cancelled."""
+    if stopped.is_set():
+        raise _StoppedError
 
 
 def _macs(macs: int) -> str:
@@ -167,14 +186,17 @@ class Comparer:
         finished = itertools.count(1)
 
         def step(_: int) -> None:
-            if stopped.is_set():
-                raise _StoppedError
+            _check(stopped)
             if on_step is not None:
                 on_step(next(finished), 2 * selection.steps)
 
         uncached = runs.generate(source, None, settings, step)
         cached = runs.generate(source, plan, settings, step)
-        return Comparison(selection, settings, plan, runs.cost(source, plan, cached), uncached, cached)
+        timing = None
+        if uncached.seconds + cached.seconds <= PATIENCE:
+            pair = {runs.UNCACHED_NAME: None, runs.WITH_PLAN: plan}
+            timing = runs.time_in_turn(source, pair, settings, ROUNDS, lambda _: _check(stopped))
+        return Comparison(selection, settings, plan, runs.cost(source, plan, cached), uncached, cached, timing)
 
     @contextmanager
     def _request(self, user: str) -> Iterator[threading.Event]:

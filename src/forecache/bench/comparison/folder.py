@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class ColumnFolder:
                 runs.save_png(image, self.path / name)
             self.images[name] = self._digest(name)
         if run.stats is not None:
-            self.stats = asdict(run.stats)
+            self.stats = run.stats.counts()
             self.lanes = max(1, run.stats.calls // (num_steps * max(1, run.stats.generations)))
         self.cost = dict(cost) or self.cost
         self.write()
