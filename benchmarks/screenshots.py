@@ -3,9 +3,9 @@
     python benchmarks/screenshots.py                three minutes
     python benchmarks/screenshots.py --only methods
 
-Starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png; runs `compare-methods`, and writes
-pictures of its report. The times in the pictures are
-those of the machine that ran this, with whatever else ran on it.
+Starts the page, compares in a headless Chromium, and writes docs/images/compare-*.png; runs `compare-methods`, and
+writes pictures of its report. The times in the pictures are those of the machine that ran this, with whatever else ran
+on it.
 """
 
 from __future__ import annotations
