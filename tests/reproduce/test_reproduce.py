@@ -20,6 +20,7 @@ from forecache import evaluate, zoo
 from forecache.report import figures as figures_module
 from forecache.reproduce import latency
 from forecache.reproduce import testbed as testbeds
+from forecache.reproduce.figures import FIGURES
 from forecache.reproduce.recipes import Ingredients, method_of, needs_statistics
 from forecache.reproduce.reproduce import reproduce
 from forecache.reproduce.table import Calibration, bundled, open_table, read
@@ -771,7 +772,7 @@ def test_digits_bring_all_that_a_table_needs():
 def test_the_command_lists_the_tables(forecache):
     code, out, err = forecache("reproduce")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == TABLES
+    assert [line.split()[0] for line in out.splitlines()] == [*TABLES, *FIGURES]
     assert "arXiv 2503.05156, table 3" in out
     code, _, err = forecache("reproduce", "--on", "digits")
     assert (code, "need the name of a table" in err) == (1, True)

@@ -12,9 +12,14 @@ from forecache.cli.parameters import BUNDLED, AsJson, Device, Dtype, names, out_
 from forecache.cli.terminal import app, emit, progress, resumable, say, typed_command
 from forecache.errors import InputError
 from forecache.evaluate import clip
-from forecache.report import figures
+from forecache.report import figures, paper_figures
 from forecache.reproduce import Protocol, Reproduction, TestbedOptions, open_table, open_testbed, reproduce
+from forecache.reproduce.figures import FIGURES, PaperFigure, measure, settings_of
 from forecache.reproduce.table import bundled
+from forecache.sampling.respaced import respaced
+from forecache.sampling.runs import read_prompts
+from forecache.sampling.sources import DiTSource
+from forecache.zoo.open import open_source
 
 
 @app.command("reproduce")
@@ -22,8 +27,8 @@ def reproduce_command(
     table: Annotated[
         str | None,
         typer.Argument(
-            help="The name of a table, or a .toml file; without one, the tables are listed.",
-            autocompletion=names(*bundled()),
+            help="The name of a table or figure, or a .toml file; without one, all are listed.",
+            autocompletion=names(*bundled(), *FIGURES),
         ),
     ] = None,
     on: Annotated[
@@ -57,7 +62,7 @@ def reproduce_command(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Measure a paper's table again, and print its published figures beside the measured ones.
+    """Measure a paper's table again, its published figures beside the measured ones; or draw a figure of it.
 
     The same command continues after an interruption: finished rows and shards are kept. Several GPUs or machines share
     the sampling: `torchrun --nproc-per-node 8 -m forecache reproduce ...`, or `accelerate launch`.
@@ -65,6 +70,8 @@ def reproduce_command(
     Example: `forecache reproduce`
 
     Example: `forecache reproduce goc-table-3 --on digits`
+
+    Example: `forecache reproduce goc-figure-1 --on digits`
 
     Example: `forecache reproduce goc-table-3 --reference VIRTUAL_imagenet256_labeled.npz --router ddim20_router.pt`
     """
@@ -74,6 +81,13 @@ def reproduce_command(
                 "--on and --row need the name of a table: `forecache reproduce` without arguments lists them."
             )
         _list(as_json)
+        return
+    if table in FIGURES:
+        given = {"row": row, "batch": batch, "reference": reference, "weights": weights, "router": router,
+                 "stats": stats, "vae": vae, "metrics": metrics}  # fmt: skip
+        if idle := [name for name, value in given.items() if value]:
+            raise InputError(f"{table} is a figure, which takes no --{idle[0]}: leave it out.")
+        _figure(FIGURES[table], on, samples, seed, prompts, out, device, dtype, as_json)
         return
     paper_table = open_table(table)
     options = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics, vae)
@@ -100,8 +114,39 @@ def reproduce_command(
         _say_result(result, folder)
 
 
+PAPERS_MODEL = "facebook/DiT-XL-2-256"
+
+
+def _figure(
+    figure: PaperFigure, on: str | None, samples: int | None, seed: int, prompts: Path | None, out: Path | None,
+    device: str, dtype: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure and draw a figure: figure.json and figure.png."""
+    folder = out or Path("out/reproduce") / "-".join([figure.name, *([Path(on).name] if on else [])])
+    folder.mkdir(parents=True, exist_ok=True)
+    with resumable(folder, leads=True), progress(None, shown=True) as (bar, task):
+        source = open_source(on or PAPERS_MODEL, device, dtype)
+        source = respaced(source.pipe) if isinstance(source, DiTSource) else source
+        texts = read_prompts(prompts) if prompts is not None else ()
+        settings = settings_of(figure, source, on or PAPERS_MODEL, samples=samples, seed=seed, prompts=texts)
+        path = folder / "figure.json"
+        document = measure(
+            figure,
+            source,
+            settings,
+            path,
+            on_point=lambda done, total: bar.update(task, description=figure.name, completed=done, total=total),
+        )
+    paper_figures.draw(figure, document, folder / "figure.png")
+    if as_json:
+        emit(document)
+    else:
+        say(f"{figure.title} ({figure.source})\nWrote {path} and figure.png.")
+
+
 def _list(as_json: bool) -> None:
     tables = [open_table(name) for name in bundled()]
+    tables = [*tables, *FIGURES.values()]
     if as_json:
         emit([{"name": table.name, "title": table.title, "source": table.source} for table in tables])
     for table in tables:
