@@ -96,6 +96,7 @@ class StepExecutor:
         self.step: Step
         self.fallbacks: Tensor | None = None
         self._gates = gates
+        self._sites = layout.sites
         self._max_error = max_error
         self._streams, self._clips, self._spans = layout.streams, layout.clips, layout.spans
         self._hands_out = layout.level == "modules"  # the model's own code gets the features
@@ -116,7 +117,10 @@ class StepExecutor:
     ) -> Tensor:
         """The output of a site in this call: ``compute(*args, **kwargs)`` or an estimate of it."""
         if self._ran[site]:
-            raise RunError(f"Site number {site} ran twice in one model call: it cannot be cached, choose other sites.")
+            raise RunError(
+                f"{self._sites[site].name} ran twice in one model call, and a site runs once: choose other sites, "
+                "without this module."
+            )
         self._ran[site] = True
         op = self.step.ops[site]
         output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
@@ -145,7 +149,11 @@ class StepExecutor:
             return WHOLE
         sites = self._spans[block] if action is UNTOUCHED else action.sites
         if any(self._ran[sites.start : sites.stop]):
-            raise RunError(f"Block number {block} ran twice in one model call: it cannot be cached.")
+            name = self._sites[sites.start].name.rpartition(".")[0]
+            raise RunError(
+                f"{name} ran twice in one model call, and a block runs once: sample without a plan, or with sites that "
+                "run once, forecache.grid(model, num_steps, sites=[...])."
+            )
         self._ran[sites.start : sites.stop] = [True] * len(sites)
         if action is UNTOUCHED:
             return UNTOUCHED

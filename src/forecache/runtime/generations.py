@@ -106,6 +106,8 @@ class Generations:
         turn = turn + 1 if timestep == before else 0
         if turn == len(self._names) and (timestep is None or self._starts_a_step(state, timestep)):
             turn = 0
+        if turn == len(self._names) == 2 and _are_first_calls(state):
+            turn = self._shift(state)
         state.unnamed_turn = timestep, turn
         if turn >= len(self._names):
             raise RunError(
@@ -113,6 +115,17 @@ class Generations:
                 f"calls of a step ({', '.join(self._names)}): give as many names as there are calls."
             )
         return self._names[turn]
+
+    def _shift(self, state: ThreadState) -> int:
+        """Give the second name's lane to the first, and return the turn of this call, the second.
+
+        Three calls at the first timestep are the first call of a run that was stopped, and the first two of another.
+        """
+        first, second = (state.lanes.pop(name) for name in self._names)
+        first.clear()
+        state.lanes[self._names[0]] = second
+        self._stop(1, first.num_steps)
+        return 1
 
     def _starts_a_step(self, state: ThreadState, timestep: float | None) -> bool:
         """Whether a call at the timestep of the last step, all of whose calls were made, starts another step.
@@ -334,6 +347,11 @@ def _is_read(lane: Lane, call: Call) -> bool:
     Reading it may wait for a GPU. There is no need where a scheduler has announced how long the generation is.
     """
     return not lane.is_announced or lane.is_done or calls.is_at_hand(call.value)
+
+
+def _are_first_calls(state: ThreadState) -> bool:
+    """Whether every lane has made the first of several calls, of a run that nothing announced."""
+    return all(lane.step == 1 and not (lane.is_done or lane.is_announced) for lane in state.lanes.values())
 
 
 def _repeats_a_step(lane: Lane, call: Call) -> bool:
