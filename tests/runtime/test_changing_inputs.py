@@ -1,10 +1,12 @@
 """Inputs that change their shape in the middle of a run: the plan goes on afresh, with a step that is computed."""
 
 import logging
+from contextlib import contextmanager
 
 import diffusers
 import pytest
 import torch
+from support import runs
 from support.pipelines import PIPELINES, SCHEDULERS, pipeline
 from support.reused import reused
 from support.tiny import TIMES, TINY, normal
@@ -137,3 +139,95 @@ def test_the_signature_of_a_call_takes_microseconds_and_sees_everything():
         assert other != signature
         assert signature.changes(other) == [name]
     assert calls.signature_of(Arguments((1, 2.0, None), {}), None).sample is None
+
+
+# ---- tokens inside the model -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lengthened(model, path, first):
+    """The output of a module outside of the blocks is a text of seven tokens from call ``first`` on."""
+    count = 0
+
+    def hook(module, args, output):
+        nonlocal count
+        count += 1
+        return torch.cat([output, output[:, :2]], 1) if count > first else output
+
+    handle = model.get_submodule(path).register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
+INSIDE = {"SD3": "context_embedder", "AuraFlow": "context_embedder", "Wan 2.1": "condition_embedder.text_embedder"}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("method", [METHOD, fc.goc(METHOD, 0.8)])
+def test_tokens_that_change_where_no_argument_shows_it(name, method, caplog):
+    """As where a model keeps keys and values of its own: the first block sees it, and the step is computed."""
+    tiny = TINY[name]
+    model = tiny.model()
+
+    def sample():
+        with lengthened(model, INSIDE[name], CHANGE):
+            return sampled(tiny, model)
+
+    made = method.plan(fc.grid(model, STEPS))
+    bare = sample()
+    with fc.apply(model, fc.fora(1).plan(made.grid)):
+        assert torch.equal(sample(), bare)
+    with caplog.at_level(logging.WARNING, "forecache"), fc.apply(model, made) as session:
+        found, again = sample(), sample()
+    assert torch.equal(found, again)
+    assert (session.stats.calls, session.stats.computed) == (2 * STEPS, 2 * 4 * len(made.grid.sites))
+    assert any("the tokens inside the model changed in the middle of a run" in each.message for each in caplog.records)
+    if method is METHOD:
+        with reused(model, [(0, step) for step in range(STEPS)], afresh):
+            torch.testing.assert_close(found, sample(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_kv_cache_of_the_models_own_takes_the_text_away():
+    """Qwen-Image 2.1: the arguments keep their shapes, and its blocks get the image alone from the second step on."""
+    run = runs.qwen_image_21()
+    bare = run.sample()
+    for method in (METHOD, fc.goc(METHOD, 0.8), fc.taylorseer(METHOD, 1)):
+        made = method.plan(fc.grid(run.pipe, STEPS, sites=run.sites))
+        with fc.apply(run.pipe, made) as session:
+            found, again = run.sample(), run.sample()
+        assert torch.equal(found, again)
+        assert not torch.equal(found, bare)
+        assert session.stats.computed == 2 * 4 * len(made.grid.sites)
+        if method is METHOD:
+            steps = [(0, step) for step in range(STEPS)]
+            with reused(run.pipe.transformer, steps, lambda step: step % 2 == 0 or step == 1, run.sites):
+                torch.testing.assert_close(found, run.sample(), rtol=1e-4, atol=1e-4)
+
+
+class Halving(torch.nn.Module):
+    """Half of the tokens are dropped between its two parts, from call CHANGE on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.calls = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), 0
+
+    def forward(self, x, timestep):
+        x = x + self.first(x)
+        self.calls += 1
+        if self.calls > CHANGE:
+            x = x[:, ::2]
+        return x + self.second(x)
+
+
+def test_tokens_that_change_in_the_middle_of_a_model_are_told_in_a_sentence():
+    torch.manual_seed(0)
+    model = Halving()
+    made = METHOD.plan(fc.grid(model, STEPS, sites=["first", "second"]))
+    words = "A skipped part of this call does not fit .*must match the size.* call session.new_run"
+    with torch.no_grad(), fc.apply(model, made) as session:
+        outputs = [model(normal(1, 6, 4), time) for time in TIMES[:CHANGE]]
+        with pytest.raises(fc.errors.RunError, match=words):
+            model(normal(1, 6, 4), TIMES[CHANGE])
+        session.new_run()  # as it says
+        outputs = [model(normal(1, 6, 4), time) for time in TIMES[:STEPS]]
+    assert all(output.shape == (1, 3, 4) for output in outputs)

@@ -93,3 +93,30 @@ def ideogram():
     pipe.encode_prompt = lambda **_: (normal(1, 20, 12), places[None], torch.ones(1, 20).long(), roles)
     how = {"height": 64, "width": 64, "max_sequence_length": 4, "guidance_scale": 3.0, "guidance_schedule": None}
     return run(pipe, ["layers.*.attention", "layers.*.feed_forward"], 5, prompt="a", **how)
+
+
+class Processor:
+    """Answers what the pipeline asks when it is made."""
+
+    @property
+    def tokenizer(self):
+        return self
+
+    def encode(self, text):
+        return [0]
+
+    def apply_chat_template(self, *args, **kwargs):
+        return [[0]]
+
+
+def qwen_image_21():
+    """A KV cache of the model's own: from the second step on its blocks get the image alone."""
+    config = {
+        "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+        "context_in_dim": 12, "axes_dims_rope": (4, 4, 8),
+    }  # fmt: skip
+    model = random("QwenImage21Transformer2DModel", **config)
+    pipe = pipeline("QwenImage21Pipeline", model, processor=Processor())
+    pipe.encode_prompt = lambda prompt_embeds=None, **_: (prompt_embeds, None, torch.zeros(1, 5).bool())
+    how = {"prompt_embeds": TEXT, "height": 64, "width": 64}
+    return run(pipe, ["transformer_blocks.*.attn", "transformer_blocks.*.img_mlp"], 6, **how)

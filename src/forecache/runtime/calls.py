@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,11 @@ def sample_shape(arguments: Arguments) -> torch.Size | None:
         if isinstance(value, Tensor):
             return value.shape
     return None
+
+
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Size, ...]:
+    """The shapes of the tensors among arguments."""
+    return tuple([value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
 
 
 def _kind_of(value: Any) -> Any:

@@ -80,6 +80,7 @@ class StepExecutor:
     gates: the gates of spans of skipped blocks, by `SkippedSpan.key`.
     max_error: see `Guards`; None for no limit.
     step: the step that runs.
+    ran: per site, whether it has run in this call.
     fallbacks: number of estimates that lay beyond ``max_error`` since the number was last taken; None for none.
     """
 
@@ -100,28 +101,28 @@ class StepExecutor:
         self._max_error = max_error
         self._streams, self._clips, self._spans = layout.streams, layout.clips, layout.spans
         self._hands_out = layout.level == "modules"  # the model's own code gets the features
-        self._ran: list[bool] = []
+        self.ran: list[bool] = []
 
     def begin(self, step: Step, image: Sequence[int] | None) -> None:
         """Start a model call that runs ``step``; image: shape of the model's input."""
         self.step = step
         self.chooser.image = image
-        self._ran = [False] * len(step.ops)
+        self.ran = [False] * len(step.ops)
 
     def missed(self) -> int | None:
         """The first site that did not run in this call; None if all did."""
-        return self._ran.index(False) if False in self._ran else None
+        return self.ran.index(False) if False in self.ran else None
 
     def run_site(
         self, site: int, compute: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """The output of a site in this call: ``compute(*args, **kwargs)`` or an estimate of it."""
-        if self._ran[site]:
+        if self.ran[site]:
             raise RunError(
                 f"{self._sites[site].name} ran twice in one model call, and a site runs once: choose other sites, "
                 "without this module."
             )
-        self._ran[site] = True
+        self.ran[site] = True
         op = self.step.ops[site]
         output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
         if op.choice is not None:
@@ -145,16 +146,16 @@ class StepExecutor:
             return streams
         if action is WHOLE:
             sites = self._spans[block]
-            self._ran[sites.start + 1 : sites.stop] = [True] * (len(sites) - 1)
+            self.ran[sites.start + 1 : sites.stop] = [True] * (len(sites) - 1)
             return WHOLE
         sites = self._spans[block] if action is UNTOUCHED else action.sites
-        if any(self._ran[sites.start : sites.stop]):
+        if any(self.ran[sites.start : sites.stop]):
             name = self._sites[sites.start].name.rpartition(".")[0]
             raise RunError(
                 f"{name} ran twice in one model call, and a block runs once: sample without a plan, or with sites that "
                 "run once, forecache.grid(model, num_steps, sites=[...])."
             )
-        self._ran[sites.start : sites.stop] = [True] * len(sites)
+        self.ran[sites.start : sites.stop] = [True] * len(sites)
         if action is UNTOUCHED:
             return UNTOUCHED
         totals = _copies(streams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from forecache.errors import RunError
 from forecache.models.arguments import Arguments
-from forecache.models.blocks import Streams, Untouched, Whole
+from forecache.models.blocks import Forward, Streams, Untouched, Whole
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View
+from forecache.runtime import calls
 from forecache.runtime.generations import Generations
 from forecache.runtime.graphs import (
     StepInputs,
@@ -61,6 +62,11 @@ CHANGED = (
     "generation starts, or call session.new_run() after it."
 )
 
+SIZES = (
+    "A skipped part of this call does not fit the others ({error}). If the number of tokens changed inside the model "
+    "in the middle of a run, features from before are of another length: call session.new_run() where it changes, or "
+    "sample without a plan."
+)
 COMPILE_FIRST = (
     "a model that samples by a plan keeps features between its steps: call torch.compile(model, fullgraph=True) before "
     "forecache.apply and give apply what it returned, or leave fullgraph out"
@@ -126,6 +132,44 @@ class Forwards:
             return None
         return executor.run_block(block, streams, args, kwargs)
 
+    def looking_first(self, parts: Iterable[tuple[nn.Module, Forward]]) -> Iterator[tuple[nn.Module, Forward]]:
+        """The forwards of the model's sites and blocks, of which the first one looks at what it is given."""
+        for number, (module, forward) in enumerate(parts):
+            yield module, forward if number else self._looking(forward)
+
+    def _looking(self, forward: Forward) -> Forward:
+        """A forward that looks whether the tokens inside the model are as many as in the call before.
+
+        They change without any argument where the model keeps keys and values of its own. Nothing from before fits
+        then: the step is computed as a whole.
+        """
+
+        @functools.wraps(forward)
+        def looking(*args: Any, **kwargs: Any) -> Any:
+            lane = self._local.lane
+            if lane is not None and not torch.compiler.is_compiling():
+                inside = calls.shapes_of(args, kwargs)
+                if lane.inside is None:
+                    lane.inside = inside
+                elif lane.inside != inside:
+                    self._start_afresh(lane, inside)
+            return forward(*args, **kwargs)
+
+        return looking
+
+    def _start_afresh(self, lane: Lane, inside: Sequence[torch.Size]) -> None:
+        if any(lane.executor.ran):
+            raise RunError(
+                f"The tokens of {self.layout.sites[0].name} became {inside[0]} in the middle of a run, after other "
+                "sites of this call had run, and features from before do not fit: call session.new_run() where they "
+                "change, or sample without a plan."
+            )
+        image = lane.executor.chooser.image
+        lane = self._local.lane = self._generations.afresh(lane)
+        lane.inside = inside
+        lane.executor.begin(lane.executable.step(lane.step, lane.computed), image)
+        self._local.executor = lane.executor
+
     def _show(self, watch: Watch, site: int, output: Tensor) -> None:
         state, lane = self._generations.state(), self._local.lane
         if lane is not None and state.lane == next(iter(state.lanes), None):
@@ -156,12 +200,15 @@ class Forwards:
             self._local.executor = lane.executor
             try:
                 output = forward(*args, **kwargs)
+                lane = self._local.lane or lane  # it may have started afresh
                 self._end(lane, lane.executor.missed())
-            except BaseException:
+            except BaseException as error:
                 self._fail()
+                if _is_of_sizes(error) and not lane.executor.step.is_computed:
+                    raise RunError(SIZES.format(error=str(error).splitlines()[0])) from error
                 raise
             finally:
-                self._local.executor = None
+                self._local.executor = self._local.lane = self._local.call = None
             return output
 
         @functools.wraps(forward)
@@ -259,7 +306,7 @@ class Forwards:
         assert lane is not None
         keep_outputs(outputs, lane.cache, lane.executor)
         self._end(lane, outputs.missed)
-        self._local.lane = None
+        self._local.lane = self._local.call = None
 
     def _end(self, lane: Lane, missed: int | None) -> None:
         if missed is not None:
@@ -286,5 +333,11 @@ class Forwards:
 
     def _fail(self) -> None:
         """Drop the generations of this thread: nothing of one outlives an exception."""
-        self._local.executor = self._local.lane = None
+        self._local.executor = self._local.lane = self._local.call = None
         self._generations.state().drop()
+
+
+def _is_of_sizes(error: BaseException) -> bool:
+    """Whether torch raised this error because two tensors have sizes that do not fit."""
+    words = "must match the size", "sizes", "shapes cannot be multiplied", "split_with_sizes", "doesn't match"
+    return type(error) is RuntimeError and any(word in str(error) for word in words)

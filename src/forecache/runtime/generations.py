@@ -91,6 +91,7 @@ class Generations:
         if lane is None:
             lane = self._new_generation(state, name, call)
         lane.timestep, lane.last_sample = call.timestep, call.sample
+        self.local.call = call
         return lane
 
     # ---- lanes that nothing names -----------------------------------------------------------------------------------
@@ -155,7 +156,8 @@ class Generations:
         if self._is_again(lane, call) or (lane.is_announced and _repeats_a_step(lane, call)):
             raise self._several_times(state, call)
         if self._goes_on_unlike(state, lane, call):
-            return self._rest_of_run(state, name, lane, call)
+            changed = ", ".join(lane.signature.changes(call.signature)[:4])
+            return self._rest_of_run(state, name, lane, call, changed)
         return self._cut_short(state, name, lane, call)
 
     def _after_alike(self, state: ThreadState, name: str, lane: Lane, call: Call) -> Lane | None:
@@ -247,10 +249,18 @@ class Generations:
         is_same_sample = lane.signature.sample == call.signature.sample
         return is_same_sample and state.is_before(lane.timestep, call.timestep)
 
-    def _rest_of_run(self, state: ThreadState, name: str, lane: Lane, call: Call) -> Lane:
+    def afresh(self, lane: Lane) -> Lane:
+        """The lane for the rest of a lane's run, in a call that finds other tokens inside the model than before."""
+        state, call = self.state(), self.local.call
+        assert call is not None
+        name = next(name for name, other in state.lanes.items() if other is lane)
+        new = self._rest_of_run(state, name, lane, call, "the tokens inside the model")
+        new.timestep, new.last_sample = lane.timestep, lane.last_sample
+        return new
+
+    def _rest_of_run(self, state: ThreadState, name: str, lane: Lane, call: Call, changed: str) -> Lane:
         """A lane for the steps of a run that are left. Nothing from before is read, so its first step is computed."""
         lane.clear()
-        changed = ", ".join(lane.signature.changes(call.signature)[:4])
         self._say_once(
             f"The shape of {changed} changed in the middle of a run (step {lane.step} of {lane.num_steps}): features "
             "from before do not fit, so that the step was computed as a whole."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from forecache.runtime.cache import FeatureCache
-from forecache.runtime.calls import CallSignature, LastSample
+from forecache.runtime.calls import Call, CallSignature, LastSample
 from forecache.runtime.counting import Announcement, Run
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
@@ -36,6 +38,7 @@ class Lane:
     computed: the steps so far at which every site was computed.
     last_sample: sample of the last call; None before the first.
     record: of the generation that the lane belongs to; None for a call that is no step of one.
+    inside: shapes of the tensors that the first site or block is called with; None before the first call.
     """
 
     executable: Executable
@@ -52,6 +55,7 @@ class Lane:
     computed: list[int] = field(default_factory=list)
     last_sample: LastSample | None = None
     record: Record | None = None
+    inside: Sequence[torch.Size] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -122,6 +126,7 @@ class Local(threading.local):
 
     state: lanes of the thread; None before its first call.
     executor: executor of the model call in progress; None outside of one.
+    call: the model call in progress.
     lane: lane of the model call in progress.
     compiler: compiles the steps of the call in progress; None where they run eagerly.
     pipeline_calls: calls of the session's pipeline in progress, one inside another.
@@ -130,6 +135,7 @@ class Local(threading.local):
 
     state: ThreadState | None = None
     executor: StepExecutor | None = None
+    call: Call | None = None
     lane: Lane | None = None
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     pipeline_calls: int = 0
