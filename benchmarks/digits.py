@@ -2,9 +2,10 @@
 
     python benchmarks/digits.py                      half an hour on one core
     python benchmarks/digits.py --times-only         the times alone, again
+    python benchmarks/digits.py --no-more            the tables again, from benchmarks/results
 
 Writes benchmarks/results/digits.json with command, hardware and versions, pictures in docs/images, and the tables
-between the markers in README.md and in the model card.
+between the markers of docs/measured/digits.md and in the model card.
 """
 
 from __future__ import annotations
@@ -28,6 +29,22 @@ from forecache.zoo import load_digits
 from forecache.zoo.digits import FOLDER, Digits
 
 SETTINGS = {"guidance": 1.5, "seed": 0}
+
+
+ETAS = (0.6, 0.8, 1.0, 1.2)
+
+
+def methods() -> dict[str, fc.Method]:
+    """The GOC paper's schedules at 20 steps, and TaylorSeer; the number after GOC is eta, after Taylor the order."""
+    half = fc.methods.fora_paper(50)
+    gocs = {f"GOC 50 %, {eta:.1f}": fc.goc(half, eta, steps=fc.methods.goc_paper_steps(50)) for eta in ETAS}
+    return {
+        "FORA 25 %": fc.methods.fora_paper(25),
+        "FORA 50 %": half,
+        **gocs,
+        "Taylor 50 %, 1": fc.taylorseer(half, 1),
+        "Taylor 50 %, 2": fc.taylorseer(half, 2),
+    }
 
 
 def uncached_quality(source: Digits, count: int) -> dict[str, Any]:
@@ -75,7 +92,7 @@ def measure_quality(source: Digits, grid: fc.Grid, samples: int) -> dict[str, An
     """The uncached samples, and every plan of the demo against them."""
     itself = uncached_quality(source, samples)
     print(f"DDIM-50, guidance 2: {itself['class_accuracy']:.1%} recognised", flush=True)
-    rows = demo.compare(source, grid, demo.methods(), samples=samples, batch=250, on_run=print, **SETTINGS)
+    rows = demo.compare(source, grid, methods(), samples=samples, batch=250, on_run=print, **SETTINGS)
     title = f"digits, DDIM-20, guidance 1.5, {samples} samples"
     figures.draw_quality(rows, common.IMAGES / "quality.png", title)
     quality = [row.figures() for row in rows]
@@ -89,12 +106,15 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--samples", type=int, default=1000, help="samples of the quality")
     parser.add_argument("--repeats", type=int, default=11, help="timed rounds of 64 samples; the median counts")
     parser.add_argument("--times-only", action="store_true", help="measure time again, keep the recorded quality")
+    parser.add_argument("--no-more", action="store_true", help="measure nothing, write the tables")
     args = parser.parse_args(words)
+    if args.no_more:
+        write_tables(common.load("digits"))
+        return
     source = load_digits()
     grid = fc.grid(source.target, 20)
     recorded = common.load("digits") if args.times_only else measure_quality(source, grid, args.samples)
-    timed = demo.compare(source, grid, demo.methods(), samples=64, repeats=args.repeats, on_run=print, **SETTINGS)
-    figures.draw_grids(timed, common.IMAGES / "samples.png")
+    timed = demo.compare(source, grid, methods(), samples=64, repeats=args.repeats, on_run=print, **SETTINGS)
     for row, timed_row in zip(recorded["quality"], timed, strict=True):
         row["cache_bytes"] = timed_row.cache_bytes  # of the batch of 64 that was timed
     document = {
@@ -108,7 +128,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def write_tables(document: Mapping[str, Any]) -> None:
-    """The README's table and the model card's figures, from the recorded result."""
+    """The page's table and the model card's figures, from the recorded result."""
     itself, timing = document["uncached"], document["timing"]
     lines = table(document["quality"], {row["name"]: row["time_ratio"] for row in timing["rows"]})
     note = (
@@ -117,7 +137,7 @@ def write_tables(document: Mapping[str, Any]) -> None:
         f"samples, median of {timing['repeats']} alternating rounds; cache for those 64. "
         f"{common.machine(document['environment'], 'threads', 'diffusers')}."
     )
-    common.fill(common.ROOT / "README.md", "table", [*lines, "", note])
+    common.fill_page("table digits", [*lines, "", note])
     judged = (
         f"{itself['class_accuracy']:.1%} of {itself['samples']} samples (DDIM-50, guidance 2, seed 0) are recognised "
         f"as the class asked for; lowest class {min(itself['class_accuracy_by_class']):.0%}. Fréchet distance of "

@@ -3,18 +3,17 @@
     python benchmarks/reproduce.py [--samples 320]       ten minutes on one core; it continues after an interruption
 
 The same as `forecache reproduce goc-table-3 --on digits`. Writes benchmarks/results/reproduce-goc-table-3-digits.json
-with command, hardware and versions, docs/images/reproduce.png, and the tables of docs/reproduce.md and README.md.
+with command, hardware and versions, docs/images/reproduce.png, and the table of docs/reproduce.md.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import common
 
-from forecache.evaluate import Estimate, difference
+from forecache.evaluate import difference
 from forecache.evaluate.estimates import Z
 from forecache.report import figures as figures_module
 from forecache.reproduce.reproduce import reproduce
@@ -24,29 +23,6 @@ from forecache.reproduce.testbed import TestbedOptions, open_testbed
 from forecache.reproduce.worker import Protocol
 
 TABLE, ON = "goc-table-3", "digits"
-
-
-def short(result: Reproduction) -> list[str]:
-    """FID, PSNR and speed alone: a line for each row, measured and published."""
-    title = "| plan | fewer MACs | published | FID | minus no cache | FID, published | PSNR, dB |"
-    lines = [title, "|---" * 7 + "|"]
-    for row in result.table.rows:
-        here: Mapping[str, Any] = result.measured[row.name]
-        figures: Mapping[str, Estimate] = here["figures"]
-        macs = f"{here['macs_ratio']:.2f}x" if row.recipe else ""
-        speed = f"{row.published['speed']}x" if row.recipe and "speed" in row.published else ""
-        closeness = str(figures["psnr"]) if row.recipe else ""
-        change = result.changes(row.name).get("fid")
-        less = f"{change.value:+.2f} ± {Z * change.error:.2f}" if change and change.error is not None else ""
-        cells = [row.name, macs, speed, f"{figures['fid'].value:.2f}", less, row.published.get("fid", ""), closeness]
-        lines.append(f"| {' | '.join(cells)} |")
-    protocol, machine = result.document["protocol"], common.machine(result.document["environment"])
-    note = (
-        f"Measured on digits ({protocol['samples']} samples, features of its classifier; ± 95 %), {machine}; "
-        f"published for DiT-XL/2 on ImageNet ({result.table.source}): other images, so FID "
-        "compares down a column only."
-    )
-    return [*lines, "", note]
 
 
 BASES = {
@@ -85,7 +61,6 @@ def main(words: Sequence[str]) -> None:
     figures_module.draw_reproduction(result, common.IMAGES / "reproduce.png")
     spent = f"`{result.document['command']}` took {minutes:.1f} minutes, on cores that other work shared."
     common.fill_page("table goc-table-3", [*result.markdown(), "", gains(result), "", spent])
-    common.fill(common.ROOT / "README.md", "reproduce", short(result))
 
 
 if __name__ == "__main__":

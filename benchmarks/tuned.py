@@ -220,14 +220,16 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def publish(name: str, document: Mapping[str, Any]) -> None:
-    """Table and plot in docs/measured/tuned-plans.md, and the short table of the README."""
+    """Table and plot in docs/measured/tuned-plans.md, the short one there, and that of the README."""
     rows, counts = document["rows"], document["counts"]
     marker, picture, note = f"table tuned {name}", f"tuned-{name}.png", tuned_pages.note(name, document)
     tuned_pages.draw(rows, counts, common.IMAGES / picture, note.split(" of seed")[0])
     shown = common.picture(marker, picture, "PSNR against computed steps")
     common.fill_page(marker, [*tuned_pages.table(rows, counts), "", note, "", shown])
     if name == "digits-20":
-        common.fill(common.ROOT / "README.md", "tuned", [*tuned_pages.summary(rows, counts), "", note])
+        common.fill_page("tuned", [*tuned_pages.summary(rows, counts), "", note])
+        readme = [*tuned_pages.readme(rows), "", tuned_pages.readme_note(document)]
+        common.fill(common.ROOT / "README.md", "tuned", readme)
 
 
 def measure_peers(rows: Rows, counts: Sequence[int]) -> None:

@@ -77,7 +77,7 @@ def draw(measured: Sequence[Row], counts: Sequence[int], path: Path, title: str)
 
 
 def summary(measured: Sequence[Row], counts: Sequence[int]) -> list[str]:
-    """PSNR of the tuned plans beside the best row of every other kind, for the README."""
+    """PSNR of the tuned plans beside the best row of every other kind."""
     lines = [
         "| computed | tuned | best untuned method | best other library | as many steps |",
         "|---|---|---|---|---|",
@@ -97,6 +97,58 @@ def summary(measured: Sequence[Row], counts: Sequence[int]) -> list[str]:
         time = f", {tuned['less_time']:.2f}x less time" if "less_time" in tuned else ""
         lines.append(f"| {count} of 20{macs}{time} | **{tuned['psnr_db']:.1f}** | {' | '.join(others)} |")
     return lines
+
+
+SPEEDS = (10, 7, 5)
+"""Computed steps of the README's three speeds."""
+KINDS = {
+    "tuned": "tuned plan (`forecache tune`)",
+    "published": "best published method",
+    "library": "best other library",
+    "solver": "fewer steps of a better solver",
+}
+
+
+def kind(name: str) -> str | None:
+    """The row of the README's table that a measured row stands in; None for one that has none."""
+    if name == "tuned":
+        return "tuned"
+    if name.startswith(PEERS):
+        return "library"
+    if name[0].isdigit():
+        return "solver" if "DPM" in name else None
+    return "published" if name != "no cache" else None
+
+
+def readme(measured: Sequence[Row]) -> list[str]:
+    """Four rows: PSNR, Fréchet distance and less time of the best row by PSNR of every kind, at three speeds."""
+    at = {count: [row for row in measured if row["computed"] == count] for count in SPEEDS}
+    macs = [next(row for row in rows if row["name"] == "tuned")["fewer_macs"] for rows in at.values()]
+    lines = [
+        f"| PSNR / Fréchet / less time | {' | '.join(f'{ratio:.1f}x fewer MACs' for ratio in macs)} |",
+        "|---|---|---|---|",
+    ]
+    for group, title in KINDS.items():
+        cells = []
+        for rows in at.values():
+            best = max((row for row in rows if kind(row["name"]) == group), key=lambda row: row["psnr_db"])
+            near = f"{best['psnr_db']:.1f} dB"
+            name = best["name"].removeprefix("ours: ").removesuffix(" of DPM-Solver++").split(", N")[0]
+            of = "" if group == "tuned" else f" ({name})"
+            bold = f"**{near}**" if group == "tuned" else near
+            cells.append(f"{bold} / {best['frechet']:.1f} / {best['less_time']:.2f}x{of}")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def readme_note(document: Mapping[str, Any]) -> str:
+    """The note under the README's table."""
+    bare = next(row for row in document["rows"] if row["name"] == "no cache")
+    return (
+        f"The bundled digits model, DDIM-20, {document['samples']} samples; PSNR to the samples without a cache (DDIM-20, "
+        f"also for DPM-Solver++), Fréchet distance of a classifier's features to the MNIST test set (no cache: "
+        f"{bare['frechet']:.1f}), time of 8 images in turn with no cache. {common.machine(document['environment'])}."
+    )
 
 
 def ready(plans: Iterable[tuple[str, fc.Plan]]) -> list[str]:

@@ -17,13 +17,10 @@ from forecache.environment import environment
 from forecache.errors import InputError
 from forecache.evaluate import Moments, frechet_distance, psnr
 from forecache.io import files
-from forecache.methods.eoc import eoc
-from forecache.methods.fora import fora_paper
-from forecache.methods.goc import goc, goc_paper_steps
+from forecache.methods.fora import fora
+from forecache.methods.goc import goc
 from forecache.methods.taylorseer import taylorseer
-from forecache.parts.gates import god
 from forecache.parts.grid import Grid
-from forecache.parts.statistics import Statistics
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
@@ -31,12 +28,14 @@ from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling.sources import Sampling, in_batches
 from forecache.sampling.timing import Spread, alternate, timed
+from forecache.zoo.bundled import DEFAULT, record
 from forecache.zoo.digits import Digits
 
-ETAS = (0.6, 0.8, 1.0, 1.2)
 UNCACHED = "no cache"
 WARM_UP = 2
 """Images of the run with which every plan is warmed up."""
+TUNED = (10, 7)
+"""Computed steps of the tuned plans: as many as the published methods here, and fewer."""
 
 
 @dataclass(frozen=True)
@@ -89,36 +88,29 @@ class Row:
         }
 
 
-def methods() -> dict[str, Method]:
-    """The demo's methods by name: the GOC paper's schedules at 20 steps, and TaylorSeer.
+def plans(grid: Grid) -> dict[str, Plan]:
+    """The demo's plans by name: published methods that compute every second step, and tuned plans that ship.
 
     The number after GOC is eta, the number after Taylor the order.
     """
-    half = fora_paper(50)
-    gocs = {f"GOC 50 %, {eta:.1f}": goc(half, eta, steps=goc_paper_steps(50)) for eta in ETAS}
-    return {
-        "FORA 25 %": fora_paper(25),
-        "FORA 50 %": half,
-        **gocs,
-        "Taylor 50 %, 1": taylorseer(half, 1),
-        "Taylor 50 %, 2": taylorseer(half, 2),
+    every_second = fora(2)
+    published = {
+        "FORA": every_second,
+        "Taylor 1": taylorseer(every_second, 1),
+        "GOC 0.8": goc(every_second, 0.8),
     }
-
-
-def calibrated(stats: Statistics) -> dict[str, Method]:
-    """The methods that need statistics: GOC with its gate, and EOC in both forms."""
-    half = fora_paper(50)
-    return {
-        "GOC 50 %, gate": goc(half, 0.8, gate=god(stats, gamma=0.5, threshold=0.45)),
-        "EOC 50 %": eoc(half, stats, judge="all"),
-        "EOC 50 %, add.": eoc(half, stats, 0.3, form="additive"),
+    planned = {name: method.plan(grid) for name, method in published.items()}
+    tuned = {
+        f"tuned, {computed} of {grid.num_steps}": Plan.load(record(DEFAULT).tuned_path(computed, grid.num_steps))
+        for computed in TUNED
     }
+    return planned | tuned
 
 
 def compare(
     source: Digits,
     grid: Grid,
-    compared: Mapping[str, Method],
+    compared: Mapping[str, Method | Plan],
     *,
     samples: int,
     guidance: float,
@@ -128,17 +120,17 @@ def compare(
     on_run: Callable[[str], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Row]:
-    """Sample the same images without a cache, which is the first row, and under every method.
+    """Sample the same images without a cache, which is the first row, and under every plan.
 
-    source: the bundled model. compared: methods by name. samples: images; image i has the label i modulo the number of
-    classes. repeats: timed rounds, in which all plans alternate. on_run: called with the name of the plan that starts.
-    on_step: called after each model call. Raises InputError for less than two samples.
+    source: the bundled model. compared: plans, or methods that make them, by name. samples: images; image i has the
+    label i modulo the number of classes. repeats: timed rounds, in which all plans alternate. on_run: called with the
+    name of the plan that starts. on_step: called after each model call. Raises InputError for less than two samples.
     """
     if samples < 2:
         raise InputError(f"A comparison needs at least 2 samples; {samples} was asked for.")
     labels = [index % source.classes for index in range(samples)]
     plans: dict[str, Plan | None] = {UNCACHED: None}
-    plans |= {name: method.plan(grid) for name, method in compared.items()}
+    plans |= {name: made if isinstance(made, Plan) else made.plan(grid) for name, made in compared.items()}
 
     how = Sampling(grid.num_steps, guidance, seed)
 
@@ -217,11 +209,11 @@ def _time_plans(
     return {name: _PlanTiming(images, tuple(seconds[name]), stats) for name, (images, stats) in last.items()}
 
 
-def best_eta(rows: Sequence[Row]) -> tuple[Row, float]:
-    """The GOC row with the highest PSNR, and its distance in dB above FORA at the same level."""
-    gocs = [row for row in rows if row.name in {f"GOC 50 %, {eta:.1f}" for eta in ETAS}]
-    best = max(gocs, key=lambda row: row.psnr)
-    return best, best.psnr - next(row.psnr for row in rows if row.name == "FORA 50 %")
+def best_published(rows: Sequence[Row]) -> tuple[Row, Row]:
+    """The tuned plan that computes as many steps as the published methods, and the best of these by PSNR."""
+    tuned = next(row for row in rows if row.name.startswith("tuned"))
+    published = [row for row in rows if row.plan is not None and not row.name.startswith("tuned")]
+    return tuned, max(published, key=lambda row: row.psnr)
 
 
 def save(rows: Sequence[Row], path: Path, settings: Mapping[str, Any]) -> None:

@@ -24,30 +24,30 @@ from forecache.zoo import load_digits, record
 def demo_command(
     out: Annotated[Path, out_folder("Folder for the pictures and demo.json.")] = Path("out/demo"),
     samples: Annotated[int, typer.Option(min=2, help="Number of digits to sample.")] = 64,
-    steps: Annotated[int, typer.Option(help="DDIM steps; the papers' schedules are for 20.", min=20, max=20)] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 2,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sample the bundled, trained digits model with and without a cache, and compare cost and images.
+    """Sample the bundled, trained digits model without a cache, by published methods and by a tuned plan.
 
     Example: `forecache demo --samples 64 --out out/demo`
     """
     if threads is not None:
         torch.set_num_threads(threads)
     source = load_digits()
-    methods = demo.methods() | demo.calibrated(fc.Statistics.load(record(DEFAULT_MODEL).statistics_path(steps)))
+    steps, guidance = record(DEFAULT_MODEL).steps, record(DEFAULT_MODEL).guidance  # the tuned plans are for these
+    grid = fc.grid(source.target, steps)
+    plans = demo.plans(grid)
     out.mkdir(parents=True, exist_ok=True)
     with (
         interruptible(lambda: "Nothing was written: the demo writes its results at the end."),
-        progress((len(methods) + 1) * repeats * steps) as (bar, task),
+        progress((len(plans) + 1) * repeats * steps) as (bar, task),
     ):
         rows = demo.compare(
             source,
-            fc.grid(source.target, steps),
-            methods,
+            grid,
+            plans,
             samples=samples,
             guidance=guidance,
             seed=seed,
@@ -59,16 +59,15 @@ def demo_command(
     demo.save(rows, out / "demo.json", settings | {"seed": seed, "command": typed_command()})
     title = f"{DEFAULT_MODEL}, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
     figures.draw_grids(rows, out / "samples.png")
-    figures.draw_quality(rows, out / "quality.png", title)
     if as_json:
         emit(files.document(out / "demo.json", 2**24))
     print_table(_table(rows, title))
-    best, gain = demo.best_eta(rows)
-    say(f"Best eta of GOC here: {best.name.split()[-1]}, {gain:+.1f} dB over FORA at the same MACs.")
+    tuned, published = demo.best_published(rows)
+    say(f"The tuned plan is {tuned.psnr - published.psnr:+.1f} dB from {published.name}, at as many computed steps.")
     say(_legend(samples))
     if any(row.is_too_fast for row in rows):
         say("Some rows are faster than their MACs explain: other programs ran meanwhile. Do not trust the times.")
-    say(f"Wrote {out / 'samples.png'}, {out / 'quality.png'}, {out / 'demo.json'}.")
+    say(f"Wrote {out / 'samples.png'}, {out / 'demo.json'}. See them: forecache report {out / 'demo.json'}")
 
 
 def _table(rows: list[demo.Row], title: str) -> Table:
@@ -103,8 +102,8 @@ def _schedule(plan: fc.Plan) -> str:
 def _legend(samples: int) -> str:
     machine = environment()
     return (
-        "GOC is listed with its eta, Taylor (TaylorSeer) with its order; gate and EOC use the bundled statistics.\n"
-        "# computed, . reused, ~ forecast, + corrected; * differs from site to site.\n"
+        "GOC is listed with its eta, Taylor (TaylorSeer) with its order; tuned: found by `forecache tune`, ships.\n"
+        "# computed, . reused, ~ forecast, + corrected.\n"
         "Fewer MACs is the speed-up to expect, less time the measured one; PSNR is to the uncached samples.\n"
         f"Fréchet distance: classifier features, to the MNIST test set; biased upwards at {samples} samples, so\n"
         "compare it within the table only.\n"

@@ -59,30 +59,25 @@ def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
 
 
 def draw_grids(rows: Sequence[Row], path: Path, max_images: int = 64, gain: float = 8.0) -> None:
-    """The same samples under every plan, side by side, with the plan's cost and PSNR as titles.
+    """The same samples under every plan, side by side in a picture that fits a screen, with cost and PSNR as titles.
 
     Below each grid is its difference to the first row's, amplified by ``gain``.
     """
     plt = pyplot()
-    columns = min(len(rows), 3)
-    lines = math.ceil(len(rows) / columns)
-    size = (3.4 * columns, 7.2 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, row in zip(axes.flat, rows, strict=False):
+    figure, axes = plt.subplots(1, len(rows), figsize=(2.15 * len(rows), 5.0), squeeze=False, layout="constrained")
+    for axis, row in zip(axes.flat, rows, strict=True):
         images = row.images[:max_images]
         difference = (images - rows[0].images[:max_images]).abs().mul(gain).clamp(max=1)
         upper, lower = tile(images), tile(difference)
-        picture = np.concatenate([upper, np.ones_like(upper[:2]), lower])
+        picture = np.concatenate([upper, np.ones_like(upper[:6]), lower])
         axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+        axis.axis("off")
         if row.cost is None:
-            axis.set_title(f"{row.name}\nevery step computed\nthe reference", fontsize=9)
+            axis.set_title(f"{row.name}\nevery step computed\nbelow: difference to it, x {gain:g}", fontsize=8)
         else:
-            cost = f"{row.cost.speedup:.2f}x fewer MACs, {row.speedup:.2f}x faster"
-            title = f"{row.name}\n{cost}\n{row.psnr:.1f} dB; below: difference x {gain:g}"
-            axis.set_title(title, fontsize=9)
-    save_figure(figure, path, dpi=110)
+            cost = f"{row.cost.speedup:.2f}x fewer MACs\n{row.speedup:.2f}x less time"
+            axis.set_title(f"{row.name}\n{cost}, {row.psnr:.1f} dB", fontsize=8)
+    save_figure(figure, path, dpi=100)
     plt.close(figure)
 
 
