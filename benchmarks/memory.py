@@ -1,6 +1,7 @@
 """Cost and cache memory of plans on FLUX.1-dev, Qwen-Image and Wan 2.2, from their configs on the meta device.
 
     python benchmarks/memory.py                  a minute on one core; no weights, no network
+    python benchmarks/memory.py --no-more        the tables again, from benchmarks/results
 
 The configs are those that the models are published with. Nothing is sampled: cost and bytes are those of `plan.cost`,
 which the tests compare with runs of small models of the same classes. Writes benchmarks/results/memory.json and the
@@ -21,6 +22,7 @@ from torch import nn
 
 import forecache as fc
 from forecache.environment import environment
+from forecache.methods import recommended
 
 GIB = 2**30
 
@@ -74,6 +76,7 @@ MODELS = (
 )
 
 METHODS: Mapping[str, fc.Method] = {
+    "fc.enable(pipe)": recommended.method(),
     "fc.fora(2)": fc.fora(2),
     "fc.goc(fc.fora(2), 0.8)": fc.goc(fc.fora(2), 0.8),
     "fc.taylorseer(fc.fora(2), 1)": fc.taylorseer(fc.fora(2), 1),
@@ -133,17 +136,20 @@ def table(model: Mapping[str, Any]) -> list[str]:
 
 
 def main(words: Sequence[str]) -> None:
-    common.parser(__doc__).parse_args(words)
-    models = [measure(published) for published in MODELS]
-    place = environment()
-    common.save("memory", {"command": common.command("memory.py", words), "environment": place, "models": models})
+    parser = common.parser(__doc__)
+    parser.add_argument("--no-more", action="store_true", help="compute nothing, write the tables")
+    if not parser.parse_args(words).no_more:
+        models = [measure(published) for published in MODELS]
+        command = common.command("memory.py", words)
+        common.save("memory", {"command": command, "environment": environment(), "models": models})
+    document = common.load("memory")
     note = (
         "Computed by `plan.cost` from the published configs in bfloat16, for one image or video, both halves of a "
         "guidance pair included; not measured on a GPU. Weights: of the transformer (Wan 2.2 A14B has two); the cache "
-        "comes on top of them, of activations and of encoders. "
-        f"`python benchmarks/memory.py` computes it again ({common.machine(place, 'diffusers')})."
+        "comes on top of them, of activations and of encoders. `python benchmarks/memory.py` computes it again "
+        f"({common.machine(document['environment'], 'diffusers')})."
     )
-    common.fill_page("memory", [line for model in models for line in table(model)] + [note])
+    common.fill_page("in practice", [line for model in document["models"] for line in table(model)] + [note])
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ def readme_note(document: Mapping[str, Any]) -> str:
     """The note under the README's table."""
     bare = next(row for row in document["rows"] if row["name"] == "no cache")
     return (
-        f"The bundled digits model, DDIM-20, {document['samples']} samples; PSNR to the samples without a cache (DDIM-20, "
-        f"also for DPM-Solver++), Fréchet distance of a classifier's features to the MNIST test set (no cache: "
+        f"The bundled digits model, {document['samples']} samples by DDIM-20 (or DPM-Solver++); PSNR to DDIM-20 "
+        f"without a cache, Fréchet distance of a classifier's features to the MNIST test set (no cache: "
         f"{bare['frechet']:.1f}), time of 8 images in turn with no cache. {common.machine(document['environment'])}."
     )
 

@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from hypothesis import settings
 from support.inception import write_inception
 from support.pipelines import small_wan
-from support.small import small_dit, small_facebook_dit, small_pixart, small_t5, small_vae
+from support.small import small_dit, small_facebook_dit, small_flux, small_pixart, small_t5, small_vae
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
@@ -72,6 +72,12 @@ def wan_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wan")
     small_wan().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory):
+    """A small random FluxPipeline as a folder, text encoders and tokenizers included."""
+    return small_flux(tmp_path_factory.mktemp("flux"))
 
 
 @pytest.fixture

@@ -1,18 +1,25 @@
 """Every code block of the README and the docs runs, with the small pipeline in the place of DiT-XL/2."""
 
+import html
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from diffusers import FluxPipeline
 from support.documents import blocks
+from support.pipelines import PIPELINES, pipeline
+from support.tiny import TINY
 
 from forecache.methods import registry
-from forecache.report import html
+from forecache.report import html as reports
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HUB = "facebook/DiT-XL-2-256"
+FLUX = "black-forest-labs/FLUX.1-dev"
+WAN = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
 
 
@@ -24,23 +31,40 @@ def with_python():
 @pytest.fixture
 def _kinds_restored():
     """Takes out again the kind of file that docs/report.md adds."""
-    before = dict(html.KINDS)
+    before = dict(reports.KINDS)
     yield
-    html.KINDS.clear()
-    html.KINDS.update(before)
+    reports.KINDS.clear()
+    reports.KINDS.update(before)
+
+
+def small_pictures(load):
+    """A loader whose pipelines make images of 64 x 64 pixels by default; FLUX's make 1024 x 1024 of any model."""
+
+    def loaded(*words, **options):
+        pipe = load(*words, **options)
+        pipe.default_sample_size = 8
+        return pipe
+
+    return loaded
 
 
 @pytest.mark.parametrize("page", with_python(), ids=lambda page: page.relative_to(ROOT).as_posix())
 @pytest.mark.usefixtures("short_tuning", "_kinds_restored")
-def test_python_blocks_run(page, pipe_folder, tmp_path, monkeypatch):
+def test_python_blocks_run(page, pipe_folder, flux_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", small_pictures(FluxPipeline.from_pretrained))
     names = {}
     for block in blocks(page, "python"):
-        exec(compile(block.replace(HUB, str(pipe_folder)), page.name, "exec"), names)
+        code = block.replace(HUB, str(pipe_folder)).replace(FLUX, str(flux_folder))
+        exec(compile(code, page.name, "exec"), names)
     if page.name == "README.md":
-        assert len(names["images"]) == 2
+        assert names["image"].size == (64, 64)
         assert (tmp_path / "plan.json").exists()
-        assert names["session"].stats.calls == 20
+        assert (names["session"].stats.calls, names["session"].stats.skipped > 0) == (28, True)
+    if page == ROOT / "docs/index.md":
+        picture, plan = (ROOT / "docs/images/schedule-goc.svg").read_text(), names["plan"]
+        assert html.escape(plan.provenance["method"]) in picture, "the picture beside the code is its plan"
+        assert picture.count('fill="#4a6fb5"') >= sum(cell.computed for row in plan.rows for cell in row)
     if page.name == "models.md":
         assert names["session"].stats.generations == 1
         assert names["x"].isfinite().all()
@@ -57,10 +81,18 @@ def test_the_readme_has_commands():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_tuning")
-def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_folder, tmp_path, monkeypatch):
+def test_commands_run_in_the_order_they_stand(
+    forecache, pipe_folder, pixart_folder, flux_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    kind, _ = PIPELINES["Wan 2.1"]
+    wan = replace(TINY["Wan 2.1"], config={**TINY["Wan 2.1"].config, "rope_max_seq_len": 128})
+    pipeline(kind, wan.model()).save_pretrained(tmp_path / "wan")
+    folders = {HUB: pipe_folder, PIXART: pixart_folder, FLUX: flux_folder, WAN: tmp_path / "wan"}
     for line in commands():
-        _, *words = shlex.split(line.replace(HUB, str(pipe_folder)).replace(PIXART, str(pixart_folder)), comments=True)
+        for name, folder in folders.items():
+            line = line.replace(name, str(folder))
+        _, *words = shlex.split(line, comments=True)
         if words[0] == "demo":
             words += ["--samples", "4", "--repeats", "1"]
         if words[0] == "compare-methods":
@@ -78,7 +110,7 @@ def test_commands_run_in_the_order_they_stand(forecache, pipe_folder, pixart_fol
         code, _, err = forecache(*words)
         assert (code, err) == (0, ""), line
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"out/digits/00004.png", "out/dit/run.json", "out/again/00001.png", "out/demo/samples.png"} <= written
+    assert {"out/digits/00004.png", "out/again/00001.png", "out/demo/samples.png"} <= written
 
 
 def test_links_lead_somewhere():
@@ -90,8 +122,13 @@ def test_links_lead_somewhere():
 
 def test_the_readme_is_short_and_its_table_filled():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 150
-    assert "GOC 50 %, 0.8" in text
+    assert len(text.splitlines()) <= 90
+    screen = "\n".join(text.splitlines()[:45])
+    for words in ("pip install", "fc.enable(pipe", "best published method", "three.png", "**Models**", "**Status**"):
+        assert words in screen
+    rows = re.findall(r"^\| (?:tuned|best|fewer).*$", text, re.MULTILINE)
+    assert len(rows) == 4
+    assert all(row.count(" dB") == 3 for row in rows)
 
 
 def test_the_table_of_methods_is_that_of_the_registry():

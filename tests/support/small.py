@@ -1,5 +1,7 @@
 """Small random models, and the loop that samples from them."""
 
+import json
+
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -55,6 +57,53 @@ def small_vae():
     """Pixels of 8 x 8 from latents of the same size."""
     torch.manual_seed(0)
     return AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+
+
+def small_flux(folder):
+    """A random FluxPipeline with encoders and tokenizers, written to a folder: images of 64 x 64 pixels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *[f"{letter}</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary.write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    merges.write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=16)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 10, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": 52, "eos_token_id": 53}
+    clip = CLIPTextModel(CLIPTextConfig(**sizes, **ends)).eval()
+    t5, t5_tokenizer = small_t5()
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        layers_per_block=1,
+        latent_channels=1,
+        sample_size=64,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    transformer = FluxTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=3,
+        in_channels=4,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe = FluxPipeline(scheduler, vae, clip, tokenizer, t5, t5_tokenizer, transformer)
+    pipe.save_pretrained(folder)
+    return folder
 
 
 def small_facebook_dit(depth=3):

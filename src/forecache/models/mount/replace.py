@@ -61,15 +61,22 @@ def replaced(owner: object, name: str, function: Forward) -> Iterator[None]:
     try:
         yield
     finally:
-        replacement = _REPLACEMENTS[function]
-        replacement.is_open = False
-        above = _above(function, own.get(name))
-        if above is not None:
-            above.below = replacement.below  # a later block is still open: it will restore what this one would
-        drop_ended(owner, name)
-        _give_back(owner, name, function, replacement.below)
-        if not any(ours(value) is not None for value in own.values()):
-            own.pop("__deepcopy__", None)
+        replacement = _REPLACEMENTS.get(function)
+        if replacement is not None:  # the interpreter drops it where a process ends with a session open
+            _end(owner, name, function, replacement)
+
+
+def _end(owner: object, name: str, function: Forward, replacement: Replacement) -> None:
+    """Give ``owner.name`` back what the function replaced."""
+    own = vars(owner)
+    replacement.is_open = False
+    above = _above(function, own.get(name))
+    if above is not None:
+        above.below = replacement.below  # a later block is still open: it will restore what this one would
+    drop_ended(owner, name)
+    _give_back(owner, name, function, replacement.below)
+    if not any(ours(value) is not None for value in own.values()):
+        own.pop("__deepcopy__", None)
 
 
 def drop_ended(owner: object, name: str) -> None:
