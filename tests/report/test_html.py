@@ -613,6 +613,53 @@ def test_in_a_browser_no_kind_of_report_writes_to_the_console(tmp_path):
         assert not console
 
 
+GALLERY = """<iframe id="f" src="report.html" style="width:390px;height:800px"></iframe><pre id="out"></pre><script>
+onload = () => setTimeout(async () => {
+  const page = f.contentDocument, view = f.contentWindow, out = {};
+  const shown = (looks) => view.getComputedStyle(page.querySelector(looks)).display;
+  const wait = (time) => new Promise((done) => setTimeout(done, time));
+  const films = [...page.querySelectorAll(".film")];
+  const frames = () => films.map((film) => film.style.getPropertyValue("--x") + film.style.getPropertyValue("--y"));
+  out.width = [page.documentElement.scrollWidth, view.innerWidth];
+  out.images = [shown(".film.image"), shown(".film.difference")];
+  page.querySelector("[value=differences]").click();
+  out.differences = [shown(".film.image"), shown(".film.difference")];
+  const slider = page.querySelector(".frame");
+  slider.value = 4;
+  slider.dispatchEvent(new Event("input"));
+  out.frames = frames();
+  out.at = page.querySelector(".at").textContent;
+  page.querySelector(".play").click();
+  await wait(200);
+  out.played = page.querySelector(".at").textContent;
+  page.querySelector(".play").click();
+  document.getElementById("out").textContent = JSON.stringify(out);
+}, 200);
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")
+def test_in_a_browser_all_videos_are_played_together(tmp_path, serving):
+    """The fifth of five frames is the second of the second row of a sheet with three columns."""
+    videos = torch.rand(2, 5, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+    sheets = [films.sheet(films_of(video)) for video in videos]
+    tiles = (data.Tile("no cache", sheets[0], None, ""), data.Tile("fora", sheets[1], sheets[0], "30.0 dB"))
+    found = data.ReportData("methods", "videos", gallery=data.Gallery((data.Strip("a cat", tiles),), 8))
+    (tmp_path / "report.html").write_text(html_module.page(found), encoding="utf-8")
+    (tmp_path / "gallery.html").write_text(GALLERY)
+    dom, console = browsed(f"{serving}/gallery.html")
+    out = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert not console
+    assert out["width"][0] <= out["width"][1], "a phone does not scroll sideways"
+    assert (out["images"], out["differences"]) == (["block", "none"], ["none", "block"])
+    assert (out["frames"], out["at"]) == (["11"] * 3, "5 of 5")
+    assert out["played"] != "5 of 5"
+
+
+def films_of(video):
+    return [(frame * 255).byte().permute(1, 2, 0).numpy() for frame in video]
+
+
 def test_a_tuning_is_reported_from_its_folder(tmp_path):
     tuning_file(tmp_path / "tune.json")
     data, *_ = reported(tmp_path / "tune.json")

@@ -58,9 +58,28 @@ def test_options_go_by_the_names_that_the_call_has(kind, names):
             with_options(source, CallOptions(frames=9))
 
 
-@pytest.mark.parametrize("kind", ["WanImageToVideoPipeline", "StableAudioPipeline", "DiTPipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "WanImageToVideoPipeline",
+        "WanVideoToVideoPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxFillPipeline",
+        "QwenImageEditPipeline",
+        "StableAudioPipeline",
+        "DiTPipeline",
+    ],
+)
 def test_what_needs_more_than_a_text_or_makes_no_pictures_is_no_source_of_texts(kind):
     assert not takes_texts(bare(kind))
+
+
+def test_a_pipeline_that_needs_a_video_is_refused_with_where_to_go_on(tmp_path):
+    """By every command that samples; the sentence names none of them."""
+    parts = {name: part for name, part in small_wan().components.items() if name != "transformer_2"}
+    diffusers.WanVideoToVideoPipeline(**parts).save_pretrained(tmp_path)
+    with pytest.raises(fc.errors.InputError, match=r"a WanVideoToVideoPipeline; the command line .*tune_video\.py"):
+        fc.zoo.open.open_source(str(tmp_path), "cpu")
 
 
 def test_a_model_of_classes_takes_no_options(pipe):

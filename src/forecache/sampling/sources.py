@@ -18,6 +18,9 @@ from forecache.models.find import transformers
 from forecache.sampling.call_options import CallOptions, frames_name, guidance_name, parameters
 from forecache.sampling.loop import check_labels, generators
 
+EDITS = {"strength", "mask_image", "control_image", "control_video"}
+EDITORS = ("Edit", "ImageToVideo", "I2V", "I2I", "Refiner", "Layered")
+"""Parameters of calls, and parts of names, of pipelines that need an image or a video to begin with."""
 OnStep = Callable[[int], None]
 Condition = int | str
 """The condition of a sample: the label of its class, or its text."""
@@ -196,8 +199,9 @@ def takes_texts(pipe: Any) -> bool:
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
     needed = {"prompt", "num_inference_steps", "generator", "output_type"} <= known.keys()
+    edits = EDITS & known.keys() or any(word in type(pipe).__name__ for word in EDITORS)
     pictures = {"num_images_per_prompt", "num_videos_per_prompt"} & known.keys()
-    return needed and bool(pictures) and required <= {"self", "prompt"}
+    return needed and bool(pictures) and not edits and required <= {"self", "prompt"}
 
 
 def own_guidance(source: Source) -> float:
