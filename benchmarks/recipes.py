@@ -72,10 +72,10 @@ SETTINGS = (
     Setting("digits-text", "dpm", 20),
     Setting("digits", "dpm", 12),
     Setting("digits-text", "dpm", 12),
-    Setting("digits", "dpm", 28),
-    Setting("digits-text", "unipc", 28),
-    Setting("digits-text", "dpm", 8),
     Setting("digits", "unipc", 8),
+    Setting("digits-text", "dpm", 8),
+    Setting("digits-text", "unipc", 28),
+    Setting("digits", "dpm", 28),
     Setting("digits", "ddim", 50),
 )
 SEED, MOST, CONVERGED = 11, 80.0, 100
