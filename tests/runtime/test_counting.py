@@ -14,7 +14,7 @@ from support.reused import ASIDE, reused
 from support.small import generate_images, labels, noise, small_dit, small_vae
 
 import forecache as fc
-from forecache.runtime import counting
+from forecache.runtime import calls, counting
 from forecache.runtime.counting import Announcement
 
 DOCS = Path(__file__).parents[2] / "docs" / "sessions.md"
@@ -29,7 +29,7 @@ def plan(run, steps, method=FORA):
     return method.plan(fc.grid(run.pipe, steps, sites=run.sites))
 
 
-# ---- every scheduler ------------------------------------------------------------------------------------------------
+# ---- every scheduler -------------------------------------------------------------------------------------------------
 def rows():
     text = DOCS.read_text(encoding="utf-8")
     return text[text.index(table.BEGIN) + len(table.BEGIN) : text.index(table.END)].strip().splitlines()
@@ -63,7 +63,7 @@ def test_the_table_names_every_scheduler_of_a_transformer():
     assert all(f"`{name}`" in text for name in table.NOT_RUN)
 
 
-# ---- where a run starts ---------------------------------------------------------------------------------------------
+# ---- where a run starts ----------------------------------------------------------------------------------------------
 FLOW = (1000.0, 900.0, 750.0, 500.0, 1.0)
 """As flow-matching schedulers announce them; the last is what a model is given first, as a fraction."""
 
@@ -108,10 +108,10 @@ def test_a_scheduler_of_sana_sprint_announces_its_end_and_others_do_not():
     assert len(counting.announced(scheduler).timesteps) == 2
     other = diffusers.DDIMScheduler()
     other.set_timesteps(3)
-    assert counting.announced(other) == Announcement(tuple(other.timesteps.tolist()), 3)
+    assert counting.announced(other) == Announcement(tuple(other.timesteps.tolist()))
 
 
-# ---- pipelines that make other calls --------------------------------------------------------------------------------
+# ---- pipelines that make other calls ---------------------------------------------------------------------------------
 def chunks(count, steps, lanes=1):
     """Calls of several generations, each of so many steps, in so many lanes."""
     return [((chunk, lane), step) for chunk in range(count) for step in range(steps) for lane in range(lanes)]
@@ -198,7 +198,7 @@ def test_both_transformers_of_ideogram_are_cached():
         fc.models.find.find(run.pipe)
 
 
-# ---- runs of one call, and of few -----------------------------------------------------------------------------------
+# ---- runs of one call, and of few ------------------------------------------------------------------------------------
 def dit_pipe():
     pipe = diffusers.DiTPipeline(small_dit(classes=1000, seed=2), small_vae(), diffusers.DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
@@ -245,7 +245,7 @@ def test_a_plan_of_very_few_steps_is_told_of_once(steps, caplog):
     assert all(f"A plan of {steps} steps" in message for message in told)
 
 
-# ---- time that goes up ----------------------------------------------------------------------------------------------
+# ---- time that goes up -----------------------------------------------------------------------------------------------
 def rising_calls(dit, times, seed=0):
     x = noise(4, seed)
     outputs = []
@@ -275,3 +275,100 @@ def test_time_that_goes_up_in_a_loop_of_ones_own(dit):
         torch.testing.assert_close(second, rising_calls(dit, times, seed=1), rtol=1e-4, atol=1e-4)
     with reused(dit, [(0, step) for step in range(6)], lambda step: step in (0, 1, 3, 5)):
         torch.testing.assert_close(first, rising_calls(dit, times), rtol=1e-4, atol=1e-4)
+
+
+def euler_calls(parts, time_of, seed=0, stop=None, announce=True):
+    """A loop of the user's own around a scheduler, whose model is given a time of the user's own."""
+    x, outputs = noise(4, seed), []
+    if announce:
+        parts.scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for time in parts.scheduler.timesteps.tolist()[:stop]:
+            given = torch.full((4,), time_of(time))
+            x = x - 0.1 * parts.transformer(x, timestep=given, class_labels=labels()).sample[:, :4]
+            outputs.append(x)
+    return outputs[-1]
+
+
+@pytest.mark.parametrize("announce", [True, False])
+@pytest.mark.parametrize("time_of", [lambda time: time, lambda time: time / 1000, lambda time: 1 - time / 1000])
+def test_a_loop_whose_scheduler_announced_its_steps_follows_the_plan_from_the_first_run_on(dit, time_of, announce):
+    """Whatever the model is given as its time; and after a run that was stopped the next one is as if it were alone."""
+    parts = SimpleNamespace(transformer=dit, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    with fc.apply(parts, FORA.plan(fc.grid(parts, 6))) as session:
+        found = euler_calls(parts, time_of)
+        sites = len(session.plan.grid.sites)
+        assert (session.stats.calls, session.stats.computed) == (6, 3 * sites)
+        for stop in (1, 3):
+            euler_calls(parts, time_of, seed=9, stop=stop, announce=announce)
+            assert torch.equal(euler_calls(parts, time_of, announce=announce), found)
+    with reused(dit, [(0, step) for step in range(6)], even):
+        torch.testing.assert_close(found, euler_calls(parts, time_of), rtol=1e-4, atol=1e-4)
+
+
+def test_a_timestep_on_a_gpu_is_not_taken_for_one_of_another_run(dit, monkeypatch):
+    """It is not read, and so neither known to be another nor the same."""
+    monkeypatch.setattr(calls, "is_at_hand", lambda timestep: False)
+    parts = SimpleNamespace(transformer=dit, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    with fc.apply(parts, FORA.plan(fc.grid(parts, 6))) as session:
+        found = euler_calls(parts, lambda time: time)
+        assert torch.equal(euler_calls(parts, lambda time: time), found)
+    assert session.stats.generations == 2
+    assert session.stats.computed == 2 * 3 * len(session.plan.grid.sites)
+
+
+def test_a_time_that_goes_up_as_nothing_announced_it(dit):
+    parts = SimpleNamespace(transformer=dit, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+
+    def time_of(time):
+        return 1 - (time / 1000) ** 2
+
+    with fc.apply(parts, FORA.plan(fc.grid(parts, 6))) as session:
+        euler_calls(parts, time_of)
+        sites = len(session.plan.grid.sites)
+        assert session.stats.skipped >= 2 * sites
+        found = euler_calls(parts, time_of, seed=1)
+    assert session.stats.calls == 12
+    with reused(dit, [(0, step) for step in range(6)], even):
+        torch.testing.assert_close(found, euler_calls(parts, time_of, seed=1), rtol=1e-4, atol=1e-4)
+
+
+# ---- advice ----------------------------------------------------------------------------------------------------------
+def falling_calls(dit, count):
+    return rising_calls(dit, [1000 - 100 * step for step in range(count)])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_advice_to_a_loop_that_is_too_short(dit, count):
+    with pytest.raises(fc.errors.StepCountError) as error, fc.apply(dit, FORA.plan(fc.grid(dit, 6))):
+        falling_calls(dit, count)
+    (advised,) = re.findall(r"num_steps=(\d+)\)", str(error.value))
+    with fc.apply(dit, FORA.plan(fc.grid(dit, int(advised)))) as session:
+        falling_calls(dit, count)
+    assert session.stats.calls == count
+    with fc.apply(dit, FORA.plan(fc.grid(dit, 6))) as session:
+        falling_calls(dit, count)
+        session.new_run()
+
+
+class Forgetful(diffusers.DDIMScheduler):
+    """Announces a call less than its loop makes."""
+
+    def set_timesteps(self, *args, **kwargs):
+        super().set_timesteps(*args, **kwargs)
+        self.timesteps = self.timesteps[:-1]
+
+
+def test_the_advice_where_more_calls_are_made_than_were_announced(dit):
+    parts = SimpleNamespace(transformer=dit, scheduler=Forgetful())
+
+    def calls():
+        parts.scheduler.set_timesteps(6)
+        return rising_calls(dit, [*parts.scheduler.timesteps.tolist(), 0.0])
+
+    words = "announced 5 model calls, and this run makes one more .*forecache.apply.pipe.transformer, plan"
+    with fc.apply(parts, FORA.plan(fc.grid(parts, 5))), pytest.raises(fc.errors.StepCountError, match=words):
+        calls()
+    with fc.apply(parts.transformer, FORA.plan(fc.grid(parts, 6))) as session:
+        calls()
+    assert session.stats.calls == 6

@@ -46,6 +46,9 @@ OWN_SCHEDULE = frozenset(
 UNCONDITIONAL = "unconditional_transformer"
 """The name of a pipeline's second transformer where both are called at every step, as in Ideogram 4."""
 
+EXACT = 1e-6
+"""Largest difference of fractions of timesteps that rounding to float32 explains."""
+
 FEW_STEPS = 4
 """Plans of no more steps are for distilled models, which differ most from step to step."""
 
@@ -57,13 +60,13 @@ class Run:
     total: number of model calls of the whole run, of all models that take turns in it.
     indices: which of these calls are the model's own.
     timesteps: the scheduler's timesteps of the model's own calls; () where it did not announce them.
-    asked: number of steps that the scheduler was asked for; None where it is unknown.
+    scale: number of the scheduler's timesteps in training, by which some models are given fractions of them.
     """
 
     total: int
     indices: range
     timesteps: tuple[float, ...] = ()
-    asked: int | None = None
+    scale: float = 1000
 
     @property
     def num_calls(self) -> int:
@@ -73,6 +76,14 @@ class Run:
     def timestep(self, step: int) -> float | None:
         """The scheduler's timestep of one of the model's own calls; None if it is unknown."""
         return self.timesteps[step] if step < len(self.timesteps) else None
+
+    def expects(self, step: int, timestep: float) -> bool:
+        """Whether a model is given this timestep at a step: the scheduler's, or a fraction that falls or rises."""
+        announced = self.timestep(step)
+        if announced is None:
+            return False
+        fraction = announced / self.scale
+        return timestep == announced or min(abs(timestep - fraction), abs(timestep - 1 + fraction)) < EXACT
 
     def rest(self, step: int) -> Run:
         """The run without the model's own calls before ``step``."""
@@ -84,11 +95,9 @@ class Announcement:
     """The timesteps at which a run will call its models, as a scheduler announced them.
 
     timesteps: in the scheduler's units.
-    asked: number of steps that the scheduler was asked for; None where it is unknown.
     """
 
     timesteps: tuple[float, ...]
-    asked: int | None = None
 
 
 def announced(scheduler: Any, pipe: Any = None) -> Announcement:
@@ -99,8 +108,7 @@ def announced(scheduler: Any, pipe: Any = None) -> Announcement:
     timesteps = tuple(numbers(scheduler.timesteps))
     if _leaves_out_last(scheduler, pipe):
         timesteps = timesteps[:-1]
-    asked = getattr(scheduler, "num_inference_steps", None)
-    return Announcement(timesteps, asked if isinstance(asked, int) else None)
+    return Announcement(timesteps)
 
 
 def run_of(
@@ -118,14 +126,14 @@ def run_of(
     pipe: the pipeline that makes the calls; None for a loop of the user's own.
     part: the steps at which the model is called, where another model is called at the others.
     """
-    timesteps, asked = announcement.timesteps, announcement.asked
+    timesteps, scale = announcement.timesteps, _scale(scheduler)
     if (length := _own_schedule(pipe)) is not None:
-        return Run(length, range(length), asked=asked)
+        return Run(length, range(length))
     if part is not None:
         indices = part(timesteps)
-        return Run(len(timesteps), indices, timesteps[indices.start : indices.stop], asked)
+        return Run(len(timesteps), indices, timesteps[indices.start : indices.stop], scale)
     timesteps = timesteps[first_step(timesteps, timestep, scheduler) :]
-    return Run(len(timesteps), range(len(timesteps)), timesteps, asked)
+    return Run(len(timesteps), range(len(timesteps)), timesteps, scale)
 
 
 def first_step(timesteps: Sequence[float], timestep: float | None, scheduler: Any = None) -> int:
@@ -139,9 +147,7 @@ def first_step(timesteps: Sequence[float], timestep: float | None, scheduler: An
         return begin
     if timestep is None or not timesteps:
         return 0
-    config = getattr(scheduler, "config", None)
-    whole = float(getattr(config, "num_train_timesteps", None) or 1000)
-    fractions = [time / whole for time in timesteps]
+    fractions = [time / _scale(scheduler) for time in timesteps]
     rising = [1 - time for time in fractions]
     if timestep in timesteps:
         exact = timesteps.index(timestep)
@@ -216,6 +222,11 @@ def few_steps(plan: Plan) -> str | None:
 def numbers(timesteps: Any) -> list[float]:
     """Timesteps as numbers; one transfer from a device."""
     return [float(time) for time in (timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps)]
+
+
+def _scale(scheduler: Any) -> float:
+    """The number of a scheduler's timesteps in training."""
+    return float(getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000)
 
 
 def _is_near(timestep: float, announced: float) -> bool:

@@ -69,7 +69,7 @@ class Generations:
         for lane in state.lanes.values():
             if lane.is_short:
                 self.stopped = counting.too_short(lane.step, lane.num_steps)
-            elif lane.is_done and lane.doubtful:
+            elif lane.is_done and lane.doubtful and not lane.is_announced:
                 self.stopped = counting.too_short(lane.doubtful, lane.num_steps)
         state.drop()
 
@@ -169,12 +169,15 @@ class Generations:
             # a pipeline's calls are of the run that it announced, and some samplers go up on their way
             if _is_read(lane, call) and self._is_again(lane, call):
                 raise self._several_times(state, call)
-            if self.local.pipeline_calls or timestep == lane.run.timestep(lane.step):
+            if self.local.pipeline_calls:
+                return lane
+            if lane.run.expects(lane.step, timestep):
+                state.rising = timestep > before or (state.rising and timestep == before)
                 return lane
         if state.is_before(timestep, before):
             if lane.is_complete:
                 return self._ended(lane)
-            if lane.step == lane.doubtful == 1 and not lane.is_announced:  # the second time in a row
+            if lane.step == lane.doubtful == 1:  # the second time in a row
                 state.rising = not state.rising
                 return lane
             return self._cut_short(state, name, lane, call)
@@ -184,7 +187,7 @@ class Generations:
             raise self._one_more(lane, call)
         if self._is_again(lane, call):
             raise self._several_times(state, call)
-        is_second = lane.step == 1 and not (lane.doubtful or lane.is_announced)
+        is_second = lane.step == 1 and not lane.doubtful and _is_read(lane, call)
         if is_second and timestep == before and not call.sample.is_same_tensor(lane.last_sample):
             # the next step, rounded to the same timestep, or the first one of another run
             return self._doubt(state, name, lane, call)
@@ -192,20 +195,20 @@ class Generations:
 
     def _ended(self, lane: Lane) -> None:
         """End a generation that is complete. Calls before it were no part of its run if it has made all its own."""
-        if lane.is_done and lane.doubtful:
+        if lane.is_done and lane.doubtful and not lane.is_announced:
             self._stop(lane.doubtful, lane.num_steps)
         lane.clear()
 
     def _cut_short(self, state: ThreadState, name: str, lane: Lane, call: Call) -> Lane | None:
         """End a generation in the middle: a new one starts, and is told nothing of it."""
         lane.clear()
-        if lane.is_announced:
-            return None
         goes_down = (
             call.timestep is not None and lane.timestep is not None and state.is_before(lane.timestep, call.timestep)
         )
-        if not lane.doubtful and (lane.step == 1 or goes_down):
+        if not lane.doubtful and (lane.step == 1 or (goes_down and not lane.is_announced)):
             return self._doubt(state, name, lane, call)
+        if lane.is_announced:
+            return None
         self._stop(lane.step, lane.num_steps)
         for other in state.lanes.values():
             other.clear()
@@ -244,7 +247,7 @@ class Generations:
             return True
         if call.timestep is None or lane.timestep is None:
             return False
-        if lane.is_announced and call.timestep == lane.run.timestep(lane.step):
+        if lane.is_announced and lane.run.expects(lane.step, call.timestep):
             return True
         is_same_sample = lane.signature.sample == call.signature.sample
         return is_same_sample and state.is_before(lane.timestep, call.timestep)
