@@ -187,6 +187,11 @@ def test_both_transformers_of_ideogram_are_cached():
     assert torch.equal(found, again)
     assert (session.stats.generations, session.stats.calls) == (2, 20)
     assert session.stats.computed == 2 * 2 * 3 * len(session.plan.grid.sites)
+    peaks = [model.stats.peak_cache_bytes for model in session._models]
+    assert session.stats.peak_cache_bytes == sum(peaks)
+    words = "Ideogram4Transformer2DModel cannot be known from shapes alone"
+    with fc.apply(run.pipe, plan(run, 5), max_cache_bytes=10**6), pytest.raises(fc.errors.InputError, match=words):
+        run.sample()
     calls = chunks(1, 5)
     with (
         reused(run.pipe.transformer, calls, even, run.sites),

@@ -67,7 +67,8 @@ def apply(
     cache_device: device of kept features, such as "cpu" beside a GPU that is full; each is brought back while the one
         before it is used. None, the default, keeps each on its own.
     max_cache_bytes: largest number of bytes that a generation may keep; one that needs more is refused before its first
-        model call. None, the default, is no limit.
+        model call. Of two transformers that are called at every step, as in Ideogram 4, each may keep half. None, the
+        default, is no limit.
     timed: whether `Session.stats` gives the seconds of the last generation, for which a GPU is waited for after every
         model call; False by default.
 
@@ -79,14 +80,16 @@ def apply(
     asked.check(target)
     _check_options(lanes, cache_dtype, max_cache_bytes)
     source, grid = asked.source(target, guards)
-    options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
     pipe = target if callable(target) and not isinstance(target, nn.Module) else None
     models = transformers(target)
     parts: list[PartOfRun | None] = [None]
     if len(models) > 1:
-        parts = [*parts_of_run(target)]
+        parts = parts_of_run(target)
+        if parts[0] is None and max_cache_bytes is not None:
+            max_cache_bytes //= len(models)
     else:
         models = [target]
+    options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
     layouts: list[Layout] = []
     hosts: list[Host] = []
     for model, part in zip(models, parts, strict=True):

@@ -64,6 +64,7 @@ class Session(ContextDecorator):
         watch: Watch | None = None,
     ) -> None:
         self._plans = plans
+        self._take_turns = all(host.part is not None for host in hosts or [])
         self._models = tuple(
             MountedModel(plans, layout, host, options, timed, watch)
             for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
@@ -119,7 +120,7 @@ class Session(ContextDecorator):
     @property
     def stats(self) -> Stats:
         """The statistics so far, over all threads."""
-        return merged([model.stats for model in self._models])
+        return merged([model.stats for model in self._models], self._take_turns)
 
     def new_run(self) -> None:
         """Start a new generation with the next model call of this thread; the features of the last are dropped."""

@@ -177,8 +177,13 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def merged(stats: Sequence[Stats]) -> Stats:
-    """The statistics of models that take turns in one run, whose caches never exist at the same time."""
+def merged(stats: Sequence[Stats], take_turns: bool = True) -> Stats:
+    """The statistics of the models of one run.
+
+    take_turns: whether they are called one after the other, so that their caches never exist at the same time; by
+        default they are.
+    """
+    peaks = [part.peak_cache_bytes for part in stats]
     last = [part.last for part in stats if part.last is not None]
     times = [generation.seconds for generation in last if generation.seconds is not None]
     stretches = tuple(stretch for generation in last for stretch in generation.stretches)
@@ -187,7 +192,7 @@ def merged(stats: Sequence[Stats]) -> Stats:
         calls=sum(part.calls for part in stats),
         computed=sum(part.computed for part in stats),
         skipped=sum(part.skipped for part in stats),
-        peak_cache_bytes=max(part.peak_cache_bytes for part in stats),
+        peak_cache_bytes=max(peaks) if take_turns else sum(peaks),
         partial=sum(part.partial for part in stats),
         fallbacks=sum(part.fallbacks for part in stats),
         last=LastGeneration(stretches, sum(times) if times else None) if last else None,
