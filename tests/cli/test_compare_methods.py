@@ -10,6 +10,7 @@ from support.commands import COMMANDS
 
 import forecache as fc
 from forecache.bench.comparison.rounds import Rounds
+from forecache.methods import recommended
 from forecache.report import html
 
 SHARED = ("height", "width", "frames", "negative_prompt", "device", "dtype", "offload")
@@ -57,6 +58,21 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(forecache, tmp_path
     assert (code, err) == (130, "")
     assert said == f"3 of 4 images are kept in {tmp_path / 'out'}: the same command continues.\n"
     assert not (tmp_path / "out/comparison.json").exists()
+
+
+def test_a_recipe_on_record_is_asked_for_by_its_speedup(forecache, tmp_path):
+    words = ["--labels", "3", "--steps", 8, "--speedup", 2.5, "--out"]
+    code, said, _ = forecache("compare-methods", *words, tmp_path / "both", "--rounds", 0)
+    assert (code, "recommended, 2.5x" in said) == (0, True)
+    plan = recommended.method(2.5).plan(fc.grid(fc.zoo.load_digits().target, 8))
+    column = json.loads((tmp_path / "both/comparison.json").read_text())["columns"][1]
+    assert column["picture"] == plan.picture()
+    code, said, _ = forecache("sample", *words, tmp_path / "one")
+    assert code == 0
+    assert fc.Plan.load(tmp_path / "one/plan.json").rows == plan.rows
+    for command in ("sample", "compare-methods"):
+        code, _, err = forecache(command, "--labels", "3", "--speedup", 9, "--out", tmp_path / "no")
+        assert (code, "on record for 1.3 to 5 times fewer MACs; 9 was asked for" in err) == (1, True)
 
 
 FAILURES = {

@@ -13,6 +13,7 @@ from forecache.bench.comparison import result
 from forecache.bench.comparison.columns import Request
 from forecache.bench.comparison.quality import NAMES, Judges, open_judges
 from forecache.bench.comparison.rounds import Rounds
+from forecache.cli.options import checked_speedup
 from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Guidance, Model, out_folder
 from forecache.cli.parameters import Rounds as RoundsOption
 from forecache.cli.pipelines import PipelineOptions, guidance_of, nouns, takes_pipeline_options
@@ -46,6 +47,9 @@ def compare_methods_command(
         typer.Option(help="A method, such as 'taylorseer interval=3 order=2', or a recipe in braces; repeatable."),
     ] = None,
     plan: Annotated[list[Path] | None, typer.Option(help="A plan file; repeatable.")] = None,
+    speedup: Annotated[
+        list[float] | None, typer.Option(help="The recipe on record for so many times fewer MACs; repeatable.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
     labels: Annotated[str | None, typer.Option(help="Classes by number or name, such as 207,360.")] = None,
@@ -93,7 +97,8 @@ def compare_methods_command(
     Example: `forecache compare-methods --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "a happy cat" --frames 33
     --steps 30 --batch 1 --method fora --method taylorseer --out out/wan-methods`
     """
-    request = Request.of(method or (), plan or (), steps, fewer_steps or (), reference_steps)
+    speedups = [checked_speedup(value) for value in speedup or ()]
+    request = Request.of(method or (), plan or (), steps, fewer_steps or (), reference_steps, speedups)
     numbers = _seeds(seeds)
     asked = [name.strip() for name in metrics.split(",")] if metrics is not None else None
     source = pipeline.open(model)

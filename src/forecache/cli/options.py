@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from forecache.errors import InputError
-from forecache.methods import flags, registry
+from forecache.methods import flags, recommended, registry
 from forecache.methods.flags import Expression, Flag
 from forecache.methods.parameters import Parameter
 from forecache.plan.method import Method
@@ -20,6 +20,8 @@ from forecache.zoo import ingredients
 
 NONE = "none"
 """The method that samples without a cache."""
+SPEEDUP = "speedup"
+"""The flag that, without a method, asks for the recipe on record for so many times fewer MACs."""
 
 Typed = Callable[[str], "MethodOptions"]
 """The options as they were typed, waiting for the method that they are for."""
@@ -51,6 +53,9 @@ class MethodOptions:
         num_steps: model calls of the run, by which bundled statistics are found
         """
         if self.method == NONE:
+            given = {name: value for name, value in self.flags.items() if value is not None}
+            if given.keys() == {SPEEDUP} and self.base is None:
+                return recommended.method(checked_speedup(given[SPEEDUP]))
             self._refuse_all()
             return None
         return Expression(self.method, self.base, self.flags).build(ingredients.resolver(num_steps))
@@ -66,6 +71,16 @@ class MethodOptions:
             raise InputError(f"{table[name].option} belongs to {words}, and no --method was given.")
         if self.base is not None:
             raise InputError(f"--base {self.base} is the schedule of a method: give a --method, too.")
+
+
+def checked_speedup(speedup: float) -> float:
+    """A speedup that recipes are recommended for; InputError for another one."""
+    least, most = recommended.SPEEDUPS
+    if not least <= speedup <= most:
+        raise InputError(
+            f"Recipes are on record for {least:g} to {most:g} times fewer MACs; {speedup:g} was asked for."
+        )
+    return speedup
 
 
 def takes_method_options(command: Callable[..., None]) -> Callable[..., None]:

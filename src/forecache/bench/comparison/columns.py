@@ -9,6 +9,7 @@ from pathlib import Path
 
 from forecache.bench.speed import Kind, kinds
 from forecache.errors import InputError, PlanError
+from forecache.methods import recommended
 from forecache.methods.words import method_of
 from forecache.models.find import grid
 from forecache.plan.method import Method
@@ -74,10 +75,12 @@ class Request:
         num_steps: int | None,
         fewer: Sequence[int] = (),
         reference: int | None = None,
+        speedups: Sequence[float] = (),
     ) -> Request:
         """The request of texts and files. Raises InputError or PlanError for one that cannot be planned.
 
         num_steps: None takes that of the plan files, else 20
+        speedups: times fewer MACs, for each of which the recipe on record is compared
         """
         loaded = tuple((path, Plan.load(path)) for path in plans)
         lengths = {plan.num_steps for _, plan in loaded}
@@ -90,12 +93,13 @@ class Request:
                     f"{path} is a plan for {plan.num_steps} steps, and {steps} are compared: leave it out, or make a "
                     "plan for that number."
                 )
-        if not methods and not loaded and not fewer:
+        if not methods and not loaded and not fewer and not speedups:
             raise InputError("Nothing is to be compared: give methods or plan files.")
         resolve = ingredients.resolver(steps)
         texts = tuple(dict.fromkeys(methods))
-        made = tuple((text, method_of(text, resolve)) for text in texts)
-        return cls(made, loaded, steps, tuple(dict.fromkeys(fewer)), reference)
+        made = [(text, method_of(text, resolve)) for text in texts]
+        made += [(f"recommended, {speedup:g}x", recommended.method(speedup)) for speedup in dict.fromkeys(speedups)]
+        return cls(tuple(made), loaded, steps, tuple(dict.fromkeys(fewer)), reference)
 
     def columns(self, source: Source) -> tuple[Column, ...]:
         """The columns on a model: without a cache first, the reference last.

@@ -75,9 +75,10 @@ def _about(document: Mapping[str, Any], left_out: int) -> list[str]:
 def _row(column: Mapping[str, Any], reference: Mapping[str, Any] | None) -> Row:
     quality = {METRICS[name].title: value for name, figure in column["quality"].items()
                if name in METRICS and (value := number(mapping(figure).get("mean"))) is not None}  # fmt: skip
-    for name, figure in column["to_reference"].items() if reference is not None else ():
+    steps = reference["steps"] if reference is not None else ""
+    for name, figure in column["to_reference"].items():
         if name in METRICS and (value := number(mapping(figure).get("mean"))) is not None:
-            quality[f"{METRICS[name].title} to {reference['steps']} steps"] = value
+            quality[f"{METRICS[name].title} to {steps} steps"] = value
     ratio, seconds, cost = column["time_ratio"], column["seconds"], column["cost"]
     low, high = number(ratio.get("low")), number(ratio.get("high"))
     spent = number(seconds.get("median"))
