@@ -162,8 +162,8 @@ def test_a_block_that_writes_into_an_argument_that_it_does_not_return_is_refused
 
 @pytest.mark.parametrize(
     "change",
-    [lambda x: x[:, :-1], lambda x: x[:1], lambda x: (x, x), lambda x: {"x": x}, lambda x: None],
-    ids=["tokens", "batch", "two", "dict", "nothing"],
+    [lambda x: x[:, :-1], lambda x: x[:1], lambda x: (x, x), lambda x: (x,), lambda x: {"x": x}, lambda x: None],
+    ids=["tokens", "batch", "two", "tuple", "dict", "nothing"],
 )
 def test_a_block_that_returns_something_else_is_refused(change):
     model = model_of("Sana")

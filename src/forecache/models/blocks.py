@@ -138,9 +138,11 @@ def _parts(
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """One feature from the parts of several streams; narrower ones are packed into rows of the first one's width."""
+    if len(parts) == 1:
+        return parts[0]
     width = parts[0].shape[2]
     rows = [part if part.shape[2] == width else _filled(part, width) for part in parts]
-    return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+    return torch.cat(rows, 1)
 
 
 def _rows(part: Tensor, width: int) -> int:
@@ -292,7 +294,8 @@ class Residual(Block):
         """What the block added to its streams, from its output and the streams as they were before."""
         values = output if isinstance(output, tuple) else (output,)
         after = {stream: value for stream, value in zip(self.outputs, values, strict=False) if stream is not None}
-        if len(values) != len(self.outputs) or not all(
+        is_alike = isinstance(output, tuple) == (len(self.outputs) > 1) and len(values) == len(self.outputs)
+        if not is_alike or not all(
             isinstance(value, Tensor) and value.shape == before[stream].shape for stream, value in after.items()
         ):
             names = ", ".join("nothing" if stream is None else self.inputs[stream] for stream in self.outputs)
@@ -300,6 +303,11 @@ class Residual(Block):
                 f"A {type(self.module).__name__} is expected to return {names}, each in the shape of its input, and "
                 f"returned {_described(output)}, so what it adds to them is not known: leave off what changes the "
                 "output of its forward, or name modules inside as sites."
+            )
+        if len(after) > 1 and any(value.ndim != 3 for value in after.values()):
+            raise ModelError(
+                f"A {type(self.module).__name__} returns several streams, {_described(output)}; those are cached "
+                "together if each is (batch, tokens, width): name modules inside as sites."
             )
         return joined([after[stream] - before[stream] for stream in self.branches[0].streams])
 

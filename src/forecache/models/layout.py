@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -209,7 +210,8 @@ def from_blocks(
 ) -> Layout:
     """The layout of a stack of blocks, each called with the output of the one before, except for ``starts``.
 
-    Sites are named ``blocks.<depth>.<kind>`` in every family. example: by default that of the model's class.
+    A block that takes other streams than the one before it is a start by itself. Sites are named
+    ``blocks.<depth>.<kind>`` in every family. example: by default that of the model's class.
     """
     numbered: list[tuple[int, Block]] = []
     sites: list[Site] = []
@@ -224,6 +226,8 @@ def from_blocks(
         ]
 
     branches = [branch for _, block in numbered for branch in block.branches]
+    pairs = enumerate(pairwise(block for _, block in numbered), start=1)
+    changes = {number for number, (before, block) in pairs if block.inputs != before.inputs}
     known = example_of(model)
     return Layout(
         model,
@@ -234,7 +238,7 @@ def from_blocks(
         {site: branch.received for site, branch in enumerate(branches) if branch.received is not None},
         tuple(numbered),
         stacked,
-        frozenset(starts),
+        frozenset(changes.union(starts)),
         level,
         rising,
         clips,

@@ -5,6 +5,7 @@ B batch, N tokens, D width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -101,6 +102,7 @@ class StepExecutor:
         self._max_error = max_error
         self._streams, self._clips, self._spans = layout.streams, layout.clips, layout.spans
         self._hands_out = layout.level == "modules"  # the model's own code gets the features
+        self._are_modules_own = layout.level == "branches"  # features are what modules return, not differences
         self.ran: list[bool] = []
 
     def begin(self, step: Step, image: Sequence[int] | None) -> None:
@@ -125,11 +127,14 @@ class StepExecutor:
         self.ran[site] = True
         op = self.step.ops[site]
         output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
+        is_shared = self._hands_out
+        if op.keeps and not op.reads and self._are_modules_own and not torch.compiler.is_compiling():
+            is_shared = output.is_inference() and _references(output) > REFERENCES  # a buffer of the module
         if op.choice is not None:
             output = self.chooser.correct(site, op.choice, output, compute, Arguments(args, kwargs))
         for importance in op.scored:
             self.chooser.score(site, importance, output, Arguments(args, kwargs))
-        self._keep(site, op, output)
+        self._keep(site, op, output, is_shared)
         return output
 
     def run_block(
@@ -229,11 +234,11 @@ class StepExecutor:
         self.fallbacks = count if self.fallbacks is None else self.fallbacks + count
         return total
 
-    def _keep(self, site: int, op: Op, output: Tensor) -> None:
-        self.store.keep(site, op, self._kept_sums(site, op, output) if op.keeps else ())
+    def _keep(self, site: int, op: Op, output: Tensor, is_shared: bool = False) -> None:
+        self.store.keep(site, op, self._kept_sums(site, op, output, is_shared) if op.keeps else ())
 
-    def _kept_sums(self, site: int, op: Op, output: Tensor) -> list[Tensor]:
-        """The tensors that are kept after this step, one for every `Op.keeps`."""
+    def _kept_sums(self, site: int, op: Op, output: Tensor, is_shared: bool) -> list[Tensor]:
+        """The tensors that are kept after this step, one for every `Op.keeps`; is_shared: others may write into it."""
         weights = self.store.weights(site, op)
         own = iter(weights[len(weights) - sum(len(kept.adds) for kept in op.keeps) :])
 
@@ -241,7 +246,7 @@ class StepExecutor:
             return output if slot == OUT else self.store.read(site, slot)
 
         sums = [added_up(tensor(kept.base), [(tensor(slot), next(own)) for slot, _ in kept.adds]) for kept in op.keeps]
-        return [_own(total) for total in sums] if self._hands_out else sums
+        return [_own(total) for total in sums] if is_shared else sums
 
 
 def added_up(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
@@ -255,8 +260,21 @@ def added_up(base: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> Te
     return base
 
 
+def _references(feature: Tensor) -> int:
+    """The number of references to a tensor: more than `REFERENCES` if others than the caller have it."""
+    return sys.getrefcount(feature)
+
+
+def _references_to_a_new_one() -> int:
+    feature = torch.empty(0)
+    return _references(feature)
+
+
+REFERENCES = _references_to_a_new_one()
+
+
 def _own(feature: Tensor) -> Tensor:
-    """A feature that the model's own code gets, too; in memory of its own where no version tells of writes into it."""
+    """A feature that others have, too; in memory of its own where no version tells of writes into it."""
     if torch.compiler.is_compiling():
         return feature.clone()
     if not feature.is_inference():
