@@ -85,6 +85,14 @@ def test_the_inverse_share_of_a_step_is_that_of_its_sites():
         [False] * 4,
     ]
     assert measured(inverse=inverse).inverse_shares == (0, 0, 0.25, 0.75, 1, 0)
+    assert measured(inverse=inverse).inverse_counts == (0, 0, 1, 2, 2, 0), "blocks of two sites, one inverse or both"
+
+
+def test_the_mean_change_of_a_step_is_that_over_its_sites_since_the_step_before():
+    stats = measured()
+    stats.changes[3] = torch.tensor([[0.1, 9.0], [0.2, 9.0], [0.3, 9.0], [0.6, 9.0]])[:, : stats.changes.shape[2]]
+    assert stats.mean_changes[3] == pytest.approx(0.3)
+    assert len(stats.mean_changes) == stats.num_steps
 
 
 # ---- the gate that asks ---------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def goc(
     stats: Statistics | str | os.PathLike[str] | None = None,
     gamma: Annotated[float | None, Range(least=0, most=1, needs="stats")] = None,
     threshold: Annotated[float | None, Range(needs="stats")] = None,
-    inverse: gates.Counted = "branches",
+    inverse: Annotated[gates.Counted, Range(needs="stats")] = "branches",
     history: History = "emitted",
     gaps: Gaps = "divided",
     whole_blocks: bool = True,
