@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forecache.errors import AlreadyAppliedError, ModelError, RunError, StepCountError
 from forecache.models.layout import Layout
+from forecache.models.mount.contract import refuse_patched
 from forecache.models.mount.replace import is_mounted, mounted
 
 
@@ -70,6 +71,7 @@ class RouterLoss:
                 f"This {type(model).__name__} samples by a plan: leave its `with forecache.apply(...)` block before "
                 "training a router."
             )
+        refuse_patched(self._layout, "training a router on")
         with mounted([(model, self._around(model.forward))]):
             yield
         if self._calls != self._num_steps:

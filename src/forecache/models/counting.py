@@ -18,7 +18,7 @@ from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams
 from forecache.models.examples import Size
 from forecache.models.layout import Layout
-from forecache.models.mount.replace import is_mounted, mounted
+from forecache.models.mount.replace import mounted
 from forecache.parts.grid import Tokens
 
 
@@ -185,8 +185,8 @@ def twin(model: nn.Module) -> nn.Module:
     memo = {id(tensor): _without_data(tensor) for tensor in tensors}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
-        if is_mounted(module):  # a session is open on the original
-            del vars(module)["forward"]
+        if "_orig_mod" not in module._modules:  # compiled, it has a forward of its own; others act for the original
+            vars(module).pop("forward", None)
     return copied.eval()
 
 

@@ -14,10 +14,12 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from support import reference
 from support.by_hand import generate_by_hand
-from support.others import FAMILIES, RULE, block_of, check, depth_of, louder, patched, plan, unpatched
+from support.others import FAMILIES, RULE, T, block_of, check, depth_of, louder, patched, plan, unpatched
 from support.traces import everything
 
 import forecache as fc
+from forecache.models.find import layout
+from forecache.runtime.plan_source import Fixed
 
 # ---- patched forwards -----------------------------------------------------------------------------------------------
 
@@ -116,3 +118,64 @@ def test_a_patch_on_a_block_of_every_family(name):
     with fc.apply(model, made):
         found = family.generate(model)
     check(found, expected(name), name)
+
+
+# ---- torch.compile --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("put", [instance, by_diffusers, lambda block: block.register_forward_hook(double)])
+@pytest.mark.parametrize("name", ["DiT", "Qwen-Image"])
+def test_a_compiled_model_with_a_patched_block(name, put):
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    made = plan(model)
+    put(block_of(model))
+    with fc.apply(model, made):
+        right = family.generate(model)
+    assert (right - unpatched(name)).abs().max() > 1e-2
+    compiled = torch.compile(model, backend="eager")
+    with fc.apply(compiled, made) as session:
+        found = family.generate(compiled)
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    assert session.stats.skipped > 0
+
+
+def double(module, args, output):
+    return louder(output)
+
+
+@pytest.mark.parametrize("put", [instance, lambda block: block.register_forward_hook(double)])
+def test_blocks_that_are_compiled_one_by_one(put):
+    name = "FLUX.1"
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    made = plan(model)
+    put(block_of(model))
+    with fc.apply(model, made):
+        right = family.generate(model)
+    model.compile_repeated_blocks(backend="eager")
+    with fc.apply(model, made):
+        torch.testing.assert_close(family.generate(model), right, rtol=1e-5, atol=1e-5)
+
+
+# ---- what looks at branches -----------------------------------------------------------------------------------------
+
+
+def test_branches_of_a_patched_block_cannot_be_measured():
+    model = FAMILIES["DiT"].model()
+    grid = fc.grid(model, T)
+    seen = layout(model)
+    instance(block_of(model))
+    with (
+        pytest.raises(fc.errors.RunError, match=r"Block 1 of this .*, so measuring its branches is not possible"),
+        fc.Session(Fixed(fc.fora(1).plan(grid)), [seen], watch=lambda *_: None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["DiT", "Qwen-Image"])
+def test_the_cost_of_a_patched_model_is_that_of_its_own_forwards(name):
+    model = FAMILIES[name].model()
+    made = plan(model)
+    inputs = FAMILIES[name].inputs(torch.zeros(FAMILIES[name].shape), 500)
+    own = made.cost(model, inputs=inputs)
+    instance(block_of(model))
+    assert made.cost(model, inputs=inputs) == own

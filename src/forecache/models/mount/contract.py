@@ -30,6 +30,10 @@ AROUND = (
 """Hooks of diffusers that move or cast weights, and leave what a module computes as it is."""
 
 
+DEPTH = 3
+"""Parts of the paths of modules that are looked at, as in ``transformer_blocks.0.attn``."""
+
+
 def layout_among_others(layout: Layout) -> Layout:
     """The layout of a model as others have prepared it.
 
@@ -73,7 +77,7 @@ class View:
     """What stood on a model when it was looked at, to be compared in microseconds.
 
     blocks: the attributes of its blocks and sites, and of modules that their branches write out
-    modules: the attributes of all its modules
+    modules: the attributes of its modules down to the parts of blocks, on which caches set hooks
     forwards_of_blocks, forwards: the forwards set on these
     hooks: dicts of torch's hooks on the blocks, and of its global hooks
     are_hooked: whether there are some in each
@@ -119,7 +123,7 @@ def view(layout: Layout) -> View:
     inlined = [module for _, block in layout.blocks for module in _inlined(block)]
     parts = [*_modules_of_sites(layout), *inlined] if blocks else _modules_of_sites(layout)
     of_blocks = tuple(vars(module) for module in parts)
-    of_modules = tuple(vars(module) for module in model.modules())
+    of_modules = tuple(vars(module) for path, module in model.named_modules() if path.count(".") < DEPTH)
     hooks = (
         *(hooks for module in (*blocks, *inlined) for hooks in (module._forward_hooks, module._forward_pre_hooks)),
         torch_module._global_forward_hooks,
