@@ -91,8 +91,8 @@ class Constraints:
     monotone: whether an interval is never longer than the one before it, as in ProCache [default]; otherwise intervals
         stand in any order.
 
-    The paper speaks of at most ``budget`` computed steps; the sizes that it gives for its spaces are those of exactly
-    ``budget``, and fewer would only be cheaper. Raises PlanError if no pattern fits.
+    The paper speaks of at most ``budget`` computed steps; here it is exactly ``budget``, as in its pattern for
+    DiT-XL/2: fewer would only be cheaper. Raises PlanError if no pattern fits.
     """
 
     num_steps: int
