@@ -17,6 +17,7 @@ from forecache.models import modules
 from forecache.models.counting import CallCost, CountRequest, count
 from forecache.models.examples import Size
 from forecache.models.families import original
+from forecache.models.family import Family
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.models.layout import Layout
 from forecache.models.registry import family_of
@@ -70,6 +71,19 @@ def optimized(target: Any) -> nn.Module | None:
     return model if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else None
 
 
+def _layout_of(family: Family, model: nn.Module) -> Layout:
+    """The layout of a family's model; ModelError if a part of a block that the family has is not there."""
+    if not family.sites:  # registered by the user, whose errors are their own
+        return family.layout(model)
+    try:
+        return family.layout(model)
+    except AttributeError as error:
+        raise ModelError(
+            f"A block of this {type(model).__name__} has not the parts of one of {family.name} ({error}): something "
+            "has replaced it. Put the block back, patch its forward instead, or name modules as sites."
+        ) from error
+
+
 def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     """The sites of ``model``: those of its family, or the modules whose paths match ``patterns``.
 
@@ -78,7 +92,7 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     if patterns is not None:
         return modules.matching(model, patterns)
     if (family := family_of(model)) is not None:
-        return family.layout(model)
+        return _layout_of(family, model)
     if modules.fits(model):
         return modules.matching(model, modules.DIT_PATTERNS)
     original.refuse_skips(model)
@@ -127,7 +141,7 @@ def layout_for(model: nn.Module, grid: Grid) -> Layout:
     """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
     wanted = grid.sites
     family = family_of(model)
-    if family is not None and (known := family.layout(model)).sites == wanted:
+    if family is not None and (known := _layout_of(family, model)).sites == wanted:
         return known
     if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
         return modules.named(model, wanted)

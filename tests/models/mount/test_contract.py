@@ -179,3 +179,39 @@ def test_the_cost_of_a_patched_model_is_that_of_its_own_forwards(name):
     own = made.cost(model, inputs=inputs)
     instance(block_of(model))
     assert made.cost(model, inputs=inputs) == own
+
+
+# ---- replaced blocks ------------------------------------------------------------------------------------------------
+
+
+class Around(torch.nn.Module):
+    """A module around a block, with the block's attributes or without."""
+
+    def __init__(self, block, transparent):
+        super().__init__()
+        self.block, self.transparent = block, transparent
+
+    def __getattr__(self, name):
+        if name in ("block", "transparent") or not self.__dict__.get("transparent"):
+            return super().__getattr__(name)
+        return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args, **kwargs):
+        return louder(self.block(*args, **kwargs))
+
+
+@pytest.mark.parametrize("name", ["DiT", "SD3", "FLUX.1"])
+def test_a_block_replaced_by_a_module_around_it(name):
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    made, block = plan(model), block_of(model)
+    blocks = next(part for part in model.children() if isinstance(part, torch.nn.ModuleList) and block in list(part))
+    blocks[list(blocks).index(block)] = Around(block, transparent=True)
+    with fc.apply(model, made):
+        found = family.generate(model)
+    check(found, expected(name), name)
+    model = FAMILIES[name].model()
+    block = block_of(model)
+    blocks = next(part for part in model.children() if isinstance(part, torch.nn.ModuleList) and block in list(part))
+    blocks[list(blocks).index(block)] = Around(block, transparent=False)
+    with pytest.raises(fc.errors.ModelError, match=r"has not the parts of one of .*something has replaced it"):
+        fc.apply(model, made).__enter__()

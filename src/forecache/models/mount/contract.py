@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from forecache.errors import RunError
+from forecache.errors import ModelError, RunError
 from forecache.models.blocks import Block
 from forecache.models.layout import Layout
 from forecache.models.mount.caches import MARKS, refuse_caches
@@ -156,7 +156,14 @@ def _modules_of_sites(layout: Layout) -> list[nn.Module]:
 
 
 def _inlined(block: Block) -> list[nn.Module]:
-    return [block.module.get_submodule(path) for path in block.inlined]
+    try:
+        return [block.module.get_submodule(path) for path in block.inlined]
+    except AttributeError as error:
+        raise ModelError(
+            f"A block of this model, a {type(block.module).__name__}, has not the parts of one of its family "
+            f"({error}): something has replaced it. Put the block back, patch its forward instead, or name modules as "
+            "sites."
+        ) from error
 
 
 def _is_patched(block: Block) -> bool:
