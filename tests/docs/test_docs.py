@@ -14,6 +14,7 @@ from support.tiny import TINY
 
 from forecache.methods import registry
 from forecache.report import html as reports
+from forecache.reproduce.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,7 +105,8 @@ def test_commands_run_in_the_order_they_stand(
         if words[0] == "train-router":
             words += ["--iterations", "1", "--batch", "1"]
         if words[0] == "reproduce" and len(words) > 1:
-            words += ["--row", "fora-50", "--samples", "10", "--batch", "10", "--bootstrap", "0"]
+            few = ["--row", "fora-50", "--samples", "10", "--batch", "10", "--bootstrap", "0"]
+            words += ["--samples", "1"] if words[1] in FIGURES else few
         if "--num-samples" in words:
             words += ["--num-samples", "6", "--shard-size", "4", "--call-size", "2"]
         code, _, err = forecache(*words)
