@@ -26,7 +26,7 @@ from forecache.sampling.timing import seconds_of
 PAGE = common.ROOT / "docs/get-started.md"
 MEANS = {
     "git clone": "a clone",
-    "python mine.py": "**the first accelerated image of a pipeline**: `fc.enable(pipe)`, a small random FLUX, 1024 x 1024",
+    "python mine.py": "**the first accelerated image**: `fc.enable(pipe)` on a small random FLUX pipeline, 1024 x 1024",
     "python3 -m venv": "a virtual environment",
     "pip install -c constraints.txt torch": "torch",
     "pip install": "forecache, diffusers and the command line",
@@ -91,7 +91,8 @@ def main(words: Sequence[str]) -> None:
     common.save("walk", about | {"seconds": seconds, "load": load})
     rows = [f"| {meaning(line)} | {taken:.0f} |" for line, taken in seconds.items()]
     note = (
-        f"Each command of this page in turn, {sum(seconds.values()) / 60:.1f} minutes from a clone to the accelerated image, most of them pip's, from "
+        f"Each command of this page in turn, {sum(seconds.values()) / 60:.1f} minutes from a clone to that image, "
+        "most of them pip's, from "
         "an index that was near: add your downloads. "
         f"{place['cpu']}, {place['cores']} cores (load {load:.1f}: other work ran beside it), torch {place['torch']}. "
         "`python benchmarks/walk.py` runs them again."

@@ -96,5 +96,6 @@ class MissingExtraError(ForecacheError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: pip install 'forecache[{extra}]'"
+            f"{purpose} needs the package '{package}', which is not installed: pip install 'forecache[{extra}]' "
+            f"(in a clone: pip install '.[{extra}]')"
         )

@@ -180,3 +180,17 @@ def test_the_example_runs(forecache, tmp_path, monkeypatch, tiny):
     code, _, err = forecache(*shlex.split(line), "--steps", 4)
     assert (code, err) == (0, "")
     assert (tmp_path / "out/bench/bench.png").exists()
+
+
+def test_a_pipeline_that_is_no_class_conditional_one_is_timed_on_the_example_of_its_class(flux_folder):
+    subject = subjects.open_subject(str(flux_folder), 1, "cpu")
+    plan = fc.fora(2).plan(subject.grid(2))
+    assert subject.cost(plan) == plan.cost(subject.model)
+    rows = speed.measure(subject, {"fora-50": plan}, rounds=1)
+    assert rows[1].cache_bytes == rows[1].cost.cache_bytes > 0
+
+
+def test_the_bundled_text_model_is_timed():
+    subject = subjects.open_subject("digits-text", 2, "cpu")
+    rows = speed.measure(subject, {"fora-50": fc.fora(2).plan(subject.grid(2))}, rounds=1)
+    assert rows[1].cache_bytes == rows[1].cost.cache_bytes > 0

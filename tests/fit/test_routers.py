@@ -538,3 +538,10 @@ def test_a_checkpoint_says_what_it_belongs_to(source, tmp_path):
     fc.train_router(source, checkpoint=tmp_path / "state", **SHORT)
     assert checkpoint(tmp_path / "state")["settings"]["lr"] == 0.1
     assert checkpoint(tmp_path / "state")["iteration"] == 3
+
+
+def test_a_model_of_texts_without_any_is_refused(pixart_folder):
+    from diffusers import PixArtAlphaPipeline
+
+    with pytest.raises(fc.errors.InputError, match=r"samples of classes.*PixArtAlphaPipeline has neither"):
+        fc.train_router(PixArtAlphaPipeline.from_pretrained(pixart_folder), num_steps=4, iterations=1)

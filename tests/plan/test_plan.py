@@ -304,3 +304,9 @@ def test_an_overview_has_a_line_for_all_sites_that_do_the_same():
     router = fc.Method("half", first_computed)
     lines = router.plan(fc.grid(TINY["SD3"].model(), 4)).overview().splitlines()
     assert lines[1:3] == ["1 attn, 1 mlp, 1 mlp_text  ####", "2 attn, 2 mlp, 1 mlp_text  #.#."]
+
+
+@pytest.mark.parametrize("given", [20, TINY["SD3"]])
+def test_a_method_is_planned_on_a_grid_alone(given):
+    with pytest.raises(fc.errors.PlanError, match=r"planned on a grid.*was given: method\.plan\(forecache\.grid"):
+        fc.fora(2).plan(given)

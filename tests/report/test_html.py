@@ -4,6 +4,7 @@ import functools
 import html
 import http.server
 import json
+import math
 import re
 import threading
 from html.parser import HTMLParser
@@ -25,7 +26,7 @@ from forecache.environment import environment
 from forecache.fit.tuning import trials
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.report import html as html_module
-from forecache.report.html import charts, data, films, markup
+from forecache.report.html import charts, data, films, markup, sections
 from forecache.sampling import runs, samples_file, shard_file, timing
 from forecache.zoo import load_digits
 
@@ -387,6 +388,59 @@ def test_a_reproduction_is_a_comparison_by_its_figures(tmp_path):
     _, page, _ = reported(written(tmp_path / "r.json", document))
     assert "FID against speed; to the right and down is better" in page.words("h3")
     assert "10.5" in page.words("td")
+
+
+def test_a_reproduction_names_what_it_was_measured_on_and_has_the_published_figures(tmp_path):
+    document = comparison(published={"fid": "6.857", "speed": "2.0000"}, realised=0.97)
+    document |= {"on": "digits", "table": {"name": "goc-table-3", "model": "facebook/DiT-XL-2-256"}, "model": {}}
+    _, page, _ = reported(written(tmp_path / "r.json", document))
+    assert page.words("h1")[0].startswith("digits: ")
+    head = page.words("th")
+    assert {"FID, published", "speed, published", "realised"} <= set(head)
+    assert {"6.857", "2.0000", "97%"} <= set(page.words("td"))
+    assert head.index("schedule") > head.index("FID, published"), "a narrow screen shows the figures first"
+
+
+@pytest.mark.parametrize(("title", "values"), [("class accuracy", (1.0, 0.9)), ("Recall", (1.0, 0.5))])
+def test_the_axis_of_a_share_ends_at_one(title, values):
+    points = [charts.Point("p", x, value, "a", 0) for x, value in zip((10, 20), values, strict=True)]
+    drawn = Page(str(charts.scatter(points, "l", "x", title, most=sections._most(title))))
+    ticks = [text for text in drawn.words("text") if re.fullmatch(r"[\d.]+", text) and len(text) > 1]
+    assert max(float(tick) for tick in ticks if float(tick) < 9) <= 1  # the others are of the axis across
+    without = Page(str(charts.scatter(points, "l", "x", title)))
+    assert without.all("circle") != drawn.all("circle")
+    assert sections._most("PSNR, dB") == math.inf
+
+
+def test_points_keep_the_numbers_of_their_rows():
+    points = [charts.Point("p", 1, 1, "a", 0, 2), charts.Point("q", 2, 2, "a", 0, 4)]
+    page = Page(str(charts.scatter(points, "l", "x", "y")))
+    assert [text for text in page.words("i") if text] == ["2", "4"]
+
+
+def test_a_search_of_one_budget_is_drawn_by_rank(tmp_path):
+    rows = [{"name": str(rank), "picture": "#.", "macs_ratio": 2.0, "psnr_db": 40.0 - rank} for rank in range(1, 4)]
+    document = comparison() | {"rows": rows}
+    _, page, _ = reported(written(tmp_path / "s.json", document))
+    assert "PSNR, dB by rank; up is better" in page.words("h3")
+
+
+def test_a_scheduler_is_a_sentence_also_with_infinities():
+    from diffusers import DPMSolverMultistepScheduler
+
+    from forecache.models.fingerprint import describe_scheduler
+    from forecache.report.html.kinds import _settings_of
+
+    described = describe_scheduler(DPMSolverMultistepScheduler())
+    assert "Infinity" in described
+    facts = _settings_of(described)
+    assert facts["in short"] == (
+        "DPMSolverMultistepScheduler, dpmsolver++, of order 2, prediction of epsilon, linear betas, "
+        "linspace timesteps, 1000 training steps"
+    )
+    assert "described as" not in facts
+    assert all("{" not in value for value in facts.values())
+    assert _settings_of("no JSON") == {"described as": "no JSON"}
 
 
 def test_the_best_of_a_group_are_joined():

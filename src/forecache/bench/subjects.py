@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from forecache.errors import InputError
 from forecache.methods.explicit import explicit
@@ -14,6 +15,7 @@ from forecache.methods.fora import fora
 from forecache.methods.goc import goc
 from forecache.methods.taylorseer import taylorseer
 from forecache.models import find
+from forecache.models.find import layout
 from forecache.parts.grid import Grid
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
@@ -64,10 +66,29 @@ def open_subject(name: str, rows: int, device: str = "auto", dtype: str = "auto"
     if name not in SHAPES:
         source = open_source(name, device, dtype)
         model: Any = find.find(source.target)
-        return Subject(name, model, call_inputs(source, rows) or random_inputs(model, rows))
+        inputs = dict(call_inputs(source, rows) or _example_inputs(model, rows))
+        inputs.pop("timestep", None)  # every call has its own
+        return Subject(name, model, inputs)
     where, kind = resolve(device, dtype)
     model = shaped(name, kind, where)
     return Subject(name, model, random_inputs(model, rows))
+
+
+def _example_inputs(model: Any, rows: int) -> dict[str, Any]:
+    """Noise in the shapes of the example of a call of the model's class, without the timestep."""
+    example = layout(model).example
+    inputs = {} if example is None else dict(example(rows))
+    if "hidden_states" not in inputs or "timestep" not in inputs:
+        return random_inputs(model, rows)  # which names the classes that are timed
+    del inputs["timestep"]
+    random = torch.Generator().manual_seed(0)
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return torch.ones(tensor.shape, dtype=tensor.dtype, device=model.device)
+        return torch.randn(tensor.shape, generator=random).to(model.device, tensor.dtype)
+
+    return tree_map_only(torch.Tensor, filled, inputs)
 
 
 PRESETS: Mapping[str, Callable[[int], Method]] = {

@@ -30,6 +30,7 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
 )
+CANCELLED = "Cancelled. Results below, if there are any, are of the comparison before."
 
 
 class _SecurityPolicy:
@@ -119,9 +120,9 @@ def _compares(comparer: Comparer, controls: Controls, folder: Path) -> Any:
             comparison = comparer.compare(controls.selection(values), user, step, wait)
         except ForecacheError as error:
             title = "This plan cannot be run"
-            raise gr.Error(str(error), duration=None, print_exception=False, title=title) from error
+            raise gr.Error(str(error), duration=20, print_exception=False, title=title) from error
         if comparison is None:
-            return [tag("p", "Cancelled."), *[gr.skip()] * 8]
+            return [tag("p", CANCELLED), *[gr.skip()] * 8]
         return _shown(comparison, folder / _folder_name(user))
 
     return compare
@@ -131,7 +132,7 @@ def _cancels(comparer: Comparer) -> Any:
     """The handler of the button Cancel."""
 
     def cancel(request: gr.Request) -> Any:
-        return tag("p", "Cancelled.") if comparer.stop(request.session_hash or "") else gr.skip()
+        return tag("p", CANCELLED) if comparer.stop(request.session_hash or "") else gr.skip()
 
     return cancel
 

@@ -132,6 +132,11 @@ def train_router(
     Raises InputError for settings that cannot be used, or that differ from the checkpoint's.
     """
     source = as_source(target)
+    if not all_conditions(source):
+        raise InputError(
+            "A router is trained on samples of classes, or of texts that the model comes with; "
+            f"{type(source.target).__name__} has neither. In Python, give train_router a source with `prompts`."
+        )
     model = find(source.target)
     sites_of_model = layout(model, sites)
     world = distributed.current()

@@ -56,9 +56,15 @@ class Method:
     def plan(self, grid: Grid) -> Plan:
         """The plan of this method on a grid.
 
-        Raises PlanError if a site is skipped before it was ever computed, or if the gate opens nowhere;
-        StatisticsError if the correction was calibrated on another grid.
+        Raises PlanError for what is no grid, if a site is skipped before it was ever computed, or if the gate opens
+        nowhere; StatisticsError if the correction was calibrated on another grid.
         """
+        if not isinstance(grid, Grid):
+            given = f"the number {grid}" if isinstance(grid, int) else f"a {type(grid).__name__}"
+            raise PlanError(
+                f"A method is planned on a grid of steps and sites, and {given} was given: method.plan(forecache.grid("
+                "pipe, num_steps=20)). Without a plan, forecache.enable(pipe, method) plans it for every run."
+            )
         opened: set[int] = set()
         constants: dict[str, Tensor] = {}
         rows = {site: self._row(site, grid, opened, constants) for site in grid.sites}

@@ -102,6 +102,7 @@ class Point:
     x, y: its position.
     group: points of one group are joined by the line of their Pareto front.
     colour: index of the group's colour; six colours repeat.
+    number: the number in its mark; None for its position among the points.
     """
 
     name: str
@@ -109,18 +110,29 @@ class Point:
     y: float
     group: str
     colour: int
+    number: int | None = None
 
 
 def scatter(
-    points: Sequence[Point], label: str, across: str, up: str, *, sign: int = 1, diagonal: bool = False
+    points: Sequence[Point],
+    label: str,
+    across: str,
+    up: str,
+    *,
+    sign: int = 1,
+    diagonal: bool = False,
+    most: float = math.inf,
 ) -> Html:
     """Numbered points, named in a list below; a line joins the Pareto front of every group.
 
     label: name of the chart, for screen readers. across, up: labels of the axes.
     sign: 1 if a larger y is better, -1 if a smaller one is.
     diagonal: draw the line on which both axes have the same value.
+    most: the largest possible y, at which its axis ends.
     """
-    frame = _Frame(_spread([point.x for point in points]), _spread([point.y for point in points]))
+    low, high = _spread([point.y for point in points])
+    top = max(min(high, most), *(point.y for point in points))
+    frame = _Frame(_spread([point.x for point in points]), (low, top))
     drawn = []
     if diagonal:
         low, high = max(frame.across[0], frame.up[0]), min(frame.across[1], frame.up[1])
@@ -139,8 +151,9 @@ def scatter(
     for number, point in enumerate(points, 1):
         colour_class = f"f{point.colour % 6}"
         words = f"{point.name}: {across} {point.x:.4g}, {up} {point.y:.4g}"
-        drawn.append(_point(frame, point.x, point.y, words, f"disc {colour_class}", str(number)))
-        items.append(tag("li", tag("i", str(number), class_=f"key round {colour_class}"), point.name))
+        shown = str(number if point.number is None else point.number)
+        drawn.append(_point(frame, point.x, point.y, words, f"disc {colour_class}", shown))
+        items.append(tag("li", tag("i", shown, class_=f"key round {colour_class}"), point.name))
     return _figure(frame, drawn, label, (across, up), tag("ul", *items, class_="legend numbered"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,18 @@ BETTER = {"PSNR, dB": "higher", "Fréchet distance": "lower", "class accuracy": 
 """The better direction of the metrics of comparisons, by their title in a report."""
 QUALITY = {"psnr_db": "PSNR, dB", "frechet": "Fréchet distance", "class_accuracy": "class accuracy"}
 """Title in a report of each metric, by its name in the rows of comparisons."""
+
+
+SPOKEN = {
+    "algorithm_type": "{}",
+    "solver_order": "of order {}",
+    "prediction_type": "prediction of {}",
+    "beta_schedule": "{} betas",
+    "timestep_spacing": "{} timesteps",
+    "shift": "shift {}",
+    "num_train_timesteps": "{} training steps",
+}
+"""Words for the settings of a scheduler that its sentence has, in their order."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,7 @@ def _errors(record: dict[str, Any]) -> dict[str, ErrorTable]:
 def _samples(path: Path, record: dict[str, Any]) -> ReportData:
     plan = Plan.load(path.with_name("plan.json")) if path.with_name("plan.json").is_file() else None
     settings = texts(record["settings"])
+    scheduler = settings.pop("scheduler", "")
     images, left_out = images_of_samples(path.with_name("samples.npz"))
     method = plan.provenance.get("method", "a plan") if plan else "no cache"
     return ReportData(
@@ -160,7 +174,7 @@ def _samples(path: Path, record: dict[str, Any]) -> ReportData:
         facts={
             "Run": settings | {"SHA-256 of samples.npz": text(record["sha256"])},
             "Model": _grid(plan),
-            "Scheduler": _scheduler(plan),
+            "Scheduler": _settings_of(scheduler),
             "Plan": texts(dict(plan.provenance)) if plan else {},
             "Hardware and versions": texts(record.get("made_on")) | {"forecache": text(record.get("forecache"))},
         },
@@ -174,7 +188,9 @@ def _comparison(path: Path, document: dict[str, Any]) -> ReportData:
     settings = texts(document.get("settings")) | texts(document.get("protocol"))
     model = texts(document.get("model")) | texts(document.get("table"))
     command = settings.pop("command", "") or text(document.get("command"))
-    name = model.get("name") or settings.get("model") or path.stem
+    if measured_on := text(document.get("on")):  # of `forecache reproduce`: the table names the paper's model
+        model = {"measured on": measured_on} | {f"table: {key}": value for key, value in model.items()}
+    name = measured_on or model.get("name") or settings.get("model") or path.stem
     return ReportData(
         "comparison",
         f"{name}: {len(rows)} plans side by side",
@@ -205,7 +221,28 @@ def _row(entry: dict[str, Any]) -> Row:
         quality,
         number(entry.get("cache_bytes")),
         number(entry.get("macs_per_image", entry.get("macs"))),
+        {**_published(entry), **_realised(entry)},
     )
+
+
+def _published(entry: dict[str, Any]) -> dict[str, str]:
+    """The figures that a paper has in the row, of `forecache reproduce`."""
+    figures = texts(entry.get("published"))
+    names = {name: METRICS[name].title if name in METRICS else name for name in figures}
+    return {f"{names[name]}, published": value for name, value in figures.items()}
+
+
+def _realised(entry: dict[str, Any]) -> dict[str, str]:
+    """The quartiles of the ratio of times, and its share of the MACs' ratio, of `forecache bench`."""
+    ratio = mapping(entry.get("time_ratio"))
+    low, high = number(ratio.get("low")), number(ratio.get("high"))
+    share = number(entry.get("realised"))
+    cells = {}
+    if low is not None and high is not None:
+        cells["quartiles of less time"] = f"{low:.2f} to {high:.2f}x"
+    if share is not None:
+        cells["realised"] = f"{share:.0%}"
+    return cells
 
 
 def _search(path: Path, _: dict[str, Any]) -> ReportData:
@@ -320,11 +357,16 @@ def _scheduler(plan: Plan | None) -> dict[str, str]:
 
 
 def _settings_of(scheduler: str) -> dict[str, str]:
-    """The settings in a scheduler's description; the whole description if it is not JSON."""
+    """A scheduler in a sentence, and its settings; the whole description if it is not JSON."""
     try:
-        return texts(files.parse(scheduler.encode())) or texts({"described as": scheduler})
+        settings = json.loads(scheduler, parse_constant=str)  # diffusers' infinities are no strict JSON
     except ValueError:
         return texts({"described as": scheduler})
+    if not isinstance(settings, dict):
+        return texts({"described as": scheduler})
+    kind = text(settings.pop("class", "")) or "a scheduler"
+    words = [words.format(text(settings[name])) for name, words in SPOKEN.items() if settings.get(name)]
+    return {"in short": ", ".join([kind, *words])} | texts(settings) if settings else {"in short": kind}
 
 
 def _formatted(form: str, unit: float = 1.0) -> Callable[[Any], str]:

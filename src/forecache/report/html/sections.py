@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from forecache.evaluate.metrics import METRICS
 from forecache.io.text import MIB
 from forecache.parts.grid import Cell
 from forecache.parts.statistics import Statistics
@@ -161,18 +163,22 @@ def quality(data: ReportData) -> Html:
     drawn = []
     for name, better in data.better.items():
         points = [
-            Point(row.name, x, row.quality[name], *_group(row, data))
-            for row in data.rows[:MAX_LINES]
+            Point(row.name, x, row.quality[name], *_group(row, data), number)
+            for number, row in enumerate(data.rows[:MAX_LINES], 1)
             if name in row.quality and (x := row.time_ratio if timed else row.macs_ratio) is not None
         ]
-        if len(points) > 1:
-            sign, arrow = (1, "up") if better == "higher" else (-1, "down")
+        sign, arrow = (1, "up") if better == "higher" else (-1, "down")
+        if len(points) > 1 and len({point.x for point in points}) == 1:  # a search: every pattern computes as much
+            ranked = [replace(point, x=float(rank), name=_pattern(data, point)) for rank, point in enumerate(points, 1)]
+            label = f"{name} by rank; {arrow} is better"
+            drawn += [tag("h3", label), charts.scatter(ranked, label, "rank", name, sign=sign, most=_most(name))]
+        elif len(points) > 1:
             label = f"{name} against speed; to the right and {arrow} is better"
-            drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign)]
+            drawn += [tag("h3", label), charts.scatter(points, label, speed, name, sign=sign, most=_most(name))]
     if not drawn:
         points = [
-            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, data))
-            for row in data.rows[:MAX_LINES]
+            Point(row.name, row.macs_ratio, row.time_ratio, *_group(row, data), number)
+            for number, row in enumerate(data.rows[:MAX_LINES], 1)
             if row.macs_ratio is not None and row.time_ratio is not None
         ]
         if len(points) > 1:
@@ -180,6 +186,18 @@ def quality(data: ReportData) -> Html:
             axes = ("times fewer MACs", "times less time")
             drawn = [tag("h3", label), charts.scatter(points, label, *axes, diagonal=True)]
     return titled("Quality and speed", *drawn)
+
+
+def _pattern(data: ReportData, point: Point) -> str:
+    """The pattern of a point's row; its name where it has none."""
+    row = data.rows[(point.number or 1) - 1]
+    return row.picture or row.name
+
+
+def _most(title: str) -> float:
+    """The largest possible value of a metric, by its title in a report."""
+    bounds = {metric.title: metric.most for metric in METRICS.values()} | {"class accuracy": 1.0}
+    return bounds.get(title, math.inf)
 
 
 def _group(row: Row, data: ReportData) -> tuple[str, int]:
@@ -199,7 +217,6 @@ def comparison(data: ReportData) -> Html:
     pictures = ["" if data.kind == "methods" else row.picture for row in data.rows]  # they have a section of their own
     columns: dict[str, list[str]] = {
         "": [row.name for row in data.rows],
-        "schedule": pictures,
         "fewer MACs": [_format(row.macs_ratio, ".2f", "x") for row in data.rows],
         "less time": [_format(row.time_ratio, ".2f", "x") for row in data.rows],
     }
@@ -209,6 +226,7 @@ def comparison(data: ReportData) -> Html:
         columns[title] = [row.more.get(title, "") for row in data.rows]
     caches = [row.cache_bytes / MIB if row.cache_bytes is not None else None for row in data.rows]
     columns["cache, MiB"] = [_format(value, ".2f") for value in caches]
+    columns["schedule"] = pictures  # the widest one last, so that a narrow screen shows the figures
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     table = _table(list(filled), list(zip(*filled.values(), strict=True)))
     note = f"{data.left_out} more rows are left out." if data.left_out else ""
