@@ -1,0 +1,1 @@
+"""Small pipelines of diffusers, and what a plan does to them: the rows of `benchmarks/sweep.py`."""
