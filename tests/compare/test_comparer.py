@@ -55,6 +55,7 @@ PICKED = {
     "reuse": ({"correction": "none"}, lambda: fc.fora(2)),
     "goc": ({"values": {"interval": 3, "eta": 1.2}}, lambda: fc.goc(fc.fora(3), 1.2)),
     "taylorseer": ({"correction": "taylorseer", "values": {"order": 2}}, lambda: fc.taylorseer(fc.fora(2), 2)),
+    "spread": ({"base": "spread", "values": {"speedup": 2.5}}, lambda: fc.goc(fc.methods.spread(2.5), 0.8)),
     "by hand": ({"base": "explicit", "values": {"skip": "1, 3,6"}}, lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8)),
     "a pattern": (
         {"base": "explicit", "values": {"pattern": "#.#.################"}},
@@ -104,7 +105,7 @@ def test_the_other_models_have_what_they_have():
     """No router is bundled for digits-text, and no statistics for a model of one's own."""
     assert "l2c" not in bases("digits-text")
     assert "eoc" in corrections("digits-text")
-    assert set(bases("facebook/DiT-XL-2-256")) == {"fora", "fora_paper", "explicit", "procache_paper"}
+    assert set(bases("facebook/DiT-XL-2-256")) == {"fora", "fora_paper", "explicit", "procache_paper", "spread"}
     assert "eoc" not in corrections("facebook/DiT-XL-2-256")
     grid = fc.grid(load_digits_text(), 20)
     picked = Selection(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
