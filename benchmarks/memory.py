@@ -23,6 +23,7 @@ from torch import nn
 import forecache as fc
 from forecache.environment import environment
 from forecache.methods import recommended
+from forecache.models import find
 
 GIB = 2**30
 
@@ -93,7 +94,8 @@ def measure(published: Published) -> dict[str, Any]:
     plans[f'fc.fora(2)` on `sites=["{published.modules}"]'] = fc.fora(2).plan(modules)
     rows = []
     for name, plan in plans.items():
-        cost = plan.cost(model, **published.size)
+        height, width, frames = map(published.size.get, ("height", "width", "frames"))
+        cost = plan.cost(model, height=height, width=width, frames=frames)
         rows.append(
             {
                 "method": name,
@@ -103,7 +105,7 @@ def measure(published: Published) -> dict[str, Any]:
             }
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    level = fc.models.find.layout(model)
+    level = find.layout(model)
     return {
         "name": published.name,
         "class": published.kind,

@@ -56,7 +56,7 @@ def script(pipeline: Path) -> str:
 def small_pipeline(folder: Path) -> Path:
     """A small random FLUX pipeline with encoders, as save_pretrained writes it."""
     sys.path.append(str(common.ROOT / "tests"))
-    from support.small import small_flux
+    from support.small import small_flux  # pyright: ignore[reportMissingImports]
 
     folder.mkdir()
     return small_flux(folder)
@@ -79,7 +79,7 @@ def meaning(line: str) -> str:
 def main(words: Sequence[str]) -> None:
     common.parser(__doc__).parse_args(words)
     seconds = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         mine = script(small_pipeline(folder / "pipeline"))
         for line in [f"git clone --quiet {common.ROOT} forecache", *commands(), "python mine.py"]:

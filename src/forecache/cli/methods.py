@@ -128,4 +128,5 @@ def _cost(
     transformer = (transformers(target) or [target])[0]
     if layout_for(transformer, plan.grid).example is None:
         return None
-    return plan.cost(target, batch, **sizes)
+    height, width, frames = (sizes[name] for name in ("height", "width", "frames"))
+    return plan.cost(target, batch, height=height, width=width, frames=frames)

@@ -86,7 +86,8 @@ def open_structure(name: str) -> Any:
     with _loading(name):
         import diffusers
 
-        index = dict(diffusers.DiffusionPipeline.load_config(name))
+        loaded: Any = diffusers.DiffusionPipeline.load_config(name)
+        index: dict[str, Any] = dict(loaded)
         parts = {part: entry for part in ("transformer", "transformer_2") if (entry := index.get(part)) and entry[1]}
         structure = SimpleNamespace()
         for part, (_, kind) in parts.items():
