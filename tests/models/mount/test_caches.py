@@ -37,7 +37,7 @@ CACHES = {
 REFUSED = r"Another cache is on this.*two caches would skip the same blocks.*disable it first"
 
 
-@pytest.mark.parametrize("how", ["mixin", "function"])
+@pytest.mark.parametrize("how", ["mixin", pytest.param("function", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("when", ["before", "inside"])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", ["FLUX.1", "Wan 2.1", "Qwen-Image"])

@@ -89,7 +89,7 @@ def expected(name, patch=patched, rule=RULE):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("when", ["before", "inside"])
-@pytest.mark.parametrize("name", ["DiT", "FLUX.1", "Qwen-Image"])
+@pytest.mark.parametrize("name", ["DiT", "FLUX.1", pytest.param("Qwen-Image", marks=pytest.mark.slow)])
 def test_a_patch_on_a_block_runs_wherever_the_block_is_computed(name, when, way):
     family, model = FAMILIES[name], FAMILIES[name].model()
     made, before = plan(model), everything(model)

@@ -27,7 +27,11 @@ def ours():
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("name", ["DiT", "PixArt", "SD3", "FLUX.1", "Wan 2.1", "Qwen-Image", "LTX-Video"])
+@pytest.mark.parametrize(
+    "name",
+    ["FLUX.1", "Qwen-Image"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("DiT", "PixArt", "SD3", "Wan 2.1", "LTX-Video")],
+)
 def test_group_offload_that_is_switched_on_inside(name, kind):
     family, model = FAMILIES[name], FAMILIES[name].model()
     made, bare, held = plan(model), family.generate(model), ours()
@@ -83,7 +87,7 @@ def by_closure(block):
 
 @pytest.mark.parametrize("order", ["on with off end", "with on off end", "with on end off", "on with end off"])
 @pytest.mark.parametrize("put", [of_diffusers, of_accelerate, by_attribute, by_closure])
-@pytest.mark.parametrize("name", ["DiT", "Qwen-Image"])
+@pytest.mark.parametrize("name", ["DiT", pytest.param("Qwen-Image", marks=pytest.mark.slow)])
 def test_hooks_go_on_and_off_in_any_order(name, put, order):
     """The hooks change nothing, so that the samples of blocks that are computed or skipped as a whole are the right
     ones; twice in a row."""
