@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Comparison:
     cost: the plan's cost; None where the model's cost is not known from shapes.
     uncached: the run without a plan.
     cached: the run with the plan.
-    timing: times of further runs of both, in turn; None if one pair took longer than `PATIENCE`.
+    timing: times of further runs of both, in turn; None if one pair took longer than `PATIENCE`, or if cancelled.
     """
 
     selection: Selection
@@ -96,7 +96,9 @@ class Comparison:
     def _times(self) -> tuple[str, str, str, str]:
         """The row of times: medians and the ratio with its quartiles, of runs in turn."""
         if self.timing is None or (ratio := self.time_ratio) is None:
-            return "time", "", "", f"not measured: both runs together took over {PATIENCE:g} s"
+            is_long = self.uncached.seconds + self.cached.seconds > PATIENCE
+            reason = f"both runs together took over {PATIENCE:g} s" if is_long else "it was cancelled"
+            return "time", "", "", f"not measured: {reason}"
         seconds = (self.timing.spread(name).median for name in (runs.UNCACHED_NAME, runs.WITH_PLAN))
         spread = f"{ratio.median:.2f}x as fast ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.count} rounds)"
         bare, cached = (f"{value:.2f} s" for value in seconds)
@@ -195,7 +197,8 @@ class Comparer:
         timing = None
         if uncached.seconds + cached.seconds <= PATIENCE:
             pair = {runs.UNCACHED_NAME: None, runs.WITH_PLAN: plan}
-            timing = runs.time_in_turn(source, pair, settings, ROUNDS, lambda _: _check(stopped))
+            with suppress(_StoppedError):  # the images are finished
+                timing = runs.time_in_turn(source, pair, settings, ROUNDS, lambda _: _check(stopped))
         return Comparison(selection, settings, plan, runs.cost(source, plan, cached), uncached, cached, timing)
 
     @contextmanager
