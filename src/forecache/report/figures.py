@@ -64,7 +64,7 @@ def draw_grids(rows: Sequence[Row], path: Path, max_images: int = 64, gain: floa
     Below each grid is its difference to the first row's, amplified by ``gain``.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(rows), figsize=(2.15 * len(rows), 5.0), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(rows), figsize=(2.15 * len(rows), 5.3), squeeze=False, layout="constrained")
     for axis, row in zip(axes.flat, rows, strict=True):
         images = row.images[:max_images]
         difference = (images - rows[0].images[:max_images]).abs().mul(gain).clamp(max=1)
