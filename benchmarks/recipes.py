@@ -1,6 +1,6 @@
 """Every base with every forecast that needs no calibration, on the bundled models, samplers and numbers of steps.
 
-    python benchmarks/recipes.py                        what is not measured yet (about 40 minutes of one core)
+    python benchmarks/recipes.py                        what is not measured yet (about an hour of one core)
     python benchmarks/recipes.py --only digits-ddim-20  one setting; several processes can share the work
 
 Measures what `fc.enable(pipe, speedup=...)` chooses from: `benchmarks/recommended.py` reads the result. A row is a
@@ -75,8 +75,6 @@ SETTINGS = (
     Setting("digits", "unipc", 8),
     Setting("digits-text", "dpm", 8),
     Setting("digits-text", "unipc", 28),
-    Setting("digits", "dpm", 28),
-    Setting("digits", "ddim", 50),
 )
 SEED, MOST, CONVERGED = 11, 80.0, 100
 
