@@ -2,10 +2,9 @@
 
     python benchmarks/recommended.py            a second: the file of the package and the table of docs/enable.md
 
-For every speedup it takes, of the schedules and forecasts that are below plain reuse on even steps in no setting (a
-model, a sampler, a number of steps), the one whose worst loss is the smallest; a loss is the PSNR of the best row of a
-setting less that of this one. Measures nothing; the same result file gives the same recipes
-(`tests/benchmarks/test_recommended.py`). Writes
+For every speedup it takes the schedule and the forecast whose worst loss is the smallest: in every setting (a model, a
+sampler, a number of steps) a loss is the PSNR of the best row there less that of this one. Measures nothing; the same
+result file gives the same recipes (`tests/benchmarks/test_recommended.py`). Writes
 src/forecache/methods/recommended.json, and the tables between the markers in docs/enable.md.
 """
 
@@ -24,9 +23,6 @@ from forecache.io.document import Document
 from forecache.methods import recommended
 from forecache.plan.slots import num_slots, operations
 
-AS_GOOD = 0.05
-"""Decibels by which a mean over a few images may lie below another and count as no worse."""
-
 
 class Candidate(NamedTuple):
     """A schedule with a forecast at a speedup, over all settings.
@@ -42,10 +38,9 @@ class Candidate(NamedTuple):
     gains: Mapping[str, float]
 
     @property
-    def rank(self) -> tuple[bool, float, float]:
-        """The smaller, the better: below plain reuse nowhere, then the worst loss, then the mean loss."""
-        below = min(self.gains.values()) < -AS_GOOD
-        return below, max(self.losses.values()), statistics.fmean(self.losses.values())
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: the worst loss, then the mean loss."""
+        return max(self.losses.values()), statistics.fmean(self.losses.values())
 
     def kept(self, speedup: str) -> int:
         """The most features and sums of features that a site keeps at once, in a run of 24 steps."""

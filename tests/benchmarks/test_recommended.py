@@ -36,13 +36,12 @@ def test_each_recipe_has_the_smallest_worst_loss_of_all_that_were_measured():
             for setting in settings.values()
         ]
         worst = {key: max(max(table.values()) - table[key] for table in tables) for key in tables[0]}
-        below = {key for key in worst if any(table[key] < table["even", "reuse"] - 0.05 for table in tables)}
-        best = min(worst.keys() - below, key=worst.get)
+        best = min(worst, key=worst.get)
         assert worst[best] == pytest.approx(level.worst_loss, abs=0.006)
         gains = [table[best] - table["even", "reuse"] for table in tables]
         assert sum(gains) / len(gains) == pytest.approx(level.gain, abs=0.006)
         assert min(gains) == pytest.approx(level.worst_gain, abs=0.006)
-        assert level.worst_gain > -0.06, "nothing is recommended that is further away than plain reuse in any setting"
+        assert level.gain > 1, "what is recommended is closer than plain reuse in the mean"
 
 
 def test_both_models_are_on_record():

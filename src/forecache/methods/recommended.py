@@ -1,9 +1,8 @@
 """Recipes on record: what is closest to the uncached images at a speedup, by our own measurements.
 
 ``recommended.json`` is data that ``python benchmarks/recommended.py`` derives from ``benchmarks/results/recipes.json``:
-for every speedup that was measured, of the schedules and forecasts that were below plain reuse in no setting (a model,
-a sampler, a number of steps), the one whose worst loss against the best of a setting is the smallest. The figures stand
-beside them.
+for every speedup that was measured, the schedule and the forecast whose worst loss against the best of a setting (a
+model, a sampler, a number of steps) is the smallest. The figures stand beside them.
 """
 
 from __future__ import annotations
