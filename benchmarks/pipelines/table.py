@@ -18,7 +18,8 @@ Rows = Sequence[dict[str, Any]]
 def write(rows: Rows, command: str, seconds: float) -> None:
     """Write benchmarks/results/pipelines.json, and the tables of the page."""
     place = environment()
-    common.save("pipelines", {"command": command, "environment": place, "seconds": round(seconds), "rows": rows})
+    filled = [{name: value for name, value in row.items() if value} for row in rows]
+    common.save("pipelines", {"command": command, "environment": place, "seconds": round(seconds), "rows": filled})
     common.fill_page("table pipelines", [*summary(rows), "", *pipelines(rows), "", *notes(rows)])
     common.fill_page("table transformers", transformers(rows))
     common.fill_page(

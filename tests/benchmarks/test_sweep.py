@@ -1,9 +1,11 @@
 """The sweep over diffusers' pipelines: cheap rows are right, its checks find faults, and every class has a row."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -82,6 +84,16 @@ def test_every_case_is_a_pipeline_and_every_configuration_a_transformer(sweep):
     walk = sweep("pipelines.walk")
     assert set(sweep("pipelines.cases").CASES) <= set(walk.pipeline_classes())
     assert set(sweep("pipelines.transformers").SMALL) <= set(walk.transformer_classes())
+
+
+def test_the_table_has_every_class_and_none_wrong(sweep):
+    """benchmarks/results/pipelines.json, as it was measured."""
+    document = json.loads((Path(BENCHMARKS) / "results/pipelines.json").read_text())
+    if document["environment"]["diffusers"] == diffusers.__version__:
+        assert {row["name"] for row in document["rows"]} == set(sweep("pipelines.walk").pipeline_classes())
+    verdicts = {row["verdict"] for row in document["rows"]}
+    assert verdicts <= {"right", "refused", "not built", "none", "no transformer"}
+    assert all(row["reason"] for row in document["rows"] if row["verdict"] in ("refused", "not built"))
 
 
 def test_what_errors_advise_is_followed(sweep):
