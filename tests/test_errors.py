@@ -129,9 +129,9 @@ REFUSED = {
     "a path for a plan": (
         lambda dit: fc.apply(dit, "plan.json"),
         fc.errors.PlanError,
-        "not a str: forecache.Plan.load",
+        "'plan.json' is no plan: forecache.Plan.load",
     ),
-    "a method for a plan": (lambda dit: fc.apply(dit, fc.fora(2)), fc.errors.PlanError, "not a Method"),
+    "a set for a plan": (lambda dit: fc.apply(dit, set()), fc.errors.PlanError, "not a set: forecache.Plan.load"),
     "the name of a dtype": (
         lambda dit: fc.apply(dit, plan(dit), cache_dtype="bf16"),
         fc.errors.PlanError,

@@ -97,7 +97,7 @@ class Session(ContextDecorator):
         if self._is_open:
             raise AlreadyAppliedError(
                 "This session is open already, as after forecache.enable, which needs no `with` and lasts until "
-                "forecache.disable(pipe). For a block, write `with forecache.apply(pipe, ...)`."
+                "forecache.disable(pipe); for a block, write: `with forecache.apply(pipe, ...)`."
             )
         with ExitStack() as stack:
             for model in self._models:
