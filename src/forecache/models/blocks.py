@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -325,6 +325,38 @@ def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | No
     streams = tuple(sorted(stream for stream in outputs if stream is not None))
     branch = Branch("block", _nothing, None, streams=streams)
     return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs)
+
+
+def described(modules: Iterable[nn.Module], native: str, describe: Callable[[Any], Block]) -> list[Block]:
+    """The blocks of a model whose branches ``describe`` knows, also where others have put a wrapper around a block.
+
+    native: the class of diffusers that ``describe`` is for.
+
+    Raises ModelError for a block of another class that has not the parts of this one, and has no such block inside.
+    """
+    return [_described_block(module, native, describe) for module in modules]
+
+
+def _described_block(module: nn.Module, native: str, describe: Callable[[Any], Block]) -> Block:
+    inside = _of_class(module, native)
+    try:
+        block = describe(inside)
+        tuple(block.weights())
+        for path in block.inlined:
+            inside.get_submodule(path)
+    except AttributeError as error:
+        raise ModelError(
+            f"A block of this model, a {type(module).__name__}, has not the parts of a {native} ({error}): something "
+            "has replaced it. Put the block back, patch its forward instead, or name modules as sites."
+        ) from error
+    return block if inside is module else replace(block, module=module, inlined=())
+
+
+def _of_class(module: nn.Module, native: str) -> nn.Module:
+    """The block of this class in a wrapper; the module itself if it is one, or has none inside."""
+    blocks = [part for part in module.modules() if any(kind.__name__ == native for kind in type(part).__mro__)]
+    is_compiled = hasattr(module, "_orig_mod")
+    return blocks[0] if len(blocks) == 1 and not is_compiled else module
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

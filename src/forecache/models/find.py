@@ -141,9 +141,14 @@ def layout_for(model: nn.Module, grid: Grid) -> Layout:
     """The layout of ``model`` that has exactly the sites of a plan's grid; raises PlanMismatchError if none has."""
     wanted = grid.sites
     family = family_of(model)
-    if family is not None and (known := _layout_of(family, model)).sites == wanted:
-        return known
-    if all(modules.has(model, site.name) for site in wanted) and _as_deep(model, grid):
+    are_modules = all(modules.has(model, site.name) for site in wanted)
+    try:
+        if family is not None and (known := _layout_of(family, model)).sites == wanted:
+            return known
+    except ModelError:  # something has replaced a block, and modules may be named
+        if not are_modules:
+            raise
+    if are_modules and _as_deep(model, grid):
         return modules.named(model, wanted)
     try:
         present = layout(model).sites

@@ -188,7 +188,9 @@ class MountedModel:
         if kind is not None:
             self._leave()
             return
-        in_place = self._is_mounted()
+        model = self._layout.model  # what was put on a block, or taken off, is seen when a generation starts
+        forwards = [mount for mount in self._mounts if mount.owner is model and mount.name == "forward"]
+        in_place = all(is_in_place(mount.owner, mount.name, mount.function) for mount in forwards)
         self.close()
         if not in_place and self._host.pipe is None:
             raise RunError(

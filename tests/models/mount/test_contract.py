@@ -14,7 +14,7 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from support import reference
 from support.by_hand import generate_by_hand
-from support.others import FAMILIES, RULE, T, block_of, check, depth_of, louder, patched, plan, unpatched
+from support.others import BRANCHES, FAMILIES, RULE, T, block_of, check, depth_of, louder, patched, plan, unpatched
 from support.traces import everything
 
 import forecache as fc
@@ -200,18 +200,77 @@ class Around(torch.nn.Module):
         return louder(self.block(*args, **kwargs))
 
 
-@pytest.mark.parametrize("name", ["DiT", "SD3", "FLUX.1"])
+class Unknown(torch.nn.Module):
+    """A module that passes its streams on."""
+
+    def forward(self, hidden_states, *_, encoder_hidden_states=None, temb=None, **__):
+        is_joint = encoder_hidden_states is not None and temb is not None
+        return (encoder_hidden_states, hidden_states) if is_joint else hidden_states
+
+
+def exchange(model, replacement):
+    block = block_of(model)
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    blocks = next(part for part in lists if any(other is block for other in part))
+    blocks[list(blocks).index(block)] = replacement(block)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"facebook"}))  # which is known by the parts of all its blocks
 def test_a_block_replaced_by_a_module_around_it(name):
+    family = FAMILIES[name]
+    for transparent in (True, False) if name in BRANCHES else (False,):
+        model = family.model()
+        exchange(model, functools.partial(Around, transparent=transparent))
+        before = everything(model)
+        with fc.apply(model, plan(model)) as session:
+            found = family.generate(model)
+        check(found, expected(name), name)
+        assert session.stats.skipped > 0
+        assert everything(model) == before
+
+
+@pytest.mark.parametrize("name", ["DiT", "PixArt", "SD3", "FLUX.1", "Wan 2.1"])
+def test_a_block_of_an_unknown_class_is_refused_and_modules_are_taken(name):
     family, model = FAMILIES[name], FAMILIES[name].model()
-    made, block = plan(model), block_of(model)
-    blocks = next(part for part in model.children() if isinstance(part, torch.nn.ModuleList) and block in list(part))
-    blocks[list(blocks).index(block)] = Around(block, transparent=True)
+    made = plan(model)
+    exchange(model, lambda block: Unknown())
+    with pytest.raises(fc.errors.ModelError, match=r"a Unknown, has not the parts of a .*name modules as sites"):
+        fc.apply(model, made)
+    blocks = "blocks" if name == "Wan 2.1" else "transformer_blocks"
+    grid = fc.grid(model, made.num_steps, sites=[f"{blocks}.0.*.to_q"])
+    with fc.apply(model, fc.fora(2).plan(grid)) as session:
+        family.generate(model)
+    assert session.stats.skipped > 0
+
+
+@pytest.mark.parametrize("name", ["PixArt", "FLUX.1", "Qwen-Image"])
+def test_a_class_that_is_called_in_its_own_way(name):
+    """What is done around the block's forward sees the stream in a run of skipped blocks, too, as a hook does."""
+    family, model = FAMILIES[name], FAMILIES[name].model()
+    made, block, seen = plan(model), block_of(model), []
+    kind = type(block)
+
+    def call(self, *args, **kwargs):
+        seen.append(args[0] if args else next(iter(kwargs.values())))
+        return kind.__call__(self, *args, **kwargs)
+
+    block.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__call__": call})
     with fc.apply(model, made):
         found = family.generate(model)
-    check(found, expected(name), name)
-    model = FAMILIES[name].model()
+    torch.testing.assert_close(found, unpatched(name), rtol=1e-5, atol=1e-5)
+    assert len({float(stream.sum()) for stream in seen}) == len(seen) == made.num_steps
+
+
+@pytest.mark.parametrize("name", ["DiT", "FLUX.1", "Qwen-Image"])
+def test_a_patch_that_is_taken_off_inside_by_what_was_there_before(name):
+    family, model = FAMILIES[name], FAMILIES[name].model()
     block = block_of(model)
-    blocks = next(part for part in model.children() if isinstance(part, torch.nn.ModuleList) and block in list(part))
-    blocks[list(blocks).index(block)] = Around(block, transparent=False)
-    with pytest.raises(fc.errors.ModelError, match=r"has not the parts of one of .*something has replaced it"):
-        fc.apply(model, made).__enter__()
+    with fc.apply(model, plan(model)):
+        family.generate(model)
+        before = block.forward
+        block.forward = patched(before)
+        check(family.generate(model), expected(name), name)
+        block.forward = before
+    assert "forward" not in vars(block)
+    with fc.apply(model, plan(model)):
+        assert torch.equal(family.generate(model), unpatched(name))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from forecache.models.blocks import Block, Branch
+from forecache.models.blocks import Block, Branch, described
 from forecache.models.families import adaln_zero
 from forecache.models.families.attention import received as received_by
 from forecache.models.family import Family
@@ -29,12 +29,16 @@ class Modulation(NamedTuple):
     attention: Mapping[str, Any]
 
 
+NATIVE = "BasicTransformerBlock"
+"""The class of the blocks that are written out here."""
+
+
 def fits(model: nn.Module) -> bool:
     return is_named(model, "DiTTransformer2DModel")
 
 
 def layout(model: Any) -> Layout:
-    blocks = [_block(module) for module in model.transformer_blocks]
+    blocks = described(model.transformer_blocks, NATIVE, _block)
     return from_blocks(model, blocks, stacked=adaln_zero.stack)
 
 
@@ -73,7 +77,7 @@ def _block(block: Any) -> Block:
         ),
         block.norm1.parameters,
         copies=True,
-        native="BasicTransformerBlock",
+        native=NATIVE,
         inlined=("norm1",),
     )
 

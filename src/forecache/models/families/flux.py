@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forecache.errors import ModelError
-from forecache.models.blocks import Block, Branch, Gate, Gates, clipped, gated
+from forecache.models.blocks import Block, Branch, Gate, Gates, clipped, described, gated
 from forecache.models.families import joint
 from forecache.models.families.joint import IMAGE, TEXT, Rows, both, modulated
 from forecache.models.family import Family
@@ -28,13 +28,17 @@ class Condition(NamedTuple):
     attention: Mapping[str, Any]
 
 
+JOINT, SINGLE = "FluxTransformerBlock", "FluxSingleTransformerBlock"
+"""The classes of the blocks that are written out here."""
+
+
 def fits(model: nn.Module) -> bool:
     return is_named(model, "FluxTransformer2DModel")
 
 
 def layout(model: Any) -> Layout:
-    blocks = [_joint(module) for module in model.transformer_blocks]
-    blocks += [_single(module) for module in model.single_transformer_blocks]
+    blocks = described(model.transformer_blocks, JOINT, _joint)
+    blocks += described(model.single_transformer_blocks, SINGLE, _single)
     return from_blocks(model, blocks, stacked=_stacked, clips=True)
 
 
@@ -84,7 +88,7 @@ def _joint(block: Any) -> Block:
         lambda: joint.weights(block.norm1, block.norm1_context),
         STREAMS,
         (TEXT, IMAGE),
-        native="FluxTransformerBlock",
+        native=JOINT,
         inlined=("norm1", "norm1_context"),
     )
 
@@ -113,7 +117,7 @@ def _single(block: Any) -> Block:
         lambda: joint.weights(block.norm),
         STREAMS,
         (TEXT, IMAGE),
-        native="FluxSingleTransformerBlock",
+        native=SINGLE,
         inlined=("norm",),
     )
 

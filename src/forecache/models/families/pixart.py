@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from forecache.models.blocks import Block, Branch, Gates
+from forecache.models.blocks import Block, Branch, Gates, described
 from forecache.models.families import adaln_single
 from forecache.models.families.attention import received as received_by
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
-
-"""Tokens that PixArt-alpha's pipeline pads captions to; Sigma's pads to 300."""
 
 
 class Modulation(NamedTuple):
@@ -33,12 +31,16 @@ class Modulation(NamedTuple):
     cross: Mapping[str, Any]
 
 
+NATIVE = "BasicTransformerBlock"
+"""The class of the blocks that are written out here."""
+
+
 def fits(model: Any) -> bool:
     return is_named(model, "PixArtTransformer2DModel") and model.config.attention_type == "default"
 
 
 def layout(model: Any) -> Layout:
-    blocks = [_block(module) for module in model.transformer_blocks]
+    blocks = described(model.transformer_blocks, NATIVE, _block)
     return from_blocks(model, blocks, stacked=_stacked)
 
 
@@ -82,7 +84,7 @@ def _block(block: Any) -> Block:
         branches if block.attn2 is not None else branches[::2],
         lambda: (block.scale_shift_table,),
         copies=True,
-        native="BasicTransformerBlock",
+        native=NATIVE,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from forecache.models.blocks import Block, Branch, Gate, Gates
+from forecache.models.blocks import Block, Branch, Gate, Gates, described
 from forecache.models.families import joint
 from forecache.models.families.joint import IMAGE, TEXT, Rows, both, modulated
 from forecache.models.family import Family
@@ -32,12 +32,16 @@ class Condition(NamedTuple):
     attention: Mapping[str, Any]
 
 
+NATIVE = "JointTransformerBlock"
+"""The class of the blocks that are written out here."""
+
+
 def fits(model: nn.Module) -> bool:
     return is_named(model, "SD3Transformer2DModel")
 
 
 def layout(model: Any) -> Layout:
-    return from_blocks(model, [_block(module) for module in model.transformer_blocks], stacked=_stacked)
+    return from_blocks(model, described(model.transformer_blocks, NATIVE, _block), stacked=_stacked)
 
 
 def _block(block: Any) -> Block:
@@ -93,7 +97,7 @@ def _block(block: Any) -> Block:
         lambda: joint.weights(block.norm1, block.norm1_context),
         ("hidden_states", "encoder_hidden_states"),
         (None if last else TEXT, IMAGE),
-        native="JointTransformerBlock",
+        native=NATIVE,
         inlined=("norm1",) if last else ("norm1", "norm1_context"),
     )
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from forecache.errors import RunError
-from forecache.models.blocks import Block, Branch, Gates
+from forecache.models.blocks import Block, Branch, Gates, described
 from forecache.models.families import adaln_single
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
@@ -30,12 +30,16 @@ class Modulation(NamedTuple):
     rotary: Any
 
 
+NATIVE = "WanTransformerBlock"
+"""The class of the blocks that are written out here."""
+
+
 def fits(model: nn.Module) -> bool:
     return is_named(model, "WanTransformer3DModel")
 
 
 def layout(model: Any) -> Layout:
-    return from_blocks(model, [_block(module) for module in model.blocks], stacked=_stacked)
+    return from_blocks(model, described(model.blocks, NATIVE, _block), stacked=_stacked)
 
 
 def _added(x_BND: Tensor, y_BND: Tensor, gate: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ def _block(block: Any) -> Block:
         branches,
         lambda: (block.scale_shift_table,),
         copies=True,
-        native="WanTransformerBlock",
+        native=NATIVE,
     )
 
 

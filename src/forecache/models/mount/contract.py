@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from forecache.errors import ModelError, RunError
+from forecache.errors import RunError
 from forecache.models.blocks import Block
 from forecache.models.layout import Layout
 from forecache.models.mount.caches import MARKS, refuse_caches
@@ -156,14 +156,7 @@ def _modules_of_sites(layout: Layout) -> list[nn.Module]:
 
 
 def _inlined(block: Block) -> list[nn.Module]:
-    try:
-        return [block.module.get_submodule(path) for path in block.inlined]
-    except AttributeError as error:
-        raise ModelError(
-            f"A block of this model, a {type(block.module).__name__}, has not the parts of one of its family "
-            f"({error}): something has replaced it. Put the block back, patch its forward instead, or name modules as "
-            "sites."
-        ) from error
+    return [block.module.get_submodule(path) for path in block.inlined]
 
 
 def _is_patched(block: Block) -> bool:
@@ -243,7 +236,9 @@ def _is_known(layer: Any, module: nn.Module) -> bool:
 
 
 def _has_hooks(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether something runs around a module's forward: hooks of torch, or a call that its class has of its own."""
+    is_called_plainly = type(module).__call__ is nn.Module.__call__ or hasattr(module, "_orig_mod")
+    return bool(module._forward_hooks or module._forward_pre_hooks) or not is_called_plainly
 
 
 def _has_global_hooks() -> bool:
