@@ -44,11 +44,7 @@ def _only_transformer(pipe: Any) -> Any:
     """The transformer of a pipeline that has one."""
     models = transformers(pipe)
     if len(models) > 1:
-        names = [name for name in TRANSFORMERS if getattr(pipe, name, None) is not None]
-        raise ModelError(
-            f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.{names[0]} or "
-            f"pipe.{names[1]}. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
-        )
+        raise ModelError(_which_of_two(pipe))
     return models[0] if models else None
 
 
@@ -63,6 +59,28 @@ def transformers(pipe: Any) -> list[Any]:
     """
     names = () if isinstance(pipe, nn.Module) else TRANSFORMERS
     return [model for name in names if (model := getattr(pipe, name, None)) is not None]
+
+
+def standing_for_all(target: Any, grid: Grid) -> Any:
+    """The first transformer of a pipeline, whose transformers all have the sites of a grid; the target if it is none.
+
+    Raises ModelError where another of them has other sites.
+    """
+    models = transformers(target) or [target]
+    for other in models[1:]:
+        try:
+            layout_for(find(other), grid)
+        except PlanMismatchError as error:
+            raise ModelError(_which_of_two(target)) from error
+    return models[0]
+
+
+def _which_of_two(pipe: Any) -> str:
+    names = [name for name in TRANSFORMERS if getattr(pipe, name, None) is not None]
+    return (
+        f"This {type(pipe).__name__} has two transformers: name the one that is meant, pipe.{names[0]} or "
+        f"pipe.{names[1]}. forecache.grid and forecache.apply take the pipeline, with one schedule for both."
+    )
 
 
 def optimized(target: Any) -> nn.Module | None:

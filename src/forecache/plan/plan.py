@@ -15,7 +15,7 @@ import torch
 from forecache.errors import InputError, PlanError, PlanFileError
 from forecache.io import files
 from forecache.models.examples import Size
-from forecache.models.find import find, layout_for, measure, transformers
+from forecache.models.find import find, layout_for, measure, standing_for_all
 from forecache.parts import patterns
 from forecache.parts.grid import Cell, Grid, check_reads
 from forecache.plan import constants as constants_module
@@ -149,7 +149,7 @@ class Plan:
         """
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise InputError(f"A batch is a whole number of images from 1 on; batch_size={batch_size!r} was given.")
-        model = (transformers(model) or [model])[0]  # of two, each call is of the one or the other, which are alike
+        model = standing_for_all(model, self.grid)  # each call is of one of them
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
         ops = slots.operations(self.grid.sites, self.rows)

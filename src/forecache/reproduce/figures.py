@@ -161,7 +161,10 @@ def _trajectories(lab: Lab) -> dict[str, Callable[[], Any]]:
     }
     newest = lab.grid.num_steps // 4 * 2  # an even step, computed by FORA N = 2
     if newest < 2 or None in sites.values():
-        raise InputError("This figure needs 4 steps at least, and a model of attentions and MLPs.")
+        raise InputError(
+            f"This figure needs 4 steps at least, and a model of attentions and MLPs: there are {lab.grid.num_steps} "
+            f"steps, and sites of the kinds {', '.join(sorted({site.kind for site in lab.grid.sites}))}."
+        )
 
     def point(site: Site) -> Callable[[], Any]:
         return lambda: _points(lab.features(lambda step, other: other == site), site.name, newest, lab.settings.eta)

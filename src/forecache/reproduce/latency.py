@@ -93,7 +93,7 @@ def read(path: Path, latency: Latency) -> tuple[dict[str, str], dict[str, list[f
 
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not value > 0:
-        raise ValueError("seconds are positive numbers")
+        raise InputError(f"Seconds are positive numbers, not {value!r}.")
     return float(value)
 
 

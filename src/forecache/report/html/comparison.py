@@ -104,7 +104,10 @@ def error_table(table: Mapping[str, Any]) -> ErrorTable:
     sites = tuple(map(text, table.get("sites", ())))
     rows = tuple(tuple(number(value) for value in row) for row in table.get("relative_l2", ()))
     if len(rows) != len(sites) or len({len(row) for row in rows}) > 1:
-        raise InputError("The errors of a comparison do not have a row of one length for every site.")
+        raise InputError(
+            f"The errors of a comparison need a row of one length for every site: there are {len(sites)} sites, and "
+            f"rows of {', '.join(str(len(row)) for row in rows) or 'none'} steps."
+        )
     return sites, rows
 
 
@@ -154,5 +157,5 @@ def _pixels(folder: Path, column: Mapping[str, Any], row: int, frame: int) -> np
     """A picture in the folder of the comparison; files elsewhere are refused."""
     file = mapping(column["images"][row]).get("file")
     if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts or "\\" in file:
-        raise InputError("A comparison names images in its own folder only.")
+        raise InputError(f"A comparison names images in its own folder only, and here {file!r}.")
     return pixels_of(folder, column, row, frame)
