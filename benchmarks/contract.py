@@ -21,7 +21,7 @@ from forecache.environment import environment
 from forecache.models.find import layout
 from forecache.models.mount.contract import layout_among_others, view
 
-HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 CALLS, ROUNDS = 200, 15
 
 

@@ -61,7 +61,8 @@ def subject(name: str, case: Case, variant: str, attempt: int = 0) -> Subject:
     if case.prepare is not None:
         case.prepare(pipe)
     given = arguments(kind, case, variant, attempt)
-    models = [part for part in (getattr(pipe, name, None) for name in TRANSFORMERS) if _is_transformer(part)]
+    parts: list[Any] = [getattr(pipe, name, None) for name in TRANSFORMERS]
+    models = [part for part in parts if _is_transformer(part)]
     small = transformers.SMALL[type(models[0]).__name__]
 
     def sample() -> Any:

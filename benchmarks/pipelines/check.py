@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import forecache as fc
 from forecache.errors import ForecacheError, SiteError
+from forecache.models.find import layout as find_layout
 from pipelines.reference import Run, Sites, counted, fora
 
 ROUNDING = 1e-3
@@ -161,7 +162,8 @@ class Request:
 
 def _followed(subject: Subject, row: Row, request: Request, interval: int) -> tuple[list[Tensor], fc.runtime.Stats]:
     """A run under FORA; what an error advises is done, as a user would, up to four times."""
-    for _ in range(5):
+    attempt = 0
+    while True:
         try:
             grid = fc.grid(request.target, request.steps, sites=request.sites)
             row.level = "modules" if request.sites else _level(subject.models[0])
@@ -170,10 +172,9 @@ def _followed(subject: Subject, row: Row, request: Request, interval: int) -> tu
                 output = _run(subject)
             return output, session.stats
         except ForecacheError as error:
-            last = error
-            if not _advised(str(error), error, subject, request, row):
+            attempt += 1
+            if attempt > 4 or not _advised(str(error), error, subject, request, row):
                 raise
-    raise last
 
 
 def _advised(sentence: str, error: ForecacheError, subject: Subject, request: Request, row: Row) -> bool:
@@ -197,7 +198,7 @@ def _advised(sentence: str, error: ForecacheError, subject: Subject, request: Re
 
 
 def _level(model: nn.Module) -> str:
-    return fc.models.find.layout(model).level
+    return find_layout(model).level
 
 
 @torch.no_grad()

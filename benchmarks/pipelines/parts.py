@@ -141,7 +141,7 @@ def autoencoder(kind: str, **changes: Any) -> nn.Module:
     return made.float().eval()
 
 
-SCHEDULERS: dict[str, Callable[[], Any]] = {
+SCHEDULERS: dict[str, Any] = {
     "KarrasDiffusionSchedulers": diffusers.DDIMScheduler,
     "CogVideoXDDIMScheduler": diffusers.CogVideoXDDIMScheduler,
     "SchedulerMixin": diffusers.FlowMatchEulerDiscreteScheduler,

@@ -114,7 +114,8 @@ def fora(models: Sequence[nn.Module], sites: Sites) -> Iterator[Run]:
             stack.enter_context(_forward(model, _begins(model, run)))
             for site in sites:
                 if isinstance(site, Stack):
-                    for depth, block in enumerate(model.get_submodule(site.path)):
+                    blocks: Any = model.get_submodule(site.path)
+                    for depth, block in enumerate(blocks):
                         key = number, site.path, depth
                         stack.enter_context(_forward(block, _residual(block, site.streams, key, run)))
                     continue
@@ -138,7 +139,7 @@ def _begins(model: nn.Module, run: Run) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         name = next((name for name in TIMESTEPS if name in given), None)
-        run.begin(model, given.get(name), _shapes(given))
+        run.begin(model, given[name] if name is not None else None, _shapes(given))
         return own(*args, **kwargs)
 
     return forward
@@ -164,12 +165,13 @@ def _residual(block: nn.Module, streams: Sequence[str], key: Any, run: Run) -> C
 
         def residuals() -> list[Tensor]:
             outputs.append(own(*args, **kwargs))
-            after = outputs[0] if isinstance(outputs[0], tuple) else (outputs[0],)
+            output = outputs[0]
+            after = output if isinstance(output, tuple) else (output,)
             return [new - old for new, old in zip(after[: len(kept)], kept, strict=True)]
 
         parts = run.value(key, _shapes(before), residuals)
-        if outputs:
-            return outputs[0]
+        for output in outputs:
+            return output
         after = tuple(old + part for old, part in zip(before, parts, strict=True))
         return after if len(after) > 1 else after[0]
 

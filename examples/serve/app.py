@@ -209,7 +209,8 @@ async def disconnected(request: Request) -> None:
 async def plans_by_name(request: Request) -> dict[str, str]:
     """The picture of every plan that a request may ask for; "" for the plan none."""
     plans: Plans = request.app.state.plans
-    return {name: plans.sessions[name].plan.picture() if name in plans.sessions else "" for name in plans.names}
+    applied = {name: session.plan for name, session in plans.sessions.items()}
+    return {name: plan.picture() if (plan := applied.get(name)) is not None else "" for name in plans.names}
 
 
 async def healthz(request: Request) -> Response:
