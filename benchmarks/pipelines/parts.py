@@ -6,7 +6,6 @@ pipelines are given what these would give, as `prompt_embeds` where they take it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
