@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipelines.build import LEFT_OUT, Case
-from pipelines.parts import autoencoder, mask, picture, pooled, text, video
+from pipelines.parts import autoencoder, mask, normal, picture, pooled, text, video
 from pipelines.pools import VIDEO, Answer
 from pipelines.transformers import POOLED, TEXT
 
@@ -107,6 +107,22 @@ CASES: dict[str, Case] = {
     "LTXConditionPipeline": Case(LTX | {"video": LEFT_OUT}),
     "LTXI2VLongMultiPromptPipeline": Case(
         not_built="encodes the prompts of its segments itself; no stand-in is written"
+    ),
+    "LTX2Pipeline": Case(LTX2, parts=LTX2_PARTS),
+    "LTX2ImageToVideoPipeline": Case(LTX2, {"image_crf": 0}, parts=LTX2_PARTS),
+    "LTX2ConditionPipeline": Case(LTX2, parts=LTX2_PARTS),
+    "LTX2InContextPipeline": Case(LTX2, parts=LTX2_PARTS),
+    "LTX2HDRPipeline": Case(LTX2, parts=LTX2_PARTS),
+    "LTX2DFRPipeline": Case(not_built="needs a transformer of LTX-2.5, which marks key frames; no builder is written"),
+    "LTX2DFRTemporalRefinePipeline": Case(not_built="refines what LTX2DFRPipeline gives out; no builder is written"),
+    "LattePipeline": Case(VIDEO, {"video_length": 2}),
+    "AllegroPipeline": Case(VIDEO),
+    "EasyAnimatePipeline": Case(VIDEO),
+    "EasyAnimateControlPipeline": Case(VIDEO, {"control_video": normal(1, 3, 5, 64, 64)}, config={"in_channels": 8}),
+    "EasyAnimateInpaintPipeline": Case(
+        VIDEO,
+        {"video": normal(1, 3, 5, 64, 64).clip(0, 1), "mask_video": torch.ones(1, 1, 5, 64, 64) * 255},
+        config={"in_channels": 9},
     ),
     "Kandinsky5T2VPipeline": Case(KANDINSKY),
     "Kandinsky5I2VPipeline": Case(KANDINSKY, config={"visual_cond": True}),
