@@ -172,8 +172,8 @@ def _residual(block: nn.Module, streams: Sequence[str], key: Any, run: Run) -> C
         parts = run.value(key, _shapes(before), residuals)
         for output in outputs:
             return output
-        after = tuple(old + part for old, part in zip(before, parts, strict=True))
-        return after if len(after) > 1 else after[0]
+        after = [old + part for old, part in zip(before, parts, strict=True)]
+        return tuple(after) if len(after) > 1 else after[0]
 
     return forward
 
