@@ -255,7 +255,7 @@ def test_a_level_without_a_list_of_steps_is_refused():
 
 
 def test_the_papers_levels_are_for_20_steps():
-    with pytest.raises(fc.errors.PlanError, match="pattern has 20 entries, the run 50 steps"):
+    with pytest.raises(fc.errors.PlanError, match="published schedule of 20 steps, and the run has 50"):
         plan(fc.methods.fora_paper(50), 50)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 import forecache as fc
+from forecache.methods.flags import Expression
 from forecache.methods.words import method_of
 from forecache.zoo import ingredients
 
@@ -51,3 +52,19 @@ def test_a_text_that_is_no_method_is_quoted_with_the_reason(text, sentence):
         method_of(text)
     assert str(caught.value).startswith(f"The method {text!r} cannot be made: ")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["procache", "selective", "toca"])
+def test_a_method_of_partial_cells_has_some_with_its_defaults(method):
+    sites = [fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in (0, 1) for kind in ("attn", "mlp")]
+    plan = Expression(method, None, {}).build().plan(fc.Grid(20, tuple(sites)))
+    assert any(cell.tokens for row in plan.rows for cell in row)
+
+
+def test_a_published_schedule_names_itself_when_the_run_has_other_steps():
+    grid = fc.Grid(28, (fc.parts.Site("blocks.0.mlp", 0, "mlp"),))
+    for method, steps in (({"level": 50}, 20), ({"partial": True}, 50)):
+        name = "fora_paper" if steps == 20 else "procache_paper"
+        built = Expression(name, None, method).build()
+        with pytest.raises(fc.errors.PlanError, match=f"{name}.* is a published schedule of {steps} steps"):
+            built.plan(grid)

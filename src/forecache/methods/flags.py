@@ -38,6 +38,12 @@ WARMUP = "warmup"
 """The flag that puts `warmup` between any method and its base."""
 DEFAULT_BASE = "fora"
 
+USUAL: Mapping[tuple[str, str], Any] = {("procache", "interval"): 3, ("selective", "interval"): 3}
+"""Values of a base's parameters where a method needs others than the base's usual ones: (method, parameter).
+
+ProCache computes tokens in every second step of a gap, and fora(2) has gaps of one step.
+"""
+
 Resolve = Callable[[Parameter, Any], Any]
 """(parameter, value of its flag) -> value: the path of a bundled file by its name, for example."""
 
@@ -203,7 +209,7 @@ class Expression:
                 if parameter.required:
                     if parameter.range.usual is None:
                         raise InputError(_missing(entry, parameter, flag))
-                    yield parameter.name, parameter.range.usual
+                    yield parameter.name, USUAL.get((chain[0].name, parameter.name), parameter.range.usual)
                 continue
             needed = parameter.range.needs
             if needed and self.given.get(names[needed]) is None:

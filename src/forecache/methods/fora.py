@@ -41,4 +41,4 @@ def fora_paper(level: Literal[25, 50, 75]) -> Method:
     if level not in skips:
         raise PlanError(f"The papers' caching levels are 25, 50 and 75; {level!r} was asked for.")
     computed = [step not in skips[level] for step in range(PAPER_STEPS)]
-    return Method("fora_paper", schedules.by_step(computed))
+    return Method("fora_paper", schedules.by_step(computed, owner=f"fora_paper(level={level})"))

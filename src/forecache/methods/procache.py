@@ -64,7 +64,8 @@ def procache_paper(*, partial: bool = True) -> Method:
 
     partial: compute tokens in the gaps; without them the pattern alone
     """
-    base = explicit(pattern=PROCACHE_PATTERN)
+    schedule = schedules.by_step(PROCACHE_PATTERN, owner="procache_paper")
+    base = replace(explicit(pattern=PROCACHE_PATTERN), schedule=schedule)
     return selective(base, importance="released") if partial else base
 
 

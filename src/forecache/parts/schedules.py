@@ -170,10 +170,12 @@ def depth(low: int, high: int) -> Where:
     return lambda site: low <= site.depth < high
 
 
-def by_step(picture: str | Sequence[int]) -> Schedule:
+def by_step(picture: str | Sequence[int], *, owner: str = "") -> Schedule:
     """A pattern, one entry a step: ``"#..#"``, or numbers as ProCache writes them, ``[1, 0, 0, 1]``.
 
     ``#`` or 1 computes, ``.`` or 0 skips, ``o`` or 2 computes some tokens.
+
+    owner: the published method whose pattern it is, for an error message; empty for a pattern of the user's own
     """
     signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*Action, *Action), strict=True))
     if strange := sorted({repr(entry) for entry in picture if entry not in signs}):
@@ -184,6 +186,11 @@ def by_step(picture: str | Sequence[int]) -> Schedule:
     actions = [signs[entry] for entry in picture]
 
     def schedule(step: int, site: Site, grid: Grid) -> Action:
+        if len(actions) != grid.num_steps and owner:
+            raise PlanError(
+                f"{owner} is a published schedule of {len(actions)} steps, and the run has {grid.num_steps}: sample "
+                f"with {len(actions)} steps, or take a schedule for any number of steps, such as fora."
+            )
         if len(actions) != grid.num_steps:
             raise PlanError(
                 f"The pattern has {len(actions)} entries, the run {grid.num_steps} steps: write one entry a step."
