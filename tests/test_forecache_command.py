@@ -96,3 +96,11 @@ def test_ctrl_c_while_the_library_is_imported_is_a_sentence(monkeypatch, capsys)
         forecache_command.main()
     assert caught.value.code == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_quiet_is_quiet_for_a_pipeline_with_encoders(flux_folder, tmp_path):
+    words = ["sample", "--quiet", "--model", flux_folder, "--prompt", "cat", "--steps", "2", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "forecache", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "out" / "run.json").is_file()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,46 @@ class _App(typer.Typer):
         return lambda command: super(_App, self).command(name, **settings)(_with_quiet(command))
 
 
+SILENT = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+"""Environment variables that diffusers, transformers, the hub's client and tqdm read when they are imported."""
+
+
+@contextmanager
+def _no_tqdm() -> Iterator[None]:
+    """Without bars of a tqdm that was imported before its variable was set, as torch does."""
+    if (bar := getattr(sys.modules.get("tqdm"), "tqdm", None)) is None:
+        yield
+        return
+    start = bar.__init__
+    bar.__init__ = functools.partialmethod(start, disable=True)
+    try:
+        yield
+    finally:
+        bar.__init__ = start
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Without the warnings and progress bars of the libraries that load and run a pipeline.
+
+    A variable that the user has set stays as it is.
+    """
+    ours = SILENT.keys() - os.environ.keys()
+    os.environ.update({name: SILENT[name] for name in ours})
+    try:
+        with warnings.catch_warnings(), _no_tqdm():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
 def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with the option --quiet."""
     own = inspect.signature(command, eval_str=True).parameters.values()
@@ -48,7 +90,8 @@ def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*, quiet: bool, **values: Any) -> None:
         console.quiet, bars.quiet = quiet or bool(values.get("as_json")), quiet
-        command(**values)
+        with _silent_libraries() if quiet else nullcontext():
+            command(**values)
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     parameters.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
