@@ -283,7 +283,7 @@ def test_a_port_that_is_taken_is_said(forecache, address, monkeypatch):
 def test_the_figures_are_text_and_never_html():
     plan = fc.fora(2).plan(fc.Grid(2, (fc.parts.Site("<b>x", 0, "mlp"),)))
     black, white = (runs.Run(pixels(1, 1, 2, 2), 1.0, None) for pixels in (torch.zeros, torch.ones))
-    made = Comparison(Selection(), None, plan, None, black, white)
+    made = Comparison(Selection(), None, plan, None, black, white, None)
     assert "<b>" not in pages.cells(made.plan)
     assert "&lt;b&gt;x" in pages.cells(made.plan)
     assert "0.0 dB" in pages.table(made)

@@ -7,6 +7,7 @@ from support.statistics import measured
 import forecache as fc
 from forecache.fit import step_errors
 from forecache.models.find import find, layout_for
+from forecache.runtime.plan_source import Fixed
 from forecache.runtime.session import Session
 from forecache.sampling.sources import Sampling
 from forecache.zoo import load_digits
@@ -33,7 +34,7 @@ def test_an_error_is_that_of_the_estimate_made_by_hand(source, method):
         features[site][step] = feature.clone().flatten(1)
 
     every = fc.explicit(compute=range(STEPS)).plan(whole)
-    with Session(every, [layout_for(find(source.target), whole)], watch=watch):
+    with Session(Fixed(every), [layout_for(find(source.target), whole)], watch=watch):
         source.generate([3, 1], how)
     table = step_errors.step_errors(gram, plan)
     drawn = torch.randperm(features[0][0].shape[1], generator=torch.Generator().manual_seed(0))[:1024].sort().values

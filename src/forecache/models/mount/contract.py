@@ -18,7 +18,7 @@ from forecache.models.blocks import Block
 from forecache.models.layout import Layout
 from forecache.models.mount.caches import MARKS, refuse_caches
 from forecache.models.mount.offload import leaders, refuse_offloaded
-from forecache.models.mount.replace import below
+from forecache.models.mount.replace import below, is_unchanged
 
 AROUND = (
     "GroupOffloadingHook",
@@ -102,7 +102,7 @@ class View:
         """Whether anything was put on the model since, or taken off."""
         return (
             self.blocks_have_changed
-            or [attributes.get("forward") for attributes in self.modules] != self.forwards
+            or _have_changed([attributes.get("forward") for attributes in self.modules], self.forwards)
             or _marks(self.model) != self.marks
         )
 
@@ -110,7 +110,7 @@ class View:
     def blocks_have_changed(self) -> bool:
         """Whether anything was put on a block or a site since, or taken off."""
         return (
-            [attributes.get("forward") for attributes in self.blocks] != self.forwards_of_blocks
+            _have_changed([attributes.get("forward") for attributes in self.blocks], self.forwards_of_blocks)
             or list(map(bool, self.hooks)) != self.are_hooked
             or [type(owner).forward for owner in self.owners] != self.class_forwards
         )
@@ -142,6 +142,11 @@ def view(layout: Layout) -> View:
         [type(owner).forward for owner in owners],
         _marks(model),
     )
+
+
+def _have_changed(now: list[Any], then: list[Any]) -> bool:
+    """Whether forwards are others than they were, but for those of further sessions on the model."""
+    return now != then and not all(map(is_unchanged, now, then))
 
 
 def _marks(model: Any) -> list[Any]:

@@ -150,6 +150,19 @@ def _bare_copy(owner: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
+def is_unchanged(now: Any, then: Any) -> bool:
+    """Whether a forward is what it was, apart from functions of ours that were put over it or have ended since."""
+    if now == then:
+        return True
+    top = now
+    while isinstance(top, FunctionType) and top in _REPLACEMENTS:
+        top = _REPLACEMENTS[top].below
+        if top == then:
+            return True
+    has_ended = isinstance(then, FunctionType) and then in _REPLACEMENTS and not _REPLACEMENTS[then].is_open
+    return has_ended and below(now) == below(then)
+
+
 def is_on_top(owner: object, name: str, function: Forward) -> bool:
     """Whether a call of ``owner.name`` reaches ``function`` first, or after others of ours."""
     top = vars(owner).get(name)
