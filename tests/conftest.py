@@ -1,6 +1,7 @@
 """What the tests share: small random models, and the loop that samples from them."""
 
 import copy
+import logging as standard_logging
 import os
 import sys
 
@@ -30,6 +31,14 @@ THOROUGH = bool(os.environ.get("FORECACHE_THOROUGH"))
 settings.register_profile("short", deadline=None, max_examples=15, derandomize=True, database=None)
 settings.register_profile("thorough", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("thorough" if THOROUGH else "short")
+
+
+@pytest.fixture(autouse=True)
+def _log():
+    """The library's logger as a fresh process has it, whatever other libraries did to loggers before."""
+    logger = standard_logging.getLogger("forecache")
+    logger.disabled, logger.propagate, logger.manager.disable = False, True, standard_logging.NOTSET
+    logger.setLevel(standard_logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

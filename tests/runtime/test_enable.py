@@ -306,7 +306,7 @@ def test_plans_that_ship_with_the_library_are_found():
     [
         (
             fc.methods.fora_paper(50),
-            r"fora_paper\(level=50\) has no plan for this run of 8 model calls: The pat",
+            r"fora_paper\(level=50\) has no plan for this run of 8 model calls: .* is a published schedule",
         ),
         (fc.explicit(compute=[0, 12]), r"has no plan for this run of 8 model calls: Steps \[12\] lie outside"),
         (fc.goc(fc.fora(2), 0.8, steps=[3, 4]), r"8 model calls: goc.* is asked to correct steps \[4\]"),
