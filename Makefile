@@ -1,4 +1,4 @@
-# make demo      sets up .venv and samples the bundled model: no cache, published methods, tuned plans (a minute and a half)
+# make demo      sets up .venv and samples the bundled model: no cache, published methods, tuned plans
 # make test      the same set-up, then style, types and every test that is not slow (7 minutes on two idle cores)
 # make test-all  the same with the slow tests: what CI runs
 PYTHON ?= python3

@@ -94,7 +94,7 @@ def main(words: Sequence[str]) -> None:
         f"Each command of this page in turn, {sum(seconds.values()) / 60:.1f} minutes from a clone to that image, "
         "most of them pip's, from "
         "an index that was near: add your downloads. "
-        f"{place['cpu']}, {place['cores']} cores (load {load:.1f}: other work ran beside it), torch {place['torch']}. "
+        f"{place['cpu']}, {place['cores']} cores (load {load:.1f} at the end), torch {place['torch']}. "
         "`python benchmarks/walk.py` runs them again."
     )
     common.fill_page("walk", ["| | seconds |", "|---|---|", *rows, "", note])

@@ -199,7 +199,10 @@ def test_a_damaged_record_is_refused_with_what_to_do(tmp_path):
 
 PLANNING = {
     "a method that needs a file": (["eoc"], "The method 'eoc' cannot be made: eoc needs stats=, statistics"),
-    "a level of other steps": (["fora_paper level=50"], "cannot be planned for this model: .*4 steps"),
+    "a level of other steps": (
+        ["fora_paper level=50"],
+        "cannot be planned for this model: .* of 20 steps, and the run has 4",
+    ),
     "no method": ([], "Nothing is to be compared"),
     "one name for two": (["goc eta=1", "goc  eta=1"], "Two columns have the name 'goc-eta-1'"),
 }

@@ -26,7 +26,7 @@ def test_one_command_compares_and_reports(forecache, tmp_path):
     assert (code, err) == (0, "")
     lines = {line.split("  ")[0].strip(): line for line in said.splitlines()}
     assert "2/4" in lines["goc eta=1.2"]
-    assert "Time: 1 rounds of a batch of 2, all columns in turn after each had run once" in said
+    assert "Time: 1 round of a batch of 2, in which all columns sample in turn after each has run once" in said
     assert "CLIP is left out: images of classes have no prompts." in said
     document = json.loads((out / "comparison.json").read_text())
     assert document["command"].startswith("forecache compare-methods --labels 3,1")

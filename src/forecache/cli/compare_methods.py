@@ -120,7 +120,7 @@ def compare_methods_command(
     if as_json:
         emit(document)
     print_table(_table(document))
-    for note in _notes(document):
+    for note in result.notes(document):
         say(note)
     say(f"Wrote {out / 'report.html'}, {out / result.FILE}, {out / 'grid.png'}, and the {nouns(source)}.")
 
@@ -201,18 +201,3 @@ def _table(document: Mapping[str, Any]) -> Table:
             f"{column['cost']['cache_bytes'] / MIB:.1f}",
         )
     return table
-
-
-def _notes(document: Mapping[str, Any]) -> list[str]:
-    timing = document["timing"]
-    notes = list(document["notes"])
-    if timing:
-        count = next(iter(timing["seconds"].values()))["count"]
-        notes.append(
-            f"Time: {count} rounds of a batch of {timing['samples']}, all columns in turn after each had run once; the "
-            "median, and the quartiles, of the ratios within a round."
-        )
-    else:
-        notes.append("No time was measured.")
-    notes.append("Quality: to the same image without a cache; calls: model calls that compute something.")
-    return notes

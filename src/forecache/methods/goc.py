@@ -24,8 +24,8 @@ def _gate_by_its_parameters(arguments: dict[str, Any]) -> dict[str, Any]:
     """The paper's gate as the statistics, gamma and threshold that it consists of."""
     gate = arguments["gate"]
     if isinstance(gate, gates.god):
-        found = {"stats": gate.stats, "gamma": gate.gamma, "threshold": gate.threshold, "inverse": gate.counted}
-        return arguments | {"gate": None} | found
+        by_statistics = {"stats": gate.stats, "gamma": gate.gamma, "threshold": gate.threshold, "inverse": gate.counted}
+        return arguments | {"gate": None} | by_statistics
     return arguments
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from forecache.errors import InputError
+from forecache.errors import ForecacheError, InputError
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Streams
 from forecache.models.examples import Size
@@ -95,7 +95,7 @@ def count(
     request: extra measurements
     size: of what the example samples; None for the default of the model
 
-    Raises InputError if the arguments are unknown, or the model's forward reads values.
+    Raises InputError if the arguments are unknown or not the model's, or if its forward reads values.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,13 +123,13 @@ def count(
 def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     try:
         model(*args, **kwargs)
-    except (NotImplementedError, RuntimeError) as error:
-        # torch has no error class for what a meta tensor cannot do; its autocast knows no meta device
-        if "meta" not in str(error) and "unsupported scalarType" not in str(error):
-            raise
+    except ForecacheError:
+        raise
+    except Exception as error:  # of the model's own code, which may fail in any way where tensors have no values
+        first = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"The cost of {type(model).__name__} cannot be known from shapes alone, because its forward reads values: "
-            f"{str(error).splitlines()[0]}"
+            f"The cost of {type(model).__name__} cannot be known from shapes alone: its forward reads values, or does "
+            f"not take these inputs ({type(error).__name__}: {first})."
         ) from error
 
 

@@ -13,9 +13,9 @@ from forecache.errors import PlanError, RunError
 from forecache.io.text import short
 from forecache.models.find import find, grid_of, layout_for, optimized, transformers
 from forecache.models.layout import Layout
-from forecache.plan.library import PlanPlace
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.plan.stored import PlanPlace
 from forecache.runtime.asked import Asked
 from forecache.runtime.counting import PartOfRun, parts_of_run
 from forecache.runtime.guards import OPEN, Guards

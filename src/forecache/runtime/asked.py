@@ -17,10 +17,10 @@ from forecache.methods import recommended, registry
 from forecache.models.find import grid
 from forecache.models.fingerprint import describe_scheduler
 from forecache.parts.grid import Grid
-from forecache.plan import library
-from forecache.plan.library import PlanPlace
+from forecache.plan import stored
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.plan.stored import PlanPlace
 from forecache.runtime.guards import Guards
 from forecache.runtime.plan_source import Chosen, Fixed, Planned, PlanSource, Stretched
 
@@ -72,7 +72,7 @@ class Asked:
         how: tuple[Callable[[int], Grid], Callable[[Plan], None], int | None] = of_run, check, self.num_steps
         if self.plan is not None:
             return Planned(self.plan, *how), own
-        given = () if self.plans is None else library.at(self.plans)
+        given = () if self.plans is None else stored.at(self.plans)
         return Chosen(self.speedup, given, *how), own
 
 

@@ -20,10 +20,10 @@ from forecache.methods import recommended
 from forecache.methods.replan import can_resample, resampled
 from forecache.parts import schedules
 from forecache.parts.grid import Grid
-from forecache.plan import library
-from forecache.plan.library import StoredPlan
+from forecache.plan import stored
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.plan.stored import StoredPlan
 
 LOGGER = logging.getLogger("forecache")
 
@@ -100,12 +100,12 @@ class _ByLength(ABC):
         with self._lock:
             key = num_steps, grid.scheduler
             if key not in self._plans:
-                self._plans[key] = self._made(grid)
+                self._plans[key] = self._planned(grid)
             plan, self.method, self.choice = self._plans[key]
             return plan
 
     @abstractmethod
-    def _made(self, grid: Grid) -> tuple[Plan, Method | None, str]:
+    def _planned(self, grid: Grid) -> tuple[Plan, Method | None, str]:
         """The plan of a run, the method that made it, and the choice."""
 
 
@@ -116,7 +116,7 @@ class Stretched(_ByLength):
         super().__init__(lambda num_steps: replace(plan.grid, num_steps=num_steps), lambda plan: None, plan.num_steps)
         self._own = plan
 
-    def _made(self, grid: Grid) -> tuple[Plan, Method | None, str]:
+    def _planned(self, grid: Grid) -> tuple[Plan, Method | None, str]:
         own, num_steps = self._own, grid.num_steps
         if num_steps == own.num_steps:
             return own, None, ""
@@ -137,7 +137,7 @@ class Planned(_ByLength):
         super().__init__(grid, check, num_steps)
         self.method = self._method = method
 
-    def _made(self, grid: Grid) -> tuple[Plan, Method | None, str]:
+    def _planned(self, grid: Grid) -> tuple[Plan, Method | None, str]:
         plan = planned(self._method, grid)
         self._check(plan)
         return plan, self._method, ""
@@ -161,7 +161,7 @@ class Chosen(_ByLength):
         super().__init__(grid, check, num_steps)
         self._speedup, self._given = speedup, given
 
-    def _made(self, grid: Grid) -> tuple[Plan, Method | None, str]:
+    def _planned(self, grid: Grid) -> tuple[Plan, Method | None, str]:
         plan, method, why = chosen(grid, self._speedup, self._given)
         self._check(plan)
         LOGGER.info("%s", why)
@@ -182,8 +182,8 @@ def chosen(
         why = f"everything is computed, because fewer than {FEWEST_CALLS} calls gain too little; ask for a speedup="
         return planned(COMPUTED, grid), COMPUTED, f"{run}: {why}"
     asked = f"{wanted:g}x fewer MACs"
-    for entries in (given, library.shipped()):
-        if (match := library.fitting(entries, grid, wanted)) is not None:
+    for entries in (given, stored.shipped()):
+        if (match := stored.fitting(entries, grid, wanted)) is not None:
             entry, plan = match
             name = plan.provenance.get("method", "a plan")
             counts = f"{plan.computed_share:.0%} of the features computed"

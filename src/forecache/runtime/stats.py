@@ -93,7 +93,7 @@ class Stretch:
         try:
             request = count_request(self.rows, self.layout.spans)
             parts = measure(self.layout.model, self.plan.grid, 0, self.inputs, request)
-        except (ForecacheError, RuntimeError, TypeError, ValueError, NotImplementedError):
+        except ForecacheError:
             return None
         steps = list(zip(*self.rows, strict=True))[: self.calls]
         full = parts.fixed_macs + sum(parts.site_macs)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -123,31 +122,17 @@ class RespacedDDIM:
         return next_noise / noise, next_signal - next_noise * signal / noise  # e = (x - signal * image) / noise
 
 
-@dataclass(frozen=True)
-class RespacedDiT:
+class RespacedDiT(DiTSource):
     """A diffusers DiTPipeline that samples as DiT's original code does; see `respaced`.
 
     pipe: the pipeline, whose scheduler is a `RespacedDDIM`.
     """
 
-    pipe: Any
-
-    @property
-    def target(self) -> Any:
-        return self.pipe
-
-    @property
-    def classes(self) -> int:
-        return DiTSource(self.pipe).classes
-
-    def label(self, name: str) -> int:
-        return DiTSource(self.pipe).label(name)
-
     def generate(
         self, labels: Sequence[int], how: Sampling, first_index: int = 0, on_step: OnStep | None = None
     ) -> Tensor:
         with _guided(self.pipe.transformer, how.guidance):
-            return DiTSource(self.pipe).generate(labels, how, first_index, on_step)
+            return super().generate(labels, how, first_index, on_step)
 
 
 def respaced(pipe: Any) -> RespacedDiT:

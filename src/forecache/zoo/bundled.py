@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from forecache.errors import InputError
-from forecache.plan import library
+from forecache.plan import stored
 from forecache.zoo import digits, digits_text
 from forecache.zoo.records import Record
 
 _RECORDS: Mapping[str, Record] = {record.name: record for record in (digits.RECORD, digits_text.RECORD)}
 
 for _record in _RECORDS.values():
-    library.ship(_record.tuned_folder)
+    stored.ship(_record.tuned_folder)
 
 DEFAULT = digits.RECORD.name
 """The model that commands take unless told otherwise."""

@@ -88,6 +88,24 @@ def read(path: Path) -> dict[str, Any]:
         return values
 
 
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """Sentences on what was left out of a comparison, and on how to read its figures."""
+    timing = document["timing"]
+    if not timing:
+        times = "No time was measured."
+    else:
+        count = next(iter(timing["seconds"].values()))["count"]
+        times = (
+            f"Time: {count} round{'' if count == 1 else 's'} of a batch of {timing['samples']}, in which all columns sample in turn after each "
+            "has run once; the median of the ratios within a round, with their quartiles."
+        )
+    quality = (
+        "Quality is measured to the same image without a cache, and is the mean over images; MACs are those of an "
+        "image; calls are the model calls that compute something."
+    )
+    return [*document["notes"], quality, times]
+
+
 class _Judged:
     """The quality of the images of every column. A row is a seed and a condition."""
 

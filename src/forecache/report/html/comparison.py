@@ -33,6 +33,7 @@ def read(path: Path, _: Mapping[str, Any]) -> ReportData:
                   for name in METRICS if any(name in column["to_reference"] for column in columns)}  # fmt: skip
         better |= titles
     settings = document["settings"]
+    more = [f"{left_out} more prompts or seeds are in the folder, and not on this page."] if left_out else []
     return ReportData(
         "methods",
         f"{text(document['model'])}: {len(columns) - 1} ways to sample beside no cache",
@@ -49,27 +50,9 @@ def read(path: Path, _: Mapping[str, Any]) -> ReportData:
             "Pipeline": texts(document["pipeline"]),
             "Hardware and versions": texts(document["environment"]),
         },
-        notes=(*map(text, document["notes"]), *_about(document, left_out)),
+        notes=(*map(text, result.notes(document)), *more),
         command=text(document["command"]),
     )
-
-
-def _about(document: Mapping[str, Any], left_out: int) -> list[str]:
-    """Sentences on how to read the figures."""
-    timing = document["timing"]
-    notes = ["Quality is measured to the same image without a cache, and is the mean over images; MACs are those of an "
-             "image; calls are the model calls that compute something."]  # fmt: skip
-    if timing:
-        count = next(iter(timing["seconds"].values()))["count"]
-        notes.append(
-            f"Time: {count} rounds of a batch of {timing['samples']}, in which all columns sample in turn after each "
-            "has run once; the median of the ratios within a round, with their quartiles."
-        )
-    else:
-        notes.append("No time was measured.")
-    if left_out:
-        notes.append(f"{left_out} more prompts or seeds are in the folder, and not on this page.")
-    return notes
 
 
 def _row(column: Mapping[str, Any], reference: Mapping[str, Any] | None) -> Row:
