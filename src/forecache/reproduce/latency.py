@@ -99,7 +99,7 @@ def _seconds(value: Any) -> float:
 
 def spreads(table: Table, seconds: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
     """The latency of every row that was timed."""
-    found = {}
+    latencies = {}
     for row in table.rows:
         if row.name not in seconds:
             continue
@@ -108,8 +108,8 @@ def spreads(table: Table, seconds: Mapping[str, Sequence[float]]) -> dict[str, S
         if base is not None and base.name in seconds:
             ratio = statistics.fmean(a / b for a, b in zip(own, seconds[base.name], strict=True))
         deviation = statistics.stdev(own) if len(own) > 1 else 0.0
-        found[row.name] = Spread(statistics.fmean(own), deviation, ratio)
-    return found
+        latencies[row.name] = Spread(statistics.fmean(own), deviation, ratio)
+    return latencies
 
 
 def base_of(table: Table, row: TableRow) -> TableRow | None:

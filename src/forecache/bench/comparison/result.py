@@ -95,9 +95,10 @@ def notes(document: Mapping[str, Any]) -> list[str]:
         times = "No time was measured."
     else:
         count = next(iter(timing["seconds"].values()))["count"]
+        rounds = "1 round" if count == 1 else f"{count} rounds"
         times = (
-            f"Time: {count} round{'' if count == 1 else 's'} of a batch of {timing['samples']}, in which all columns sample in turn after each "
-            "has run once; the median of the ratios within a round, with their quartiles."
+            f"Time: {rounds} of a batch of {timing['samples']}, in which all columns sample in turn after each has run "
+            "once; the median of the ratios within a round, with their quartiles."
         )
     quality = (
         "Quality is measured to the same image without a cache, and is the mean over images; MACs are those of an "
