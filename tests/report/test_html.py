@@ -290,7 +290,7 @@ def test_methods_stand_side_by_side_with_their_differences(tmp_path):
     assert tile.caption == f"{entry['psnr']:.1f} dB, SSIM {entry['ssim']:.3f}"
     assert [row.more["calls"] for row in found.rows] == ["4 of 4", "2 of 4"]
     assert {"LPIPS is left out: it is not here.", found.notes[-1]} <= set(page.words("p"))
-    assert "1 rounds of a batch of 2" in found.notes[-1]
+    assert "1 round of a batch of 2" in found.notes[-1]
     assert page.pictures[-1] == {
         "blocks.0.attn": ["step 0: computed", "step 1: error of 25.00%", "step 2: computed",
                           "step 3: its error is not known"],
