@@ -61,6 +61,10 @@ class BlockHandler(Protocol):
     ) -> Streams | Untouched | Whole | None: ...
 
 
+OpenSpans = Callable[[], dict[int, Any]]
+"""What spans of blocks hold in the model call in progress, from the first block to the last, by number."""
+
+
 def gated(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
     """x + gate * y."""
     return gate * y_BND + x_BND
@@ -130,10 +134,16 @@ def _parts(
     """The (stream, part, gate) of every stream that a feature adds to."""
     if len(streams) == 1:
         return [(streams[0], feature_BND, gate[0] if isinstance(gate, tuple) else gate)]
-    wholes = [given[stream] for stream in streams]
-    rows = feature_BND.split([_rows(whole, feature_BND.shape[2]) for whole in wholes], 1)
-    parts = [_like(part, whole) for part, whole in zip(rows, wholes, strict=True)]
+    parts = parted(feature_BND, [given[stream] for stream in streams])
     return zip(streams, parts, gate if isinstance(gate, tuple) else [gate] * len(parts), strict=True)
+
+
+def parted(feature_BND: Tensor, wholes: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of one feature, each like its stream."""
+    if len(wholes) == 1:
+        return [feature_BND]
+    rows = feature_BND.split([_rows(whole, feature_BND.shape[2]) for whole in wholes], 1)
+    return [_like(part, whole) for part, whole in zip(rows, wholes, strict=True)]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -159,6 +169,12 @@ def _like(rows: Tensor, whole: Tensor) -> Tensor:
     if rows.shape[2] == whole.shape[2]:
         return rows
     return rows.flatten(1)[:, : whole[0].numel()].unflatten(1, whole.shape[1:])
+
+
+def of_one_batch(streams: Streams) -> Streams:
+    """Streams of one batch: FLUX's first block gets one text for several images."""
+    batch = max(map(len, streams))
+    return tuple(stream if len(stream) == batch else stream.expand(batch, -1, -1) for stream in streams)
 
 
 @dataclass(frozen=True)
@@ -191,6 +207,25 @@ class Block:
         """Whether its own forward runs wherever it is computed."""
         return False
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that are skipped with it, in order of execution."""
+        return (self.module,)
+
+    def forwards(
+        self,
+        number: int,
+        first_site: int,
+        on_site: SiteHandler,
+        on_block: BlockHandler | None,
+        opened: OpenSpans,
+    ) -> Iterable[tuple[nn.Module, Forward]]:
+        """The forwards of its modules with every site left to ``on_site``; see `forward`.
+
+        opened: the spans that have begun and not ended in the model call in progress, by number
+        """
+        return [(self.module, self.forward(number, first_site, on_site, on_block))]
+
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         """The block's forward with every branch left to ``on_site``, unless ``on_block`` decides about the whole block.
 
@@ -198,7 +233,7 @@ class Block:
         first_site: index of the site of its first branch
         """
         own = self.module.forward
-        take = _taking(self.module, self.inputs)
+        take = taking(self.module, self.inputs)
         whole = residual(self.module, self.inputs, self.outputs).forward(number, first_site, on_site, None)
 
         @functools.wraps(own)
@@ -238,8 +273,8 @@ class Residual(Block):
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
         own = self.module.forward
-        take = _taking(self.module, self.inputs)
-        writes = Writes({place for pair in stream_positions(self.module, self.inputs).items() for place in pair})
+        take = taking(self.module, self.inputs)
+        writes = Writes(places_of(self.module, self.inputs))
         (branch,) = self.branches
 
         @functools.wraps(own)
@@ -261,7 +296,7 @@ class Residual(Block):
                     tensors = writes.before(args, kwargs)
                     output = own(*args, **kwargs)
                     written = writes.after(tensors)
-                    before = self._before(streams, tensors, written)
+                    before = self.as_given(streams, tensors, written)
                 residual_BND = self._residual(output, before)
                 outputs.append((output, residual_BND))
                 return residual_BND
@@ -277,8 +312,8 @@ class Residual(Block):
 
         return forward
 
-    def _before(self, streams: Streams, tensors: Mapping[Place, Given], written: Set[Place]) -> Streams:
-        """The streams as they were before the block ran."""
+    def as_given(self, streams: Streams, tensors: Mapping[Place, Given], written: Set[Place]) -> Streams:
+        """The streams as they were before the block ran, which has written into some of the tensors."""
         if not written and all(given.copied is None for given in tensors.values()):
             return streams
         copies = {id(given.tensor): given.copied for given in tensors.values()}
@@ -292,11 +327,16 @@ class Residual(Block):
 
     def _residual(self, output: Any, before: Streams) -> Tensor:
         """What the block added to its streams, from its output and the streams as they were before."""
+        after = self.streams_of(output, before)
+        return joined([after[stream] - before[stream] for stream in self.branches[0].streams])
+
+    def streams_of(self, output: Any, before: Sequence[Tensor] | Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The streams that the block returned, by number; raises ModelError if they are not those that it is given."""
         values = output if isinstance(output, tuple) else (output,)
         after = {stream: value for stream, value in zip(self.outputs, values, strict=False) if stream is not None}
         is_alike = isinstance(output, tuple) == (len(self.outputs) > 1) and len(values) == len(self.outputs)
         if not is_alike or not all(
-            isinstance(value, Tensor) and value.shape == before[stream].shape for stream, value in after.items()
+            isinstance(value, Tensor) and _is_like(value, before[stream]) for stream, value in after.items()
         ):
             names = ", ".join("nothing" if stream is None else self.inputs[stream] for stream in self.outputs)
             raise ModelError(
@@ -309,7 +349,7 @@ class Residual(Block):
                 f"A {type(self.module).__name__} returns several streams, {_described(output)}; those are cached "
                 "together if each is (batch, tokens, width): name modules inside as sites."
             )
-        return joined([after[stream] - before[stream] for stream in self.branches[0].streams])
+        return after
 
     def _refuse(self, written: Set[Place]) -> NoReturn:
         """Raises RunError: skipping the block would leave out what it writes into other arguments than its streams."""
@@ -363,6 +403,11 @@ def _nothing(*_: Any, **__: Any) -> Any:
     return None
 
 
+def _is_like(value: Tensor, before: Tensor) -> bool:
+    """Whether a stream has the shape that it had before, which may be of one sample for several."""
+    return value.shape == before.shape or (len(before) == 1 and value.shape[1:] == before.shape[1:])
+
+
 def _described(output: Any) -> str:
     """What a block returned: a shape, a type, or those of its parts."""
     if isinstance(output, tuple):
@@ -379,7 +424,12 @@ def stream_positions(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
     return positions(module, names) or {name: place for place, name in enumerate(names)}
 
 
-def _taking(module: nn.Module, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
+def places_of(module: nn.Module, names: Sequence[str]) -> set[Place]:
+    """The names and the positions of the streams among the arguments of a block."""
+    return {place for pair in stream_positions(module, names).items() for place in pair}
+
+
+def taking(module: nn.Module, names: Sequence[str]) -> Callable[[Sequence[Any], Mapping[str, Any]], Streams]:
     """A function that reads the streams from the arguments of a block's forward."""
     places = list(stream_positions(module, names).items())
     if len(places) == 1:  # a call that every skipped block makes

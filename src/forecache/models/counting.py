@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from forecache.models.blocks import Streams
 from forecache.models.examples import Size
 from forecache.models.layout import Layout
 from forecache.models.mount.replace import mounted
+from forecache.models.span import Span
 from forecache.parts.grid import Tokens
 
 
@@ -104,7 +106,7 @@ def count(
     texts = nullcontext() if inputs is not None else FullTexts()
     with torch.no_grad(), texts, FlopCounterMode(display=False) as counter:
         counts = _Counts(layout, request, counter)
-        with mounted(layout.forwards(counts.value, counts.block)):
+        with mounted(layout.forwards(counts.value, counts.block)), counts.of_spans():
             _run(layout.model, args, kwargs)
     outputs = [counts.outputs.get(site) for site in range(len(layout.sites))]
     return CallCost(
@@ -148,6 +150,25 @@ class _Counts:
         self.received_macs: dict[int, int] = {}
         self.condition_macs: dict[int, int] = {}
         self.gate_macs: dict[int, int] = {}
+        self._before_block = 0
+
+    @contextmanager
+    def of_spans(self) -> Iterator[None]:
+        """Counts the MACs of the blocks of spans, without what the model does between them."""
+        with ExitStack() as stack:
+            for site, block in self._layout.blocks:
+                for module in block.modules if isinstance(block, Span) else ():
+                    stack.callback(module.register_forward_pre_hook(self._begin_block).remove)
+                    stack.callback(module.register_forward_hook(partial(self._end_block, site)).remove)
+            yield
+
+    def _begin_block(self, *_: Any) -> None:
+        self._before_block = self._counter.get_total_flops()
+
+    def _end_block(self, site: int, *_: Any) -> None:
+        macs = (self._counter.get_total_flops() - self._before_block) // 2
+        self.macs[site] = self.macs.get(site, 0) + macs
+        self.counted += macs
 
     def block(self, number: int, streams: Streams, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> None:
         if number in self._request.skipped:
@@ -156,7 +177,8 @@ class _Counts:
             self.gate_macs[number] = self._macs(self._layout.gates([number]), *args, **kwargs)[1]
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
-        output, self.macs[site] = self._macs(compute, *args, **kwargs)
+        output, macs = self._macs(compute, *args, **kwargs)
+        self.macs[site] = self.macs.get(site, 0) + macs
         self.outputs[site] = output
         if site in self._request.partial and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
             self.token_macs[site] = self._macs(compute, args[0][:, :1], *args[1:], **kwargs)[1]

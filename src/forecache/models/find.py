@@ -13,14 +13,17 @@ from typing import Any
 from torch import nn
 
 from forecache.errors import ModelError, PlanMismatchError, SiteError
-from forecache.models import modules
+from forecache.models import levels, modules
+from forecache.models.chain import chain_of
 from forecache.models.counting import CallCost, CountRequest, count
 from forecache.models.examples import Size
 from forecache.models.families import original
 from forecache.models.family import Family
 from forecache.models.fingerprint import describe_scheduler, fingerprint
-from forecache.models.layout import Layout
+from forecache.models.layout import Layout, Level
+from forecache.models.levels import AskedSites
 from forecache.models.registry import family_of
+from forecache.models.span import Of
 from forecache.parts.grid import Grid, Site
 
 
@@ -102,6 +105,28 @@ def _layout_of(family: Family, model: nn.Module) -> Layout:
         ) from error
 
 
+def at_level(model: nn.Module, asked: AskedSites) -> Layout:
+    """The sites of a model as they are asked for; raises SiteError if it has none of that level."""
+    if asked.level in ("blocks", "groups", "stack"):
+        chain = chain_of(model)
+        if chain is None:
+            raise SiteError(
+                f"forecache knows no blocks of {type(model).__name__}: name the modules to cache, sites=[...]."
+            )
+        if asked.level == "blocks":
+            return levels.of_blocks(chain)
+        return (
+            levels.of_stack(chain, asked.of) if asked.group is None else levels.of_groups(chain, asked.group, asked.of)
+        )
+    known = layout(model, asked.patterns)
+    if asked.level not in (None, known.level):
+        raise SiteError(
+            f"forecache knows {type(model).__name__} by {known.level}, not by {asked.level}: leave level= out, or take "
+            '"blocks", "groups" or "stack".'
+        )
+    return known
+
+
 def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     """The sites of ``model``: those of its family, or the modules whose paths match ``patterns``.
 
@@ -120,18 +145,35 @@ def layout(model: nn.Module, patterns: Sequence[str] | None = None) -> Layout:
     )
 
 
-def grid(target: Any, num_steps: int, *, sites: Sequence[str] | None = None) -> Grid:
+def grid(
+    target: Any,
+    num_steps: int,
+    *,
+    sites: Sequence[str] | None = None,
+    level: Level | None = None,
+    group: int | None = None,
+    of: Of = "residual",
+) -> Grid:
     """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
 
     target: a pipeline or a transformer; the grid records a pipeline's scheduler
     num_steps: model calls of a run
-    sites: paths of modules to cache, with ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``;
-        by default the branches of the model's family
+    sites: paths of modules to cache, with ``*`` for one part of a path, such as ``["blocks.*.attn", "blocks.*.mlp"]``
+    level: what sites are: "branches" of blocks; whole "blocks"; "groups" of consecutive blocks; the "stack" of all
+        blocks. None, the default, is the finest of them that the model's family knows
+    group: blocks of a site, for level="groups"
+    of: the feature of groups and stack: what their blocks add to the streams ("residual", the default), or the
+        "output" of the last one
 
-    Raises SiteError if a pattern matches nothing, or the family is not known and no pattern is given.
+    Raises SiteError if a pattern matches nothing, or the model is not known at this level and no pattern is given.
     """
+    return grid_at(target, num_steps, AskedSites(sites, level, group, of))
+
+
+def grid_at(target: Any, num_steps: int, asked: AskedSites) -> Grid:
+    """The grid of a sampling run with the sites that are asked for; see `grid`."""
     models = [find(transformer) for transformer in transformers(target)] or [find(target)]
-    layouts = [layout(model, sites) for model in models]
+    layouts = [at_level(model, asked) for model in models]
     if any(other.sites != layouts[0].sites for other in layouts):
         raise ModelError(
             f"The two transformers of this {type(target).__name__} have different sites, so that one schedule does not "
@@ -148,8 +190,10 @@ def grid_of(target: Any, layout: Layout, num_steps: int) -> Grid:
 
 
 def describe(model: nn.Module, layout: Layout) -> str:
-    """The model's class, for module sites with the number of modules of every kind."""
+    """The model's class, for sites of modules or of several blocks with the number of modules of every kind."""
     name = type(model).__name__
+    if layout.lists:
+        return f"{name} ({layout.lists})"
     if layout.level != "modules":
         return name
     return f"{name} ({modules.census(model, layout.sites)})"
@@ -168,6 +212,11 @@ def layout_for(model: nn.Module, grid: Grid) -> Layout:
             raise
     if are_modules and _as_deep(model, grid):
         return modules.named(model, wanted)
+    known_level = levels.level_of(wanted)
+    if known_level is not None and (chain := chain_of(model)) is not None:
+        by_blocks = levels.at_depths(chain, wanted)
+        if by_blocks is not None and by_blocks.sites == wanted and _has_lists(model, by_blocks, grid):
+            return by_blocks
     try:
         present = layout(model).sites
     except SiteError:
@@ -185,6 +234,12 @@ def _as_deep(model: nn.Module, grid: Grid) -> bool:
     if counted:
         return census == modules.census(model, grid.sites) + ")"
     return not modules.fits(model) or modules.matching(model, modules.DIT_PATTERNS).sites == grid.sites
+
+
+def _has_lists(model: nn.Module, layout: Layout, grid: Grid) -> bool:
+    """Whether the lists of blocks are as long as those of the model that the plan was made for."""
+    _, counted, lists = grid.model.partition(" (")
+    return not counted or lists == layout.lists + ")"
 
 
 def _describe(sites: Sequence[Site]) -> str:

@@ -9,21 +9,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from forecache.errors import PlanMismatchError
-from forecache.models.blocks import Block, BlockHandler, Forward, Gate, Gates, SiteHandler
+from forecache.models.blocks import Block, BlockHandler, Forward, Gate, Gates, OpenSpans, SiteHandler
 from forecache.models.examples import example_of
 from forecache.models.families.adaln_zero import StackedGates
 from forecache.parts.grid import Cell, Site
 
 Call = Callable[..., Mapping[str, Any]]
 """(batch), or (batch, size of what is sampled) -> the arguments of one model call, on the meta device."""
-Level = Literal["branches", "blocks", "modules"]
-"""The kind of sites: branches of known blocks, residuals of whole blocks, or modules."""
+Level = Literal["branches", "blocks", "groups", "stack", "modules"]
+"""What sites are: branches of known blocks, whole blocks, several consecutive blocks, all of them, or modules."""
+
+
+class MountedForwards(Protocol):
+    """Given handlers of sites and blocks, the (module, forward) pairs that route every site through them.
+
+    opened: gives what spans hold in the model call in progress; by default one dict for all calls.
+    """
+
+    def __call__(
+        self, on_site: SiteHandler, on_block: BlockHandler | None = None, opened: OpenSpans | None = None, /
+    ) -> Iterable[tuple[nn.Module, Forward]]: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Layout:
 
     model: the transformer.
     sites: in order of execution.
-    forwards: given handlers of sites and blocks, the (module, forward) pairs that route every site through them.
+    forwards: see `MountedForwards`.
     example: the arguments of one model call; None where only the user knows them.
     guided: whether the pipelines of the model sample a guidance pair by default.
     tokenwise: numbers of the sites that treat every token by itself.
@@ -47,11 +58,12 @@ class Layout:
     whole: numbers of the blocks that run another forward than their branches: each is one site, its output minus its
         input, in the place of the first branch.
     needed: pairs (site, other): the weights of the first are there only where the other is computed.
+    lists: the lists of blocks that sites of several blocks are made of, with their lengths; else empty.
     """
 
     model: nn.Module
     sites: tuple[Site, ...]
-    forwards: Callable[[SiteHandler, BlockHandler | None], Iterable[tuple[nn.Module, Forward]]]
+    forwards: MountedForwards
     example: Call | None = None
     tokenwise: frozenset[int] = frozenset()
     received: Mapping[int, Callable[..., Tensor]] = field(default_factory=dict)
@@ -64,6 +76,7 @@ class Layout:
     guided: bool = True
     whole: frozenset[int] = frozenset()
     needed: tuple[tuple[int, int], ...] = ()
+    lists: str = ""
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -203,26 +216,35 @@ def from_blocks(
     example: Call | None = None,
     stacked: Callable[[Sequence[nn.Module]], Gates | None] | None = None,
     *,
+    sites: Sequence[Site] | None = None,
     starts: Iterable[int] = (),
     level: Level = "branches",
     rising: bool = False,
     clips: bool = False,
+    lists: str = "",
 ) -> Layout:
     """The layout of a stack of blocks, each called with the output of the one before, except for ``starts``.
 
-    A block that takes other streams than the one before it is a start by itself. Sites are named
-    ``blocks.<depth>.<kind>`` in every family. example: by default that of the model's class.
+    A block that takes other streams than the one before it is a start by itself.
+
+    example: by default that of the model's class.
+    sites: one a branch; by default they are named ``blocks.<depth>.<kind>``, as in every family.
     """
     numbered: list[tuple[int, Block]] = []
-    sites: list[Site] = []
+    own: list[Site] = []
     for depth, block in enumerate(blocks):
-        numbered.append((len(sites), block))
-        sites.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
+        numbered.append((len(own), block))
+        own.extend(Site(f"blocks.{depth}.{branch.kind}", depth, branch.kind) for branch in block.branches)
 
-    def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> list[tuple[nn.Module, Forward]]:
+    def forwards(
+        on_site: SiteHandler, on_block: BlockHandler | None = None, opened: OpenSpans | None = None, /
+    ) -> list[tuple[nn.Module, Forward]]:
+        spans: dict[int, Any] = {}
+        of_call = opened or (lambda: spans)
         return [
-            (block.module, block.forward(number, first_site, on_site, on_block))
+            pair
             for number, (first_site, block) in enumerate(numbered)
+            for pair in block.forwards(number, first_site, on_site, on_block, of_call)
         ]
 
     branches = [branch for _, block in numbered for branch in block.branches]
@@ -231,7 +253,7 @@ def from_blocks(
     known = example_of(model)
     return Layout(
         model,
-        tuple(sites),
+        tuple(own if sites is None else sites),
         forwards,
         example or (partial(known, model) if known is not None else None),
         frozenset(site for site, branch in enumerate(branches) if branch.tokenwise),
@@ -243,6 +265,7 @@ def from_blocks(
         rising,
         clips,
         known is None or known.guided,
+        lists=lists,
     )
 
 

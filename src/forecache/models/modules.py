@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from forecache.errors import ModelError, RunError, SiteError
-from forecache.models.blocks import BlockHandler, Forward, SiteHandler
+from forecache.models.blocks import BlockHandler, Forward, OpenSpans, SiteHandler
 from forecache.models.examples import example_of
 from forecache.models.families.whole_blocks import row_of
 from forecache.models.layout import Layout
@@ -66,7 +66,9 @@ def named(model: nn.Module, sites: tuple[Site, ...]) -> Layout:
         if inside := names.intersection(parents):
             raise SiteError(f"Site {name} lies inside site {inside.pop()}: cache one of the two.")
 
-    def forwards(on_site: SiteHandler, on_block: BlockHandler | None = None) -> Iterable[tuple[nn.Module, Forward]]:
+    def forwards(
+        on_site: SiteHandler, on_block: BlockHandler | None = None, opened: OpenSpans | None = None, /
+    ) -> Iterable[tuple[nn.Module, Forward]]:
         for index, site in enumerate(sites):
             module = model.get_submodule(site.name)
             yield module, _forward(on_site, index, _only_tensor(module.forward, site.name), site.name)

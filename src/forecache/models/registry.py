@@ -75,10 +75,15 @@ def register(kind: type, layout: Callable[[Any], Layout], *, name: str | None = 
 
 @cache
 def _built_in() -> tuple[Family, ...]:
-    """The families of all modules in `forecache.models.families`, branches first, those by structure last."""
+    """The families of all modules in `forecache.models.families`, branches first, those by structure last.
+
+    Of a class that is known by branches and by blocks, the finer one stands here.
+    """
     paths = [f"{built_in.__name__}.{module.name}" for module in pkgutil.iter_modules(built_in.__path__)]
     every = [family for path in paths for family in getattr(import_module(path), "FAMILIES", ())]
     levels = get_args(Level)
+    in_branches = {family.kind for family in every if family.level == "branches"}
+    every = [family for family in every if family.level == "branches" or family.kind not in in_branches]
     return tuple(sorted(every, key=lambda family: (family.by_structure, levels.index(family.level), family.name)))
 
 

@@ -32,14 +32,15 @@ class Writes:
     inference tensors have none: so values are compared, too, at the first call.
 
     needed: arguments whose values before a call are asked for after it; of inference tensors they are always copied.
+    allowed: arguments that it may write into, because nobody reads them afterwards.
     places: the arguments that a call has written into.
-    beyond: those of them that are not ``needed``, nor share memory with one that is.
+    beyond: those of them that are neither ``needed`` nor ``allowed``, nor share memory with one that is.
     """
 
-    def __init__(self, needed: Set[Place] = frozenset()) -> None:
+    def __init__(self, needed: Set[Place] = frozenset(), allowed: Set[Place] = frozenset()) -> None:
         self.places: set[Place] = set()
         self.beyond: set[Place] = set()
-        self._needed = needed
+        self._needed, self._allowed = needed, allowed
         self._is_new = True
 
     def before(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Place, Given]:
@@ -49,7 +50,8 @@ class Writes:
 
     def _given(self, place: Place, tensor: Tensor) -> Given:
         version = None if tensor.is_inference() else tensor._version
-        is_copied = self._is_new or place in self.places or (version is None and place in self._needed)
+        is_known = place in self.places and place not in self._allowed
+        is_copied = self._is_new or is_known or (version is None and place in self._needed)
         return Given(tensor, version, tensor.clone() if is_copied and not tensor.is_meta else None)
 
     def after(self, before: Mapping[Place, Given]) -> set[Place]:
@@ -58,8 +60,9 @@ class Writes:
         self._is_new = False
         if written:
             self.places |= written
-            memory = {_address(given.tensor) for place, given in before.items() if place in self._needed}
-            others = written - self._needed
+            own = self._needed | self._allowed
+            memory = {_address(given.tensor) for place, given in before.items() if place in own}
+            others = written - own
             self.beyond |= {place for place in others if _address(before[place].tensor) not in memory}
         return written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -14,8 +14,9 @@ from torch import nn
 from forecache.errors import PlanError
 from forecache.io.text import short
 from forecache.methods import recommended, registry
-from forecache.models.find import grid
+from forecache.models.find import grid_at
 from forecache.models.fingerprint import describe_scheduler
+from forecache.models.levels import AskedSites
 from forecache.parts.grid import Grid
 from forecache.plan import stored
 from forecache.plan.method import Method
@@ -33,7 +34,7 @@ class Asked:
     speedup: float | None
     plans: PlanPlace | Iterable[PlanPlace] | None
     num_steps: int | None
-    sites: Sequence[str] | None
+    sites: AskedSites
     resample: bool
 
     def check(self, target: object) -> None:
@@ -45,7 +46,8 @@ class Asked:
         if self.speedup is not None:
             check_speedup(self.speedup)
         given = {
-            "speedup": self.speedup, "plans": self.plans, "num_steps": self.num_steps, "sites": self.sites,
+            "speedup": self.speedup, "plans": self.plans, "num_steps": self.num_steps,
+            "sites": self.sites.patterns, "level": self.sites.level,
         }  # fmt: skip
         odd = [name for name, value in given.items() if value is not None]
         if self.plan is not None and (choosing := [name for name in odd if name in ("speedup", "plans")]):
@@ -61,7 +63,7 @@ class Asked:
         """Where the plans of runs come from, and a grid with the sites of these plans."""
         if isinstance(self.plan, Plan):
             return Stretched(self.plan) if self.resample else Fixed(self.plan), self.plan.grid
-        own = grid(target, 1, sites=self.sites)
+        own = grid_at(target, 1, self.sites)
 
         def of_run(num_steps: int) -> Grid:
             return replace(own, num_steps=num_steps, scheduler=describe_scheduler(getattr(target, "scheduler", None)))

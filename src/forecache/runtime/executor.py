@@ -82,6 +82,7 @@ class StepExecutor:
     max_error: see `Guards`; None for no limit.
     step: the step that runs.
     ran: per site, whether it has run in this call.
+    open_spans: what spans of blocks that have begun in this call and not ended hold, by number.
     fallbacks: number of estimates that lay beyond ``max_error`` since the number was last taken; None for none.
     """
 
@@ -104,15 +105,19 @@ class StepExecutor:
         self._hands_out = layout.level == "modules"  # the model's own code gets the features
         self._are_modules_own = layout.level == "branches"  # features are what modules return, not differences
         self.ran: list[bool] = []
+        self.open_spans: dict[int, Any] = {}
 
     def begin(self, step: Step, image: Sequence[int] | None) -> None:
         """Start a model call that runs ``step``; image: shape of the model's input."""
         self.step = step
         self.chooser.image = image
         self.ran = [False] * len(step.ops)
+        self.open_spans = {}
 
     def missed(self) -> int | None:
-        """The first site that did not run in this call; None if all did."""
+        """The first site that did not run, or not to its end, in this call; None if all did."""
+        if self.open_spans:
+            return self._spans[min(self.open_spans)].start
         return self.ran.index(False) if False in self.ran else None
 
     def run_site(
@@ -155,7 +160,8 @@ class StepExecutor:
             return WHOLE
         sites = self._spans[block] if action is UNTOUCHED else action.sites
         if any(self.ran[sites.start : sites.stop]):
-            name = self._sites[sites.start].name.rpartition(".")[0]
+            name = self._sites[sites.start].name
+            name = name.rpartition(".")[0] or name
             raise RunError(
                 f"{name} ran twice in one model call, and a block runs once: sample without a plan, or with sites that "
                 "run once, forecache.grid(model, num_steps, sites=[...])."

@@ -16,6 +16,7 @@ from forecache.models.blocks import Forward, Streams, Untouched, Whole
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View
 from forecache.runtime import calls
+from forecache.runtime.executor import StepExecutor
 from forecache.runtime.generations import Generations
 from forecache.runtime.graphs import (
     StepInputs,
@@ -114,10 +115,7 @@ class Forwards:
 
     def run_site(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         """The output of a site in this call; a `SiteHandler`."""
-        executor = self._local.executor
-        if executor is None:
-            in_backward = torch._C._current_graph_task_id() != -1
-            raise RunError(CHECKPOINTED if in_backward else OUTSIDE)
+        executor = self._executor()
         output = executor.run_site(site, compute, args, kwargs)
         if self._watch is not None:
             self._show(self._watch, site, output)
@@ -131,6 +129,17 @@ class Forwards:
         if executor is None or self._watch is not None:
             return None
         return executor.run_block(block, streams, args, kwargs)
+
+    def open_spans(self) -> dict[int, Any]:
+        """What spans of blocks hold in this call."""
+        return self._executor().open_spans
+
+    def _executor(self) -> StepExecutor:
+        executor = self._local.executor
+        if executor is None:
+            in_backward = torch._C._current_graph_task_id() != -1
+            raise RunError(CHECKPOINTED if in_backward else OUTSIDE)
+        return executor
 
     def looking_first(self, parts: Iterable[tuple[nn.Module, Forward]]) -> Iterator[tuple[nn.Module, Forward]]:
         """The forwards of the model's sites and blocks, of which the first one looks at what it is given."""

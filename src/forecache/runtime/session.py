@@ -237,7 +237,9 @@ class MountedModel:
             refuse_patched(self._layout, "measuring")
         if not layout.is_like(forwards.layout):
             forwards.layout = layout
-        parts = forwards.looking_first(self._layout.forwards(forwards.run_site, forwards.run_block))
+        parts = forwards.looking_first(
+            self._layout.forwards(forwards.run_site, forwards.run_block, forwards.open_spans)
+        )
         self._mounts = [forwards.of_part(module, forward) for module, forward in parts]
         self._mounts.append(forwards.of_model(model))
         if host.optimized is not None:

@@ -63,11 +63,16 @@ class Row:
         """Whether a model is of the class."""
         return is_named(model, self.kind)
 
-    def layout(self, model: Any) -> Layout:
-        """The layout of a model, with a site for every block."""
+    def blocks(self, model: Any) -> list[Residual]:
+        """The blocks of a model in order of execution."""
         stacks = [stack.blocks(model) for stack in self.stacks]
         by_depth = zip(*stacks, strict=True) if self.interleaved else stacks
-        blocks = list(chain.from_iterable(by_depth))
+        return list(chain.from_iterable(by_depth))
+
+    def layout(self, model: Any) -> Layout:
+        """The layout of a model, with a site for every block."""
+        stacks = [getattr(model, stack.path) for stack in self.stacks]
+        blocks = self.blocks(model)
         if self.reads or self.interleaved:
             starts = range(len(blocks))
         else:

@@ -6,8 +6,9 @@ It is looked at when a plan is applied and when a generation starts. docs/combin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -42,7 +43,8 @@ def layout_among_others(layout: Layout) -> Layout:
     whole. Where the model's own forward is another one, nothing is known about what it does between blocks, and no span
     is longer than one block.
 
-    Raises RunError for a cache of another library, and for weights that return only for a block's own forward.
+    Raises RunError for a cache of another library, for weights that return only for a block's own forward, and for a
+    forward hook inside of blocks that are one site together.
     """
     refuse_caches(layout.model)
     whole: set[int] = set()
@@ -53,12 +55,31 @@ def layout_among_others(layout: Layout) -> Layout:
             whole.add(number)
         elif not block.is_residual:
             refuse_offloaded(block.module)
+        if len(block.modules) > 1:
+            _refuse_hooks_inside(layout, number)
         if is_patched or _has_hooks(block.module):
             starts |= {number, number + 1}
     if _has_global_hooks() or (layout.blocks and _runs_another_forward(layout)):
         starts |= set(range(len(layout.blocks)))
     needed = leaders(_modules_of_sites(layout))
     return replace(layout, starts=frozenset(starts), whole=frozenset(whole), needed=needed)
+
+
+def _refuse_hooks_inside(layout: Layout, number: int) -> None:
+    """Raises RunError for a hook that would see, at skipped steps, a stream between blocks that do not run.
+
+    Hooks before the first block and after the last one see what they would see anyway.
+    """
+    site, block = layout.blocks[number]
+    modules: Sequence[Any] = block.modules
+    inside = [*(module._forward_pre_hooks for module in modules[1:]), *(part._forward_hooks for part in modules[:-1])]
+    own_calls = [module for module in modules if _is_called_by_itself(module)]
+    if any(inside) or own_calls or _has_global_hooks():
+        raise RunError(
+            f"A forward hook, or a call of its own, is on a {type(modules[0]).__name__} inside of the site "
+            f"{layout.sites[site].name}, whose {len(modules)} blocks do not run at skipped steps, so that it would see "
+            'nothing there: take it off, or make a plan on forecache.grid(model, num_steps, level="blocks").'
+        )
 
 
 def refuse_patched(layout: Layout, purpose: str) -> None:
@@ -119,9 +140,9 @@ class View:
 def view(layout: Layout) -> View:
     """What stands on the layout's model now."""
     model: Any = layout.model
-    blocks = [block.module for _, block in layout.blocks]
+    blocks = [module for _, block in layout.blocks for module in block.modules]
     inlined = [module for _, block in layout.blocks for module in _inlined(block)]
-    parts = [*_modules_of_sites(layout), *inlined] if blocks else _modules_of_sites(layout)
+    parts = [*chain.from_iterable(_modules_of_sites(layout)), *inlined]
     of_blocks = tuple(vars(module) for module in parts)
     of_modules = tuple(vars(module) for path, module in model.named_modules() if path.count(".") < DEPTH)
     hooks = (
@@ -153,11 +174,11 @@ def _marks(model: Any) -> list[Any]:
     return [getattr(model, "_cache_config", None), *(getattr(model, mark, None) for mark in MARKS)]
 
 
-def _modules_of_sites(layout: Layout) -> list[nn.Module]:
-    """The module that is skipped with every site, in order of sites."""
+def _modules_of_sites(layout: Layout) -> list[tuple[nn.Module, ...]]:
+    """The modules that are skipped with every site, in order of sites."""
     if layout.blocks:
-        return [block.module for _, block in layout.blocks for _ in block.branches]
-    return [layout.model.get_submodule(site.name) for site in layout.sites]
+        return [block.modules for _, block in layout.blocks for _ in block.branches]
+    return [(layout.model.get_submodule(site.name),) for site in layout.sites]
 
 
 def _inlined(block: Block) -> list[nn.Module]:
@@ -242,8 +263,11 @@ def _is_known(layer: Any, module: nn.Module) -> bool:
 
 def _has_hooks(module: Any) -> bool:
     """Whether something runs around a module's forward: hooks of torch, or a call that its class has of its own."""
-    is_called_plainly = type(module).__call__ is nn.Module.__call__ or hasattr(module, "_orig_mod")
-    return bool(module._forward_hooks or module._forward_pre_hooks) or not is_called_plainly
+    return bool(module._forward_hooks or module._forward_pre_hooks) or _is_called_by_itself(module)
+
+
+def _is_called_by_itself(module: Any) -> bool:
+    return type(module).__call__ is not nn.Module.__call__ and not hasattr(module, "_orig_mod")
 
 
 def _has_global_hooks() -> bool:

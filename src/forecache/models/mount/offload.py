@@ -30,15 +30,19 @@ def group_of(module: nn.Module) -> Any:
     return getattr(registry.get_hook("group_offloading"), "group", None) if registry is not None else None
 
 
-def leaders(modules: Sequence[nn.Module]) -> tuple[tuple[int, int], ...]:
-    """The pairs (follower, leader) of modules, by number: the weights of one come back with a call of the other."""
-    number = {id(module): index for index, module in reversed(list(enumerate(modules)))}
-    pairs = []
-    for index, module in enumerate(modules):
-        group = group_of(module)
-        leader = number.get(id(group.onload_leader)) if _is_away(group) else None
-        if leader is not None and modules[leader] is not module:
-            pairs.append((index, leader))
+def leaders(modules: Sequence[Sequence[nn.Module]]) -> tuple[tuple[int, int], ...]:
+    """The pairs (follower, leader) of sites, by number: weights of one come back with a call of the other.
+
+    modules: those of every site
+    """
+    number = {id(module): index for index, own in reversed(list(enumerate(modules))) for module in own}
+    pairs: dict[tuple[int, int], None] = {}
+    for index, own in enumerate(modules):
+        for module in own:
+            group = group_of(module)
+            leader = number.get(id(group.onload_leader)) if _is_away(group) else None
+            if leader is not None and all(other is not part for other in modules[leader] for part in own):
+                pairs[index, leader] = None
     return tuple(pairs)
 
 

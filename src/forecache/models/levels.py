@@ -1,0 +1,123 @@
+"""Levels of sites: single blocks, groups of consecutive blocks, or the whole stack as one site.
+
+A site of these levels is a span of blocks; see `forecache.models.span`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from forecache.errors import SiteError
+from forecache.models.chain import Chain
+from forecache.models.layout import Layout, Level, from_blocks
+from forecache.models.span import Of, span
+from forecache.parts.grid import Site
+
+KINDS = {"groups": "group", "stack": "stack"}
+"""The kind of sites, by level."""
+
+NAME = re.compile(r"blocks\.\d+\.block|(?:groups\.\d+|stack(?:\.\d+)?)(\.output)?")
+
+
+@dataclass(frozen=True)
+class AskedSites:
+    """The sites that are asked for; the default is the finest level that the model's family knows.
+
+    patterns: paths of modules, with ``*`` for one part of a path.
+    level: what sites are.
+    group: number of blocks of a site at level "groups".
+    of: the feature of a site of several blocks.
+    """
+
+    patterns: Sequence[str] | None = None
+    level: Level | None = None
+    group: int | None = None
+    of: Of = "residual"
+
+    def __post_init__(self) -> None:
+        if self.patterns is not None and self.level not in (None, "modules"):
+            raise SiteError(f"sites= names modules, and level={self.level!r} takes other sites: leave one of them out.")
+        if self.level is not None and self.level not in (names := get_args(Level)):
+            raise SiteError(f"level= is one of {', '.join(names)}, or None for the finest; it is {self.level!r}.")
+        if self.of not in get_args(Of):
+            raise SiteError(f"of= is one of {', '.join(get_args(Of))}, not {self.of!r}.")
+        if (self.group is None) == (self.level == "groups"):
+            raise SiteError('group= is the number of blocks of a site, for level="groups", which needs it.')
+        if self.of != "residual" and self.level not in ("groups", "stack"):
+            raise SiteError(f'of={self.of!r} is for level="groups" and level="stack".')
+        if self.level == "modules" and self.patterns is None:
+            raise SiteError('Modules are named: sites=["blocks.*.attn", "blocks.*.mlp"].')
+
+
+def level_of(sites: Sequence[Site]) -> tuple[Level, Of] | None:
+    """The level that names of sites tell, and what their features are; None for branches and modules."""
+    match = NAME.fullmatch(sites[0].name)
+    if match is None:
+        return None
+    levels: dict[str, Level] = {"b": "blocks", "g": "groups", "s": "stack"}
+    return levels[sites[0].name[0]], "output" if match[1] else "residual"
+
+
+def of_blocks(chain: Chain) -> Layout:
+    """The layout of a model with a site for every block, ``blocks.<i>.block``."""
+    how: dict[str, Any] = {"rising": chain.rising, "clips": chain.clips}
+    return from_blocks(chain.model, chain.blocks, starts=chain.starts, level="blocks", **how)
+
+
+def of_stack(chain: Chain, of: Of = "residual") -> Layout:
+    """The layout of a model with one site, ``stack``, or one for each part of it whose streams are the same."""
+    return _of_spans(chain, chain.spans(), "stack", of)
+
+
+def of_groups(chain: Chain, group: int, of: Of = "residual") -> Layout:
+    """The layout of a model with a site for every ``group`` consecutive blocks, ``groups.<i>``.
+
+    A group is shorter where streams change. Raises SiteError where blocks read the outputs of blocks in other groups.
+    """
+    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
+        raise SiteError(f"group= is the number of blocks of one site, 1 or more; {group!r} was given.")
+    if chain.reads:
+        raise SiteError(
+            f"The blocks of {type(chain.model).__name__} read outputs of blocks far before them, which would be "
+            'missing where a group is skipped and another is not: take level="stack" or level="blocks".'
+        )
+    return _of_spans(chain, chain.spans(group), "groups", of)
+
+
+def at_depths(chain: Chain, sites: Sequence[Site]) -> Layout | None:
+    """The layout whose spans begin at the depths of these sites; None where spans cannot begin there."""
+    known = level_of(sites)
+    if known is None:
+        return None
+    level, of = known
+    if level == "blocks":
+        return of_blocks(chain)
+    depths = [site.depth for site in sites]
+    ends = [*depths[1:], len(chain.blocks)]
+    spans = [range(first, stop) for first, stop in zip(depths, ends, strict=True)]
+    if depths[0] or not all(spans) or any(chain.forms[part[0]] != chain.forms[part[-1]] for part in spans):
+        return None
+    return _of_spans(chain, spans, level, of)
+
+
+def _of_spans(chain: Chain, spans: Sequence[range], level: Level, of: Of) -> Layout:
+    kind = KINDS[level]
+    end = ".output" if of == "output" else ""
+    is_one = level == "stack" and len(spans) == 1
+    sites = [
+        Site(level + ("" if is_one else f".{number}") + end, part.start, kind) for number, part in enumerate(spans)
+    ]
+    pairs = zip(sites, spans, strict=True)
+    blocks = [span(chain.blocks[part.start : part.stop], site, of, chain.clips) for site, part in pairs]
+    return from_blocks(
+        chain.model,
+        blocks,
+        sites=sites,
+        starts=range(len(blocks)),
+        level=level,
+        rising=chain.rising,
+        lists=chain.census,
+    )
