@@ -5,12 +5,12 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+from support.others import by_blocks, grid_by_blocks
 from support.tiny import TIMES, TINY
 from torch import nn
 
 import forecache as fc
-from forecache.models.blocks import Residual
-from forecache.models.find import layout
+from forecache.models.families import whole_blocks
 
 SHORT = TIMES[:4]
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
@@ -21,14 +21,14 @@ def model_of(name):
     return TINY[name].model()
 
 
-BLOCKS = [name for name in TINY if isinstance(layout(model_of(name)).blocks[0][1], Residual)]
+BLOCKS = [name for name in TINY if whole_blocks.row_of(model_of(name)) is not None]
 
 
 @contextmanager
 def replaced_blocks(name, write):
     """Every block's forward is ``write(number, block, own, args, kwargs)`` in this block."""
     with ExitStack() as stack:
-        for number, (_, block) in enumerate(layout(model_of(name)).blocks):
+        for number, (_, block) in enumerate(by_blocks(model_of(name)).blocks):
             forward = functools.partial(_call, write, number, block, block.module.forward)
             block.module.forward = functools.wraps(block.module.forward)(forward)
             stack.callback(vars(block.module).pop, "forward")
@@ -108,12 +108,12 @@ OTHER_WAYS = [
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "write"), [*((name, in_place) for name in BLOCKS), *OTHER_WAYS])
 def test_the_residual_of_a_block_that_writes_into_its_input_is_the_true_one(name, write, mode):
-    model, plan = model_of(name), fc.fora(2).plan(fc.grid(model_of(name), len(SHORT)))
+    model, plan = model_of(name), fc.fora(2).plan(grid_by_blocks(model_of(name), len(SHORT)))
     with MODES[mode]():
         expected = fora_by_hand(name, 2, write)
         with replaced_blocks(name, write):
             bare = TINY[name].generate(model, SHORT)
-            with fc.apply(model, fc.fora(1).plan(fc.grid(model, len(SHORT)))):
+            with fc.apply(model, fc.fora(1).plan(grid_by_blocks(model, len(SHORT)))):
                 assert torch.equal(TINY[name].generate(model, SHORT), bare)
             with fc.apply(model, plan):
                 found = [TINY[name].generate(model, SHORT) for _ in range(2)]
@@ -133,9 +133,9 @@ def test_a_block_that_starts_to_write_into_its_input_is_refused_once():
         )
 
     model = model_of(name)
-    with replaced_blocks(name, later), fc.apply(model, fc.fora(2).plan(fc.grid(model, len(SHORT)))), torch.no_grad():
+    with replaced_blocks(name, later), fc.apply(model, fc.fora(2).plan(grid_by_blocks(model, len(SHORT)))), torch.no_grad():
         TINY[name].generate(model, SHORT)
-        for _ in layout(model).blocks:
+        for _ in by_blocks(model).blocks:
             with pytest.raises(fc.errors.RunError, match=r"SanaTransformerBlock wrote into its input.*sample again"):
                 TINY[name].generate(model, SHORT)
         found = TINY[name].generate(model, SHORT)
@@ -151,10 +151,10 @@ def test_a_block_that_writes_into_an_argument_that_it_does_not_return_is_refused
 
     model = model_of("Sana")
     with replaced_blocks("Sana", write), torch.no_grad():
-        with fc.apply(model, fc.fora(1).plan(fc.grid(model, len(SHORT)))):
+        with fc.apply(model, fc.fora(1).plan(grid_by_blocks(model, len(SHORT)))):
             TINY["Sana"].generate(model, SHORT)
         with (
-            fc.apply(model, fc.fora(2).plan(fc.grid(model, len(SHORT)))),
+            fc.apply(model, fc.fora(2).plan(grid_by_blocks(model, len(SHORT)))),
             pytest.raises(fc.errors.RunError, match=r"writes into its argument .*: name modules inside"),
         ):
             TINY["Sana"].generate(model, SHORT)
@@ -171,7 +171,7 @@ def test_a_block_that_returns_something_else_is_refused(change):
     with (
         replaced_blocks("Sana", write),
         torch.no_grad(),
-        fc.apply(model, fc.fora(2).plan(fc.grid(model, len(SHORT)))),
+        fc.apply(model, fc.fora(2).plan(grid_by_blocks(model, len(SHORT)))),
         pytest.raises(fc.errors.ModelError, match=r"SanaTransformerBlock is expected to return hidden_states"),
     ):
         TINY["Sana"].generate(model, SHORT)

@@ -22,7 +22,10 @@ STREAMS = {
     "Z-Image": {"ZImageTransformerBlock": ("x",)},
     "AuraFlow": {"AuraFlowJointTransformerBlock": TEXT_FIRST},
     "CogVideoX": {"CogVideoXBlock": TEXT_LAST},
-    "HunyuanVideo": {"HunyuanVideoTransformerBlock": TEXT_LAST, "HunyuanVideoSingleTransformerBlock": TEXT_LAST},
+    "HunyuanVideo": {
+        f"HunyuanVideo{kind}TransformerBlock": TEXT_LAST
+        for kind in ("", "Single", "TokenReplace", "TokenReplaceSingle", "15")
+    },
     "Mochi 1": {"MochiTransformerBlock": TEXT_LAST},
 }
 """What blocks give out, in their order, where it is not the hidden states alone."""
@@ -117,6 +120,159 @@ def wan_block(block, emit, hidden_states, encoder_hidden_states, temb, rotary_em
     return z + gate_mlp * emit("mlp", lambda: block.ffn(block.norm3(z) * (1 + scale_mlp) + shift_mlp))
 
 
+def joint_block(block, emit, streams, first, second, attend, image, text):
+    """A block of joint attention and two MLPs.
+
+    first, second: of each stream, (normed, gate) of the attention, and a function of the stream for those of the MLP
+    image, text: the MLPs
+    """
+    x, context = streams
+    (normed, gate), (normed_text, gate_text) = first
+    tokens = x.shape[1]
+    both = emit("attn", lambda: torch.cat(attend(normed, normed_text), 1))
+    x, context = x + gate * both[:, :tokens], context + gate_text * both[:, tokens:]
+    (normed, gate), (normed_text, gate_text) = second[0](x), second[1](context)
+    x = x + gate * emit("mlp", lambda: image(normed))
+    return x, context + gate_text * emit("mlp_text", lambda: text(normed_text))
+
+
+def qwen_block(
+    block, emit, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, temb, image_rotary_emb,
+    joint_attention_kwargs=None, modulate_index=None,
+):  # fmt: skip
+    first, second = block.img_mod(temb).chunk(2, -1)
+    text_first, text_second = block.txt_mod(temb[: len(hidden_states)]).chunk(2, -1)
+    x, text = joint_block(
+        block,
+        emit,
+        (hidden_states, encoder_hidden_states),
+        (
+            block._modulate(block.img_norm1(hidden_states), first, modulate_index),
+            block._modulate(block.txt_norm1(encoder_hidden_states), text_first),
+        ),
+        (
+            lambda x: block._modulate(block.img_norm2(x), second, modulate_index),
+            lambda text: block._modulate(block.txt_norm2(text), text_second),
+        ),
+        lambda x, text: block.attn(
+            x,
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=encoder_hidden_states_mask,
+            image_rotary_emb=image_rotary_emb,
+        ),
+        block.img_mlp,
+        block.txt_mlp,
+    )
+    return text, x
+
+
+def adaln_zero_block(block, emit, hidden_states, encoder_hidden_states, temb, temb_text, attend, replaced=()):
+    """A joint block of adaLN-Zero norms, as of FLUX, Chroma and HunyuanVideo; returns image and text.
+
+    replaced: for tokens of a first frame, their embedding and number
+    """
+    x, text = hidden_states, encoder_hidden_states
+    if replaced:
+        first, number = replaced
+        normed, *late, gate_0, shift_0, scale_0, gate_mlp_0 = block.norm1(x, temb, first, number)
+        early = (gate_0, shift_0, scale_0, gate_mlp_0)
+        stretched = [
+            torch.cat([a[:, None].expand(-1, number, -1), b[:, None].expand(-1, x.shape[1] - number, -1)], 1)
+            for a, b in zip(early, late, strict=True)
+        ]
+        gate, shift, scale, gate_mlp = stretched
+    else:
+        normed, *vectors = block.norm1(x, emb=temb)
+        gate, shift, scale, gate_mlp = (vector[:, None] for vector in vectors)
+    normed_text, *vectors = block.norm1_context(text, emb=temb_text)
+    gate_text, shift_text, scale_text, gate_mlp_text = (vector[:, None] for vector in vectors)
+    return joint_block(
+        block,
+        emit,
+        (x, text),
+        ((normed, gate), (normed_text, gate_text)),
+        (
+            lambda x: (block.norm2(x) * (1 + scale) + shift, gate_mlp),
+            lambda text: (block.norm2_context(text) * (1 + scale_text) + shift_text, gate_mlp_text),
+        ),
+        attend,
+        block.ff,
+        block.ff_context,
+    )
+
+
+def hunyuan_video_block(
+    block, emit, hidden_states, encoder_hidden_states, temb, attention_mask, rotary, first=None, number=None
+):
+    x, text, tokens = hidden_states, encoder_hidden_states, hidden_states.shape[1]
+    replaces = "TokenReplace" in type(block).__name__
+
+    def attend(x, text):
+        return block.attn(x, encoder_hidden_states=text, attention_mask=attention_mask, image_rotary_emb=rotary)
+
+    if hasattr(block, "norm1"):
+        replaced = (first, number) if replaces else ()
+        return adaln_zero_block(block, emit, x, text, temb, temb, attend, replaced)
+    whole = torch.cat([x, text], 1)
+    normed, *gates = block.norm(whole, temb, first, number) if replaces else block.norm(whole, temb)
+
+    def compute():
+        attention = torch.cat(attend(normed[:, :tokens], normed[:, tokens:]), 1)
+        return block.proj_out(torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], 2))
+
+    change = emit("parallel", compute)
+    late = change[:, number:] * gates[0][:, None] if replaces else change * gates[0][:, None]
+    whole = whole + (torch.cat([change[:, :number] * gates[1][:, None], late], 1) if replaces else late)
+    return whole[:, :tokens], whole[:, tokens:]
+
+
+def flux2_block(block, emit, hidden_states, encoder_hidden_states, *modulations, image_rotary_emb, **others):
+    attention = {"image_rotary_emb": image_rotary_emb, **(others.pop("joint_attention_kwargs", None) or {})}
+    modulations = [each if each.ndim == 3 else each[:, None] for each in (*modulations, *others.values())]
+    if encoder_hidden_states is None:
+        shift, scale, gate = modulations[0].chunk(3, -1)
+        normed = block.norm(hidden_states) * (1 + scale) + shift
+        return hidden_states + gate * emit("parallel", lambda: block.attn(normed, **attention))
+    parts, parts_text = (each.chunk(6, -1) for each in modulations)
+
+    def normed(norm, x, parts):
+        return norm(x) * (1 + parts[1]) + parts[0], parts[2]
+
+    x, text = joint_block(
+        block,
+        emit,
+        (hidden_states, encoder_hidden_states),
+        (
+            normed(block.norm1, hidden_states, parts),
+            normed(block.norm1_context, encoder_hidden_states, parts_text),
+        ),
+        (
+            lambda x: normed(block.norm2, x, parts[3:]),
+            lambda text: normed(block.norm2_context, text, parts_text[3:]),
+        ),
+        lambda x, text: block.attn(x, text, **attention),
+        block.ff,
+        block.ff_context,
+    )
+    return text, x
+
+
+def z_image_block(block, emit, x, mask, rotary, adaln, noise_mask=None, noisy=None, clean=None):
+    if noise_mask is None:
+        parts = block.adaLN_modulation(adaln)[:, None].chunk(4, -1)
+    else:
+        noisy, clean = (block.adaLN_modulation(each)[:, None] for each in (noisy, clean))
+        parts = (noise_mask[..., None] * noisy + (1 - noise_mask[..., None]) * clean).chunk(4, -1)
+    scale, gate, scale_mlp, gate_mlp = parts
+    normed = block.attention_norm1(x) * (1 + scale)
+    change = emit(
+        "attn", lambda: block.attention_norm2(block.attention(normed, attention_mask=mask, freqs_cis=rotary))
+    )
+    x = x + gate.tanh() * change
+    normed_mlp = block.ffn_norm1(x) * (1 + scale_mlp)
+    return x + gate_mlp.tanh() * emit("mlp", lambda: block.ffn_norm2(block.feed_forward(normed_mlp)))
+
+
 def whole_block(block, emit, *args, forward=None, **kwargs):
     """Output minus input of every stream is what is kept; PATCHED are the outputs by the inputs' names.
 
@@ -144,6 +300,15 @@ BY_HAND = {
     "JointTransformerBlock": sd3_block,
     "FluxTransformerBlock": flux_block,
     "FluxSingleTransformerBlock": flux_block,
+    "Flux2TransformerBlock": flux2_block,
+    "Flux2SingleTransformerBlock": flux2_block,
+    "HunyuanVideoTransformerBlock": hunyuan_video_block,
+    "HunyuanVideoSingleTransformerBlock": hunyuan_video_block,
+    "HunyuanVideoTokenReplaceTransformerBlock": hunyuan_video_block,
+    "HunyuanVideoTokenReplaceSingleTransformerBlock": hunyuan_video_block,
+    "HunyuanVideo15TransformerBlock": hunyuan_video_block,
+    "QwenImageTransformerBlock": qwen_block,
+    "ZImageTransformerBlock": z_image_block,
     "WanTransformerBlock": wan_block,
 }
 

@@ -5,13 +5,14 @@ import functools
 import torch
 
 import forecache as fc
-from forecache.models.find import layout
+from forecache.models.families import whole_blocks
+from forecache.models.find import grid_of, layout
 from support import reference
 from support.facebook_dit import DiT
+from support.tiny import BRANCHES as BRANCHES_OF_DIFFUSERS
 from support.tiny import TIMES, TINY, Tiny, t
 
 T = len(TIMES)
-BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B", "facebook"]
 
 
 class Facebook(Tiny):
@@ -24,12 +25,22 @@ class Facebook(Tiny):
 
 
 FAMILIES = {**TINY, "facebook": Facebook("DiT", {}, (2, 4, 8, 8), None)}
+BRANCHES = [*BRANCHES_OF_DIFFUSERS, "facebook"]
 BLOCKS = [name for name in FAMILIES if name not in BRANCHES]
 RULE = reference.fora(reference.front(T, 3))
 
 
-def plan(model):
-    return fc.fora(3).plan(fc.grid(model, T))
+def plan(model, by_blocks=False):
+    return fc.fora(3).plan(grid_by_blocks(model, T) if by_blocks else fc.grid(model, T))
+
+
+def by_blocks(model):
+    """The layout of a model by whole blocks, also where its branches are known."""
+    return whole_blocks.row_of(model).layout(model)
+
+
+def grid_by_blocks(model, num_steps):
+    return grid_of(model, by_blocks(model), num_steps)
 
 
 def depth_of(model):
@@ -42,9 +53,9 @@ def block_of(model):
 
 
 @functools.cache
-def unpatched(name):
+def unpatched(name, by_blocks=False):
     model = FAMILIES[name].model()
-    with fc.apply(model, plan(model)):
+    with fc.apply(model, plan(model, by_blocks)):
         return FAMILIES[name].generate(model)
 
 

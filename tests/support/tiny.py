@@ -181,6 +181,19 @@ TINY = {
             "img_shapes": [[(1, 4, 4)], [(1, 4, 4)]],
         },
     ),
+    "Qwen-Image-Edit": Tiny(
+        "QwenImageTransformer2DModel",
+        {**HEADS, "num_layers": 3, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 12,
+         "axes_dims_rope": (4, 4, 8), "zero_cond_t": True},
+        (2, 16, 16),
+        lambda x, time: {
+            "hidden_states": torch.cat([x, normal(*x.shape, seed=2)], 1),  # a reference image behind the noise
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_hidden_states_mask": mask(),
+            "timestep": fraction(time),
+            "img_shapes": [[(1, 4, 4), (1, 4, 4)]] * 2,
+        },
+    ),
     "Z-Image": Tiny(
         "ZImageTransformer2DModel",
         {"in_channels": 4, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
@@ -262,6 +275,36 @@ TINY = {
             "guidance": torch.full((2,), 3500.0),
         },
     ),
+    "HunyuanVideo I2V": Tiny(
+        "HunyuanVideoTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
+         "num_refiner_layers": 1, "text_embed_dim": 12, "pooled_projection_dim": 10, "rope_axes_dim": (4, 4, 8),
+         "guidance_embeds": True, "image_condition_type": "token_replace"},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(time),
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_attention_mask": mask(),
+            "pooled_projections": normal(2, 10, seed=2),
+            "guidance": torch.full((2,), 3500.0),
+        },
+    ),
+    "HunyuanVideo 1.5": Tiny(
+        "HunyuanVideo15Transformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 3, "num_refiner_layers": 1,
+         "text_embed_dim": 12, "text_embed_2_dim": 10, "image_embed_dim": 8, "rope_axes_dim": (4, 4, 8)},
+        (2, 4, 2, 4, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "timestep": t(float(time)),
+            "encoder_hidden_states": normal(2, 5, 12),
+            "encoder_attention_mask": mask(),
+            "encoder_hidden_states_2": normal(2, 4, 10, seed=2),
+            "encoder_attention_mask_2": torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]),
+            "image_embeds": torch.zeros(2, 3, 8),
+        },
+    ),
     "LTX-Video": Tiny(
         "LTXVideoTransformer3DModel",
         {**HEADS, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 32, "num_layers": 3,
@@ -316,3 +359,9 @@ TINY = {
         },
     ),
 }  # fmt: skip
+
+BLOCKS = [
+    "Sana", "Lumina 2", "AuraFlow", "HunyuanDiT", "CogVideoX", "LTX-Video", "Mochi 1", "Latte", "Stable Audio",
+]  # fmt: skip
+"""Those that are known by whole blocks alone."""
+BRANCHES = [name for name in TINY if name not in BLOCKS]

@@ -174,7 +174,8 @@ class _Counts:
         if number in self._request.skipped:
             condition = self._layout.blocks[number][1].condition
             self.condition_macs[number] = self._macs(condition, *args, **kwargs)[1]
-            self.gate_macs[number] = self._macs(self._layout.gates([number]), *args, **kwargs)[1]
+            gates = self._layout.gates([number])
+            self.gate_macs[number] = self._macs(lambda: list(gates(*args, **kwargs)))[1]  # made where they are read
 
     def value(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         output, macs = self._macs(compute, *args, **kwargs)

@@ -200,14 +200,29 @@ def _one_by_one(blocks: Sequence[Block]) -> Gates:
         ones = [1.0 for block in blocks for _ in block.branches]
         return lambda *_, **__: ones
 
-    def gates(*args: Any, **kwargs: Any) -> list[Gate]:
-        values: list[Gate] = []
-        for block in blocks:
-            condition = block.condition(*args, **kwargs)
-            values.extend(1.0 if branch.gate is None else branch.gate(condition) for branch in block.branches)
-        return values
+    def gates(*args: Any, **kwargs: Any) -> Sequence[Gate]:
+        values = _GatesInTurn(blocks, args, kwargs)
+        return list(values) if torch.compiler.is_compiling() else values
 
     return gates
+
+
+class _GatesInTurn(Sequence[Gate]):
+    """The gates of blocks, each made where it is read, as one may have a vector for every token; conditions once."""
+
+    def __init__(self, blocks: Sequence[Block], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._args, self._kwargs = args, kwargs
+        self._branches = [(block, branch) for block in blocks for branch in block.branches]
+        self._conditions: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._branches)
+
+    def __getitem__(self, number: Any) -> Any:
+        block, branch = self._branches[number]
+        if id(block) not in self._conditions:
+            self._conditions[id(block)] = block.condition(*self._args, **self._kwargs)
+        return 1.0 if branch.gate is None else branch.gate(self._conditions[id(block)])
 
 
 def from_blocks(

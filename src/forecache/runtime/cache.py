@@ -65,7 +65,7 @@ class FeatureCache:
     def random(self, site: int, choice: TokenChoice, like: Tensor) -> Tensor:
         return self.constants.random(choice.random, like)
 
-    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Iterable[Gate] | Tensor:
         return gates if span.is_reuse else self.constants.weighted_gates(span, gates)
 
     def gated_shifts(self, span: SkippedSpan, gates: Tensor, like: Tensor) -> Tensor | None:

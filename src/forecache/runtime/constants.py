@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,10 +63,10 @@ class DeviceConstants:
             )
         return constant
 
-    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate]:
-        """One gate for every feature of the span, times the weight of the feature; gates: one a branch."""
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Iterable[Gate]:
+        """One gate for every feature of the span, times the weight of the feature, in turn; gates: one a branch."""
         if not isinstance(gates, Tensor):
-            return [times(gates[branch], weight) for branch, weight in zip(span.branches, span.weights, strict=True)]
+            return (times(gates[branch], weight) for branch, weight in zip(span.branches, span.weights, strict=True))
         key = span, gates.device
         if key not in self._gate_weights:
             shape = (-1, *[1] * (gates.ndim - 1))

@@ -55,7 +55,7 @@ class Store(Protocol):
         """Random scores (1, N) for the tokens of a feature (B, N, D) like this one."""
         ...
 
-    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Iterable[Gate] | Tensor:
         """One gate for every feature of the span, times the weight of the feature; gates: one a branch."""
         ...
 

@@ -245,7 +245,7 @@ class TracedStore:
     def random(self, site: int, choice: TokenChoice, like: Tensor) -> Tensor:
         return self._inputs.random[site]
 
-    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Sequence[Gate] | Tensor:
+    def weighted_gates(self, span: SkippedSpan, gates: Sequence[Gate] | Tensor) -> Iterable[Gate] | Tensor:
         weighted = []
         for branch, (site, op) in enumerate(zip(span.sites, span.ops, strict=True)):
             if span.slots_added[branch] is None:

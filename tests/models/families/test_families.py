@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import reference
 from support.by_hand import generate_by_hand
-from support.tiny import TIMES, TINY
+from support.tiny import BLOCKS, BRANCHES, TIMES, TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,8 +15,6 @@ from forecache.models.find import layout
 from forecache.runtime.forwards import Forwards
 
 T = len(TIMES)
-BRANCHES = ["DiT", "PixArt", "SD3", "SD3.5", "FLUX.1", "Wan 2.1", "Wan 2.2 5B"]
-BLOCKS = [name for name in TINY if name not in BRANCHES]
 
 
 @functools.cache

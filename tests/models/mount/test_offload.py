@@ -4,12 +4,12 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers.hooks import apply_group_offloading
-from support.others import FAMILIES, plan, unpatched
+from support.others import FAMILIES, grid_by_blocks, plan, unpatched
 
 import forecache as fc
 
 CPU = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
-BRANCHES = ["PixArt", "SD3", "FLUX.1", "Wan 2.1"]
+BRANCHES = ["PixArt", "SD3", "FLUX.1", "Wan 2.1", "Qwen-Image"]
 BLOCKS = ["Qwen-Image", "LTX-Video", "Sana"]
 
 
@@ -37,14 +37,14 @@ def test_blocks_on_a_disk_are_refused_where_their_parts_are_called(name, when, t
 @pytest.mark.parametrize("name", BLOCKS)
 def test_whole_blocks_come_back_from_a_disk(name, when, tmp_path):
     family, model = FAMILIES[name], FAMILIES[name].model()
-    made = plan(model)
+    made = plan(model, by_blocks=True)
     how = {**CPU, "offload_type": "block_level", "num_blocks_per_group": 2, "offload_to_disk_path": str(tmp_path)}
     if when == "before":
         apply_group_offloading(model, **how)
     with fc.apply(model, made):
         if when == "inside":
             apply_group_offloading(model, **how)
-        torch.testing.assert_close(family.generate(model), unpatched(name), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(family.generate(model), unpatched(name, by_blocks=True), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["DiT", "SD3", "FLUX.1", "Qwen-Image"])
@@ -72,7 +72,7 @@ def test_blocks_that_come_back_together_are_computed_together(tmp_path):
     def schedule(step, site, grid):
         return fc.parts.Action.SKIP if step == 2 and site.depth == 0 else fc.parts.Action.COMPUTE
 
-    made = fc.Method("without the first", schedule).plan(fc.grid(model, 8))
+    made = fc.Method("without the first", schedule).plan(grid_by_blocks(model, 8))
     with fc.apply(model, made):
         right = family.generate(model)
     apply_group_offloading(

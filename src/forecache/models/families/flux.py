@@ -7,26 +7,16 @@ another: one site, kind ``parallel``, with one gate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from forecache.errors import ModelError
-from forecache.models.blocks import Block, Branch, Gate, Gates, clipped, described, gated
-from forecache.models.families import joint
-from forecache.models.families.joint import IMAGE, TEXT, Rows, both, modulated
+from forecache.models.blocks import Block, Branch, Gate, Gates, described
+from forecache.models.families import joint, mmdit
+from forecache.models.families.joint import IMAGE, TEXT, Rows, both
+from forecache.models.families.mmdit import GATE, GATE_MLP, Condition
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
-
-
-class Condition(NamedTuple):
-    """Vectors (B, D) of each stream's modulation, and the keyword arguments of the attention."""
-
-    image: Sequence[Tensor]
-    text: Sequence[Tensor]
-    attention: Mapping[str, Any]
-
 
 JOINT, SINGLE = "FluxTransformerBlock", "FluxSingleTransformerBlock"
 """The classes of the blocks that are written out here."""
@@ -42,13 +32,6 @@ def layout(model: Any) -> Layout:
     return from_blocks(model, blocks, stacked=_stacked, clips=True)
 
 
-def _clipped(x_BND: Tensor, y_BND: Tensor, gate: Any) -> Tensor:
-    return clipped(gated(x_BND, y_BND, gate))
-
-
-STREAMS = ("hidden_states", "encoder_hidden_states")
-
-
 def _joint(block: Any) -> Block:
     def condition(
         hidden_states: Tensor,
@@ -57,36 +40,16 @@ def _joint(block: Any) -> Block:
         image_rotary_emb: Any = None,
         joint_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> Condition:
-        image, text = (norm.linear(norm.silu(temb)).chunk(6, dim=1) for norm in (block.norm1, block.norm1_context))
+        norms = block.norm1, block.norm1_context
+        image, text = (mmdit.vectors(norm.linear(norm.silu(temb)), 6) for norm in norms)
         return Condition(image, text, {"image_rotary_emb": image_rotary_emb, **(joint_attention_kwargs or {})})
 
-    def attention(image: Tensor, text: Tensor, c: Condition) -> Tensor:
-        outputs = block.attn(
-            hidden_states=modulated(block.norm1.norm, image, *c.image[:2]),
-            encoder_hidden_states=modulated(block.norm1_context.norm, text, *c.text[:2]),
-            **c.attention,
-        )
-        if len(outputs) > 2:
-            raise ModelError("FLUX with an IP-Adapter has no known branches: unload it, or name modules as sites.")
-        return both(*outputs)
-
-    def mlp(image: Tensor, c: Condition) -> Tensor:
-        return block.ff(modulated(block.norm2, image, *c.image[3:5]))
-
-    def mlp_text(text: Tensor, c: Condition) -> Tensor:
-        return block.ff_context(modulated(block.norm2_context, text, *c.text[3:5]))
-
-    branches = (
-        Branch("attn", attention, lambda c: (c.image[2][:, None], c.text[2][:, None]), streams=(IMAGE, TEXT)),
-        Branch("mlp", mlp, lambda c: c.image[5][:, None], tokenwise=True),
-        Branch("mlp_text", mlp_text, lambda c: c.text[5][:, None], streams=(TEXT,), add=_clipped),
-    )
     return Block(
         block,
         condition,
-        branches,
+        mmdit.branches(block, mmdit.FLUX_IMAGE, mmdit.FLUX_TEXT, clips=(False, True)),
         lambda: joint.weights(block.norm1, block.norm1_context),
-        STREAMS,
+        mmdit.INPUTS,
         (TEXT, IMAGE),
         native=JOINT,
         inlined=("norm1", "norm1_context"),
@@ -101,21 +64,19 @@ def _single(block: Any) -> Block:
         image_rotary_emb: Any = None,
         joint_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> Condition:
-        parts = block.norm.linear(block.norm.silu(temb)).chunk(3, dim=1)
+        parts = mmdit.vectors(block.norm.linear(block.norm.silu(temb)), 3)
         return Condition(parts, (), {"image_rotary_emb": image_rotary_emb, **(joint_attention_kwargs or {})})
 
     def parallel(text: Tensor, image: Tensor, c: Condition) -> Tensor:
-        normed = modulated(block.norm.norm, both(text, image), *c.image[:2])
-        mlp = block.act_mlp(block.proj_mlp(normed))
-        return block.proj_out(torch.cat([block.attn(hidden_states=normed, **c.attention), mlp], 2))
+        return mmdit.parallel(block, "norm.norm", c, both(text, image), **c.attention)
 
-    branch = Branch("parallel", parallel, lambda c: c.image[2][:, None], streams=(TEXT, IMAGE), add=_clipped)
+    branch = Branch("parallel", parallel, lambda c: c.image[GATE], streams=(TEXT, IMAGE), add=mmdit.clipped_sum)
     return Block(
         block,
         condition,
         (branch,),
         lambda: joint.weights(block.norm),
-        STREAMS,
+        mmdit.INPUTS,
         (TEXT, IMAGE),
         native=SINGLE,
         inlined=("norm",),
@@ -128,16 +89,13 @@ def _stacked(blocks: Sequence[Any]) -> Gates | None:
 
 def _rows(block: Any) -> list[Rows]:
     if hasattr(block, "norm"):
-        return [Rows(block.norm.linear, 3, (2,))]
-    return [Rows(norm.linear, 6, (2, 5)) for norm in (block.norm1, block.norm1_context)]
+        return [Rows(block.norm.linear, 3, (GATE,))]
+    return [Rows(norm.linear, 6, (GATE, GATE_MLP)) for norm in (block.norm1, block.norm1_context)]
 
 
 def _arranged(gates: list[Tensor]) -> list[Gate]:
-    if len(gates) == 1:
-        return [gates[0]]
-    attention, mlp, text_attention, text_mlp = gates
-    return [(attention, text_attention), mlp, text_mlp]
+    return [gates[0]] if len(gates) == 1 else mmdit.arranged(gates)
 
 
-KINDS = ("attn", "mlp", "mlp_text", "parallel")
+KINDS = (*mmdit.KINDS, "parallel")
 FAMILIES = (Family("FLUX.1", "FluxTransformer2DModel", "branches", KINDS, fits, layout),)

@@ -41,6 +41,12 @@ def is_plain(linear: nn.Module) -> bool:
     return plain and not any(hooks) and "forward" not in vars(linear)
 
 
+def last_of(modulation: nn.Module, *kinds: type[nn.Module]) -> nn.Module:
+    """The last module of a modulation that is a sequence of these kinds; the modulation itself if it is anything else."""
+    parts = list(modulation.children()) if type(modulation) is nn.Sequential else []
+    return parts[-1] if [type(part) for part in parts[:-1]] == list(kinds) and parts else modulation
+
+
 def gates_alone(
     modulations: Sequence[Sequence[Rows]], arrange: Sequence[Callable[[list[Tensor]], list[Gate]]], position: int
 ) -> Gates | None:
@@ -52,26 +58,34 @@ def gates_alone(
 
     Returns None if a modulation is not a plain linear map.
     """
-    linears = [rows.linear for block in modulations for rows in block]
-    if not all(map(is_plain, linears)):
+    gates_of = gates_from(modulations, arrange)
+    if gates_of is None:
+        return None
+    return lambda *args, **kwargs: gates_of(nn.functional.silu(kwargs["temb"] if "temb" in kwargs else args[position]))
+
+
+def gates_from(
+    modulations: Sequence[Sequence[Rows]], arrange: Sequence[Callable[[list[Tensor]], list[Gate]]]
+) -> Callable[[Tensor], list[Gate]] | None:
+    """A function from the input (B, E) of the modulations to the gates of a run of blocks, as in `gates_alone`."""
+    if not all(is_plain(rows.linear) for block in modulations for rows in block):
         return None
 
-    def gates(*args: Any, **kwargs: Any) -> list[Gate]:
-        temb_BD = nn.functional.silu(kwargs["temb"] if "temb" in kwargs else args[position])
+    def gates(input_BE: Tensor) -> list[Gate]:
         values: list[Gate] = []
         for block, arranged in zip(modulations, arrange, strict=True):
-            vectors = [_row(rows, part, temb_BD)[:, None] for rows in block for part in rows.gates]
+            vectors = [_row(rows, part, input_BE)[:, None] for rows in block for part in rows.gates]
             values.extend(arranged(vectors))
         return values
 
     return gates
 
 
-def _row(rows: Rows, part: int, temb_BD: Tensor) -> Tensor:
+def _row(rows: Rows, part: int, input_BE: Tensor) -> Tensor:
     linear: Any = rows.linear
     weight = linear.weight.unflatten(0, (rows.parts, -1))[part]
-    bias = linear.bias.unflatten(0, (rows.parts, -1))[part].to(temb_BD.device) if linear.bias is not None else None
-    return nn.functional.linear(temb_BD, weight.to(temb_BD.device), bias)  # an offloaded block: only its gates move
+    bias = linear.bias.unflatten(0, (rows.parts, -1))[part].to(input_BE.device) if linear.bias is not None else None
+    return nn.functional.linear(input_BE, weight.to(input_BE.device), bias)  # an offloaded block: only its gates move
 
 
 def weights(*norms: nn.Module) -> list[nn.Parameter]:
