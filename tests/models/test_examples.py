@@ -19,9 +19,20 @@ from forecache.models.registry import families
 STEPS = 4
 TEXTS = {
     "encoder_hidden_states", "encoder_hidden_states_mask", "encoder_attention_mask", "cap_feats", "txt_ids",
-    "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5",
+    "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5", "encoder_hidden_states_llama3",
+    "attention_mask",
 }  # fmt: skip
-FRAMES = {"Wan 2.1": 5, "Wan 2.2 5B": 5, "CogVideoX": 5, "HunyuanVideo": 5, "LTX-Video": 9, "Mochi 1": 7, "Latte": 2}
+FRAMES = {
+    "Wan 2.1": 5,
+    "Wan 2.2 5B": 5,
+    "CogVideoX": 5,
+    "HunyuanVideo": 5,
+    "HunyuanVideo I2V": 5,
+    "HunyuanVideo 1.5": 5,
+    "LTX-Video": 9,
+    "Mochi 1": 7,
+    "Latte": 2,
+}
 COUNTED = [name for name in TINY if name != "DiT"]  # its time embeddings stay on the CPU: tests/plan/test_cost.py
 
 
@@ -34,13 +45,13 @@ def small(model, name):
 
 POSITIONS = {"Z-Image": ("x", "t", "cap_feats"), "Sana": ("hidden_states",), "AuraFlow": ("hidden_states",)}
 """What these pipelines give by position."""
-TWO_A_TOKEN = ("Wan 2.1", "Wan 2.2 5B", "CogVideoX", "HunyuanVideo", "Mochi 1")
+TWO_A_TOKEN = ("Wan 2.1", "Wan 2.2 5B", "CogVideoX", "HunyuanVideo", "HunyuanVideo I2V", "Mochi 1")
 
 
 def real(value, time):
     """The arguments with data: texts of full length, and this time."""
     given = tree_map_only(torch.Tensor, lambda tensor: torch.ones_like(tensor, device="cpu"), dict(value))
-    name = "t" if "t" in given else "timestep"
+    name = next(name for name in ("t", "timestep", "timesteps") if name in given)
     return {**given, name: torch.full_like(given[name], time)}
 
 

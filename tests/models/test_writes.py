@@ -133,7 +133,11 @@ def test_a_block_that_starts_to_write_into_its_input_is_refused_once():
         )
 
     model = model_of(name)
-    with replaced_blocks(name, later), fc.apply(model, fc.fora(2).plan(grid_by_blocks(model, len(SHORT)))), torch.no_grad():
+    with (
+        replaced_blocks(name, later),
+        fc.apply(model, fc.fora(2).plan(grid_by_blocks(model, len(SHORT)))),
+        torch.no_grad(),
+    ):
         TINY[name].generate(model, SHORT)
         for _ in by_blocks(model).blocks:
             with pytest.raises(fc.errors.RunError, match=r"SanaTransformerBlock wrote into its input.*sample again"):

@@ -18,6 +18,7 @@ TEXT_LAST = ("hidden_states", "encoder_hidden_states")
 TEXT_FIRST = TEXT_LAST[::-1]
 STREAMS = {
     "FLUX.2": {"Flux2TransformerBlock": TEXT_FIRST},
+    "Chroma": {"ChromaTransformerBlock": TEXT_FIRST},
     "Qwen-Image": {"QwenImageTransformerBlock": TEXT_FIRST},
     "Z-Image": {"ZImageTransformerBlock": ("x",)},
     "AuraFlow": {"AuraFlowJointTransformerBlock": TEXT_FIRST},
@@ -226,6 +227,69 @@ def hunyuan_video_block(
     return whole[:, :tokens], whole[:, tokens:]
 
 
+def chroma_block(block, emit, hidden_states, temb, image_rotary_emb, attention_mask, encoder_hidden_states=None, **_):
+    attention = {"image_rotary_emb": image_rotary_emb, "attention_mask": None}
+    if attention_mask is not None:
+        attention["attention_mask"] = attention_mask[:, None, None, :] & attention_mask[:, None, :, None]
+    if encoder_hidden_states is None:
+        normed, gate = block.norm(hidden_states, temb)
+
+        def compute():
+            mlp = block.act_mlp(block.proj_mlp(normed))
+            return block.proj_out(torch.cat([block.attn(normed, **attention), mlp], 2))
+
+        return hidden_states + gate[:, None] * emit("parallel", compute)
+    x, text = adaln_zero_block(
+        block,
+        emit,
+        hidden_states,
+        encoder_hidden_states,
+        temb[:, :6],
+        temb[:, 6:],
+        lambda x, text: block.attn(x, text, **attention),
+    )
+    return text, x
+
+
+def hunyuan_dit_block(block, emit, x, temb, encoder_hidden_states, image_rotary_emb, skip=None):
+    if skip is not None:
+        mixed = block.skip_linear(block.skip_norm(torch.cat([x, skip], -1)))
+        x = x + emit("skip", lambda: mixed - x)
+    normed = block.norm1(x, temb)
+    y = x + emit("attn", lambda: block.attn1(normed, image_rotary_emb=image_rotary_emb))
+    arguments = {"encoder_hidden_states": encoder_hidden_states, "image_rotary_emb": image_rotary_emb}
+    z = y + emit("cross", lambda: block.attn2(block.norm2(y), **arguments))
+    return z + emit("mlp", lambda: block.ff(block.norm3(z)))
+
+
+def hidream_block(holder, emit, hidden_states, hidden_states_masks, encoder_hidden_states, temb, image_rotary_emb):
+    block, x, text = holder.block, hidden_states, encoder_hidden_states
+    vectors = block.adaLN_modulation(temb)[:, None]
+
+    def normed(norm, x, first):
+        shift, scale, gate = vectors.chunk(12 if text is not None else 6, -1)[first : first + 3]
+        return norm(x) * (1 + scale) + shift, gate
+
+    def attend(x, text=None):
+        return block.attn1(x, hidden_states_masks, text, image_rotary_emb=image_rotary_emb)
+
+    if text is not None:
+        return joint_block(
+            block,
+            emit,
+            (x, text),
+            (normed(block.norm1_i, x, 0), normed(block.norm1_t, text, 6)),
+            (lambda x: normed(block.norm3_i, x, 3), lambda text: normed(block.norm3_t, text, 9)),
+            attend,
+            block.ff_i,
+            block.ff_t,
+        )
+    y, gate = normed(block.norm1_i, x, 0)
+    x = x + gate * emit("attn", lambda: attend(y))
+    z, gate = normed(block.norm3_i, x, 3)
+    return x + gate * emit("mlp", lambda: block.ff_i(z))
+
+
 def flux2_block(block, emit, hidden_states, encoder_hidden_states, *modulations, image_rotary_emb, **others):
     attention = {"image_rotary_emb": image_rotary_emb, **(others.pop("joint_attention_kwargs", None) or {})}
     modulations = [each if each.ndim == 3 else each[:, None] for each in (*modulations, *others.values())]
@@ -265,9 +329,7 @@ def z_image_block(block, emit, x, mask, rotary, adaln, noise_mask=None, noisy=No
         parts = (noise_mask[..., None] * noisy + (1 - noise_mask[..., None]) * clean).chunk(4, -1)
     scale, gate, scale_mlp, gate_mlp = parts
     normed = block.attention_norm1(x) * (1 + scale)
-    change = emit(
-        "attn", lambda: block.attention_norm2(block.attention(normed, attention_mask=mask, freqs_cis=rotary))
-    )
+    change = emit("attn", lambda: block.attention_norm2(block.attention(normed, attention_mask=mask, freqs_cis=rotary)))
     x = x + gate.tanh() * change
     normed_mlp = block.ffn_norm1(x) * (1 + scale_mlp)
     return x + gate_mlp.tanh() * emit("mlp", lambda: block.ffn_norm2(block.feed_forward(normed_mlp)))
@@ -300,6 +362,10 @@ BY_HAND = {
     "JointTransformerBlock": sd3_block,
     "FluxTransformerBlock": flux_block,
     "FluxSingleTransformerBlock": flux_block,
+    "ChromaTransformerBlock": chroma_block,
+    "ChromaSingleTransformerBlock": chroma_block,
+    "HiDreamBlock": hidream_block,
+    "HunyuanDiTBlock": hunyuan_dit_block,
     "Flux2TransformerBlock": flux2_block,
     "Flux2SingleTransformerBlock": flux2_block,
     "HunyuanVideoTransformerBlock": hunyuan_video_block,

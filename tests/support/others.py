@@ -5,8 +5,7 @@ import functools
 import torch
 
 import forecache as fc
-from forecache.models.families import whole_blocks
-from forecache.models.find import grid_of, layout
+from forecache.models.find import layout, layout_for
 from support import reference
 from support.facebook_dit import DiT
 from support.tiny import BRANCHES as BRANCHES_OF_DIFFUSERS
@@ -36,11 +35,11 @@ def plan(model, by_blocks=False):
 
 def by_blocks(model):
     """The layout of a model by whole blocks, also where its branches are known."""
-    return whole_blocks.row_of(model).layout(model)
+    return layout_for(model, grid_by_blocks(model, T))
 
 
 def grid_by_blocks(model, num_steps):
-    return grid_of(model, by_blocks(model), num_steps)
+    return fc.grid(model, num_steps, level="blocks")
 
 
 def depth_of(model):

@@ -168,6 +168,21 @@ TINY = {
             "guidance": torch.full((2,), 3.5),
         },
     ),
+    "Chroma": Tiny(
+        "ChromaTransformer2DModel",
+        {**HEADS, "num_layers": 2, "num_single_layers": 3, "in_channels": 4, "joint_attention_dim": 12,
+         "axes_dims_rope": (4, 4, 8), "approximator_num_channels": 8, "approximator_hidden_dim": 16,
+         "approximator_layers": 2},
+        (2, 16, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": fraction(time),
+            "img_ids": IDS,
+            "txt_ids": torch.zeros(5, 3),
+            "attention_mask": torch.cat([mask(), torch.ones(2, 16)], 1).bool(),
+        },
+    ),
     "Qwen-Image": Tiny(
         "QwenImageTransformer2DModel",
         {**HEADS, "num_layers": 3, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 12,
@@ -260,6 +275,20 @@ TINY = {
          "sample_width": 8, "sample_height": 8, "sample_frames": 5, "max_text_seq_length": 5},
         (2, 2, 4, 8, 8),
         lambda x, time: {"hidden_states": x, "encoder_hidden_states": normal(2, 5, 12), "timestep": t(time)},
+    ),
+    "HiDream": Tiny(
+        "HiDreamImageTransformer2DModel",
+        {**HEADS, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
+         "caption_channels": [12, 10], "text_emb_dim": 8, "axes_dims_rope": (4, 4, 8), "max_resolution": (8, 8),
+         "llama_layers": [0, 1, 1, 2]},
+        (2, 4, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "timesteps": t(time),
+            "encoder_hidden_states_t5": normal(2, 5, 12),
+            "encoder_hidden_states_llama3": normal(3, 2, 5, 10, seed=2),
+            "pooled_embeds": normal(2, 8, seed=3),
+        },
     ),
     "HunyuanVideo": Tiny(
         "HunyuanVideoTransformer3DModel",
@@ -361,7 +390,7 @@ TINY = {
 }  # fmt: skip
 
 BLOCKS = [
-    "Sana", "Lumina 2", "AuraFlow", "HunyuanDiT", "CogVideoX", "LTX-Video", "Mochi 1", "Latte", "Stable Audio",
+    "Sana", "Lumina 2", "AuraFlow", "CogVideoX", "LTX-Video", "Mochi 1", "Latte", "Stable Audio",
 ]  # fmt: skip
 """Those that are known by whole blocks alone."""
 BRANCHES = [name for name in TINY if name not in BLOCKS]

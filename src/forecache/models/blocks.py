@@ -91,6 +91,8 @@ class Branch:
     streams: indices of the block's streams that it adds to
     reads: indices of the streams that it is computed from; None for ``streams``
     add: (x, y, gate) -> the new stream, bit for bit as the model computes it
+    replaces: ``compute`` gives the new stream instead, of which the feature is what is new in it; without a gate, on
+        one stream
     """
 
     kind: str
@@ -101,6 +103,26 @@ class Branch:
     streams: tuple[int, ...] = (0,)
     reads: tuple[int, ...] | None = None
     add: Callable[[Tensor, Tensor, Any], Tensor] = gated
+    replaces: bool = False
+
+    def run(self, site: int, on_site: SiteHandler, streams: list[Tensor], condition: Any) -> None:
+        """Compute the branch or estimate it, as the handler says, and add it to its streams, in the list."""
+        given_BND = [streams[stream] for stream in self.reads or self.streams]
+        if not self.replaces:
+            self.added(streams, on_site(site, self.compute, *given_BND, condition), condition)
+            return
+        outputs: list[tuple[Tensor, Tensor]] = []
+
+        def difference(x_BND: Tensor, condition: Any) -> Tensor:
+            output_BND = self.compute(x_BND, condition)
+            outputs.append((output_BND, output_BND - x_BND))
+            return outputs[-1][1]
+
+        y_BND = on_site(site, difference, *given_BND, condition)
+        if outputs and y_BND is outputs[-1][1]:
+            streams[self.streams[0]] = outputs[-1][0]
+        else:
+            self.added(streams, y_BND, condition)
 
     def added(self, streams: list[Tensor], y_BND: Tensor, condition: Any) -> None:
         """Add the branch, whose ungated output is y, to its streams, in the list."""
@@ -245,9 +267,7 @@ class Block:
                 return own(*args, **kwargs) if after is UNTOUCHED else whole(*args, **kwargs)
             condition, now = self.condition(*args, **kwargs), list(streams)
             for site, branch in enumerate(self.branches, first_site):
-                given_BND = [now[stream] for stream in branch.reads or branch.streams]
-                y_BND = on_site(site, branch.compute, *given_BND, condition)
-                branch.added(now, y_BND, condition)
+                branch.run(site, on_site, now, condition)
             return self.handed(now)
 
         return forward

@@ -219,18 +219,28 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 
 class FullTexts(TorchFunctionMode):
-    """Masks of texts without data are taken as all ones where a forward reads them: every text has its full length."""
+    """Masks of texts without data are taken as all ones where a forward reads them: every text has its full length.
+
+    What is asked about other values is taken as true, such as whether an image is empty.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._sums: list[tuple[Tensor, int]] = []  # held, so that no other tensor gets their identity
+        self._zeros: list[Tensor] = []
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         first = args[0] if args else None
-        if not isinstance(first, Tensor) or not first.is_meta or first.is_floating_point():
+        if not isinstance(first, Tensor) or not first.is_meta:
             return function(*args, **(kwargs or {}))
+        if function is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            return self._chosen(first, args[1])
+        if first.is_floating_point():
+            return function(*args, **(kwargs or {}))
+        if function is Tensor.__bool__:
+            return True
         if function is torch.nonzero:
             return torch.cartesian_prod(*map(torch.arange, first.shape)).reshape(first.numel(), -1)
         if function is Tensor.tolist:
@@ -238,7 +248,13 @@ class FullTexts(TorchFunctionMode):
         output = function(*args, **(kwargs or {}))
         if function is Tensor.sum:
             self._sums.append((output, first.numel() // max(1, output.numel())))
+        if function is Tensor.__invert__:
+            self._zeros.append(output)
         return output
+
+    def _chosen(self, values: Tensor, mask: Tensor) -> Tensor:
+        flat = values.flatten(0, mask.ndim - 1)
+        return flat[:0] if any(mask is known for known in self._zeros) else flat
 
     def _list(self, sums: Tensor) -> Any:
         for known, count in self._sums:

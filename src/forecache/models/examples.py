@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -270,6 +271,60 @@ def _hunyuan_video(model: Any, at: Latents) -> Mapping[str, Any]:
     }
 
 
+def _hunyuan_video_15(model: Any, at: Latents) -> Mapping[str, Any]:
+    config = model.config
+    return {
+        **_video(model, at),
+        **_text(model, at.batch, 1000, config.text_embed_dim),
+        "timestep": _empty(model, at.batch),
+        "encoder_attention_mask": _whole(at.batch, 1000),
+        "encoder_hidden_states_2": _empty(model, at.batch, 256, config.text_embed_2_dim),
+        "encoder_attention_mask_2": _whole(at.batch, 256),
+        "image_embeds": _empty(model, at.batch, 729, config.image_embed_dim),
+    }
+
+
+def _chroma(model: Any, at: Latents) -> Mapping[str, Any]:
+    tokens_N = at.height * at.width
+    return {
+        "hidden_states": _empty(model, at.batch, tokens_N, model.config.in_channels),
+        **_text(model, at.batch, 512, model.config.joint_attention_dim),
+        **_times(model, at.batch),
+        "img_ids": torch.empty(tokens_N, 3, device="meta"),
+        "txt_ids": torch.empty(512, 3, device="meta"),
+        "attention_mask": _empty(model, at.batch, 512 + tokens_N),
+    }
+
+
+def _hidream(model: Any, at: Latents) -> Mapping[str, Any]:
+    """A copy without data computes as many experts as a token takes, and images of the size of the latents."""
+    if model.device.type == "meta":
+        model.patchify = partial(_hidream_patches, model)
+        for module in model.modules():
+            if hasattr(module, "moe_infer"):
+                module.moe_infer = partial(_hidream_experts, module)
+    config = model.config
+    t5_channels, llama_channels = config.caption_channels
+    layers = max(config.llama_layers) + 1
+    return {
+        **_image(model, at),
+        "timesteps": torch.empty(at.batch, device="meta"),
+        "encoder_hidden_states_t5": _empty(model, at.batch, 128, t5_channels),
+        "encoder_hidden_states_llama3": _empty(model, layers, at.batch, 128, llama_channels),
+        "pooled_embeds": _empty(model, at.batch, config.text_emb_dim),
+    }
+
+
+def _hidream_patches(model: Any, latents: Tensor) -> tuple[Any, ...]:
+    tokens, masks, _, ids = type(model).patchify(model, latents)
+    rows, columns = (side // model.config.patch_size for side in latents.shape[2:])
+    return tokens, masks, [(rows, columns)] * len(latents), ids
+
+
+def _hidream_experts(mixture: Any, x_ND: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    return torch.stack([expert(x_ND) for expert in mixture.experts[: mixture.num_activated_experts]]).sum(0)
+
+
 def _ltx(model: Any, at: Latents) -> Mapping[str, Any]:
     config, tokens_N = model.config, at.frames * at.height * at.width
     return {
@@ -365,6 +420,9 @@ EXAMPLES: Mapping[str, Example] = {
         _cogvideox, _cogvideox_size, lambda model: Scale(8, model.config.temporal_compression_ratio)
     ),
     "HunyuanVideoTransformer3DModel": Example(_hunyuan_video, _fixed(33, 90, 160), lambda _: Scale(8, 4), guided=False),
+    "HunyuanVideo15Transformer3DModel": Example(_hunyuan_video_15, _fixed(31, 30, 53), lambda _: Scale(16, 4)),
+    "ChromaTransformer2DModel": Example(_chroma, _fixed(1, 64, 64), lambda _: Scale(16)),
+    "HiDreamImageTransformer2DModel": Example(_hidream, _fixed(1, 128, 128)),
     "LTXVideoTransformer3DModel": Example(_ltx, _fixed(21, 16, 22), lambda _: Scale(32, 8)),
     "MochiTransformer3DModel": Example(_mochi, _fixed(4, 60, 106), lambda _: Scale(8, 6)),
     "LatteTransformer3DModel": Example(

@@ -98,10 +98,8 @@ def family_of(model: nn.Module) -> Family | None:
 
 
 def table() -> list[dict[str, str]]:
-    """One row a class, for documents, with the finest level at which it is known: name, model, level, sites."""
-    finest = {family.kind: family for family in reversed(families())}
+    """One row a family, for documents: name, model, level, sites."""
     return [
         {"name": family.name, "model": family.kind, "level": family.level, "sites": ", ".join(family.sites)}
         for family in families()
-        if finest[family.kind] is family
     ]

@@ -66,8 +66,8 @@ def test_everything_computed_is_the_bare_model_and_nothing_is_left_behind(name):
     assert torch.equal(TINY[name].generate(model), bare(name))
 
 
-VALUES = ["Lumina 2", "Mochi 1"]
-"""Their forwards read values, such as the lengths of texts."""
+VALUES = ["Lumina 2", "Mochi 1", "HunyuanVideo 1.5", "HiDream"]
+"""Their forwards read values, such as the lengths of texts, or the experts of tokens."""
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -74,8 +74,8 @@ def _single_condition(
 ) -> Condition:
     if encoder_hidden_states is not None or split_hidden_states:
         raise ModelError(
-            "A Flux2SingleTransformerBlock is expected to get text and image as one stream, as its model calls it: name "
-            "modules as sites."
+            "A Flux2SingleTransformerBlock is expected to get text and image as one stream, as its model calls it: "
+            "name modules as sites."
         )
     attention = {"image_rotary_emb": image_rotary_emb, **(joint_attention_kwargs or {})}
     return Condition(_vectors(temb_mod, 3), (), attention)
@@ -105,6 +105,4 @@ def _stacked(blocks: Sequence[Any]) -> Gates | None:
     return gates
 
 
-FAMILIES = (
-    Family("FLUX.2", "Flux2Transformer2DModel", "branches", (*mmdit.KINDS, "parallel"), fits, layout),
-)
+FAMILIES = (Family("FLUX.2", "Flux2Transformer2DModel", "branches", (*mmdit.KINDS, "parallel"), fits, layout),)

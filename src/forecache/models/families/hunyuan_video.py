@@ -152,8 +152,6 @@ def _arranged(gates: list[Tensor]) -> list[Gate]:
 
 
 FAMILIES = (
-    Family(
-        "HunyuanVideo", "HunyuanVideoTransformer3DModel", "branches", (*mmdit.KINDS, "parallel"), fits, layout
-    ),
+    Family("HunyuanVideo", "HunyuanVideoTransformer3DModel", "branches", (*mmdit.KINDS, "parallel"), fits, layout),
     Family("HunyuanVideo 1.5", "HunyuanVideo15Transformer3DModel", "branches", mmdit.KINDS, fits_15, layout_15),
 )

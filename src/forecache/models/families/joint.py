@@ -42,7 +42,7 @@ def is_plain(linear: nn.Module) -> bool:
 
 
 def last_of(modulation: nn.Module, *kinds: type[nn.Module]) -> nn.Module:
-    """The last module of a modulation that is a sequence of these kinds; the modulation itself if it is anything else."""
+    """The last module of a modulation that is a sequence, after others of these kinds; any other modulation itself."""
     parts = list(modulation.children()) if type(modulation) is nn.Sequential else []
     return parts[-1] if [type(part) for part in parts[:-1]] == list(kinds) and parts else modulation
 

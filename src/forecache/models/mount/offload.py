@@ -20,7 +20,7 @@ def refuse_offloaded(module: nn.Module) -> None:
         raise RunError(
             f"The weights of a {type(module).__name__} are offloaded and return only for its own forward, but a plan "
             "calls its parts: offload the model as a whole (pipe.enable_model_cpu_offload)"
-            f"{'' if is_leaf else LEAVES}."
+            f"{'' if is_leaf else LEAVES}, or make a plan by blocks (forecache.grid(pipe, num_steps, level='blocks'))."
         )
 
 
