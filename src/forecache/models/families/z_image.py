@@ -111,7 +111,7 @@ def _stacked(blocks: Sequence[Any]) -> Gates | None:
         mask_BN = given.get("noise_mask")
         if mask_BN is None:
             return gates_of(given["adaln_input"])
-        pairs = zip(gates_of(given["adaln_noisy"]), gates_of(given["adaln_clean"]), strict=True)
+        pairs: Any = zip(gates_of(given["adaln_noisy"]), gates_of(given["adaln_clean"]), strict=True)
         return [torch.where(mask_BN[..., None] == 1, noisy, clean) for noisy, clean in pairs]
 
     return gates
