@@ -79,7 +79,7 @@ def table(quality: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> l
             f"`{row['picture']}`" if row["picture"] else "every step computed",
             f"{row['macs_ratio']:.2f}x fewer" if row["picture"] else f"{row['macs_uncached'] / 1e9:.2f} G an image",
             f"{times[row['name']]:.2f}x less" if row["picture"] else "1",
-            f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else "",
+            f"{row['psnr']:.1f}" if row["psnr"] is not None else "",
             f"{row['frechet']:.2f}",
             f"{row['class_accuracy']:.1%}",
             f"{row['cache_bytes'] / 2**20:.0f}" if row["picture"] else "0",

@@ -94,11 +94,11 @@ def measure(source: Digits, labels: list[int], step: int, stats: fc.Statistics) 
         drift = stats.means[site][step] - stats.means[site][step - 1]
         own += change.double().square().sum().item()
         drifted += (change - drift).double().square().sum().item()
-    row: dict[str, Any] = {"features": (drifted / own) ** 0.5, "output": {}, "psnr_db": {}}
+    row: dict[str, Any] = {"features": (drifted / own) ** 0.5, "output": {}, "psnr": {}}
     for name, method in plans.items():
         recording = Recording(source, labels, step, method.plan(grid))
         row["output"][name] = rms(recording.output - truth.output)
-        row["psnr_db"][name] = psnr(recording.images, truth.images).mean().item()
+        row["psnr"][name] = psnr(recording.images, truth.images).mean().item()
     return row
 
 
@@ -121,7 +121,7 @@ def main(words: Sequence[str]) -> None:
         ratios = [row["output"][name] / row["output"]["reuse"] for row in rows.values()]
         lines.append(f"| output error, {name} over reuse | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
     for name in names:
-        values = " | ".join(f"{row['psnr_db'][name]:.1f}" for row in rows.values())
+        values = " | ".join(f"{row['psnr'][name]:.1f}" for row in rows.values())
         lines.append(f"| PSNR of the samples, {name} | {values} |")
     place = environment()
     note = (

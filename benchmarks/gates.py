@@ -53,20 +53,20 @@ def measure(name: str, samples: int, document: dict[str, Any]) -> None:
     how = sources.Sampling(STEPS, sources.own_guidance(source), SEED)
     uncached: list[torch.Tensor] = []
     gate = gates.proposed(stats)
-    rows = document["models"].setdefault(name, {"gamma": gate.gamma, "threshold": gate.threshold, "psnr_db": {}})
+    rows = document["models"].setdefault(name, {"gamma": gate.gamma, "threshold": gate.threshold, "psnr": {}})
     for interval in INTERVALS:
         for row, method in methods(stats, interval).items():
             plan = method.plan(fc.grid(source.target, STEPS))
             key = hashlib.sha256(repr(plan.rows).encode()).hexdigest()[:16]
-            if key not in rows["psnr_db"]:
+            if key not in rows["psnr"]:
                 if not uncached:
                     uncached.append(sources.in_batches(source, conditions, how, 16))
                 with fc.apply(source.target, plan):
                     images = sources.in_batches(source, conditions, how, 16)
-                rows["psnr_db"][key] = psnr(images, uncached[0]).clamp_max(100).mean().item()
+                rows["psnr"][key] = psnr(images, uncached[0]).clamp_max(100).mean().item()
             rows.setdefault("rows", {}).setdefault(row, {})[str(interval)] = key
             common.save("gates", document)
-            print(f"{name}, N = {interval}, {row}: {rows['psnr_db'][key]:.2f} dB", flush=True)
+            print(f"{name}, N = {interval}, {row}: {rows['psnr'][key]:.2f} dB", flush=True)
 
 
 def table(document: Mapping[str, Any]) -> list[str]:
@@ -79,7 +79,7 @@ def table(document: Mapping[str, Any]) -> list[str]:
         for name, interval in columns:
             model = document["models"][name]
             key = model["rows"][row].get(str(interval))
-            cells.append(f"{model['psnr_db'][key]:.1f}" if key else "")
+            cells.append(f"{model['psnr'][key]:.1f}" if key else "")
         lines.append(f"| {row} | {' | '.join(cells)} |")
     proposals = ", ".join(
         f"{name} {model['gamma']:.3f} and {model['threshold']:.3f}" for name, model in document["models"].items()

@@ -110,9 +110,9 @@ def compare(study: Study, group: Group) -> dict[str, Any]:
     rows = []
     for kind, patterns in tried:
         written = {str(one): pattern for one, pattern in patterns.items()}
-        rows.append({"kind": kind, "patterns": written, "psnr_db": study.psnr(study.method(patterns, group))})
-        print(f"{kind} {written}: {rows[-1]['psnr_db']:.2f} dB", flush=True)
-    best = max(range(len(rows)), key=lambda number: rows[number]["psnr_db"])
+        rows.append({"kind": kind, "patterns": written, "psnr": study.psnr(study.method(patterns, group))})
+        print(f"{kind} {written}: {rows[-1]['psnr']:.2f} dB", flush=True)
+    best = max(range(len(rows)), key=lambda number: rows[number]["psnr"])
     return {
         "groups": len(groups),
         "shared": study.psnr(study.method(shared, group)),
@@ -137,10 +137,10 @@ def tokens(study: Study) -> list[dict[str, Any]]:
             return fc.selective(base, from_depth, share, every=1)
 
         share = bisect(lambda share, selective=selective: study.macs(selective(share)) <= whole, 0.02, 0.98)
-        row = {"pattern": fewer, "from_depth": from_depth, "share": share, "psnr_db": study.psnr(selective(share))}
+        row = {"pattern": fewer, "from_depth": from_depth, "share": share, "psnr": study.psnr(selective(share))}
         row |= {"alone": study.psnr(base), "macs": study.macs(selective(share)) / whole}
         rows.append(row)
-        print(f"{fewer}, {share:.0%} of the tokens from depth {from_depth:g}: {row['psnr_db']:.2f} dB", flush=True)
+        print(f"{fewer}, {share:.0%} of the tokens from depth {from_depth:g}: {row['psnr']:.2f} dB", flush=True)
     return rows
 
 
@@ -148,10 +148,10 @@ def token_sentences(document: Mapping[str, Any]) -> list[str]:
     """The effect of the tokens."""
     lines = []
     for trial in document["tokens"]:
-        best = max(trial["rows"], key=lambda row: row["psnr_db"])
+        best = max(trial["rows"], key=lambda row: row["psnr"])
         lines.append(
             f"{trial['computed']} computed, one of them given up for {best['share']:.0%} of the gaps' tokens (the best "
-            f"of {len(trial['rows'])} ways): {best['psnr_db']:.2f} dB instead of {trial['whole']:.2f}; without these "
+            f"of {len(trial['rows'])} ways): {best['psnr']:.2f} dB instead of {trial['whole']:.2f}; without these "
             f"tokens {best['alone']:.2f}."
         )
     return lines
@@ -166,12 +166,11 @@ def table(document: Mapping[str, Any]) -> list[str]:
     ]
     for row in document["studies"]:
         kinds = {
-            kind: [trial["psnr_db"] for trial in row["rows"] if trial["kind"] == kind]
-            for kind in ("moved", "staggered")
+            kind: [trial["psnr"] for trial in row["rows"] if trial["kind"] == kind] for kind in ("moved", "staggered")
         }
         lines.append(
             f"| {row['computed']} | {row['by']} | {len(row['rows'])} | {row['shared']:.2f} "
-            f"| {statistics.median(kinds['moved']):.2f} | {row['best']['psnr_db']:.2f} | {row['shared_held_out']:.2f} "
+            f"| {statistics.median(kinds['moved']):.2f} | {row['best']['psnr']:.2f} | {row['shared_held_out']:.2f} "
             f"| {row['best_held_out']:.2f} | {max(kinds['staggered']):.2f} |"
         )
     note = (

@@ -101,7 +101,7 @@ class Quality:
         difference = psnr(images, torch.load(self.uncached, weights_only=True)).clamp(max=MOST).mean().item()
         self.rows[name] = {
             "version": installed,
-            "psnr_db": None if name == BARE else difference,
+            "psnr": None if name == BARE else difference,
             "frechet": frechet_distance(Moments.of(digits.features(images)), digits.reference),
             "class_accuracy": (digits.recognised(images) == torch.tensor(self.labels)).float().mean().item(),
         }
@@ -125,7 +125,7 @@ def table(rows: Sequence[Mapping[str, Any]], num_steps: int) -> list[str]:
             *(f"{ratios[name]['median']:.1%}" if name in ratios else "" for name in ("full", "skipped", "mixed")),
         ]
         if judged:
-            decibels = row.get("psnr_db")
+            decibels = row.get("psnr")
             cells += [f"{decibels:.1f}" if decibels is not None else ""]
             cells += [f"{row['frechet']:.2f}", f"{row['class_accuracy']:.1%}"] if "frechet" in row else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -161,9 +161,9 @@ def write(args: argparse.Namespace, subject: Subject, rows: list[dict[str, Any]]
         )
         picture = (args.out or common.IMAGES) / "peers.png"
         points = {
-            row["name"]: (row["time_ratio"]["median"], row["psnr_db"], row["frechet"])
+            row["name"]: (row["time_ratio"]["median"], row["psnr"], row["frechet"])
             for row in rows
-            if row.get("psnr_db") is not None
+            if row.get("psnr") is not None
         }
         figures.draw_pareto(points, picture, f"digits, {args.samples} samples; {listed}")
         shown = common.picture(f"table peers {args.model}", "peers.png", "Quality against speed")

@@ -210,7 +210,7 @@ class Seed:
                 "constant_bytes": plan.constants.nbytes,
             }
             self._save(name, about | self._figures(model, images, reference))
-            print(f"seed {self.how.seed}, {name}: {self.rows[name]['psnr_db']:.2f} dB", flush=True)
+            print(f"seed {self.how.seed}, {name}: {self.rows[name]['psnr']:.2f} dB", flush=True)
 
     def _reference(self, source: Source, asked: list[Condition]) -> Tensor:
         if not self.uncached.exists():
@@ -223,7 +223,7 @@ class Seed:
         else:
             right = model.recognised(images) == torch.arange(self.samples) % 10
         return {
-            "psnr_db": psnr(images, reference).mean().item(),
+            "psnr": psnr(images, reference).mean().item(),
             "frechet": frechet_distance(Moments.of(model.features(images)), model.reference),
             "class_accuracy": right.float().mean().item(),
         }
@@ -261,7 +261,7 @@ def write_table(table: str, wanted: list[str], seeds: list[Seed], command: str) 
     for name in names:
         rows = [seed.rows[name] for seed in seeds]
         macs = f"{rows[0]['macs_ratio']:.2f}x" if name != UNCACHED else ""
-        decibels = spread([row["psnr_db"] for row in rows], 2) if name != UNCACHED else ""
+        decibels = spread([row["psnr"] for row in rows], 2) if name != UNCACHED else ""
         quality = spread([row["frechet"] for row in rows], 2)
         accuracy = spread([row["class_accuracy"] for row in rows], 2, 100)
         lines.append(f"| {name} | {macs} | {decibels} | {quality} | {accuracy} |")

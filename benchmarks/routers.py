@@ -102,7 +102,7 @@ def compare(source: Digits, level: int, samples: int, uncached: Tensor) -> dict[
         "skipped": count,
         "level": router.level(),
         "macs_ratio": cost.speedup,
-        "psnr_db": decibels,
+        "psnr": decibels,
         "pooled_db": pooled,
     }
 
@@ -118,10 +118,10 @@ def table(document: Mapping[str, Any]) -> list[str]:
     rows = list(document["routers"].values())
     lines = ["| schedule | " + " | ".join(f"{row['level']:.1%} skipped" for row in rows) + " |"]
     lines.append("|---" * (1 + len(rows)) + "|")
-    for name in [name for name in rows[0]["psnr_db"] if not name.startswith("random")]:
-        cells = [f"{row['psnr_db'][name]:.1f} ({row['pooled_db'][name]:.1f})" for row in rows]
+    for name in [name for name in rows[0]["psnr"] if not name.startswith("random")]:
+        cells = [f"{row['psnr'][name]:.1f} ({row['pooled_db'][name]:.1f})" for row in rows]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    cells = [f"{_of_random(row['psnr_db']):.1f} ({_of_random(row['pooled_db']):.1f})" for row in rows]
+    cells = [f"{_of_random(row['psnr']):.1f} ({_of_random(row['pooled_db']):.1f})" for row in rows]
     return [*lines, f"| at random, mean of {RANDOM} | " + " | ".join(cells) + " |"]
 
 

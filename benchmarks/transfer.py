@@ -76,7 +76,7 @@ def measure(samples: int) -> list[dict[str, object]]:
                 computed = sum(cell.computed for cell in plan.rows[0])
                 rows.append(
                     {"steps": num_steps, "guidance": guidance, "plan": count, "name": name, "computed": computed,
-                     "psnr_db": near}
+                     "psnr": near}
                 )  # fmt: skip
                 print(
                     f"{num_steps} steps, guidance {guidance:g}, {name}: {computed} computed, {near:.2f} dB", flush=True
@@ -105,7 +105,7 @@ def _cells(row: Mapping[str, object], best: bool) -> str:
 
 
 def _psnr(row: Mapping[str, object]) -> float:
-    return float(str(row["psnr_db"]))
+    return float(str(row["psnr"]))
 
 
 def main(words: Sequence[str]) -> None:

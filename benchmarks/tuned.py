@@ -87,8 +87,8 @@ class Rows:
         if not known or known.get("plan", plan) != plan:
             images = self.uncached if name == "no cache" else sampled(self.asked)
             known = {"name": name, "computed": computed, "plan": plan, **about(), **self._quality(images)}
-            print(f"{computed} of {self.steps}, {name}: {known['psnr_db']:.2f} dB", flush=True)
-            known["psnr_db"] = None if name == "no cache" else known["psnr_db"]
+            print(f"{computed} of {self.steps}, {name}: {known['psnr']:.2f} dB", flush=True)
+            known["psnr"] = None if name == "no cache" else known["psnr"]
             self._save(known)
         if self.timed and "less_time" not in known:
             few = self.asked[:TIMED]
@@ -103,7 +103,7 @@ class Rows:
         else:
             right = self.model.recognised(images) == torch.tensor(self.asked)
         return {
-            "psnr_db": psnr(images, self.uncached).clamp_max(MOST).mean().item(),
+            "psnr": psnr(images, self.uncached).clamp_max(MOST).mean().item(),
             "frechet": frechet_distance(Moments.of(self.model.features(images)), self.model.reference),
             "class_accuracy": right.float().mean().item(),
         }

@@ -38,9 +38,9 @@ def table(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     ordered = [row for row in rows if row["name"] == "no cache"]
     for count in counts:
         of_count = [row for row in rows if row["computed"] == count]
-        ordered += sorted(of_count, key=lambda row: -(row["psnr_db"] or 0))
+        ordered += sorted(of_count, key=lambda row: -(row["psnr"] or 0))
     for row in ordered:
-        near = f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else ""
+        near = f"{row['psnr']:.1f}" if row["psnr"] is not None else ""
         name = f"**{row['name']}**" if row["name"].startswith("tuned") else row["name"]
         macs, time = (f"{row[key]:.2f}x" if row.get(key) else "" for key in ("fewer_macs", "less_time"))
         cells = [row["computed"], name, macs, *([time] if timed else []), near]
@@ -53,7 +53,7 @@ def draw(measured: Sequence[Row], counts: Sequence[int], path: Path, title: str)
     """PSNR against computed steps: tuned plans as a line, the others as points."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    rows = [row for row in measured if row["psnr_db"] is not None and row["computed"] in counts]
+    rows = [row for row in measured if row["psnr"] is not None and row["computed"] in counts]
     kinds = {
         "tuned": ("o-", [row for row in rows if row["name"] == "tuned"]),
         "fewer steps, no cache": ("v", [row for row in rows if " steps" in row["name"] and row["name"][0].isdigit()]),
@@ -67,7 +67,7 @@ def draw(measured: Sequence[Row], counts: Sequence[int], path: Path, title: str)
             continue
         ordered = sorted(some, key=lambda row: row["computed"])
         places = [row["computed"] for row in ordered]
-        axes.plot(places, [row["psnr_db"] for row in ordered], style, label=name, alpha=0.8)
+        axes.plot(places, [row["psnr"] for row in ordered], style, label=name, alpha=0.8)
     axes.set(xlabel="computed steps", ylabel="PSNR to the samples without a cache, dB", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -83,19 +83,19 @@ def summary(measured: Sequence[Row], counts: Sequence[int]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for count in counts:
-        of_count = [row for row in measured if row["computed"] == count and row["psnr_db"] is not None]
+        of_count = [row for row in measured if row["computed"] == count and row["psnr"] is not None]
         tuned = next((row for row in of_count if row["name"] == "tuned"), None)
         if tuned is None:
             continue
         plain = [row for row in of_count if row["name"][0].isdigit()]
         theirs = [row for row in of_count if row["name"].startswith(PEERS)]
         published = [row for row in of_count if row is not tuned and row not in plain and row not in theirs]
-        best = [max(rows, key=lambda row: row["psnr_db"], default=None) for rows in (published, theirs, plain)]
-        others = [f"{row['psnr_db']:.1f} ({row['name'].removeprefix('ours: ')})" if row else "" for row in best]
+        best = [max(rows, key=lambda row: row["psnr"], default=None) for rows in (published, theirs, plain)]
+        others = [f"{row['psnr']:.1f} ({row['name'].removeprefix('ours: ')})" if row else "" for row in best]
         others[2] = others[2].split(" (")[0]
         macs = f", {tuned['fewer_macs']:.2f}x fewer MACs"
         time = f", {tuned['less_time']:.2f}x less time" if "less_time" in tuned else ""
-        lines.append(f"| {count} of 20{macs}{time} | **{tuned['psnr_db']:.1f}** | {' | '.join(others)} |")
+        lines.append(f"| {count} of 20{macs}{time} | **{tuned['psnr']:.1f}** | {' | '.join(others)} |")
     return lines
 
 
@@ -133,8 +133,8 @@ def readme(measured: Sequence[Row]) -> list[str]:
     for group, title in KINDS.items():
         cells = []
         for rows in at.values():
-            best = max((row for row in rows if kind(row["name"]) == group), key=lambda row: row["psnr_db"])
-            near = f"{best['psnr_db']:.1f} dB"
+            best = max((row for row in rows if kind(row["name"]) == group), key=lambda row: row["psnr"])
+            near = f"{best['psnr']:.1f} dB"
             name = best["name"].removeprefix("ours: ").removesuffix(" of DPM-Solver++").split(", N")[0]
             of = "" if group == "tuned" else f" ({name})"
             bold = f"**{near}**" if group == "tuned" else near
@@ -146,7 +146,7 @@ def readme(measured: Sequence[Row]) -> list[str]:
 def readme_note(document: Mapping[str, Any]) -> str:
     """The note under the README's table."""
     bare = next(row for row in document["rows"] if row["name"] == "no cache")
-    gocs = {row["computed"]: f"{row['psnr_db']:.1f}" for row in document["rows"] if row["name"].startswith("ours: GOC")}
+    gocs = {row["computed"]: f"{row['psnr']:.1f}" for row in document["rows"] if row["name"].startswith("ours: GOC")}
     return (
         f"The bundled digits model, {document['samples']} samples by DDIM-20 (or DPM-Solver++); PSNR to DDIM-20 "
         f"without a cache, Fréchet distance of a classifier's features to the MNIST test set (no cache: "

@@ -123,7 +123,7 @@ def ablation(rows: Rows, folder: Path | None, count: int = 7) -> list[dict[str, 
             plan, forecast = tuned_plan, named
         with fc.apply(rows.source.target, plan):
             near = psnr(rows.plain(rows.asked), rows.uncached).clamp_max(MOST).mean().item()
-        measured.append({"schedule": schedule, "pattern": schedules[schedule], "forecast": forecast, "psnr_db": near})
+        measured.append({"schedule": schedule, "pattern": schedules[schedule], "forecast": forecast, "psnr": near})
         print(f"{schedule}, {forecast}: {near:.2f} dB", flush=True)
     return measured
 
@@ -189,7 +189,7 @@ def ablation_lines(model: str, result: Mapping[str, Any]) -> list[str]:
     """The table of the ablation."""
     lines = ["| schedule | forecast | PSNR, dB |", "|---|---|---|"]
     lines += [
-        f"| {row['schedule']} `{row['pattern']}` | {row['forecast']} | {row['psnr_db']:.2f} |" for row in result["rows"]
+        f"| {row['schedule']} `{row['pattern']}` | {row['forecast']} | {row['psnr']:.2f} |" for row in result["rows"]
     ]
     return [*lines, "", f"{model}, 20 steps, {result['samples']} samples of seed {SEED}."]
 

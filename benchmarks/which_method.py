@@ -64,7 +64,7 @@ def points() -> list[Point]:
             if name != "no cache":
                 rows = [seed[name] for seed in seeds]
                 by_name.setdefault(
-                    name, Point(name, rows[0]["macs_ratio"], statistics.fmean(row["psnr_db"] for row in rows))
+                    name, Point(name, rows[0]["macs_ratio"], statistics.fmean(row["psnr"] for row in rows))
                 )
     return list(by_name.values())
 

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.architecture import MODULES, imported
@@ -105,7 +107,23 @@ def test_a_builtin_error_is_raised_only_where_a_file_is_read():
 def test_a_missing_extra_names_the_package_and_how_to_install_it():
     error = fc.errors.MissingExtraError("typer", "cli", "The command line")
     assert isinstance(error, ImportError)
-    assert "'typer', which is not installed: pip install 'forecache[cli]'" in str(error)
+    assert "'typer', which is not installed: pip install " in str(error)
+    assert str(error).endswith("[cli]'")
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (None, "pip install 'forecache[cli]'"),  # from an index
+        ({"url": "https://a.org/forecache.whl", "archive_info": {}}, "pip install 'forecache[cli]'"),
+        ({"url": "file:///home/me/fore%20cache", "dir_info": {"editable": True}},
+         "pip install --editable '/home/me/fore cache[cli]'"),
+    ],
+)  # fmt: skip
+def test_an_extra_is_installed_from_where_the_package_was(monkeypatch, origin, expected):
+    text = json.dumps(origin) if origin is not None else None
+    monkeypatch.setattr(fc.errors.metadata, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+    assert fc.errors.install_command("cli") == expected
 
 
 def test_all_names_are_there():

@@ -22,6 +22,10 @@ ForecacheError
 
 from __future__ import annotations
 
+import json
+from importlib import metadata
+from pathlib import Path
+
 
 class ForecacheError(Exception):
     """The root of all errors that forecache raises on purpose."""
@@ -95,7 +99,28 @@ class MissingExtraError(ForecacheError, ImportError):
     """An optional dependency that is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: pip install 'forecache[{extra}]' "
-            f"(in a clone: pip install '.[{extra}]')"
-        )
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: from the index, or, where the package was installed from a clone, from that.
+
+    extra: its name, such as ``diffusers``
+    """
+    if (folder := _clone()) is None:
+        return f"pip install 'forecache[{extra}]'"
+    return f"pip install --editable '{folder}[{extra}]'"
+
+
+def _clone() -> str | None:
+    """The folder of the clone that the package is installed from (PEP 610) or runs in; None for a wheel."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    source = Path(__file__).resolve().parents[2]
+    try:
+        origin = json.loads(metadata.distribution("forecache").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return str(source) if (source / "pyproject.toml").is_file() else None
+    url = urlsplit(origin["url"]) if isinstance(origin, dict) and "dir_info" in origin else None
+    return url2pathname(url.path) if url is not None and url.scheme == "file" else None

@@ -90,11 +90,11 @@ def test_quality_is_kept_and_not_measured_again(scripts, tmp_path, capsys):
     peers.main(words)
     assert " dB" not in capsys.readouterr().out.split("| cache |")[0]
     rows = {row["name"]: row for row in json.loads((tmp_path / "peers-digits.json").read_text())["rows"]}
-    assert all(rows[name]["psnr_db"] == first[name]["psnr_db"] for name in first)
-    assert rows["no cache"]["psnr_db"] is None
-    assert rows["ours: GOC 0.8, N = 2"]["psnr_db"] > 20
+    assert all(rows[name]["psnr"] == first[name]["psnr"] for name in first)
+    assert rows["no cache"]["psnr"] is None
+    assert rows["ours: GOC 0.8, N = 2"]["psnr"] > 20
     if "SmoothCache static, N = 2" in rows:  # the same arithmetic as ours
-        assert rows["SmoothCache static, N = 2"]["psnr_db"] == pytest.approx(rows["ours: FORA, N = 2"]["psnr_db"], 0.01)
+        assert rows["SmoothCache static, N = 2"]["psnr"] == pytest.approx(rows["ours: FORA, N = 2"]["psnr"], 0.01)
     assert min(Image.open(tmp_path / "peers.png").size) > 300
 
 

@@ -16,6 +16,7 @@ from support.tiny import TINY
 
 import forecache as fc
 from forecache import cli, zoo
+from forecache.bench import demo, speed
 from forecache.cli import terminal
 from forecache.cli.terminal import resumable
 from forecache.sampling.loop import sample
@@ -57,9 +58,9 @@ def test_demo_prints_a_table_and_writes_pictures(forecache, tmp_path):
     rows = {row["name"]: row for row in record["rows"]}
     assert list(rows) == ["no cache", "FORA", "Taylor 1", "GOC 0.8", "tuned, 10 of 20", "tuned, 7 of 20"]
     assert rows["FORA"]["macs_ratio"] == pytest.approx(1.98, abs=0.005)
-    assert rows["tuned, 10 of 20"]["psnr_db"] > max(rows[name]["psnr_db"] for name in ("FORA", "Taylor 1", "GOC 0.8"))
+    assert rows["tuned, 10 of 20"]["psnr"] > max(rows[name]["psnr"] for name in ("FORA", "Taylor 1", "GOC 0.8"))
     assert rows["tuned, 7 of 20"]["macs_ratio"] > 2.7
-    assert rows["no cache"]["psnr_db"] is None
+    assert rows["no cache"]["psnr"] is None
     assert record["environment"]["torch"] == torch.__version__
     width, height = Image.open(tmp_path / "samples.png").size
     assert 1000 < width <= 1400
@@ -84,8 +85,42 @@ def test_the_demo_stops_without_a_traceback(tmp_path):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in out
-    assert out.splitlines() == [b"Nothing was written: the demo writes its results at the end."]
+    assert out.splitlines() == [b"Nothing was written: the first of 2 rounds was not finished."]
     assert not list((tmp_path / "demo").iterdir())
+
+
+def after(count, function):
+    """A function that a user stops after so many calls of it."""
+    calls = []
+
+    def stopped(*args, **kwargs):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(None)
+        return function(*args, **kwargs)
+
+    return stopped
+
+
+def test_a_stopped_benchmark_keeps_its_whole_rounds(forecache, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "one_run", after(7, speed.one_run))  # a round has two plans of two generations
+    words = ["bench", "--preset", "fora-50", "--steps", 4, "--rounds", 5, "--out", tmp_path]
+    code, out, _ = forecache(*words)
+    assert code == 130
+    assert "bench.json has the results of 1 of 5 rounds" in " ".join(out.split())
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["settings"]["rounds"] == 1
+    assert [len(row["run_seconds"]) for row in record["rows"]] == [1, 1]
+
+
+def test_a_stopped_demo_keeps_its_whole_rounds(forecache, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "timed", after(8, demo.timed))  # a round has six plans
+    code, out, _ = forecache("demo", "--samples", 2, "--repeats", 3, "--out", tmp_path)
+    assert code == 130
+    assert "demo.json has the results of 1 of 3 rounds" in " ".join(out.split())
+    record = json.loads((tmp_path / "demo.json").read_text())
+    assert [row["time_rounds"] for row in record["rows"]] == [1] * 6
+    assert (tmp_path / "samples.png").exists()
 
 
 def test_sample_digits_compares_and_repeats(forecache, tmp_path):
@@ -95,7 +130,7 @@ def test_sample_digits_compares_and_repeats(forecache, tmp_path):
     assert "goc(fora(interval=2), eta=0.8)" in out
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert [each["label"] for each in record["images"]] == [3, 1, 4]
-    assert all(each["psnr_db"] > 20 for each in record["images"])
+    assert all(each["psnr"] > 20 for each in record["images"])
     assert record["stats"]["computed"] == record["stats"]["skipped"] == 4 * 24
     assert record["stats"]["peak_cache_bytes"] == record["cost_per_batch"]["cache_bytes"]
     again, _, _ = forecache(
@@ -296,6 +331,7 @@ def test_calibrate_writes_what_python_measures_and_continues(forecache, tmp_path
 STOPPING = """
 import os, signal, sys, torch
 from forecache import cli, zoo
+from forecache.bench import demo, speed
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)
 generate = zoo.Digits.generate

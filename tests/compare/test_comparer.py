@@ -214,7 +214,7 @@ def test_the_command_that_it_gives_makes_the_same(comparer, forecache, tmp_path,
     code, out, err = forecache(*words, "--out", tmp_path, "--json")
     assert (code, err) == (0, "")
     assert fc.Plan.load(tmp_path / "plan.json") == comparison.plan
-    found = [entry["psnr_db"] for entry in json.loads(out)["images"]]
+    found = [entry["psnr"] for entry in json.loads(out)["images"]]
     assert found == pytest.approx(comparison.psnr, abs=1e-4)
 
 

@@ -183,6 +183,29 @@ def test_cancelling_stops_at_once_and_leaves_nothing(chromium, comparer, address
     assert page.console == []
 
 
+def test_a_change_of_any_control_marks_results_that_are_there(comparer, tmp_path):
+    page = pages.build(comparer, tmp_path)
+    [marks] = [function for function in page.fns.values() if function.fn is pages._marks_as_old]
+    controls = {target for target, event in marks.targets if event == "change"}
+    compares = next(function for function in page.fns.values() if function.targets[0][1] == "click")
+    assert controls == {control._id for control in compares.inputs}
+    assert pages.CHANGED in str(pages._marks_as_old("<table>"))
+    assert pages.CHANGED not in str(pages._marks_as_old(None))
+
+
+@needs_browser
+def test_results_of_an_earlier_selection_are_marked(chromium, comparer, address):
+    page = chromium.page(address)
+    page.type("#steps input", "5")  # there is nothing yet that could be old
+    asked(page, "3,1")
+    has_result(page, "goc(fora")
+    page.type("#seed input", "8")
+    page.wait("document.querySelector('#said').innerText.trim().startsWith('The selection has changed')")
+    asked(page, "3,1", seed=8)
+    has_result(page, "goc(fora")
+    assert page.console == []
+
+
 @needs_browser
 def test_who_waits_sees_it_and_can_cancel(chromium, comparer, address):
     first, second = chromium.page(address), chromium.page(address)

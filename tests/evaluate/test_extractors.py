@@ -116,9 +116,9 @@ def test_inception_weights_that_are_none(tmp_path, monkeypatch):
 def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(fc.errors.MissingExtraError, match=r"forecache\[eval\]"):
+    with pytest.raises(fc.errors.MissingExtraError, match=r"pip install .*\[eval\]"):
         load_extractor("inception")
-    with pytest.raises(fc.errors.MissingExtraError, match=r"forecache\[eval\]"):
+    with pytest.raises(fc.errors.MissingExtraError, match=r"pip install .*\[eval\]"):
         load_lpips()
 
 

@@ -259,7 +259,7 @@ def test_images_stand_beside_the_uncached_ones(tmp_path):
     source = MAKE["run"](tmp_path)
     found, page, _ = reported(source)
     record = json.loads(source.read_text())
-    assert [each.psnr_db for each in found.images] == [each["psnr_db"] for each in record["images"]]
+    assert [each.psnr for each in found.images] == [each["psnr"] for each in record["images"]]
     assert len(page.all("img", "without")) == len(page.all("img", "with ")) + 3 == 3
     assert len(page.all("input", "slider")) == 4
     shown = np.asarray(Image.open(source.parent / "00000.png"))
@@ -373,7 +373,7 @@ def test_a_comparison_is_drawn_by_what_its_rows_have(tmp_path):
     _, page, _ = reported(written(tmp_path / "a.json", comparison()))
     assert page.words("h3")[0] == "Less time against fewer MACs; on the line, time falls as MACs do"
     assert len(page.all("g", "disc")) == 4
-    _, page, _ = reported(written(tmp_path / "b.json", comparison(psnr_db=30.0, frechet=7.0)))
+    _, page, _ = reported(written(tmp_path / "b.json", comparison(psnr=30.0, frechet=7.0)))
     assert page.words("h3")[:2] == [
         "PSNR, dB against speed; to the right and up is better",
         "Fréchet distance against speed; to the right and down is better",
@@ -419,7 +419,7 @@ def test_points_keep_the_numbers_of_their_rows():
 
 
 def test_a_search_of_one_budget_is_drawn_by_rank(tmp_path):
-    rows = [{"name": str(rank), "picture": "#.", "macs_ratio": 2.0, "psnr_db": 40.0 - rank} for rank in range(1, 4)]
+    rows = [{"name": str(rank), "picture": "#.", "macs_ratio": 2.0, "psnr": 40.0 - rank} for rank in range(1, 4)]
     document = comparison() | {"rows": rows}
     _, page, _ = reported(written(tmp_path / "s.json", document))
     assert "PSNR, dB by rank; up is better" in page.words("h3")
@@ -539,7 +539,7 @@ def test_values_of_another_kind_are_left_out_or_refused(tmp_path, key, value):
         assert not refusal or str(folder) in refusal
     rows = comparison()
     for row in rows["rows"]:
-        row |= dict.fromkeys(("name", "picture", "macs_ratio", "time_ratio", "psnr_db", "cache_bytes"), value)
+        row |= dict.fromkeys(("name", "picture", "macs_ratio", "time_ratio", "psnr", "cache_bytes"), value)
     reported(written(tmp_path / "rows.json", rows))
 
 

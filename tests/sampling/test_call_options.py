@@ -9,7 +9,7 @@ from support.pipelines import small_wan
 from support.tiny import TINY
 
 import forecache as fc
-from forecache.sampling import runs, sources
+from forecache.sampling import costs, runs, sources
 from forecache.sampling.call_options import CallOptions, frames_name, guidance_name
 from forecache.sampling.loop import generators
 from forecache.sampling.sources import Sampling, TextSource, as_source, takes_texts, with_options
@@ -111,7 +111,7 @@ def test_a_video_is_that_of_the_pipeline_called_by_hand(wan):
     run = runs.generate(source, plan, settings)
     assert torch.equal(run.images, expected)
     assert (run.stats.calls, run.stats.computed) == (8, 2 * 2 * 9)
-    assert runs.cost(source, plan, run).speedup > 1
+    assert costs.cost(source, plan, run.call).speedup > 1
 
 
 def test_two_transformers_take_turns_in_a_run():
@@ -122,7 +122,7 @@ def test_two_transformers_take_turns_in_a_run():
     run = runs.generate(source, plan, runs.Settings(("a red cat",), 4, 5.0, 7, 2))
     assert run.images.shape == (1, 5, 3, 16, 16)
     assert run.stats.calls == 8
-    assert runs.cost(source, plan, run) is not None
+    assert costs.cost(source, plan, run.call) is not None
 
 
 class Guided:

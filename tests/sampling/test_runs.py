@@ -68,8 +68,8 @@ def test_quality_stands_beside_every_image(tmp_path, large):
     other = torch.cat([images[:1], (images[1:] + 0.1).clamp(max=1)])
     made, bare = runs.Run(images, 1.0, None), runs.Run(other, 1.0, None)
     record = runs.write(tmp_path, made, runs.Settings((1, 2), 4, 1.5, 0, 2), model="m", uncached=bare)
-    assert record["images"][0]["psnr_db"] is None
-    assert record["images"][1]["psnr_db"] == pytest.approx(psnr(images, other)[1].item())
+    assert record["images"][0]["psnr"] is None
+    assert record["images"][1]["psnr"] == pytest.approx(psnr(images, other)[1].item())
     assert [entry.get("ssim") for entry in record["images"]] == (ssim(images, other).tolist() if large else [None] * 2)
 
 

@@ -28,7 +28,7 @@ from forecache.distributed import launched
 from forecache.sampling import samples_file, shard_file
 from forecache.sampling.loop import noise, random_labels
 from forecache.sampling.sources import DiTSource
-from forecache.zoo import Digits
+from forecache.zoo import Digits, load_digits
 
 
 @pytest.fixture
@@ -622,7 +622,12 @@ def test_the_command_writes_continues_and_says_so(forecache, tmp_path):
     assert digest(tmp_path) == before
     assert len(list((tmp_path / "png").iterdir())) == 10
     code, out, _ = forecache(*words, "--json")
-    assert json.loads(out)["settings"]["plan"]["method"] == "fora(interval=2)"
+    record = json.loads(out)
+    assert record["settings"]["plan"]["method"] == "fora(interval=2)"
+    model = load_digits().target
+    cost = fc.fora(2).plan(fc.grid(model, 2)).cost(model, batch_size=2, guidance=True)
+    counted = record["cost_per_image"]
+    assert (2 * counted["macs"], 2 * counted["macs_uncached"]) == (cost.macs, cost.macs_uncached)
     code, _, err = forecache(*words, "--guidance", 3)
     assert code == 1
     assert "holds another run (guidance 1.5, not 3.0)" in err

@@ -81,19 +81,31 @@ def run(
     *,
     command: str = "",
     on_run: Callable[[str], None] | None = None,
+    on_round: Callable[[Benchmark], None] | None = None,
 ) -> Benchmark:
-    """Time the bare model and the plans in turn. on_run: called with the name of a plan before each of its runs."""
-    rows = speed.measure(subject, plans, rounds=setup.rounds, compiled=setup.compiled, on_run=on_run)
+    """Time the bare model and the plans in turn.
+
+    on_run: called with the name of a plan before each of its runs. on_round: called after each round with the benchmark
+    of the rounds so far.
+    """
     settings = {
-        "command": command, "steps": setup.num_steps, "rounds": setup.rounds,
-        "batch": setup.batch, "guidance": setup.guidance, "compiled": setup.compiled,
+        "command": command, "steps": setup.num_steps, "batch": setup.batch, "guidance": setup.guidance,
+        "compiled": setup.compiled,
     }  # fmt: skip
-    return Benchmark(_title(subject, setup), rows, speed.document(subject, rows, settings))
+
+    def benchmark(rows: Sequence[speed.PlanSpeed]) -> Benchmark:
+        rounds = rows[0].run.count
+        title = _title(subject, setup, rounds)
+        return Benchmark(title, rows, speed.document(subject, rows, settings | {"rounds": rounds}))
+
+    on_rows = None if on_round is None else lambda rows: on_round(benchmark(rows))
+    options = {"rounds": setup.rounds, "compiled": setup.compiled, "on_run": on_run, "on_round": on_rows}
+    return benchmark(speed.measure(subject, plans, **options))
 
 
-def _title(subject: Subject, setup: Setup) -> str:
+def _title(subject: Subject, setup: Setup, rounds: int) -> str:
     machine = environment()
     hardware = machine["gpu"]
     if subject.model.device.type != "cuda":
         hardware = f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{subject.name}, {setup.num_steps} steps, {subject.rows} samples a call, {setup.rounds} rounds, {hardware}"
+    return f"{subject.name}, {setup.num_steps} steps, {subject.rows} samples a call, {rounds} rounds, {hardware}"

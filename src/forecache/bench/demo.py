@@ -81,7 +81,7 @@ class Row:
             "time_ratio": self.speedup,
             "time_rounds": len(self.seconds),
             "seconds": list(self.seconds),
-            "psnr_db": None if math.isinf(self.psnr) else self.psnr,
+            "psnr": None if math.isinf(self.psnr) else self.psnr,
             "frechet": self.frechet,
             "class_accuracy": self.accuracy,
             "cache_bytes": self.cache_bytes,
@@ -119,12 +119,14 @@ def compare(
     repeats: int = 1,
     on_run: Callable[[str], None] | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_round: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
     """Sample the same images without a cache, which is the first row, and under every plan.
 
     source: the bundled model. compared: plans, or methods that make them, by name. samples: images; image i has the
     label i modulo the number of classes. repeats: timed rounds, in which all plans alternate. on_run: called with the
-    name of the plan that starts. on_step: called after each model call. Raises InputError for less than two samples.
+    name of the plan that starts. on_step: called after each model call. on_round: called after each round with the rows
+    over the rounds so far. Raises InputError for less than two samples.
     """
     if samples < 2:
         raise InputError(f"A comparison needs at least 2 samples; {samples} was asked for.")
@@ -137,28 +139,27 @@ def compare(
     def generate() -> Tensor:
         return in_batches(source, labels, how, batch, on_step)
 
-    _warm_up(source, labels[:WARM_UP], how, plans)
-    timings = _time_plans(source.target, generate, plans, rounds=repeats, on_plan=on_run)
-    bare = timings[UNCACHED]
-    rows = []
-    for name, timing in timings.items():
-        plan = plans[name]
-        images = timing.images
-        rows.append(
-            Row(
-                name,
-                plan,
-                plan.cost(source.target, guidance=guidance > 1) if plan else None,
-                images,
-                timing.seconds,
-                Spread.of_ratios(bare.seconds, timing.seconds).median,
-                psnr(images, bare.images).mean().item(),
-                frechet_distance(Moments.of(source.features(images)), source.reference),
-                (source.recognised(images) == torch.tensor(labels)).float().mean().item(),
-                timing.stats.peak_cache_bytes if timing.stats else 0,
-            )
+    def row(name: str, timing: _PlanTiming, bare: _PlanTiming) -> Row:
+        plan, images = plans[name], timing.images
+        return Row(
+            name,
+            plan,
+            plan.cost(source.target, guidance=guidance > 1) if plan else None,
+            images,
+            timing.seconds,
+            Spread.of_ratios(bare.seconds, timing.seconds).median,
+            psnr(images, bare.images).mean().item(),
+            frechet_distance(Moments.of(source.features(images)), source.reference),
+            (source.recognised(images) == torch.tensor(labels)).float().mean().item(),
+            timing.stats.peak_cache_bytes if timing.stats else 0,
         )
-    return rows
+
+    def rows(timings: Mapping[str, _PlanTiming]) -> list[Row]:
+        return [row(name, timing, timings[UNCACHED]) for name, timing in timings.items()]
+
+    _warm_up(source, labels[:WARM_UP], how, plans)
+    on_timings = None if on_round is None else lambda timings: on_round(rows(timings))
+    return rows(_time_plans(source.target, generate, plans, rounds=repeats, on_plan=on_run, on_round=on_timings))
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,12 @@ def _time_plans(
     *,
     rounds: int = 1,
     on_plan: Callable[[str], None] | None = None,
+    on_round: Callable[[dict[str, _PlanTiming]], None] | None = None,
 ) -> dict[str, _PlanTiming]:
     """Time ``generate`` under every plan, in alternating rounds.
 
     target: what a plan is applied to. plans: by name; None is the bare model. on_plan: called with the name of the
-    plan that starts. There is no warm-up here: see `_warm_up`.
+    plan that starts. on_round: called after each round. There is no warm-up here: see `_warm_up`.
     """
     last: dict[str, tuple[Tensor, Stats | None]] = {}
 
@@ -204,9 +206,12 @@ def _time_plans(
         last[name] = images, session.stats if session is not None else None
         return seconds
 
+    def timings(seconds: Mapping[str, Sequence[float]]) -> dict[str, _PlanTiming]:
+        return {name: _PlanTiming(images, tuple(seconds[name]), stats) for name, (images, stats) in last.items()}
+
     calls = {name: partial(run, name) for name in plans}
-    seconds = alternate(calls, rounds, warmup=0, on_call=on_plan)
-    return {name: _PlanTiming(images, tuple(seconds[name]), stats) for name, (images, stats) in last.items()}
+    on_seconds = None if on_round is None else lambda seconds: on_round(timings(seconds))
+    return timings(alternate(calls, rounds, warmup=0, on_call=on_plan, on_round=on_seconds))
 
 
 def best_published(rows: Sequence[Row]) -> tuple[Row, Row]:

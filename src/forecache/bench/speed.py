@@ -107,6 +107,7 @@ def measure(
     rounds: int = 5,
     compiled: bool = False,
     on_run: Callable[[str], None] | None = None,
+    on_round: Callable[[list[PlanSpeed]], None] | None = None,
 ) -> list[PlanSpeed]:
     """The speed of the bare model, which is the first row, and of every plan.
 
@@ -114,7 +115,8 @@ def measure(
     keeps its plan.
 
     plans: by name, all with the same number of steps. compiled: call ``model.compile()`` first. on_run: called with the
-    name of the plan that starts. Raises InputError for plans of different lengths or less than one round.
+    name of the plan that starts. on_round: called after each round with the speeds over the rounds so far. Raises
+    InputError for plans of different lengths or less than one round.
     """
     lengths = {plan.num_steps for plan in plans.values()}
     if len(lengths) != 1:
@@ -136,9 +138,12 @@ def measure(
         stats[name] = session.stats if session is not None else None
         return seconds
 
+    def measured(seconds: Mapping[str, Sequence[Sequence[float]]]) -> list[PlanSpeed]:
+        return [_row(subject, name, plan, seconds[name], seconds[BARE], stats[name]) for name, plan in rows.items()]
+
     calls = {name: partial(second_generation, name) for name in rows}
-    seconds = alternate(calls, rounds, warmup=0, on_call=on_run)
-    return [_row(subject, name, plan, seconds[name], seconds[BARE], stats[name]) for name, plan in rows.items()]
+    on_seconds = None if on_round is None else lambda seconds: on_round(measured(seconds))
+    return measured(alternate(calls, rounds, warmup=0, on_call=on_run, on_round=on_seconds))
 
 
 class AnnouncingScheduler:

@@ -13,7 +13,17 @@ import forecache as fc
 from forecache.bench import benchmark, speed
 from forecache.bench.subjects import PRESETS
 from forecache.cli.parameters import BUNDLED, MAX_STEPS, AsJson, Device, Dtype, Threads, names, out_folder
-from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
+from forecache.cli.terminal import (
+    app,
+    emit,
+    interruptible,
+    print_table,
+    progress,
+    results_table,
+    say,
+    stopped_at,
+    typed_command,
+)
 from forecache.environment import environment
 from forecache.io.text import MIB
 from forecache.report import figures
@@ -62,8 +72,14 @@ def bench_command(
     setup = benchmark.Setup(presets or (), saved_plans, steps, batch, guidance, rounds, compiled)
     subject = setup.open(model, device, dtype)
     timed_plans = setup.all_plans(subject)
+    rounds_done: list[int] = []
+
+    def keep(so_far: benchmark.Benchmark) -> None:
+        so_far.write(out)
+        rounds_done.append(so_far.rows[0].run.count)
+
     with (
-        interruptible(lambda: "Nothing was written: a benchmark writes its results at the end."),
+        interruptible(lambda: stopped_at(rounds_done, rounds, out / "bench.json")),
         progress(rounds * (len(timed_plans) + 1), still=True) as (bar, task),
     ):
         result = benchmark.run(
@@ -72,8 +88,8 @@ def bench_command(
             setup,
             command=typed_command(),
             on_run=lambda name: bar.update(task, advance=1, description=name, refresh=True),
+            on_round=keep,
         )
-    result.write(out)
     figures.draw_speed(result.rows, out / "bench.png", result.title)
     if as_json:
         emit(result.document)

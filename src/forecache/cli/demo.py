@@ -12,7 +12,17 @@ from rich.table import Table
 import forecache as fc
 from forecache.bench import demo
 from forecache.cli.parameters import DEFAULT_MODEL, AsJson, Threads, out_folder
-from forecache.cli.terminal import app, emit, interruptible, print_table, progress, results_table, say, typed_command
+from forecache.cli.terminal import (
+    app,
+    emit,
+    interruptible,
+    print_table,
+    progress,
+    results_table,
+    say,
+    stopped_at,
+    typed_command,
+)
 from forecache.environment import environment
 from forecache.io import files
 from forecache.io.text import MIB
@@ -40,8 +50,17 @@ def demo_command(
     grid = fc.grid(source.target, steps)
     plans = demo.plans(grid)
     out.mkdir(parents=True, exist_ok=True)
+    settings = {"model": DEFAULT_MODEL, "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance}
+    settings |= {"seed": seed, "command": typed_command()}
+    rounds_done: list[int] = []
+
+    def keep(rows: list[demo.Row]) -> None:
+        demo.save(rows, out / "demo.json", settings)
+        figures.draw_grids(rows, out / "samples.png")
+        rounds_done.append(len(rows[0].seconds))
+
     with (
-        interruptible(lambda: "Nothing was written: the demo writes its results at the end."),
+        interruptible(lambda: stopped_at(rounds_done, repeats, out / "demo.json")),
         progress((len(plans) + 1) * repeats * steps) as (bar, task),
     ):
         rows = demo.compare(
@@ -54,11 +73,9 @@ def demo_command(
             repeats=repeats,
             on_run=lambda name: bar.update(task, description=name),
             on_step=lambda _: bar.advance(task),
+            on_round=keep,
         )
-    settings = {"model": DEFAULT_MODEL, "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance}
-    demo.save(rows, out / "demo.json", settings | {"seed": seed, "command": typed_command()})
     title = f"{DEFAULT_MODEL}, DDIM-{steps}, guidance {guidance:g}, {samples} samples"
-    figures.draw_grids(rows, out / "samples.png")
     if as_json:
         emit(files.document(out / "demo.json", 2**24))
     print_table(_table(rows, title))

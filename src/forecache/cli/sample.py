@@ -196,7 +196,7 @@ def _description(plan: fc.Plan) -> str:
 
 
 def _comparison(record: Mapping[str, Any]) -> str:
-    decibels = [image["psnr_db"] for image in record["images"]]
+    decibels = [image["psnr"] for image in record["images"]]
     quality = "all equal" if not any(decibels) else _range([value for value in decibels if value is not None])
     if "timing" not in record:
         return f"Compared with no cache: {quality}. No time was measured."

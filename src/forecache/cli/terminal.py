@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,6 +177,17 @@ def interruptible(message: Callable[[], str], *, leads: bool = True) -> Iterator
         if leads and (text := message()):
             say(text)
         raise
+
+
+def stopped_at(rounds_done: Sequence[int], rounds: int, path: Path) -> str:
+    """What is kept of a measurement in rounds that was stopped.
+
+    rounds_done: the numbers of finished rounds. path: the file of their results.
+    """
+    if not rounds_done:
+        return f"Nothing was written: the first of {rounds} rounds was not finished."
+    done = f"{rounds_done[-1]} of {rounds} rounds"
+    return f"{path} has the results of {done}. The same command begins anew: timings of two runs do not mix."
 
 
 def resumable(path: Path, *, leads: bool = True) -> Any:

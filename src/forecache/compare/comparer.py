@@ -20,6 +20,7 @@ from forecache.models.find import grid
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.sampling import runs
+from forecache.sampling.costs import cost
 from forecache.sampling.sources import Sampling, Source, all_conditions, own_guidance
 from forecache.sampling.timing import ROUNDS, Spread, Turns
 from forecache.zoo import bundled
@@ -199,7 +200,7 @@ class Comparer:
             pair = {runs.UNCACHED_NAME: None, runs.WITH_PLAN: plan}
             with suppress(_StoppedError):  # the images are finished
                 timing = runs.time_in_turn(source, pair, settings, ROUNDS, lambda _: _check(stopped))
-        return Comparison(selection, settings, plan, runs.cost(source, plan, cached), uncached, cached, timing)
+        return Comparison(selection, settings, plan, cost(source, plan, cached.call), uncached, cached, timing)
 
     @contextmanager
     def _request(self, user: str) -> Iterator[threading.Event]:

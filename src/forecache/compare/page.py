@@ -31,6 +31,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
 )
 CANCELLED = "Cancelled. Results below, if there are any, are of the comparison before."
+CHANGED = "The selection has changed: the results below are of the comparison before. Press Compare."
 
 
 class _SecurityPolicy:
@@ -70,6 +71,15 @@ def build(comparer: Comparer, folder: Path) -> gr.Blocks:
         )
         cancel.click(
             _cancels(comparer), outputs=results[:1], queue=False, show_progress="hidden", api_visibility="private"
+        )
+        gr.on(
+            [control.change for control in controls.all],
+            _marks_as_old,
+            inputs=results[4:5],
+            outputs=results[:1],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
         )
         page.unload(_leaves(comparer))
     return page.queue()
@@ -135,6 +145,11 @@ def _cancels(comparer: Comparer) -> Any:
         return tag("p", CANCELLED) if comparer.stop(request.session_hash or "") else gr.skip()
 
     return cancel
+
+
+def _marks_as_old(figures: str | None) -> Any:
+    """The status after a change of any control: results that are there are of another selection."""
+    return tag("p", CHANGED) if figures else gr.skip()
 
 
 def _leaves(comparer: Comparer) -> Any:

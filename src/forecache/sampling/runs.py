@@ -18,12 +18,12 @@ from forecache.io import files as files_module
 from forecache.io.text import dtype_name
 from forecache.models.arguments import Arguments
 from forecache.models.counting import first_call
-from forecache.models.find import find, transformers
 from forecache.plan.cost import Cost
 from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.stats import Stats
 from forecache.sampling import samples_file, videos
+from forecache.sampling.costs import cost, cost_document, first_model
 from forecache.sampling.loop import check_labels, random_labels
 from forecache.sampling.sources import (
     Condition,
@@ -95,12 +95,6 @@ def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnS
     return Run(pixels, seconds, session.stats, *calls)
 
 
-def first_model(source: Source) -> torch.nn.Module:
-    """The transformer of a source; of two, which take turns in a run, the one that begins."""
-    models = transformers(source.target)
-    return find(models[0] if models else source.target)
-
-
 def time_in_turn(
     source: Source,
     plans: Mapping[str, Plan | None],
@@ -122,14 +116,6 @@ def time_in_turn(
 
     seconds = alternate({name: run(plan) for name, plan in plans.items()}, rounds, warmup=0, on_call=on_run)
     return Turns(len(first.conditions), {name: tuple(values) for name, values in seconds.items()})
-
-
-def cost(source: Source, plan: Plan, run: Run) -> Cost | None:
-    """The cost of the plan for the first batch of the run; None if the model's forward reads values."""
-    try:
-        return plan.cost(first_model(source), inputs=run.call)
-    except InputError:  # the model's forward reads values
-        return None
 
 
 def described(source: Source) -> dict[str, Any]:
@@ -174,7 +160,9 @@ def write(
         "model": model,
         "settings": asdict(settings),
         "pipeline": dict(pipeline or {}),
-        "plan": dict(plan.provenance) | {"file": "plan.json", "picture": plan.picture()} if plan else None,
+        "plan": "plan.json" if plan else None,
+        "provenance": dict(plan.provenance) if plan else {},
+        "picture": plan.picture() if plan else None,
         "cost_per_batch": cost_document(cost) if cost else None,
         "seconds": run.seconds,
         "stats": run.stats.counts() if run.stats else None,
@@ -219,7 +207,7 @@ def _in_bytes(images: Tensor) -> np.ndarray[Any, Any]:
 def _add_quality(entries: Sequence[dict[str, Any]], images: Tensor, uncached: Tensor) -> None:
     """Adds the PSNR of every image to its uncached one, None for equal images, and its SSIM if it is large enough."""
     for entry, value in zip(entries, psnr(images, uncached).tolist(), strict=True):
-        entry["psnr_db"] = None if value == float("inf") else value
+        entry["psnr"] = None if value == float("inf") else value
     if min(images.shape[-2:]) >= WINDOW:
         for entry, value in zip(entries, ssim(images, uncached).tolist(), strict=True):
             entry["ssim"] = value
@@ -270,21 +258,21 @@ def sample_to(
             phase("timing")
             pair = {UNCACHED_NAME: None, WITH_PLAN: plan}
             timing = time_in_turn(source, pair, settings, rounds, on_step)
-    costs = cost(source, plan, run) if plan is not None else None
+    generation = cost(source, plan, run.call) if plan is not None else None
     record = write(
         out,
         run,
         settings,
         model=model,
         plan=plan,
-        cost=costs,
+        cost=generation,
         uncached=uncached,
         timing=timing,
         pipeline=described(source),
         command=command,
         errors=errors,
     )
-    return SavedRun(record, costs)
+    return SavedRun(record, generation)
 
 
 def check_folder(out: Path) -> None:
@@ -306,16 +294,6 @@ def _clear(out: Path) -> None:
         return  # there was none, or it is somebody else's
     for name in (*names, "plan.json", "plan.constants.safetensors", UNCACHED, "run.json"):
         (out / name).unlink(missing_ok=True)
-
-
-def cost_document(cost: Cost) -> dict[str, Any]:
-    """A plan's cost for a JSON file."""
-    return {
-        "macs": cost.macs,
-        "macs_uncached": cost.macs_uncached,
-        "macs_ratio": cost.speedup,
-        "cache_bytes": cost.cache_bytes,
-    }
 
 
 def save_png(image: Tensor, path: Path) -> None:

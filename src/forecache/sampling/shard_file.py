@@ -6,7 +6,7 @@ shards.json, versioned JSON, checked when it is read:
      "settings": {"model": "DiTTransformer2DModel", ..., "count": 50000, "shard_size": 256, "call_size": 16}}
 
 shards/00000.safetensors: ``images`` (count, H, W, C) uint8, and in its metadata the run, the first sample, the SHA-256
-of the images, how long they took and where.
+of the images, how long they took, where, and what they cost.
 
 Every file appears at once, complete and on the disk, or not at all.
 """
@@ -29,7 +29,7 @@ from forecache.io.document import Document, fields, items, refusing
 from forecache.io.text import short
 
 MANIFEST = Document("forecache-shards", 2)
-SHARD = Document("forecache-shard", 2)
+SHARD = Document("forecache-shard", 3)
 MAX_BYTES = 16 * 2**30
 KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {
@@ -37,7 +37,7 @@ SETTINGS = {
     "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
     "options": dict,
 }  # fmt: skip
-SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_on": str}
+SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_on": str, "cost": dict}
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ class Shard:
     images: (count, H, W, C), uint8
     seconds: latency of sampling them
     made_on: hardware and versions of torch and diffusers
+    cost: MACs of an image and cache bytes of a call, as `costs.image_cost`; empty without a plan
     """
 
     images: Tensor
     seconds: float
     made_on: str
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_manifest(path: Path, settings: Settings) -> None:
@@ -120,6 +122,7 @@ def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> No
         "sha256": _digest(shard.images),
         "seconds": shard.seconds,
         "made_on": shard.made_on,
+        "cost": dict(shard.cost),
     }
     tensor_files.write(path, SHARD, values, {"images": shard.images})
 
@@ -136,7 +139,7 @@ def read_shard(path: Path, settings: Settings, number: int) -> Shard:
             raise ValueError(f"it does not hold {len(part)} images")
         if _digest(images) != values["sha256"]:
             raise ValueError("its images do not match their checksum")
-        return Shard(images, values["seconds"], values["made_on"])
+        return Shard(images, values["seconds"], values["made_on"], values["cost"])
 
 
 def _digest(images: Tensor) -> str:

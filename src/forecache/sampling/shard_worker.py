@@ -24,8 +24,12 @@ from forecache.distributed import World
 from forecache.environment import environment
 from forecache.errors import InputError, RunError, ShardError
 from forecache.io import files
+from forecache.models.counting import first_call
 from forecache.models.find import find
+from forecache.plan.plan import Plan
+from forecache.runtime.session import Session
 from forecache.sampling import samples_file, shard_file
+from forecache.sampling.costs import first_model, image_cost
 from forecache.sampling.shard_file import Settings, Shard
 from forecache.sampling.sources import Sampling, Source
 
@@ -87,6 +91,8 @@ class Folder:
 class ShardRun:
     """One process of a run.
 
+    plan: None computes everything
+    session: of the plan
     call: samples in a model call
     made: numbers of the shards that it sampled
     damaged: numbers of the shards that it found damaged
@@ -97,11 +103,14 @@ class ShardRun:
     source: Source
     conditions: list[Any]
     how: Sampling
+    plan: Plan | None
+    session: Session | None
     call: int
     on_progress: OnProgress
     made: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     _collected: bool = False
+    _cost: dict[str, Any] = field(default_factory=dict)
 
     def tell(self, what: str, done: int) -> None:
         self.on_progress(what, done, self.folder.settings.count)
@@ -133,6 +142,7 @@ class ShardRun:
                 "shape": [settings.count, *seen[0].images.shape[1:]],
                 "seconds": sum(shard.seconds for shard in seen),
                 "made_on": dict(Counter(shard.made_on for shard in seen)),
+                "cost_per_image": dict(next((shard.cost for shard in seen if shard.cost), {})),
                 "forecache": __version__,
             }
             files.write_json(self.folder.path / "run.json", record)
@@ -163,14 +173,25 @@ class ShardRun:
         part, started = settings.part(number), time.monotonic()
         calls: list[Tensor] = []
         for first in range(part.start, part.stop, self.call):
-            calls.append(self._images(range(first, min(first + self.call, part.stop))))
+            calls.append(self._counted(range(first, min(first + self.call, part.stop))))
             if path.exists():  # another process was faster
                 return
             left = sum(len(settings.part(other)) for other in self.folder.missing())
             self.tell("sampling", min(settings.count, settings.count - left + len(calls) * self.call))
-        shard = Shard(torch.cat(calls), time.monotonic() - started, self._made_on())
+        shard = Shard(torch.cat(calls), time.monotonic() - started, self._made_on(), self._cost)
         shard_file.write_shard(path, settings, number, shard)
         self.made.append(number)
+
+    def _counted(self, part: range) -> Tensor:
+        """The samples of one call; the cost of an image is counted at the first."""
+        if self.plan is None or self._cost:
+            return self._images(part)
+        with first_call(first_model(self.source)) as calls:
+            images_BHWC = self._images(part)
+        stats = self.session.stats if self.session is not None else None
+        rows = self.folder.settings.call_size or len(part)
+        self._cost = image_cost(self.source, self.plan, calls[0], rows, stats)
+        return images_BHWC
 
     def _images(self, part: range) -> Tensor:
         """The samples of one call, (B, H, W, C) uint8, rounded as in a PNG."""

@@ -111,8 +111,9 @@ def sample_shards(
     folder, world = Path(out), distributed.launched()
     asked = settings_of(source, wanted, how, plan, shard_size, call_size)
     settings = _join(folder, asked, plan if world.leads else None)
-    run = ShardRun(Folder(folder, settings), world, source, wanted, how, call, on_progress or _silent)
-    with apply(source.target, plan) if plan is not None else nullcontext():
+    with apply(source.target, plan) if plan is not None else nullcontext() as session:
+        where = Folder(folder, settings)
+        run = ShardRun(where, world, source, wanted, how, plan, session, call, on_progress or _silent)
         run.finish()
         written = run.collect(labels) if world.leads else None
     record = json.loads((folder / "run.json").read_bytes()) if written else None

@@ -123,11 +123,13 @@ def alternate(
     *,
     warmup: int = 1,
     on_call: Callable[[str], None] | None = None,
+    on_round: Callable[[dict[str, list[Result]]], None] | None = None,
 ) -> dict[str, list[Result]]:
     """The results of every call, one for each round; in a round all calls run in turn.
 
     rounds: rounds that count. warmup: rounds before these, whose results are dropped. on_call: called with the name of
-    the call that starts.
+    the call that starts. on_round: called after each round that counts with the results so far, all of one length, so
+    that a measurement that is stopped has its whole rounds.
     """
     results: dict[str, list[Result]] = {name: [] for name in calls}
     for number in range(warmup + rounds):
@@ -137,4 +139,6 @@ def alternate(
             result = call()
             if number >= warmup:
                 results[name].append(result)
+        if number >= warmup and on_round is not None:
+            on_round(results)
     return results

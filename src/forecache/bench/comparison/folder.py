@@ -31,6 +31,7 @@ from forecache.models.find import transformers
 from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.parts.identity import is_same
 from forecache.sampling import runs, videos
+from forecache.sampling.costs import first_model
 from forecache.sampling.runs import Run, Settings
 from forecache.sampling.shards import plan_digest
 from forecache.sampling.sources import Source
@@ -43,7 +44,7 @@ ADVICE = "Delete the folder, and it is sampled again"
 
 def identity(source: Source, column: Column, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
     """Everything that decides the images of a column, as plain data."""
-    parts = getattr(source.target, "components", None) or {"transformer": runs.first_model(source)}
+    parts = getattr(source.target, "components", None) or {"transformer": first_model(source)}
     weights = {name: fingerprint(part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)}
     plan = column.plan
     about = runs.described(source)
@@ -68,7 +69,7 @@ class ColumnFolder:
     path: of the folder
     identity: as `identity` gives it
     stats: counts of one generation, as `runtime.stats.Stats` names them; empty without a cache
-    cost: as `runs.cost_document`, of one image; empty where it cannot be counted
+    cost: as `sampling.costs.image_cost`; empty where it cannot be counted
     lanes: calls of the model in a step
     images: SHA-256 of every finished image or video, by its path in the folder
     frames: of every video; 0 for images

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forecache.errors import InputError, MissingExtraError
+from forecache.errors import InputError, MissingExtraError, install_command
 from forecache.evaluate.clip import USUAL, Clip, load_clip
 from forecache.evaluate.images import EQUAL_DB, WINDOW, psnr, ssim
 from forecache.evaluate.metrics import METRICS
@@ -79,7 +79,7 @@ def open_judges(asked: Sequence[str] | None, texts: bool, size: int, device: str
 def _lpips_is_missing() -> str:
     """The reason why LPIPS cannot be measured without a download; empty if it can."""
     if find_spec("lpips") is None or find_spec("torchvision") is None:
-        return "it needs pip install 'forecache[eval]'"
+        return f"it needs {install_command('eval')}"
     if not (Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET).exists():
         return "its weights are not on this machine; --metrics psnr,ssim,lpips downloads them"
     return ""
@@ -88,7 +88,7 @@ def _lpips_is_missing() -> str:
 def _clip_is_missing() -> str:
     """The reason why CLIP cannot be measured without a download; empty if it can."""
     if find_spec("transformers") is None or find_spec("huggingface_hub") is None:
-        return "it needs pip install 'forecache[eval]'"
+        return f"it needs {install_command('eval')}"
     from huggingface_hub import try_to_load_from_cache
 
     is_here = any(isinstance(try_to_load_from_cache(USUAL, name), str | os.PathLike)

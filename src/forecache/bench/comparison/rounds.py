@@ -20,9 +20,10 @@ from forecache.errors import ShardError
 from forecache.io import files
 from forecache.io.document import Document, refusing
 from forecache.methods.explicit import explicit
+from forecache.models.counting import first_call
 from forecache.models.find import grid
 from forecache.runtime.apply import apply
-from forecache.sampling import runs
+from forecache.sampling.costs import first_model, image_cost
 from forecache.sampling.runs import Run, Settings
 from forecache.sampling.sources import OnStep, Sampling, Source
 from forecache.sampling.timing import Turns, timed
@@ -182,7 +183,7 @@ class Rounds:
         def images() -> Any:
             return self.source.generate(conditions, how, batch.indices.start, on_step)
 
-        with runs.first_call(runs.first_model(self.source)) as calls:
+        with first_call(first_model(self.source)) as calls:
             if column.plan is None:
                 pixels, seconds = timed(images)
                 stats = None
@@ -199,13 +200,7 @@ class Rounds:
             return folder.cost
         whole = grid(self.source.target, column.num_steps)
         plan = column.plan or explicit(compute=range(column.num_steps)).plan(whole)
-        cost = runs.cost(self.source, plan, run)
-        if cost is None:
-            return {}
-        lanes = max(1, run.stats.calls // (column.num_steps * max(1, run.stats.generations))) if run.stats else 1
-        document = runs.cost_document(cost)
-        share = lanes / len(run.images)
-        return document | {name: round(document[name] * share) for name in ("macs", "macs_uncached")}
+        return image_cost(self.source, plan, run.call, len(run.images), run.stats)
 
     def _keep(self, seconds: Mapping[str, float]) -> None:
         self._times.append(dict(seconds))

@@ -49,7 +49,7 @@ class Image:
     name: its label or prompt.
     png: the PNG file's bytes.
     uncached: the same sample without a cache, as a PNG; None if it was not sampled.
-    psnr_db: PSNR of the two in dB; None if it is not known or they are equal.
+    psnr: PSNR of the two in dB; None if it is not known or they are equal.
     ssim: SSIM of the two; None if it is not known.
     film: frames of a video in the place of ``png``; None for an image.
     uncached_film: the same frames without a cache.
@@ -58,7 +58,7 @@ class Image:
     name: str
     png: bytes
     uncached: bytes | None = None
-    psnr_db: float | None = None
+    psnr: float | None = None
     ssim: float | None = None
     film: Sheet | None = None
     uncached_film: Sheet | None = None

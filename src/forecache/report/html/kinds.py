@@ -25,7 +25,7 @@ FILES = ("run.json", "bench.json", "demo.json", "search.json", "tune.json", "res
 """The results that a folder is searched for, in this order."""
 BETTER = {"PSNR, dB": "higher", "Fréchet distance": "lower", "class accuracy": "higher"}
 """The better direction of the metrics of comparisons, by their title in a report."""
-QUALITY = {"psnr_db": "PSNR, dB", "frechet": "Fréchet distance", "class_accuracy": "class accuracy"}
+QUALITY = {"psnr": "PSNR, dB", "frechet": "Fréchet distance", "class_accuracy": "class accuracy"}
 """Title in a report of each metric, by its name in the rows of comparisons."""
 
 
@@ -102,10 +102,7 @@ def _is(name: str) -> Callable[[dict[str, Any]], bool]:
 
 
 def _run(path: Path, record: dict[str, Any]) -> ReportData:
-    plan_file = mapping(record["plan"]).get("file")
-    plan = Plan.load(path.with_name("plan.json")) if plan_file == "plan.json" else None
-    provenance = texts(record["plan"])
-    provenance.pop("picture", None)
+    plan = Plan.load(path.with_name("plan.json")) if record["plan"] == "plan.json" else None
     images, left_out = images_of_run(path.parent, record)
     cost = mapping(record.get("cost_per_batch"))
     costs = {
@@ -118,7 +115,7 @@ def _run(path: Path, record: dict[str, Any]) -> ReportData:
     model = text(record.get("model"))
     return ReportData(
         "run",
-        f"{model}: {text(mapping(record['plan']).get('method')) or 'no cache'}",
+        f"{model}: {text(mapping(record.get('provenance')).get('method')) or 'no cache'}",
         plan,
         images=images,
         left_out=left_out,
@@ -127,7 +124,7 @@ def _run(path: Path, record: dict[str, Any]) -> ReportData:
         facts={
             "Run": {"model": model, **texts(record["settings"])},
             "Pipeline": texts(record.get("pipeline")),
-            "Plan": provenance,
+            "Plan": texts(record.get("provenance")),
             "Model": _grid(plan),
             "Scheduler": _scheduler(plan),
             "Counts of the session": texts(record.get("stats")),
@@ -158,10 +155,23 @@ def _errors(record: dict[str, Any]) -> dict[str, ErrorTable]:
     return {"the plan": comparison.error_table(table)} if table else {}
 
 
+def _per_image(cost: dict[str, Any]) -> dict[str, str]:
+    costs = {
+        "MACs of an image": _macs(cost.get("macs")),
+        "without a cache": _macs(cost.get("macs_uncached")),
+        "fewer MACs": _times(cost.get("macs_ratio")),
+        "cache of a call": _mib(cost.get("cache_bytes")),
+    }
+    return {name: value for name, value in costs.items() if value}
+
+
 def _samples(path: Path, record: dict[str, Any]) -> ReportData:
     plan = Plan.load(path.with_name("plan.json")) if path.with_name("plan.json").is_file() else None
-    settings = texts(record["settings"])
+    settings = texts({name: value for name, value in record["settings"].items() if name not in ("plan", "weights")})
     scheduler = settings.pop("scheduler", "")
+    weights = {
+        part: text(value).partition(":")[0] for part, value in mapping(record["settings"].get("weights")).items()
+    }
     images, left_out = images_of_samples(path.with_name("samples.npz"))
     method = plan.provenance.get("method", "a plan") if plan else "no cache"
     return ReportData(
@@ -170,9 +180,11 @@ def _samples(path: Path, record: dict[str, Any]) -> ReportData:
         plan,
         images=images,
         left_out=left_out,
-        costs={"duration of all shards": _seconds(record.get("seconds"))},
+        costs=_per_image(mapping(record.get("cost_per_image")))
+        | {"duration of all shards": _seconds(record.get("seconds"))},
         facts={
             "Run": settings | {"SHA-256 of samples.npz": text(record["sha256"])},
+            "Fingerprints of the weights": {part: text(value).partition(":")[0] for part, value in weights.items()},
             "Model": _grid(plan),
             "Scheduler": _settings_of(scheduler),
             "Plan": texts(dict(plan.provenance)) if plan else {},
@@ -276,7 +288,7 @@ def _tuning(path: Path, _: dict[str, Any]) -> ReportData:
     settings, trials = tuning_file.read(path)
     searched = [trial for trial in trials.values() if trial.noise == 0]
     ranked = sorted(searched, key=lambda trial: (trial.computed, -trial.psnr))
-    title = QUALITY["psnr_db"]
+    title = QUALITY["psnr"]
     return ReportData(
         "tuning",
         f"{text(settings.get('model'))}: {len(ranked)} schedules tried",

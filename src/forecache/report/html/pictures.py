@@ -45,7 +45,7 @@ def images_of_run(folder: Path, record: dict[str, Any]) -> tuple[tuple[Image, ..
         if total > MAX_TOTAL:
             break
         name = text(entry.get("prompt")) or f"label {text(entry.get('label'))}"
-        images.append(Image(name, png, uncached_png, number(entry.get("psnr_db")), number(entry.get("ssim"))))
+        images.append(Image(name, png, uncached_png, number(entry.get("psnr")), number(entry.get("ssim"))))
     return tuple(images), len(entries) - len(images)
 
 
@@ -72,7 +72,7 @@ def _video(folder: Path, entry: dict[str, Any], uncached: Iterator[bytes]) -> Im
     shown = chosen_frames(count)
     films = [_sheet([pngs[number] for number in shown]) if len(pngs) == count else None for pngs in (frames, bare)]
     name = text(entry.get("prompt")) or f"label {text(entry.get('label'))}"
-    return Image(name, b"", None, number(entry.get("psnr_db")), number(entry.get("ssim")), *films)
+    return Image(name, b"", None, number(entry.get("psnr")), number(entry.get("ssim")), *films)
 
 
 def _sheet(pngs: list[bytes]) -> Sheet:

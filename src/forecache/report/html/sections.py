@@ -288,8 +288,8 @@ def _image(image: Image, index: int) -> Html:
         layers.append(_png(image.uncached, f"{name}, without a cache", "without"))
         controls.append(_slider(f"{name}: share without a cache"))
     has_pair = image.uncached is not None or image.uncached_film is not None
-    psnr = f"{image.psnr_db:.1f} dB" if image.psnr_db is not None else "equal" if has_pair else ""
-    psnr += f", SSIM {image.ssim:.3f}" if image.ssim is not None and image.psnr_db is not None else ""
+    psnr = f"{image.psnr:.1f} dB" if image.psnr is not None else "equal" if has_pair else ""
+    psnr += f", SSIM {image.ssim:.3f}" if image.ssim is not None and image.psnr is not None else ""
     caption = tag("figcaption", tag("span", image.name), " ", tag("b", psnr))
     return tag("figure", tag("div", *layers, class_="pair"), *controls, caption, class_="sample")
 
