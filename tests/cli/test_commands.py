@@ -260,8 +260,16 @@ FAILURES = {
     "share without procache": (["--labels", "1", "--method", "fora", "--share", "0.2"], "--share belongs to"),
     "a share over 1": (["--labels", "1", "--method", "toca", "--interval", "3", "--share", "2"], "between 0 and 1"),
     "a gate without statistics": (
-        ["--labels", "1", "--method", "goc", "--gamma", "0.4"],
+        ["--labels", "1", "--method", "goc", "--gamma", "0.4", "--stats", "none"],
         "--gamma of goc needs --stats",
+    ),
+    "a gate without statistics of so many steps": (
+        ["--labels", "1", "--method", "goc", "--gamma", "0.4", "--steps", "8"],
+        "--gamma of goc needs --stats",
+    ),
+    "a method whose statistics cannot be left out": (
+        ["--labels", "1", "--method", "smoothcache", "--stats", "none"],
+        "There is no statistics",
     ),
     "an ingredient that is no file": (
         ["--labels", "1", "--method", "goc", "--stats", "nowhere"],
@@ -426,6 +434,34 @@ def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_pa
     assert fc.Plan.load(tmp_path / "plan.json").picture() == "#..#\n##.#"
 
 
+GATED = {
+    "by default": ([], {}, True),
+    "of other steps": (["--steps", 19], {}, False),
+    "left out": (["--stats", "none"], {}, False),
+    "of listed steps": (["--correct", "3,5"], {"steps": [3, 5]}, False),
+    "with a gamma of its own": (["--gamma", 0.4], {"gamma": 0.4}, True),
+    "after a warm-up": (["--warmup", 4], {}, True),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_goc_takes_the_statistics_of_a_bundled_model(forecache, tmp_path, name):
+    """And says so; not where other steps are listed, for another number of steps, or where they are declined."""
+    words, more, gated = GATED[name]
+    path = tmp_path / "plan.json"
+    code, out, err = forecache("plan", "goc", *words, "-o", path)
+    assert (code, err) == (0, "")
+    plan = fc.Plan.load(path)
+    stats = {"stats": zoo.record("digits").statistics_path(20)} if gated else {}
+    base = fc.warmup(fc.fora(2), 4) if "--warmup" in words else fc.fora(2)
+    assert plan == fc.goc(base, 0.8, **stats, **more).plan(fc.grid(load_digits(), plan.num_steps))
+    assert ("The gate is by the statistics that digits comes with; --stats none" in out) == gated
+    if gated:  # asked for by name, and read from the file: nothing was taken unasked
+        assert "comes with" not in forecache("plan", "goc", *words, "--stats", "digits", "-o", path)[1]
+        sampled = ("sample", "--labels", "1", "--plan", path, "--out", tmp_path / "out")
+        assert name != "by default" or "comes with" not in forecache(*sampled)[1]
+
+
 SELECTIVE = {
     "procache": (["--method", "procache", "--pattern", "#...#...", "--share", 0.5], "#.o.#.o.", 0.5),
     "on fora": (["--method", "procache", "--interval", 4, "--from-depth", 6], "#.o.#.o.", 0.25),
@@ -482,7 +518,7 @@ def test_plan_writes_what_the_library_makes_and_says_its_cost(forecache, tmp_pat
     code, out, err = forecache(*words, "-o", path)
     assert (code, err) == (0, "")
     digits = load_digits()
-    expected = fc.goc(fc.fora(2), 1.2).plan(fc.grid(digits, 20))
+    expected = fc.goc(fc.fora(2), 1.2, stats=zoo.record("digits").statistics_path(20)).plan(fc.grid(digits, 20))
     assert fc.Plan.load(path) == expected
     cost = expected.cost(digits, batch_size=1)
     assert str(cost) in out

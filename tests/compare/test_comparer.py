@@ -51,17 +51,26 @@ def is_clean(model):
 
 # ---- what is picked -------------------------------------------------------------------------------------------------
 
+GATE = {"stats": DIGITS.statistics_path(20)}
+"""GOC has a gate by the model's statistics."""
+
 PICKED = {
     "reuse": ({"correction": "none"}, lambda: fc.fora(2)),
-    "goc": ({"values": {"interval": 3, "eta": 1.2}}, lambda: fc.goc(fc.fora(3), 1.2)),
+    "goc": ({"values": {"interval": 3, "eta": 1.2}}, lambda: fc.goc(fc.fora(3), 1.2, **GATE)),
     "taylorseer": ({"correction": "taylorseer", "values": {"order": 2}}, lambda: fc.taylorseer(fc.fora(2), 2)),
-    "spread": ({"base": "spread", "values": {"speedup": 2.5}}, lambda: fc.goc(fc.methods.spread(2.5), 0.8)),
-    "by hand": ({"base": "explicit", "values": {"skip": "1, 3,6"}}, lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8)),
+    "spread": ({"base": "spread", "values": {"speedup": 2.5}}, lambda: fc.goc(fc.methods.spread(2.5), 0.8, **GATE)),
+    "by hand": (
+        {"base": "explicit", "values": {"skip": "1, 3,6"}},
+        lambda: fc.goc(fc.explicit(skip=[1, 3, 6]), 0.8, **GATE),
+    ),
     "a pattern": (
         {"base": "explicit", "values": {"pattern": "#.#.################"}},
-        lambda: fc.goc(fc.explicit(pattern="#.#.################"), 0.8),
+        lambda: fc.goc(fc.explicit(pattern="#.#.################"), 0.8, **GATE),
     ),
-    "l2c": ({"base": "l2c", "values": {"router": "digits-40"}}, lambda: fc.goc(fc.l2c(DIGITS.router_path(40)), 0.8)),
+    "l2c": (
+        {"base": "l2c", "values": {"router": "digits-40"}},
+        lambda: fc.goc(fc.l2c(DIGITS.router_path(40)), 0.8, **GATE),
+    ),
     "l2c alone": ({"base": "l2c", "correction": "none"}, lambda: fc.l2c(DIGITS.router_path(22))),
     "smoothcache": (
         {"base": "smoothcache", "values": {"change": 0.4}, "correction": "none"},

@@ -104,6 +104,12 @@ def test_god_weighs_position_against_share_and_closes_at_the_threshold_itself():
     )
 
 
+@pytest.mark.parametrize("position", ["printed", "falling"])
+def test_a_position_that_is_not_known_is_refused(position):
+    with pytest.raises(fc.errors.PlanError, match=f"{position}.*only 'growing'.*its Eq. 8 .* was not available to us"):
+        gates.god(Shares(0, 0, 0), 0.5, 0.6, position=position)
+
+
 def test_god_counts_blocks_as_the_paper_does():
     """N = 0, 4 and 1 blocks; B = 0, 2.25 and 1 at gamma 0.5."""
     gate = gates.god(Shares(1, 1, 1, counts=(0, 4, 1)), 0.5, 1.5, "blocks")

@@ -60,7 +60,9 @@ def test_estimates_of_the_first_figure_are_the_rules_on_recorded_features(source
 def test_the_third_figure_corrects_one_step_and_all_up_to_it(source):
     how = settings("goc-figure-3", source)
     points = figures._steps(Lab(source, how))
-    assert list(points) == ["none", "at 3", "up to 3", "at 5", "up to 5", "at 7", "up to 7"]
+    keys = [f"{words} {step}" for step in (3, 5, 7) for words in ("at", "up to", "without")]
+    assert list(points) == ["none", *keys]
+    assert points["without 7"]() == points["up to 5"]()
     assert points["at 3"]() == points["up to 3"]()
     sampling = sources.Sampling(8, how.guidance, 0)
     bare = source.generate([0, 1], sampling)
@@ -125,6 +127,31 @@ def test_a_figure_goes_on_and_refuses_other_settings(source, tmp_path, monkeypat
         measure(figure, source, how, path)
 
 
+def test_further_plans_stand_below_the_paper_s(source, tmp_path):
+    """Their images are those of a run under the plan; the file of a figure with other plans is refused."""
+    figure, grid = FIGURES["goc-figure-4"], fc.grid(source.target, 8)
+    plan, other = (fc.taylorseer(fc.fora(4), order).plan(grid) for order in (1, 0))
+    how = settings("goc-figure-4", source, samples=None, labels=[2, 0, 2], plans={"mine": plan}, steps=20)
+    assert (how.conditions, how.steps) == ((2, 0, 2), 8)
+    points = measure(figure, source, how, tmp_path / "figure.json")["points"]
+    assert list(points) == ["no cache", "FORA", "FORA + GC", "FORA + GOC", "FORA + GC, eta 0.8", "mine"]
+    with fc.apply(source.target, plan):
+        images = source.generate([2, 0, 2], sources.Sampling(8, how.guidance, 0))
+    pixels = torch.tensor(points["mine"]["images"]).permute(0, 3, 1, 2)
+    assert torch.equal(pixels, (images * 255).round().long())
+    for plans in ({}, {"mine": other}, {"theirs": plan}):
+        with pytest.raises(fc.errors.TableError, match="holds a figure with other settings"):
+            measure(figure, source, replace(how, plans=plans), tmp_path / "figure.json")
+    with pytest.raises(fc.errors.InputError, match="goc-figure-3 shows no plans side by side"):
+        settings("goc-figure-3", source, plans={"mine": plan})
+    longer = fc.fora(2).plan(fc.grid(source.target, 9))
+    with pytest.raises(fc.errors.InputError, match="these have several: a 8, b 9"):
+        settings("goc-figure-5", source, plans={"a": plan, "b": longer})
+    strange = fc.fora(2).plan(fc.Grid(8, (fc.parts.Site("elsewhere", 0, "mlp"),)))
+    with pytest.raises(fc.errors.PlanError):
+        settings("goc-figure-5", source, plans={"mine": strange})
+
+
 def test_a_model_of_texts_without_prompts_is_refused(pixart_folder):
     from forecache.zoo.open import open_source
 
@@ -148,3 +175,25 @@ def test_the_command_draws_every_figure(name, forecache, pipe_folder, tmp_path, 
 def test_a_figure_takes_no_option_of_tables(forecache, pipe_folder):
     code, _, err = forecache("reproduce", "goc-figure-1", "--on", pipe_folder, "--metrics", "fid")
     assert (code, "goc-figure-1 is a figure, which takes no --metrics" in err) == (1, True)
+
+
+def test_the_command_shows_labels_and_plans(forecache, pipe, pipe_folder, tmp_path):
+    plan = fc.fora(3).plan(fc.grid(pipe, 6))
+    plan.save(tmp_path / "thirds.json")
+    words = ["reproduce", "goc-figure-5", "--on", pipe_folder, "--out", tmp_path / "out", "--device", "cpu"]
+    code, _, err = forecache(*words, "--labels", "3,1", "--plan", tmp_path / "thirds.json")
+    assert (code, err) == (0, "")
+    document = json.loads((tmp_path / "out/figure.json").read_text())
+    assert (document["settings"]["conditions"], document["settings"]["steps"]) == ([3, 1], 6)
+    assert list(document["points"])[-1] == "thirds"
+    (tmp_path / "again").mkdir()
+    plan.save(tmp_path / "again/thirds.json")
+    refused = {
+        "called alike": ["--plan", tmp_path / "thirds.json", "--plan", tmp_path / "again/thirds.json"],
+        "both say what to sample": ["--labels", "1", "--prompts", tmp_path / "prompts.txt"],
+    }
+    for words_of_error, more in refused.items():
+        code, _, err = forecache(*words, *more)
+        assert (code, words_of_error in err) == (1, True)
+    code, _, err = forecache("reproduce", "goc-table-1", "--on", pipe_folder, "--labels", "1")
+    assert (code, "goc-table-1 is a table, whose samples and plans are its own: leave --labels out" in err) == (1, True)

@@ -57,7 +57,8 @@ def plan_command(
 
     Example: `forecache plan taylorseer --interval 3 --order 2 --model dit-xl-2 --batch 8 -o dit-xl-taylor.json`
     """
-    built = typed(method).build(steps)
+    options = typed(method)
+    built = options.build(steps, model)
     if built is None:
         raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
     check_name(model, *SHAPES)
@@ -75,7 +76,7 @@ def plan_command(
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
         emit({**document, "cost": asdict(cost) if cost is not None else None})
         return
-    say(f"{plan.overview()}\n{cost or UNKNOWN_COST}\nWrote {out}.")
+    say(f"{plan.overview()}\n{options.unasked(plan, model)}{cost or UNKNOWN_COST}\nWrote {out}.")
 
 
 @app.command("methods")

@@ -16,12 +16,16 @@ from forecache.methods import flags, recommended, registry
 from forecache.methods.flags import Expression, Flag
 from forecache.methods.parameters import Parameter
 from forecache.plan.method import Method
+from forecache.plan.plan import Plan
 from forecache.zoo import ingredients
 
 NONE = "none"
 """The method that samples without a cache."""
 SPEEDUP = "speedup"
 """The flag that, without a method, asks for the recipe on record for so many times fewer MACs."""
+
+STATISTICS = "stats"
+"""The flag of statistics."""
 
 Typed = Callable[[str], "MethodOptions"]
 """The options as they were typed, waiting for the method that they are for."""
@@ -47,10 +51,11 @@ class MethodOptions:
         base = ["--base"] if self.base is not None else []
         return base + [table[name].option for name, value in self.flags.items() if value is not None]
 
-    def build(self, num_steps: int) -> Method | None:
+    def build(self, num_steps: int, model: str) -> Method | None:
         """The method, or None for sampling without a cache; InputError if an option does not belong to it.
 
         num_steps: model calls of the run, by which bundled statistics are found
+        model: name of the model, whose statistics GOC's gate takes by default if it is a bundled one
         """
         if self.method == NONE:
             given = {name: value for name, value in self.flags.items() if value is not None}
@@ -58,7 +63,17 @@ class MethodOptions:
                 return recommended.method(checked_speedup(given[SPEEDUP]))
             self._refuse_all()
             return None
-        return Expression(self.method, self.base, self.flags).build(ingredients.resolver(num_steps))
+        expression = Expression(self.method, self.base, self.flags)
+        return expression.build(ingredients.resolver(num_steps), ingredients.at_hand(model, num_steps))
+
+    def unasked(self, plan: Plan | None, model: str) -> str:
+        """The line about statistics that the method took without being asked; empty if it took none."""
+        asked = self.method == NONE or self.flags.get(STATISTICS) is not None
+        if asked or plan is None or STATISTICS not in (plan.recipe or {}):
+            return ""
+        return (
+            f"The gate is by the statistics that {model} comes with; --{STATISTICS} none corrects every skipped step.\n"
+        )
 
     def _refuse_all(self) -> None:
         table = flags.flags()

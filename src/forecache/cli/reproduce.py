@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import forecache as fc
 from forecache import distributed, zoo
 from forecache.cli.parameters import BUNDLED, AsJson, Device, Dtype, names, out_folder
 from forecache.cli.terminal import app, emit, progress, resumable, say, typed_command
@@ -14,11 +16,11 @@ from forecache.errors import InputError
 from forecache.evaluate import clip
 from forecache.report import figures, paper_figures
 from forecache.reproduce import Protocol, Reproduction, TestbedOptions, open_table, open_testbed, reproduce
-from forecache.reproduce.figures import FIGURES, PaperFigure, measure, settings_of
+from forecache.reproduce.figures import FIGURES, PaperFigure, Settings, measure, settings_of
 from forecache.reproduce.table import bundled
 from forecache.sampling.respaced import respaced
-from forecache.sampling.runs import read_prompts
-from forecache.sampling.sources import DiTSource
+from forecache.sampling.runs import parse_labels, read_prompts
+from forecache.sampling.sources import DiTSource, Source
 from forecache.zoo.open import open_source
 
 
@@ -53,6 +55,12 @@ def reproduce_command(
         Path | None, typer.Option(help="For a text-to-image model: a file of prompts, one a line.")
     ] = None,
     clip_model: Annotated[str, typer.Option(help="CLIP, for the metric clip: a folder or repository.")] = clip.USUAL,
+    labels: Annotated[
+        str | None, typer.Option(help="Of figures: classes by number or name, one sample each: 2,7 [all classes].")
+    ] = None,
+    plan: Annotated[
+        list[Path] | None, typer.Option(help="Of GOC's figures 4 and 5: a plan file to show as well; repeatable.")
+    ] = None,
     vae: Annotated[
         str | None, typer.Option(help="A folder or repository of the VAE, or own [the table's, on its own model].")
     ] = None,
@@ -73,6 +81,8 @@ def reproduce_command(
 
     Example: `forecache reproduce goc-figure-1 --on digits`
 
+    Example: `forecache reproduce goc-figure-4 --on digits --labels 4,4,7,7`
+
     Example: `forecache reproduce goc-table-3 --reference VIRTUAL_imagenet256_labeled.npz --router ddim20_router.pt`
     """
     if table is None:
@@ -87,8 +97,11 @@ def reproduce_command(
                  "stats": stats, "vae": vae, "metrics": metrics}  # fmt: skip
         if idle := [name for name, value in given.items() if value]:
             raise InputError(f"{table} is a figure, which takes no --{idle[0]}: leave it out.")
-        _figure(FIGURES[table], on, samples, seed, prompts, out, device, dtype, as_json)
+        shown = Shown(labels, prompts, tuple(plan or ()))
+        _figure(FIGURES[table], on, samples, seed, shown, out, device, dtype, as_json)
         return
+    if idle := [name for name, value in {"labels": labels, "plan": plan}.items() if value]:
+        raise InputError(f"{table} is a table, whose samples and plans are its own: leave --{idle[0]} out.")
     paper_table = open_table(table)
     options = TestbedOptions(reference, weights, router, stats, prompts, clip_model, metrics, vae)
     folder = out or Path("out/reproduce") / "-".join([paper_table.name, *([Path(on).name] if on else [])])
@@ -117,8 +130,42 @@ def reproduce_command(
 PAPERS_MODEL = "facebook/DiT-XL-2-256"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The samples and plans of a figure, as typed.
+
+    labels: classes with commas between them.
+    prompts: a file of prompts.
+    plans: plan files.
+    """
+
+    labels: str | None
+    prompts: Path | None
+    plans: tuple[Path, ...]
+
+    def settings(self, figure: PaperFigure, source: Source, on: str, samples: int | None, seed: int) -> Settings:
+        """The settings of the figure. Raises InputError for samples or plans that it cannot show."""
+        if self.labels is not None and self.prompts is not None:
+            raise InputError("--labels and --prompts both say what to sample: give one of them.")
+        if self.labels is not None and not source.classes:
+            raise InputError("The model takes prompts, not classes: leave --labels out, or give --prompts.")
+        plans = {path.stem: fc.Plan.load(path) for path in self.plans}
+        if len(plans) < len(self.plans):
+            raise InputError("A figure calls plans by the names of their files, and two of these are called alike.")
+        return settings_of(
+            figure,
+            source,
+            on,
+            samples=samples,
+            seed=seed,
+            labels=parse_labels(self.labels, source) if self.labels is not None else (),
+            prompts=read_prompts(self.prompts) if self.prompts is not None else (),
+            plans=plans,
+        )
+
+
 def _figure(
-    figure: PaperFigure, on: str | None, samples: int | None, seed: int, prompts: Path | None, out: Path | None,
+    figure: PaperFigure, on: str | None, samples: int | None, seed: int, shown: Shown, out: Path | None,
     device: str, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure and draw a figure: figure.json and figure.png."""
@@ -127,8 +174,7 @@ def _figure(
     with resumable(folder, leads=True), progress(None, shown=True) as (bar, task):
         source = open_source(on or PAPERS_MODEL, device, dtype)
         source = respaced(source.pipe) if isinstance(source, DiTSource) else source
-        texts = read_prompts(prompts) if prompts is not None else ()
-        settings = settings_of(figure, source, on or PAPERS_MODEL, samples=samples, seed=seed, prompts=texts)
+        settings = shown.settings(figure, source, on or PAPERS_MODEL, samples, seed)
         path = folder / "figure.json"
         document = measure(
             figure,

@@ -106,7 +106,7 @@ def sample_command(
     options = typed(method)
     saved_plan = _load(plan, options, steps)
     num_steps = saved_plan.num_steps if saved_plan is not None else steps or 20
-    built = options.build(num_steps)
+    built = options.build(num_steps, model)
     if num_samples is None:
         runs.check_folder(out)
     else:
@@ -123,9 +123,9 @@ def sample_command(
         timed_rounds = ROUNDS if rounds is None else rounds
         with interruptible(lambda: f"Nothing was written to {out}: the {nouns(source)} are written at the end."):
             saved = _sample_few(out, source, run_plan, settings, model, compare, timed_rounds, errors)
-        _say_few(saved, run_plan, out, source, as_json=as_json)
+        _say_few(saved, run_plan, out, source, options.unasked(run_plan, model), as_json=as_json)
     else:
-        _sample_many(out, source, run_plan, settings, many, as_json=as_json)
+        _sample_many(out, source, run_plan, settings, many, options.unasked(run_plan, model), as_json=as_json)
 
 
 def _load(path: Path | None, options: MethodOptions, steps: int | None) -> fc.Plan | None:
@@ -180,12 +180,14 @@ def _sample_few(
         )
 
 
-def _say_few(saved: runs.SavedRun, plan: fc.Plan | None, out: Path, source: sources.Source, *, as_json: bool) -> None:
+def _say_few(
+    saved: runs.SavedRun, plan: fc.Plan | None, out: Path, source: sources.Source, unasked: str, *, as_json: bool
+) -> None:
     if as_json:
         emit(saved.record)
         return
     if plan is not None:
-        say(f"{_description(plan)}\n{saved.cost or 'The cost is not known from shapes alone.'}")
+        say(f"{_description(plan)}\n{unasked}{saved.cost or 'The cost is not known from shapes alone.'}")
     if "uncached" in saved.record:
         say(_comparison(saved.record))
     say(f"Wrote {len(saved.record['images'])} {nouns(source)} and run.json to {out}.")
@@ -253,6 +255,7 @@ def _sample_many(
     plan: fc.Plan | None,
     settings: runs.Settings,
     many: _Many,
+    unasked: str,
     *,
     as_json: bool,
 ) -> None:
@@ -280,7 +283,7 @@ def _sample_many(
     if world.leads and as_json:
         emit(sampled.record)
     elif world.leads:
-        _say_shards(sampled, plan, time.monotonic() - started)
+        _say_shards(sampled, plan, unasked, time.monotonic() - started)
 
 
 def _kept_shards(out: Path) -> str:
@@ -288,9 +291,9 @@ def _kept_shards(out: Path) -> str:
     return f"{count} finished shards are kept in {out}: the same command continues."
 
 
-def _say_shards(sampled: fc.sampling.Sampled, plan: fc.Plan | None, seconds: float) -> None:
+def _say_shards(sampled: fc.sampling.Sampled, plan: fc.Plan | None, unasked: str, seconds: float) -> None:
     if plan is not None:
-        say(_description(plan))
+        say(f"{_description(plan)}\n{unasked}".rstrip())
     if sampled.damaged:
         say(f"Damaged shards that were sampled again: {', '.join(map(str, sampled.damaged))}.")
     others = sampled.shards - len(sampled.made)

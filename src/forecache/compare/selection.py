@@ -136,7 +136,8 @@ class Selection:
     def method(self) -> Method:
         """The method, as `forecache sample` builds it."""
         outer, base = self._names()
-        return Expression(outer, base, self._flags()).build(ingredients.resolver(self.steps))
+        expression = Expression(outer, base, self._flags())
+        return expression.build(ingredients.resolver(self.steps), ingredients.at_hand(self.model, self.steps))
 
     def settings(self, source: Source) -> runs.Settings:
         """The sampling settings, with one model call a step; InputError for a class that the model does not have."""

@@ -46,6 +46,10 @@ ProCache computes tokens in every second step of a gap, and fora(2) has gaps of 
 
 Resolve = Callable[[Parameter, Any], Any]
 """(parameter, value of its flag) -> value: the path of a bundled file by its name, for example."""
+AtHand = Callable[[Parameter], Any]
+"""(optional ingredient without a flag) -> the data that a run has without being asked for it; None for none."""
+WITHOUT = "none"
+"""The value of an optional ingredient's flag that takes none of it, whatever is at hand."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Flag:
         starts = {owner: _shown(parameter.start) for owner, parameter in self.owners.items()}
         values = list(dict.fromkeys(starts.values()))
         text = values[0] if len(values) == 1 else ", ".join(f"{owner} {start}" for owner, start in starts.items())
+        if unasked := [name for name, one in self.owners.items() if one.is_ingredient and not one.required]:
+            text = f"{', '.join(unasked)}: a bundled model's own; {WITHOUT} takes none"
         return f"{self.parameter.help.replace('`', '')}{f' [{text}]' if text else ''}"
 
     @property
@@ -174,7 +180,9 @@ class Expression:
                 return owner
         return DEFAULT_BASE
 
-    def build(self, resolve: Resolve = lambda parameter, value: value) -> Method:
+    def build(
+        self, resolve: Resolve = lambda parameter, value: value, at_hand: AtHand = lambda parameter: None
+    ) -> Method:
         """The method; InputError for a flag that does not belong to it or its base, for one that is missing, and for a
         value that it cannot take.
         """
@@ -182,7 +190,7 @@ class Expression:
         self._refuse_others([entry.name for entry in chain])
         recipe: dict[str, Any] | None = None
         for entry in reversed(chain):
-            values = {"method": entry.name, **dict(self._values(entry, chain, resolve))}
+            values = {"method": entry.name, **dict(self._values(entry, chain, resolve, at_hand))}
             recipe = values if recipe is None else values | {"base": recipe}
         assert recipe is not None
         return registry.build(recipe)
@@ -199,12 +207,27 @@ class Expression:
                     f"{table[name].option} belongs to {' or '.join(words)}, and {_sentence(names)} does not use it."
                 )
 
-    def _values(self, entry: Registered, chain: tuple[Registered, ...], resolve: Resolve) -> Iterator[tuple[str, Any]]:
-        """The parameters of a method in the chain, from its flags."""
+    def _values(
+        self, entry: Registered, chain: tuple[Registered, ...], resolve: Resolve, at_hand: AtHand
+    ) -> Iterator[tuple[str, Any]]:
+        """The parameters of a method in the chain, from its flags and from what is at hand."""
         where, table, names = f" of {entry.name}", flags(), names_of(entry)
+        unasked = {
+            parameter.name: data
+            for parameter in entry.in_forms
+            if parameter.is_ingredient and not parameter.required
+            if self.given.get(names[parameter.name]) is None
+            if not parameter.range.unless or self.given.get(names[parameter.range.unless]) is None
+            if (data := at_hand(parameter)) is not None
+        }
         for parameter in entry.in_forms:
             flag = table[names[parameter.name]]
             value = self.given.get(flag.name)
+            if parameter.name in unasked:
+                yield parameter.name, unasked[parameter.name]
+                continue
+            if value == WITHOUT and parameter.is_ingredient and not parameter.required:
+                continue
             if value is None or not self._is_meant(parameter, entry, chain, flag):
                 if parameter.required:
                     if parameter.range.usual is None:
@@ -212,7 +235,7 @@ class Expression:
                     yield parameter.name, USUAL.get((chain[0].name, parameter.name), parameter.range.usual)
                 continue
             needed = parameter.range.needs
-            if needed and self.given.get(names[needed]) is None:
+            if needed and needed not in unasked and self.given.get(names[needed]) in (None, WITHOUT):
                 raise InputError(_missing(entry, entry.parameter(needed) or parameter, table[names[needed]], flag))
             value = resolve(parameter, value)
             try:

@@ -35,7 +35,7 @@ def goc(
     eta: Annotated[float, Range(usual=0.8, slider=(0, 2, 0.05))],
     *,
     steps: Sequence[int] | None = None,
-    stats: Statistics | str | os.PathLike[str] | None = None,
+    stats: Annotated[Statistics | str | os.PathLike[str] | None, Range(unless="steps")] = None,
     gamma: Annotated[float | None, Range(least=0, most=1, needs="stats")] = None,
     threshold: Annotated[float | None, Range(needs="stats")] = None,
     inverse: Annotated[gates.Counted, Range(needs="stats")] = "branches",

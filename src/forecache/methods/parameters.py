@@ -57,6 +57,7 @@ class Range:
     usual: the value that commands and pages begin with, for a parameter without a default
     slider: first and last value and the step of the page's slider; None for no slider
     needs: name of another parameter of the method, without which this one says nothing; empty for none
+    unless: name of another parameter, beside which a command does not take this one from what is at hand
     """
 
     least: float | None = None
@@ -64,6 +65,7 @@ class Range:
     usual: Any = None
     slider: tuple[float, float, float] | None = None
     needs: str = ""
+    unless: str = ""
 
 
 @dataclass(frozen=True)

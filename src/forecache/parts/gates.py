@@ -85,6 +85,7 @@ def whole_blocks(schedule: Schedule, gate: Gate = always) -> Gate:
 
 
 Counted = Literal["branches", "blocks"]
+Position = Literal["growing", "printed"]
 
 
 class Measured(Protocol):
@@ -122,14 +123,25 @@ class god:  # noqa: N801 - reads as the function it is
     threshold: B from which on the gate is closed. The paper does not print its value; `proposed` finds one. Its
         published lists of steps are `forecache.methods.goc_paper_steps`.
     counted: N as the share of ``branches`` [default, ours], or as the number of ``blocks`` (the paper's N(t)).
+    position: ``growing`` [default], from 0 at the first step to 1 at the last, which is what the paper's text says of
+        it. ``printed`` would be sign and denominator as its Eq. 8 prints them; it raises PlanError, because the body of
+        the paper was not available to us.
     """
 
     stats: Measured
     gamma: float
     threshold: float
     counted: Counted = "branches"
+    position: Position = "growing"
 
     def __post_init__(self) -> None:
+        if self.position != "growing":
+            raise PlanError(
+                f"position={self.position!r} was asked for; only 'growing' is implemented. The paper's text says that "
+                "errors near the end do the harm, which is position = step / (steps - 1). How its Eq. 8 prints sign "
+                "and denominator was not available to us: for another position give goc() a gate of your own, "
+                "gate=lambda step, site, grid: ..."
+            )
         if not 0 <= self.gamma <= 1:
             raise PlanError(f"gamma weighs the position against N, from 0 to 1; {self.gamma!r} was asked for.")
 

@@ -48,15 +48,18 @@ def _trajectories(plt: Any, points: Points) -> Any:
 
 
 def _steps(plt: Any, points: Points) -> Any:
-    """PSNR against the step: GC at this step alone, and up to it; dashed is FORA."""
+    """PSNR against the step: GC at this step alone, up to it, and at all others; dotted is FORA."""
     canvas, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for prefix, style in (("at ", "o--"), ("up to ", "s-")):
+    lines = {
+        "at ": ("o--", "GC at step k alone"),
+        "up to ": ("s-", "GC up to step k"),
+        "without ": ("^:", "GC at all steps but k (ours)"),
+    }
+    for prefix, (style, label) in lines.items():
         places = [
             (int(key.removeprefix(prefix)), point["psnr"]) for key, point in points.items() if key.startswith(prefix)
         ]
-        axis.plot(
-            *zip(*places, strict=True), style, label=f"GC {prefix.strip()} step k{' alone' if 'at' in prefix else ''}"
-        )
+        axis.plot(*zip(*places, strict=True), style, label=label)
     axis.axhline(points["none"]["psnr"], color="gray", linestyle=":", label="FORA, no GC")
     axis.set_xlabel("k")
     axis.set_ylabel("PSNR to the uncached images, dB")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ from forecache.models.fingerprint import describe_scheduler, fingerprint
 from forecache.parts.forecasts import Gradient, Taylor
 from forecache.parts.grid import Action, Grid, Site
 from forecache.plan.method import Method
+from forecache.plan.plan import Plan
 from forecache.runtime.apply import apply
 from forecache.runtime.plan_source import Fixed
 from forecache.runtime.session import Session
 from forecache.sampling import sources
+from forecache.sampling.shards import plan_digest
 from forecache.sampling.sources import Condition, Source
 
 DOCUMENT = Document("forecache-figure", 1)
@@ -56,6 +58,7 @@ class Settings:
     guidance: classifier-free guidance scale.
     seed: of the noise.
     eta: of GOC.
+    plans: further plans of a figure that shows plans side by side, by name.
     """
 
     on: str
@@ -66,6 +69,13 @@ class Settings:
     guidance: float
     seed: int
     eta: float
+    plans: Mapping[str, Plan] = field(default_factory=dict, repr=False, hash=False)
+
+    def document(self) -> dict[str, Any]:
+        """The settings as JSON holds them: plans by their digests, and only where there are any."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plans"}
+        digests = {name: plan_digest(plan) for name, plan in self.plans.items()}
+        return values | {"conditions": list(self.conditions)} | ({"plans": digests} if digests else {})
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class PaperFigure:
     samples: samples by default.
     points: (lab) -> the measurements, by key, each as a function without arguments.
     eta: of GOC in it.
+    takes_plans: whether further plans can be shown in it.
     """
 
     name: str
@@ -88,6 +99,7 @@ class PaperFigure:
     samples: int
     points: Callable[[Lab], Mapping[str, Callable[[], Any]]] = field(repr=False)
     eta: float = 1.2
+    takes_plans: bool = False
 
     @property
     def source(self) -> str:
@@ -118,9 +130,10 @@ class Lab:
             self._uncached = sources.in_batches(self.source, self.settings.conditions, self.how, 16)
         return self._uncached
 
-    def images(self, method: Method) -> Tensor:
-        """The images (B, C, H, W) under a method."""
-        with apply(self.source.target, method.plan(self.grid)):
+    def images(self, method: Method | Plan) -> Tensor:
+        """The images (B, C, H, W) under a method or a plan."""
+        plan = method.plan(self.grid) if isinstance(method, Method) else method
+        with apply(self.source.target, plan):
             return sources.in_batches(self.source, self.settings.conditions, self.how, 16)
 
     def closeness(self, method: Method) -> dict[str, float]:
@@ -131,13 +144,13 @@ class Lab:
 
     def features(self, keep: Callable[[int, Site], bool]) -> dict[tuple[int, str], Tensor]:
         """Features (N, D) of the first sample, conditional half, without a cache, by step and site."""
-        found: dict[tuple[int, str], Tensor] = {}
+        features: dict[tuple[int, str], Tensor] = {}
         second = getattr(self.source, "conditional", "first") == "second" and self.settings.guidance > 1
 
         def watch(step: int, site: int, feature: Tensor) -> None:
             if keep(step, self.grid.sites[site]):
                 row = len(feature) // 2 if second else 0
-                found[step, self.grid.sites[site].name] = feature[row].detach().float().cpu().clone()
+                features[step, self.grid.sites[site].name] = feature[row].detach().float().cpu().clone()
 
         every_step = explicit(compute=range(self.grid.num_steps)).plan(self.grid)
         layout = layout_for(find(self.source.target), self.grid)
@@ -145,7 +158,7 @@ class Lab:
             session.new_run()
             self.source.generate(list(self.settings.conditions[:1]), self.how)
             session.check_complete()
-        return found
+        return features
 
 
 # ---- GOC -------------------------------------------------------------------------------------------------------------
@@ -208,7 +221,7 @@ def principal(points_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _steps(lab: Lab) -> dict[str, Callable[[], Any]]:
-    """FORA 50 % with GC at one step alone, and at all steps up to it; ``none`` is FORA."""
+    """FORA 50 % with GC at one step alone, at all steps up to it, and at all others (ours); ``none`` is FORA."""
     base = fora(2)
     skipped = range(3, lab.grid.num_steps, 2)
     points: dict[str, Callable[[], Any]] = {"none": lambda: lab.closeness(base)}
@@ -219,21 +232,23 @@ def _steps(lab: Lab) -> dict[str, Callable[[], Any]]:
     for step in skipped:
         points[f"at {step}"] = point([step])
         points[f"up to {step}"] = point(range(3, step + 1, 2))
+        points[f"without {step}"] = point([other for other in skipped if other != step])
     return points
 
 
 def _side_by_side(lab: Lab) -> dict[str, Callable[[], Any]]:
-    """The same noise under no cache, FORA, FORA + GC and FORA + GOC: images as nested lists."""
+    """The same noise under no cache, FORA, FORA + GC, FORA + GOC and further plans: images as nested lists."""
     half, steps = fora(2), lab.grid.num_steps
     listed = [step for step in range(3, steps, 2) if step != steps - 3]  # of 20, the authors' list: 17 is left out
-    plans = {
+    plans: dict[str, Method | Plan] = {
         "FORA": half,
         "FORA + GC": goc(half, lab.settings.eta),
         "FORA + GOC": goc(half, lab.settings.eta, steps=listed),
         "FORA + GC, eta 0.8": goc(half, 0.8),
+        **lab.settings.plans,
     }
 
-    def point(method: Method) -> Callable[[], Any]:
+    def point(method: Method | Plan) -> Callable[[], Any]:
         def run() -> dict[str, Any]:
             images = lab.images(method)
             closeness = psnr(images, lab.uncached).clamp_max(100)
@@ -316,8 +331,18 @@ FIGURES = {
             _trajectories,
         ),
         PaperFigure("goc-figure-3", "GC at one single step, and at all steps up to it", "2503.05156", "3", 32, _steps),
-        PaperFigure("goc-figure-4", "the same seeds under FORA, GC and GOC", "2503.05156", "4", 8, _side_by_side),
-        PaperFigure("goc-figure-5", "the same seeds under FORA, GC and GOC", "2503.05156", "5", 8, _side_by_side),
+        *(
+            PaperFigure(
+                f"goc-figure-{number}",
+                "the same seeds under FORA, GC and GOC",
+                "2503.05156",
+                number,
+                8,
+                _side_by_side,
+                takes_plans=True,
+            )
+            for number in ("4", "5")
+        ),
         PaperFigure("procache-changes", "change of features by step and site", "2512.17298", "", 1, _changes),
         PaperFigure(
             "procache-errors", "effect on the image of one estimate at (step, depth)", "2512.17298", "", 8, _propagation
@@ -328,21 +353,41 @@ FIGURES = {
 
 def settings_of(
     figure: PaperFigure, source: Source, on: str, *, samples: int | None = None, seed: int = 0, steps: int = 20,
-    prompts: Sequence[str] = (),
+    labels: Sequence[int] = (), prompts: Sequence[str] = (), plans: Mapping[str, Plan] = {},
 ) -> Settings:  # fmt: skip
-    """The settings of a figure on a model: conditions are its classes or prompts, cycled.
+    """The settings of a figure on a model: conditions are its classes or prompts, or those that are given, cycled.
 
-    Raises InputError for a model of texts without any.
+    samples: those of the figure by default; of labels, one each.
+    steps: of the runs; those of the plans, if there are any.
+    plans: further plans by name, of a figure that takes them.
+
+    Raises InputError for a model of texts without any, and for plans that the figure or one another do not fit;
+    PlanError for a plan of another model.
     """
-    cycle: Sequence[Condition] = tuple(prompts) or sources.all_conditions(source)
+    cycle: Sequence[Condition] = tuple(labels) or tuple(prompts) or sources.all_conditions(source)
     if not cycle:
         raise InputError("The model takes prompts: give a file of them, one a line, with --prompts.")
-    count = figure.samples if samples is None else samples
+    count = (len(labels) or figure.samples) if samples is None else samples
+    if plans:
+        steps = _steps_of(figure, source, plans)
     conditions = sources.check_conditions(source, [cycle[index % len(cycle)] for index in range(count)])
     target = source.target
     described = describe_scheduler(getattr(target, "scheduler", None))
     guidance = sources.own_guidance(source)
-    return Settings(on, fingerprint(find(target)), described, conditions, steps, guidance, seed, figure.eta)
+    return Settings(on, fingerprint(find(target)), described, conditions, steps, guidance, seed, figure.eta, plans)
+
+
+def _steps_of(figure: PaperFigure, source: Source, plans: Mapping[str, Plan]) -> int:
+    """The number of steps of plans that are to be shown together; InputError if they cannot be."""
+    if not figure.takes_plans:
+        raise InputError(f"{figure.name} shows no plans side by side, as goc-figure-4 does: leave --plan out.")
+    counts = {name: plan.num_steps for name, plan in plans.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"The plans of a figure have one number of steps, and these have several: {listed}.")
+    for plan in plans.values():
+        layout_for(find(source.target), plan.grid)
+    return next(iter(counts.values()))
 
 
 def measure(
@@ -353,7 +398,7 @@ def measure(
     Raises TableError if the file has other settings.
     """
     path, lab = Path(path), Lab(source, settings)
-    wanted = _plain(asdict(settings))
+    wanted = settings.document()
     points: dict[str, Any] = {}
     if path.exists():
         document = read(path)
@@ -374,8 +419,3 @@ def read(path: Path) -> dict[str, Any]:
     """The document of a figure's file. Raises TableError, which says what is wrong with it."""
     with refusing(path, TableError, "figure", "Delete it, and measure the figure again"):
         return DOCUMENT.fields(files.document(path, 256 * 2**20), KEYS)
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -30,3 +30,16 @@ def resolver(num_steps: int) -> Callable[[Parameter, Any], Any]:
         return PROCACHE_PATTERN if parameter.kind == "pattern" and value == PUBLISHED else value
 
     return resolve
+
+
+def at_hand(model: str, num_steps: int) -> Callable[[Parameter], Any]:
+    """(optional ingredient) -> the bundled file that a run of ``num_steps`` calls has of it; None for none.
+
+    A bundled model has statistics of its own.
+    """
+
+    def find(parameter: Parameter) -> Any:
+        is_bundled = parameter.kind == "statistics" and model in bundled.models()
+        return bundled.record(model).statistics.get(num_steps) if is_bundled else None
+
+    return find
