@@ -107,8 +107,8 @@ def test_a_figure_goes_on_and_refuses_other_settings(source, tmp_path, monkeypat
     figure, path = FIGURES["goc-figure-4"], tmp_path / "figure.json"
     how = settings("goc-figure-4", source)
     ran = []
-    keep = Lab.images
-    monkeypatch.setattr(Lab, "images", lambda self, method: ran.append(method.name) or keep(self, method))
+    images_of = Lab.images
+    monkeypatch.setattr(Lab, "images", lambda self, method: ran.append(method.name) or images_of(self, method))
     first = measure(figure, source, how, path)
     assert len(ran) == 4
     document = json.loads(path.read_text())
@@ -148,7 +148,7 @@ def test_further_plans_stand_below_the_paper_s(source, tmp_path):
     with pytest.raises(fc.errors.InputError, match="these have several: a 8, b 9"):
         settings("goc-figure-5", source, plans={"a": plan, "b": longer})
     strange = fc.fora(2).plan(fc.Grid(8, (fc.parts.Site("elsewhere", 0, "mlp"),)))
-    with pytest.raises(fc.errors.PlanError):
+    with pytest.raises(fc.errors.PlanMismatchError, match="has 6 .blocks.0.attn to blocks.2.mlp"):
         settings("goc-figure-5", source, plans={"mine": strange})
 
 

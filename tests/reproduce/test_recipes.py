@@ -31,8 +31,8 @@ def test_recipes_are_the_methods(tmp_path):
     ]
     grid = fc.grid(load_digits(), 20)
     for recipe, method in same:
-        made = method_of(recipe, Ingredients(statistics=stats)).plan(grid)
-        assert (made.rows, made.provenance["method"]) == (method.plan(grid).rows, method.name)
+        plan = method_of(recipe, Ingredients(statistics=stats)).plan(grid)
+        assert (plan.rows, plan.provenance["method"]) == (method.plan(grid).rows, method.name)
     with pytest.raises(fc.errors.PlanError, match="eoc needs statistics of the model"):
         method_of({"method": "eoc", "base": base}, Ingredients())
     with pytest.raises(fc.errors.PlanError, match="l2c needs a router that skips about 22 %"):

@@ -17,12 +17,12 @@ from forecache.sampling import sources
 
 def distinct():
     """The tables of DiT with their rows, each plan in the first table that has it."""
-    seen, found = [], {}
+    seen, tables = [], {}
     for name in sorted(DIT, reverse=True):
         rows = [row for row in open_table(name).rows[1:] if row.recipe not in (None, *seen)]
         seen += [row.recipe for row in rows]
-        found |= {name: rows} if rows else {}
-    return found
+        tables |= {name: rows} if rows else {}
+    return tables
 
 
 @pytest.mark.parametrize(("name", "rows"), distinct().items(), ids=distinct())
@@ -32,9 +32,9 @@ def test_every_row_of_a_dit_table_runs_on_a_pipeline(name, rows, pipe_folder, re
     result = reproduce(table, open_projected(table, pipe_folder, real, router), tmp_path, SMALL, rows=names)
     assert list(result.measured) == ["no cache", *names]
     for row in (table.rows[0], *rows):
-        found = result.measured[row.name]["figures"]
-        assert set(found) == {*table.metrics, *(["psnr"] if row.recipe else [])}
-        assert all(figure.count == 10 and figure.interval for figure in found.values())
+        estimates = result.measured[row.name]["figures"]
+        assert set(estimates) == {*table.metrics, *(["psnr"] if row.recipe else [])}
+        assert all(figure.count == 10 and figure.interval for figure in estimates.values())
     lines = result.markdown()
     for row in (table.rows[0], *rows):
         place = next(number for number, line in enumerate(lines) if line.startswith(f"| {row.name} |"))
@@ -88,15 +88,15 @@ def test_the_figures_are_those_of_the_parts(pipe_folder, real, tmp_path):
     uncached = sources.in_batches(here.source, labels, how, 5)
     with fc.apply(target, fc.methods.fora_paper(50).plan(fc.grid(target, 20))) as session:
         images = sources.in_batches(here.source, labels, how, 5)
-    pixels, others = ((each * 255).round().to(torch.uint8) for each in (images, uncached))
+    pixels, others = ((batch * 255).round().to(torch.uint8) for batch in (images, uncached))
     mean = 10 * torch.log10(255**2 / (pixels.double() - others.double()).square().mean((1, 2, 3))).clamp_max(100)
-    found = result.measured["FORA 50 %"]
-    assert found["figures"]["psnr"].value == pytest.approx(mean.mean().item(), abs=1e-3)
+    row = result.measured["FORA 50 %"]
+    assert row["figures"]["psnr"].value == pytest.approx(mean.mean().item(), abs=1e-3)
     pool = Judge()(pixels)["pool"]
     against = Judge()(torch.cat(list(evaluate.open_images(real).batches(5))))["pool"]
     expected = evaluate.frechet_distance(evaluate.Moments.of(pool), evaluate.Moments.of(against))
-    assert found["figures"]["fid"].value == pytest.approx(expected, rel=1e-4)
+    assert row["figures"]["fid"].value == pytest.approx(expected, rel=1e-4)
     assert session.stats.skipped == 2 * 6 * 10  # two generations, six branches, ten steps
-    assert found["macs_ratio"] == fc.methods.fora_paper(50).plan(fc.grid(target, 20)).cost(target).speedup
+    assert row["macs_ratio"] == fc.methods.fora_paper(50).plan(fc.grid(target, 20)).cost(target).speedup
     assert len(set(labels)) > 1
     assert max(labels) < 1000

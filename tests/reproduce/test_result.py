@@ -59,9 +59,11 @@ def test_the_picture_draws_every_row(whole, tmp_path, monkeypatch):
     drawn = []
     import matplotlib.axes
 
-    keep = matplotlib.axes.Axes.errorbar
+    errorbar_of = matplotlib.axes.Axes.errorbar
     monkeypatch.setattr(
-        matplotlib.axes.Axes, "errorbar", lambda self, x, y, **more: drawn.append((x, y)) or keep(self, x, y, **more)
+        matplotlib.axes.Axes,
+        "errorbar",
+        lambda self, x, y, **more: drawn.append((x, y)) or errorbar_of(self, x, y, **more),
     )
     figures_module.draw_reproduction(whole[1], tmp_path / "x.png")
     measured = whole[1].measured

@@ -52,10 +52,10 @@ PRINTED = tomllib.loads((Path(__file__).parent / "published.toml").read_text(enc
 
 
 def section(name):
-    found = PRINTED
+    rows = PRINTED
     for key in name.split("."):
-        found = found[key]
-    return found
+        rows = rows[key]
+    return rows
 
 
 def published_of(table):
@@ -145,23 +145,23 @@ def test_the_tables_ask_for_the_papers_schedules():
     three = {
         row.name: row.recipe for name in ("goc-table-1", "goc-table-3") for row in open_table(name).rows if row.recipe
     }
-    made = Ingredients(
+    ingredients = Ingredients(
         {22: fc.Router.load(DIGITS.router_path(22))},
         fc.Statistics.load(DIGITS.statistics_path(20)),
     )
-    pictures = {name: method_of(recipe, made).plan(grid).picture() for name, recipe in three.items()}
+    pictures = {name: method_of(recipe, ingredients).plan(grid).picture() for name, recipe in three.items()}
     assert pictures["FORA 50 %"] == "#.#.#.#.#.#.#.#.#.#."
     assert pictures["FORA 25 %"] == "#.#.#.#.#.##########"
     assert pictures["FORA 50 % + GC"] == "#.#~#~#~#~#~#~#~#~#~"
     assert pictures["FORA 50 % + GOC, eta 1.2"] == "#.#~#~#~#~#~#~#~#.#~"  # 17 is not in the list
     assert pictures["FORA 25 % + GOC, eta 1.7"] == "#.#~#~#~#~##########"
     fora75 = next(row.recipe for row in open_table("eoc").rows if row.name == "FORA 75 %")
-    assert method_of(fora75, made).plan(grid).picture() == "#...#...#...#...#..."
-    weights = method_of(three["FORA 50 % + GOC, eta 1.2"], made).plan(grid).rows[0][5].reads
+    assert method_of(fora75, ingredients).plan(grid).picture() == "#...#...#...#...#..."
+    weights = method_of(three["FORA 50 % + GOC, eta 1.2"], ingredients).plan(grid).rows[0][5].reads
     assert dict(weights) == pytest.approx({4: 2.2, 3: -1.2})
     patterns = {row.name: row.recipe for row in open_table("procache-dit").rows if row.recipe}
     computed = {0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 38, 40, 42, 44, 46, 48}
-    row = method_of(patterns["ProCache"], made).plan(fc.grid(digits, 50)).rows[0]
+    row = method_of(patterns["ProCache"], ingredients).plan(fc.grid(digits, 50)).rows[0]
     assert {step for step, cell in enumerate(row) if cell.computed} == computed
 
 
@@ -173,11 +173,11 @@ def test_every_bundled_table_can_be_planned(name, pipe, pixart_folder):
     names = tuple(site.name for site in grid.sites if site.kind != "cross")
     logits = torch.zeros(table.steps, len(names))
     logits[1] = -5
-    made = Ingredients({22: fc.Router(logits, names, (1,))}, None)
+    ingredients = Ingredients({22: fc.Router(logits, names, (1,))}, None)
     assert table.rows[0].recipe is None
     for row in table.rows[1:]:
         if not row.absent and not needs_statistics(row.recipe):
-            plan = method_of(row.recipe, made).plan(grid)
+            plan = method_of(row.recipe, ingredients).plan(grid)
             assert plan.num_steps == table.steps
             assert plan.computed_share < 1
 
@@ -240,9 +240,9 @@ BAD = [
 
 @pytest.mark.parametrize(("changes", "words"), BAD, ids=[words for _, words in BAD])
 def test_a_table_that_is_none(tmp_path, changes, words):
-    with pytest.raises(fc.errors.TableError, match=words) as found:
+    with pytest.raises(fc.errors.TableError, match=words) as refusal:
         read(written(tmp_path / "mine.toml", **changes))
-    assert "mine.toml" in str(found.value)
+    assert "mine.toml" in str(refusal.value)
 
 
 def test_other_files_and_names(tmp_path):

@@ -22,11 +22,11 @@ def test_dit_tables_are_sampled_as_dit_samples(pipe_folder, tmp_path):
 
     table = open_table("goc-table-1")
     plain = testbeds.TestbedOptions(metrics="psnr")
-    found = testbeds.open_testbed(table, str(pipe_folder), plain, "cpu")
-    assert isinstance(found.source, RespacedDiT)
-    found.source.pipe.scheduler.set_timesteps(20)
-    assert found.source.pipe.scheduler.timesteps[:2].tolist() == [999, 946]
-    assert [note.split(":")[0] for note in found.notes] == [
+    testbed = testbeds.open_testbed(table, str(pipe_folder), plain, "cpu")
+    assert isinstance(testbed.source, RespacedDiT)
+    testbed.source.pipe.scheduler.set_timesteps(20)
+    assert testbed.source.pipe.scheduler.timesteps[:2].tolist() == [999, 946]
+    assert [note.split(":")[0] for note in testbed.notes] == [
         "Sampled as DiT's original code does",
         "Decoded by the pipeline's own VAE, not by stabilityai/sd-vae-ft-ema.",
     ]
@@ -37,7 +37,7 @@ def test_dit_tables_are_sampled_as_dit_samples(pipe_folder, tmp_path):
     decoded = testbeds.open_testbed(table, str(pipe_folder), given, "cpu")
     assert decoded.notes[-1] == f"Decoded by {tmp_path / 'vae'}."
     how = sources.Sampling(4, 1.5, 0)
-    assert not torch.equal(decoded.source.generate([1], how), found.source.generate([1], how))
+    assert not torch.equal(decoded.source.generate([1], how), testbed.source.generate([1], how))
     weights = decoded.source.pipe.vae.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in other.state_dict().items())
     with pytest.raises(fc.errors.InputError, match=r"The VAE .*nowhere cannot be loaded.*or --vae own"):
@@ -58,10 +58,10 @@ def test_a_pipeline_samples_by_the_tables_scheduler(pipe_folder, tmp_path):
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, beta_end=0.03)
     pipe.save_pretrained(tmp_path / "pipe")
     table = replace(open_table("goc-table-1"), sampler="DDIM", vae="")
-    found = testbeds.open_testbed(table, str(tmp_path / "pipe"), testbeds.TestbedOptions(metrics="psnr"), "cpu")
-    assert type(found.source.target.scheduler).__name__ == "DDIMScheduler"
-    assert found.source.target.scheduler.config.beta_end == 0.03
-    assert found.notes == ("The pipeline's DDPMScheduler was replaced by DDIMScheduler, the sampler of the table.",)
+    testbed = testbeds.open_testbed(table, str(tmp_path / "pipe"), testbeds.TestbedOptions(metrics="psnr"), "cpu")
+    assert type(testbed.source.target.scheduler).__name__ == "DDIMScheduler"
+    assert testbed.source.target.scheduler.config.beta_end == 0.03
+    assert testbed.notes == ("The pipeline's DDPMScheduler was replaced by DDIMScheduler, the sampler of the table.",)
 
 
 def test_a_sampler_that_a_pipeline_cannot_have_is_refused():

@@ -45,11 +45,11 @@ def test_statistics_are_measured_as_the_table_says_and_kept(pipe_folder, real, t
     reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
     assert counting.calls == 1 + 2 * 2  # three samples; two batches a row
     expected = fc.calibrate(here.source, [0, 1, 2], num_steps=20, guidance=1.5, seed=9, batch=5, shared_noise=True)
-    kept = fc.Statistics.load(tmp_path / "statistics.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(kept.means, expected.means, strict=True))
+    statistics = fc.Statistics.load(tmp_path / "statistics.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(statistics.means, expected.means, strict=True))
     reproduce(table, replace(here, source=counting), tmp_path, SMALL, rows=rows)
     assert counting.calls == 5
-    reproduce(table, replace(here, source=counting, statistics=kept), tmp_path, SMALL, rows=rows)
+    reproduce(table, replace(here, source=counting, statistics=statistics), tmp_path, SMALL, rows=rows)
     assert counting.calls == 5
 
 

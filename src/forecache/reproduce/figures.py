@@ -142,13 +142,13 @@ class Lab:
         distance = (images - self.uncached).norm() / self.uncached.norm()
         return {"psnr": psnr(images, self.uncached).clamp_max(100).mean().item(), "distance": distance.item()}
 
-    def features(self, keep: Callable[[int, Site], bool]) -> dict[tuple[int, str], Tensor]:
+    def features(self, watched: Callable[[int, Site], bool]) -> dict[tuple[int, str], Tensor]:
         """Features (N, D) of the first sample, conditional half, without a cache, by step and site."""
         features: dict[tuple[int, str], Tensor] = {}
         second = getattr(self.source, "conditional", "first") == "second" and self.settings.guidance > 1
 
         def watch(step: int, site: int, feature: Tensor) -> None:
-            if keep(step, self.grid.sites[site]):
+            if watched(step, self.grid.sites[site]):
                 row = len(feature) // 2 if second else 0
                 features[step, self.grid.sites[site].name] = feature[row].detach().float().cpu().clone()
 
@@ -362,7 +362,7 @@ def settings_of(
     plans: further plans by name, of a figure that takes them.
 
     Raises InputError for a model of texts without any, and for plans that the figure or one another do not fit;
-    PlanError for a plan of another model.
+    PlanMismatchError for a plan of another model.
     """
     cycle: Sequence[Condition] = tuple(labels) or tuple(prompts) or sources.all_conditions(source)
     if not cycle:

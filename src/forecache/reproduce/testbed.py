@@ -194,8 +194,8 @@ def _with_vae(source: Source, table: Table, given: str | None, is_own: bool) -> 
     if pipe is None or name in ("", OWN_VAE):
         if given not in (None, OWN_VAE):
             raise InputError(f"The model decodes nothing: leave --vae {given} out.")
-        kept = pipe is not None and table.vae and name == ""
-        return [f"Decoded by the pipeline's own VAE, not by {table.vae}."] if kept else []
+        is_named = pipe is not None and table.vae and name == ""
+        return [f"Decoded by the pipeline's own VAE, not by {table.vae}."] if is_named else []
     import diffusers
 
     try:

@@ -262,13 +262,13 @@ class Worker:
         if reference is None or extractor is None:
             return reference
         metrics = [METRICS[name] for name in names if METRICS[name].needs == "reference"]
-        keep = list(dict.fromkeys(metric.layer for metric in metrics if metric.kept and metric.layer))
+        layers = list(dict.fromkeys(metric.layer for metric in metrics if metric.kept and metric.layer))
         stream = list(dict.fromkeys(metric.layer for metric in metrics if not metric.kept and metric.layer))
         total = len(reference.images) if reference.images is not None else 0
         self._reference = evaluate.prepared(
             reference,
             extractor,
-            keep,
+            layers,
             stream=stream,
             batch=self.batch,
             on_images=lambda done: self.on_progress("reference", done, total),
