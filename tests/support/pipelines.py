@@ -36,6 +36,20 @@ PIPELINES = {
     "Wan 2.1": ("WanPipeline", {"prompt_embeds": TEXT, "height": 16, "width": 16, "num_frames": 5} | ONCE),
     "FLUX.2": ("Flux2Pipeline", SQUARE | {"prompt_embeds": TEXT}),
     "Qwen-Image": ("QwenImagePipeline", SQUARE | {"prompt_embeds": TEXT, "prompt_embeds_mask": MASK}),
+    "Chroma": (
+        "ChromaPipeline",
+        SQUARE
+        | ONCE
+        | {"prompt_embeds": TEXT, "prompt_attention_mask": MASK.bool(), "negative_prompt_embeds": NONE}
+        | {"negative_prompt_attention_mask": MASK.bool()},
+    ),
+    "HiDream": (
+        "HiDreamImagePipeline",
+        SQUARE
+        | {"prompt_embeds_t5": TEXT, "negative_prompt_embeds_t5": NONE}
+        | {f"{kind}prompt_embeds_llama3": normal(3, 1, 5, 10, seed=3) for kind in ("", "negative_")}
+        | {f"{kind}pooled_prompt_embeds": normal(1, 8, seed=4) for kind in ("", "negative_")},
+    ),
     "Z-Image": ("ZImagePipeline", SQUARE | {"prompt_embeds": [TEXT[0]], "negative_prompt_embeds": [NONE[0]]}),
     "Sana": ("SanaPipeline", MASKED | {"height": 256, "width": 256, "use_resolution_binning": False,
                                        "negative_prompt": None}),
