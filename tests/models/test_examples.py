@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from support.pipelines import PIPELINES, SCHEDULERS, pipeline
-from support.tiny import TINY
+from support.slow import slow_but
+from support.tiny import SHORT, TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,7 +61,7 @@ def test_every_class_of_a_family_has_an_example():
     assert known <= set(EXAMPLES), known - set(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", slow_but(COUNTED, *SHORT, "HunyuanVideo 1.5", "HiDream"))
 def test_a_run_of_the_example_counts_the_macs_and_holds_the_bytes_that_were_said(name):
     model = TINY[name].model()
     found = layout(model)

@@ -9,7 +9,8 @@ import torch
 from support import runs
 from support.pipelines import PIPELINES, SCHEDULERS, pipeline
 from support.reused import reused
-from support.tiny import TIMES, TINY, normal
+from support.slow import slow_but
+from support.tiny import SHORT, TIMES, TINY, normal
 
 import forecache as fc
 from forecache.models.arguments import Arguments
@@ -73,7 +74,7 @@ def check(tiny, model, sites=None):
         torch.testing.assert_close(whole, sampled(tiny, model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", slow_but(TEXTS, *SHORT))
 def test_a_text_that_becomes_longer_in_a_loop_of_ones_own(name):
     check(TINY[name], TINY[name].model())
 

@@ -394,3 +394,6 @@ BLOCKS = [
 ]  # fmt: skip
 """Those that are known by whole blocks alone."""
 BRANCHES = [name for name in TINY if name not in BLOCKS]
+LONG = ("Chroma", "HiDream", "HunyuanVideo I2V", "HunyuanVideo 1.5", "Qwen-Image-Edit")
+"""Those of which `make test` runs only the tests of branches; the others have blocks of every form, too."""
+SHORT = [name for name in TINY if name not in LONG]

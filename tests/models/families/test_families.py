@@ -6,7 +6,8 @@ import pytest
 import torch
 from support import reference
 from support.by_hand import generate_by_hand
-from support.tiny import BLOCKS, BRANCHES, TIMES, TINY
+from support.slow import slow_but
+from support.tiny import BLOCKS, BRANCHES, SHORT, TIMES, TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,7 +54,7 @@ def uneven(grid, seed=0):
 # ---- laws -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", slow_but(TINY, *SHORT))
 def test_everything_computed_is_the_bare_model_and_nothing_is_left_behind(name):
     model = model_of(name)
     keys, own = list(model.state_dict()), {path: set(vars(module)) for path, module in model.named_modules()}
@@ -77,7 +78,7 @@ def test_a_cost_that_shapes_do_not_tell_is_refused(name):
         fc.fora(2).plan(grid(name)).cost(model_of(name), inputs=inputs)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in VALUES])
+@pytest.mark.parametrize("name", slow_but([name for name in TINY if name not in VALUES], *SHORT))
 def test_a_real_run_counts_the_macs_and_holds_the_bytes_that_were_said(name):
     if name == "DiT":
         pytest.skip("its time embeddings are kept on the CPU: tests/plan/test_cost.py")
@@ -92,7 +93,7 @@ def test_a_real_run_counts_the_macs_and_holds_the_bytes_that_were_said(name):
     assert cost.macs < cost.macs_uncached
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", slow_but(TINY, *SHORT))
 def test_a_collapsed_run_equals_block_by_block(name, monkeypatch):
     plans = [uneven(grid(name)), fc.taylorseer(fc.fora(3), 1).plan(grid(name))]
     together = [sampled(name, plan) for plan in plans]
@@ -104,7 +105,7 @@ def test_a_collapsed_run_equals_block_by_block(name, monkeypatch):
         assert (found - bare(name)).abs().max() > 10 * (found - apart).abs().max()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", slow_but(TINY, *SHORT))
 def test_two_generations_in_a_row_are_those_of_fresh_sessions(name):
     plan = fc.goc(fc.fora(2), 0.8).plan(grid(name))
     fresh = [sampled(name, plan, seed=seed)[0] for seed in (0, 1)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from support.families import SHORT, InDtype, check
+from support.slow import slow_but
 from support.tiny import TINY, normal
 
 import forecache as fc
@@ -29,7 +30,7 @@ def first_step(family, model):
     return bare, found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.bfloat16, torch.float16], torch.float16))
 @pytest.mark.parametrize("name", NEW)
 def test_branches_are_the_block_bit_for_bit(name, dtype):
     family = InDtype(TINY[name], dtype, like_time=name in ("HunyuanVideo 1.5", "HunyuanDiT"))

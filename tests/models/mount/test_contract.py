@@ -15,6 +15,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from support import reference
 from support.by_hand import generate_by_hand
 from support.others import BRANCHES, FAMILIES, RULE, T, block_of, check, depth_of, louder, patched, plan, unpatched
+from support.slow import slow_but
+from support.tiny import SHORT, TINY
 from support.traces import everything
 
 import forecache as fc
@@ -110,7 +112,7 @@ def test_a_patch_on_a_block_runs_wherever_the_block_is_computed(name, when, way)
         assert torch.equal(family.generate(model), unpatched(name))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(FAMILIES, *SHORT, "facebook"))
 def test_a_patch_on_a_block_of_every_family(name):
     family, model = FAMILIES[name], FAMILIES[name].model()
     made = plan(model)
@@ -215,7 +217,7 @@ def exchange(model, replacement):
     blocks[list(blocks).index(block)] = replacement(block)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"facebook"}))  # which is known by the parts of all its blocks
+@pytest.mark.parametrize("name", slow_but(TINY, *SHORT))
 def test_a_block_replaced_by_a_module_around_it(name):
     family = FAMILIES[name]
     for transparent in (True, False) if name in BRANCHES else (False,):
