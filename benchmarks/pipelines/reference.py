@@ -34,8 +34,20 @@ class Stack:
     streams: tuple[str, ...] = ("hidden_states",)
 
 
-Sites = tuple[Stack | str, ...]
-"""Stacks of blocks, and patterns of modules' paths."""
+@dataclass(frozen=True)
+class Mix:
+    """A linear map of a stream and of another one, whose output takes the stream's place; its change is reused.
+
+    path: pattern of the map's path in the model
+    norm: the module beside it that is given both streams, one after the other in their width
+    """
+
+    path: str
+    norm: str
+
+
+Sites = tuple[Stack | Mix | str, ...]
+"""Stacks of blocks, mixes of streams, and patterns of modules' paths."""
 
 
 @dataclass
@@ -120,7 +132,11 @@ def fora(models: Sequence[nn.Module], sites: Sites) -> Iterator[Run]:
                         stack.enter_context(_forward(block, _residual(block, site.streams, key, run)))
                     continue
                 for path, module in list(model.named_modules()):
-                    if matches(path, site):
+                    if isinstance(site, Mix):
+                        if matches(path, site.path):
+                            norm = model.get_submodule(f"{path.rpartition('.')[0]}.{site.norm}")
+                            stack.enter_context(_changes(norm, module, (number, path), run))
+                    elif matches(path, site):
                         stack.enter_context(_forward(module, _reused(module, (number, path), run)))
         yield run
     run.memory.clear()
@@ -152,6 +168,29 @@ def _reused(module: nn.Module, key: Any, run: Run) -> Callable[..., Any]:
         return run.value(key, _shapes((args, kwargs)), lambda: own(*args, **kwargs))
 
     return forward
+
+
+@contextmanager
+def _changes(norm: nn.Module, linear: Any, key: Any, run: Run) -> Iterator[None]:
+    given: list[Tensor] = []
+    own_norm, own = norm.forward, linear.forward
+
+    def normed(both: Tensor) -> Tensor:
+        given[:] = [both[..., : linear.out_features]]
+        return own_norm(both)
+
+    def forward(both: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+
+        def change() -> Tensor:
+            outputs.append(own(both))
+            return outputs[0] - given[0]
+
+        part = run.value(key, _shapes((both,)), change)
+        return outputs[0] if outputs else given[0] + part
+
+    with _forward(norm, normed), _forward(linear, forward):
+        yield
 
 
 def _residual(block: nn.Module, streams: Sequence[str], key: Any, run: Run) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import diffusers
 import torch
 from torch import nn
 
-from pipelines.reference import Sites, Stack
+from pipelines.reference import Mix, Sites, Stack
 from pipelines.walk import transformer_classes as classes
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
@@ -107,17 +107,18 @@ SMALL: dict[str, Small] = {
     "FluxTransformer2DModel": known(FLUX, **FLUX_CONFIG, pooled_projection_dim=POOLED, guidance_embeds=True),
     "WanTransformer3DModel": known(WAN, **WAN_LIKE),
     "Flux2Transformer2DModel": known(
-        (Stack("transformer_blocks", TURNED), Stack("single_transformer_blocks")),
+        (*MMDIT, "single_transformer_blocks.*.attn"),
         **HEADS, num_layers=2, num_single_layers=2, in_channels=16, joint_attention_dim=TEXT,
         timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
     ),
     "QwenImageTransformer2DModel": known(
-        (Stack("transformer_blocks", TURNED),),
+        ("transformer_blocks.*.attn", "transformer_blocks.*.img_mlp", "transformer_blocks.*.txt_mlp"),
         **HEADS, num_layers=2, in_channels=16, out_channels=4, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8),
     ),
     "ZImageTransformer2DModel": known(
-        (Stack("layers", ("x",)),), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
-        cap_feat_dim=TEXT, axes_dims=[4, 4, 8], axes_lens=[256, 32, 32],
+        ("layers.*.attention_norm2", "layers.*.ffn_norm2"),
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT,
+        axes_dims=[4, 4, 8], axes_lens=[256, 32, 32],
     ),
     "SanaTransformer2DModel": known((Stack("transformer_blocks"),), **SANA),
     "Lumina2Transformer2DModel": known(
@@ -131,13 +132,14 @@ SMALL: dict[str, Small] = {
         caption_projection_dim=32, pos_embed_max_size=16,
     ),
     "HunyuanDiT2DModel": known(
-        (Stack("blocks"),), **HEADS, in_channels=4, patch_size=2, sample_size=8, hidden_size=32, num_layers=4,
+        (Mix("blocks.*.skip_linear", "skip_norm"), "blocks.*.attn1", "blocks.*.attn2", "blocks.*.ff"), **HEADS,
+        in_channels=4, patch_size=2, sample_size=8, hidden_size=32, num_layers=4,
         cross_attention_dim=TEXT, cross_attention_dim_t5=16, pooled_projection_dim=16, text_len=5, text_len_t5=5,
         use_style_cond_and_image_meta_size=False,
     ),
     "CogVideoXTransformer3DModel": known((Stack("transformer_blocks", JOINT),), **COGVIDEO),
     "HunyuanVideoTransformer3DModel": known(
-        (Stack("transformer_blocks", JOINT), Stack("single_transformer_blocks", JOINT)), **HUNYUAN_VIDEO
+        FLUX, **HUNYUAN_VIDEO
     ),
     "LTXVideoTransformer3DModel": known(
         (Stack("transformer_blocks"),), **HEADS, in_channels=4, out_channels=4, cross_attention_dim=32, num_layers=2,
@@ -184,8 +186,8 @@ SMALL: dict[str, Small] = {
         injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=4,
         gist_min_text_len=4, gist_max_text_len=16, axes_dims=(4, 4, 8), axes_lens=(64, 32, 32),
     ),
-    "ChromaTransformer2DModel": named(
-        *FLUX_LIKE, **FLUX_CONFIG, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1
+    "ChromaTransformer2DModel": known(
+        FLUX, **FLUX_CONFIG, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1
     ),
     "ChronoEditTransformer3DModel": named(*WAN, **WAN_LIKE, rope_temporal_skip_len=4),
     "CogView3PlusTransformer2DModel": named(
@@ -216,13 +218,18 @@ SMALL: dict[str, Small] = {
     "HeliosTransformer3DModel": named(
         *WAN, **{k: v for k, v in WAN_LIKE.items() if k != "rope_max_seq_len"}, rope_dim=(4, 4, 8)
     ),
-    "HiDreamImageTransformer2DModel": named(
-        "double_stream_blocks.*.block.ff_i", "single_stream_blocks.*.block.ff_i", **HEADS, patch_size=2, in_channels=4,
-        out_channels=4, num_layers=2, num_single_layers=2, caption_channels=[TEXT, TEXT], text_emb_dim=POOLED,
-        axes_dims_rope=(8, 8), max_resolution=(16, 16), llama_layers=[0, 1],
+    "HiDreamImageTransformer2DModel": known(
+        (
+            "double_stream_blocks.*.block.attn1", "double_stream_blocks.*.block.ff_i",
+            "double_stream_blocks.*.block.ff_t", "single_stream_blocks.*.block.attn1",
+            "single_stream_blocks.*.block.ff_i",
+        ),
+        **HEADS, patch_size=2, in_channels=4, out_channels=4, num_layers=2, num_single_layers=2,
+        caption_channels=[TEXT, TEXT], text_emb_dim=POOLED, axes_dims_rope=(8, 8),
+        max_resolution=(16, 16), llama_layers=[0, 1],
     ),
-    "HunyuanVideo15Transformer3DModel": named(
-        "transformer_blocks.*.ff", "transformer_blocks.*.ff_context", **HEADS, in_channels=9, out_channels=4,
+    "HunyuanVideo15Transformer3DModel": known(
+        MMDIT, **HEADS, in_channels=9, out_channels=4,
         num_layers=2, num_refiner_layers=1, text_embed_dim=TEXT, text_embed_2_dim=TEXT, image_embed_dim=POOLED,
         rope_axes_dim=(4, 4, 8), task_type="t2v",
     ),
