@@ -1,5 +1,6 @@
 """The commands as a user runs them: what they write, what they print, how they fail and how they stop."""
 
+import gc
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -170,6 +172,17 @@ def test_what_can_go_on_says_so_when_it_is_stopped(capsys, tmp_path):
     assert stopped(tmp_path / "tune.json") == ""
     (tmp_path / "tune.json").write_text("{}")
     assert "the same command continues" in stopped(tmp_path / "tune.json")
+
+
+def test_quiet_keeps_the_warning_about_a_session_that_did_nothing(dit):
+    with warnings.catch_warnings(record=True) as heard, terminal._silent_libraries():
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+        warnings.warn("a socket was not closed", ResourceWarning, stacklevel=1)
+        fc.apply(dit, fc.fora(2))
+        gc.collect()
+    sentences = [str(warning.message) for warning in heard]
+    assert len(sentences) == 1
+    assert sentences[0].startswith("A session on DiTTransformer2DModel was never entered")
 
 
 def test_a_plan_file_takes_no_method_options(forecache, tmp_path):

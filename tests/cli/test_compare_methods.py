@@ -64,7 +64,7 @@ def test_a_recipe_on_record_is_asked_for_by_its_speedup(forecache, tmp_path):
     words = ["--labels", "3", "--steps", 8, "--speedup", 2.5, "--out"]
     code, said, _ = forecache("compare-methods", *words, tmp_path / "both", "--rounds", 0)
     assert (code, "recommended, 2.5x" in said) == (0, True)
-    plan = recommended.method(2.5).plan(fc.grid(fc.zoo.load_digits().target, 8))
+    plan = recommended.method(2.5, 8).plan(fc.grid(fc.zoo.load_digits().target, 8))
     column = json.loads((tmp_path / "both/comparison.json").read_text())["columns"][1]
     assert column["picture"] == plan.picture()
     code, said, _ = forecache("sample", *words, tmp_path / "one")

@@ -47,8 +47,11 @@ def by_hand(pipe, how, method, steps, calls=None, **more):
 def test_eight_steps_then_twelve_then_from_an_image_are_plans_made_by_hand(name, given):
     pipe, how = new_pipe(name)
     bare = sample(pipe, how, 8)
-    method = given.get("plan") or recommended.method(given.get("speedup", 2))
-    expected = [by_hand(pipe, how, method, steps) for steps in (8, 12)]
+
+    def method(calls):
+        return given.get("plan") or recommended.method(given.get("speedup", 2), calls)
+
+    expected = [by_hand(pipe, how, method(steps), steps) for steps in (8, 12)]
     assert not torch.equal(bare, expected[0])
 
     session = fc.enable(pipe, **given)
@@ -59,12 +62,12 @@ def test_eight_steps_then_twelve_then_from_an_image_are_plans_made_by_hand(name,
         assert torch.equal(image, wanted)
     assert session.stats.generations == 2
     assert session.plan.num_steps == 12
-    assert session.method.name == method.name
+    assert session.method.name == method(12).name
     assert torch.equal(sample(pipe, how, 8), bare)
     if name not in EDITS:
         return
     edit, how = edit_pipeline(name, pipe.transformer)
-    expected = by_hand(edit, how, method, 10, calls=7, strength=0.7)
+    expected = by_hand(edit, how, method(7), 10, calls=7, strength=0.7)
     fc.enable(edit, **given)
     found = sample(edit, how, 10, strength=0.7)
     fc.disable(edit)
@@ -86,7 +89,7 @@ def test_two_transformers_take_parts_of_one_plan(given):
     parts = TINY["Wan 2.1"].model(), TINY["Wan 2.1"].model()
     pipe = pipeline("WanPipeline", parts[0], transformer_2=parts[1], boundary_ratio=0.5)
     how = PIPELINES["Wan 2.1"][1]
-    expected = [by_hand(pipe, how, given.get("plan") or recommended.method(), steps) for steps in (8, 12)]
+    expected = [by_hand(pipe, how, given.get("plan") or recommended.method(2, steps), steps) for steps in (8, 12)]
     with fc.apply(pipe, **given) as session:
         found = [sample(pipe, how, steps) for steps in (8, 12)]
     for image, wanted in zip(found, expected, strict=True):
@@ -232,7 +235,7 @@ def test_a_plan_made_for_the_run_is_taken_from_the_plans(way, tmp_path, caplog):
         assert session.plan == plan
         assert session.method is None
         sample(pipe, how, 12)
-        assert session.method.name == recommended.method(2).name
+        assert session.method.name == recommended.method(2, 12).name
     first, second = messages(caplog)
     assert plan.provenance["method"] in first
     assert "made for this run" in first

@@ -60,7 +60,7 @@ class MethodOptions:
         if self.method == NONE:
             given = {name: value for name, value in self.flags.items() if value is not None}
             if given.keys() == {SPEEDUP} and self.base is None:
-                return recommended.method(checked_speedup(given[SPEEDUP]))
+                return recommended.method(checked_speedup(given[SPEEDUP]), num_steps)
             self._refuse_all()
             return None
         expression = Expression(self.method, self.base, self.flags)

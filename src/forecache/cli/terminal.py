@@ -29,6 +29,7 @@ from rich.table import Table
 
 from forecache._version import __version__
 from forecache.cli.parameters import Quiet
+from forecache.runtime import unused
 
 console = Console()
 """Prints results on stdout; silent with --quiet and --json."""
@@ -70,6 +71,8 @@ def _no_tqdm() -> Iterator[None]:
 def _silent_libraries() -> Iterator[None]:
     """Without the warnings and progress bars of the libraries that load and run a pipeline.
 
+    The warning about a session that did nothing is ours, and stays.
+
     A variable that the user has set stays as it is.
     """
     ours = SILENT.keys() - os.environ.keys()
@@ -77,6 +80,7 @@ def _silent_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), _no_tqdm():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", unused.SENTENCE, ResourceWarning)
             yield
     finally:
         for name in ours:

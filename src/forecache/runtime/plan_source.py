@@ -188,7 +188,7 @@ def chosen(
             name = plan.provenance.get("method", "a plan")
             counts = f"{plan.computed_share:.0%} of the features computed"
             return plan, None, f"{run}: {name} of {entry.origin}, made for this run, near {asked} ({counts})"
-    recipe = recommended.entry(wanted)
+    recipe = recommended.entry(wanted, grid.num_steps)
     method = recipe.method(wanted)
     plan = planned(method, grid)
     none = "no plan in plans= is for this run; " if given else ""

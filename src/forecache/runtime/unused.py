@@ -10,6 +10,8 @@ from types import FrameType
 
 PACKAGE = __name__.partition(".")[0]
 LOGGER = logging.getLogger(PACKAGE)
+SENTENCE = r"A session on \S+ was never entered"
+"""Pattern of the warning, for filters."""
 
 
 def warning_if_unused(session: object, model: str) -> weakref.finalize:

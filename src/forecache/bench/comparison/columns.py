@@ -98,7 +98,9 @@ class Request:
         resolve = ingredients.resolver(steps)
         texts = tuple(dict.fromkeys(methods))
         made = [(text, method_of(text, resolve)) for text in texts]
-        made += [(f"recommended, {speedup:g}x", recommended.method(speedup)) for speedup in dict.fromkeys(speedups)]
+        made += [
+            (f"recommended, {speedup:g}x", recommended.method(speedup, steps)) for speedup in dict.fromkeys(speedups)
+        ]
         return cls(tuple(made), loaded, steps, tuple(dict.fromkeys(fewer)), reference)
 
     def columns(self, source: Source) -> tuple[Column, ...]:
