@@ -225,8 +225,8 @@ SMALL: dict[str, Small] = {
             "single_stream_blocks.*.block.ff_i",
         ),
         **HEADS, patch_size=2, in_channels=4, out_channels=4, num_layers=2, num_single_layers=2,
-        caption_channels=[TEXT, TEXT], text_emb_dim=POOLED, axes_dims_rope=(8, 8),
-        max_resolution=(16, 16), llama_layers=[0, 1],
+        caption_channels=[TEXT, TEXT], text_emb_dim=POOLED, axes_dims_rope=(4, 4, 8),
+        max_resolution=(16, 16), llama_layers=[0, 1, 0, 1],
     ),
     "HunyuanVideo15Transformer3DModel": known(
         MMDIT, **HEADS, in_channels=9, out_channels=4,
