@@ -1,6 +1,7 @@
 """The library against cached sampling written out by hand: the same samples, to 1e-5 in float32."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -202,3 +203,34 @@ def test_one_text_for_two_images_is_skipped_as_one_for_each():
         assert session.stats.skipped == 2 * len(plan.grid.sites)
     for one, two in zip(results[:4], results[4:], strict=True):
         torch.testing.assert_close(one, two)
+
+
+def python_calls(run):
+    """The number of Python functions that a call runs."""
+    count = 0
+
+    def called(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(called)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("method", [fc.fora(2), fc.taylorseer(fc.fora(2), 1)], ids=["fora", "taylor"])
+def test_keeping_the_output_of_a_site_runs_few_python_functions(dit, method):
+    def calls_of_step_4(method):
+        with torch.no_grad(), fc.apply(dit, method.plan(fc.grid(dit, 6))) as session:
+            for step in range(4):
+                dit(noise(4), timestep=torch.full((4,), 900 - step), class_labels=labels())
+            calls = python_calls(lambda: dit(noise(4), timestep=torch.full((4,), 896), class_labels=labels()))
+            session.new_run()  # the last step is not of interest
+        return calls
+
+    more = calls_of_step_4(method) - calls_of_step_4(fc.explicit(compute=range(6)))
+    # the forward, the gate and the sum of a branch, which the model writes in line, are among them
+    assert more <= 16 * len(fc.grid(dit, 6).sites)

@@ -127,6 +127,9 @@ class Branch:
     def added(self, streams: list[Tensor], y_BND: Tensor, condition: Any) -> None:
         """Add the branch, whose ungated output is y, to its streams, in the list."""
         gate = self.gate(condition) if self.gate is not None else None
+        if isinstance(gate, Tensor) and len(self.streams) == 1:  # nearly always, once a computed branch
+            streams[self.streams[0]] = self.add(streams[self.streams[0]], y_BND, gate)
+            return
         for stream, part, factor in _parts(self.streams, streams, y_BND, gate):
             x_BND = streams[stream]
             streams[stream] = x_BND + part if factor is None else self.add(x_BND, part, factor)

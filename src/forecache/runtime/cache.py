@@ -75,28 +75,36 @@ class FeatureCache:
         self.keep_stored(site, op, (self.storage.put(total) for total in sums))
         self.meter.peak = max(self.meter.peak, self.meter.held)  # scores and ages are held, too
 
+    def keep_as_is(self, site: int, op: Op, slot: int, output: Tensor) -> bool:
+        if not self.storage.is_plain or output.is_inference():
+            return False
+        if op.frees:
+            self.free([(site, freed) for freed in op.frees])
+        meter = self.meter
+        self._slots[site][slot] = StoredFeature(output, output._version, output.dtype, output.device)
+        meter.held += output.nbytes
+        meter.peak = max(meter.peak, meter.held)
+        return True
+
     def keep_stored(self, site: int, op: Op, entries: Iterable[StoredFeature]) -> None:
         """Free the slots that no later step reads, then fill slots with stored sums, one for every `Op.keeps`.
 
         entries: an iterator may store them one by one, after the slots are free.
         """
-        for slot in op.frees:
-            self._free(site, slot)
+        self.free([(site, slot) for slot in op.frees])
         for kept, entry in zip(op.keeps, entries, strict=False):
             self._slots[site][kept.slot] = entry
             self.meter.held += entry.feature.nbytes
 
     def free(self, places: Sequence[tuple[int, int]]) -> None:
+        """Drop features; the last read has checked that nothing wrote into them."""
+        held, sites = self.meter.held, self._slots
         for site, slot in places:
-            self._free(site, slot)
-
-    def _free(self, site: int, slot: int) -> None:
-        """Drop a feature; the last read has checked that nothing wrote into it."""
-        slots = self._slots[site]
-        entry = slots[slot]
-        assert entry is not None, "a slot was freed before it was filled"
-        self.meter.held -= entry.feature.nbytes
-        slots[slot] = None
+            entry = sites[site][slot]
+            assert entry is not None, "a slot was freed before it was filled"
+            held -= entry.feature.nbytes
+            sites[site][slot] = None
+        self.meter.held = held
 
 
 def weighted_sum(features: Sequence[Tensor], reads: Sequence[tuple[int, float]]) -> Tensor:

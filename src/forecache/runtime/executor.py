@@ -63,6 +63,10 @@ class Store(Protocol):
         """The sum of a span's gated shifts, for a stream like this one; None if they have to be added one by one."""
         ...
 
+    def keep_as_is(self, site: int, op: Op, slot: int, output: Tensor) -> bool:
+        """Free the slots that no later step reads, then keep an output as it is; False where `keep` has to do it."""
+        ...
+
     def keep(self, site: int, op: Op, sums: Sequence[Tensor]) -> None:
         """Free the slots that no later step reads, then keep these sums, one for every `Op.keeps`; () for none."""
         ...
@@ -130,8 +134,10 @@ class StepExecutor:
                 "without this module."
             )
         self.ran[site] = True
-        op = self.step.ops[site]
+        op, slot = self.step.ops[site], self.step.as_is[site]
         output = self._estimate(site, op) if op.reads else compute(*args, **kwargs)
+        if slot is not None and not self._hands_out and self.store.keep_as_is(site, op, slot, output):
+            return output  # as nearly every computed site does
         is_shared = self._hands_out
         if op.keeps and not op.reads and self._are_modules_own and not torch.compiler.is_compiling():
             is_shared = output.is_inference() and _references(output) > REFERENCES  # a buffer of the module

@@ -259,6 +259,9 @@ class TracedStore:
     def gated_shifts(self, span: SkippedSpan, gates: Tensor, like: Tensor) -> Tensor | None:
         return None  # the compiler fuses them
 
+    def keep_as_is(self, site: int, op: Op, slot: int, output: Tensor) -> bool:
+        return False
+
     def keep(self, site: int, op: Op, sums: Sequence[Tensor]) -> None:
         if sums:
             self.kept[site] = [(total.to(self._cache_dtype or total.dtype), total.dtype) for total in sums]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from forecache.models.blocks import UNTOUCHED, WHOLE, Untouched, Whole
 from forecache.models.layout import Layout
-from forecache.plan.ops import Op
+from forecache.plan.ops import OUT, Op
 from forecache.plan.slots import consecutive, skipped_blocks
 
 
@@ -61,6 +61,7 @@ class Step:
     """One model call of a plan.
 
     ops: one operation a site.
+    as_is: per site, the slot that keeps its output as it is, where it is computed and nothing else is to do; else None.
     blocks: per block, a span for the first of skipped blocks, COVERED for its others, UNTOUCHED for a block of which
         nothing is skipped or kept, WHOLE for one that is a single site, its first; None for any other, which runs
         branch by branch.
@@ -71,6 +72,7 @@ class Step:
     """
 
     ops: tuple[Op, ...]
+    as_is: tuple[int | None, ...]
     blocks: tuple[SkippedSpan | Covered | Untouched | Whole | None, ...]
     weights: tuple[float, ...]
     computed: int
@@ -96,7 +98,17 @@ def step_of(ops: tuple[Op, ...], layout: Layout, guarded: bool = False) -> Step:
     if others:
         ops = tuple(Op() if site in others else op for site, op in enumerate(ops))
     weights = tuple(weight for op in ops for weight in op.weights)
-    return Step(ops, tuple(blocks), weights, computed, partial, is_computed=computed == len(ops))
+    return Step(
+        ops, tuple(map(_slot_as_is, ops)), tuple(blocks), weights, computed, partial, is_computed=computed == len(ops)
+    )
+
+
+def _slot_as_is(op: Op) -> int | None:
+    """The slot that keeps a site's output as it is; None if anything else is kept, estimated or scored."""
+    if op.reads or op.choice is not None or op.scored or len(op.keeps) != 1:
+        return None
+    (kept,) = op.keeps
+    return kept.slot if kept.base == OUT and not kept.adds else None
 
 
 def _span(blocks: range, all_ops: tuple[Op, ...], layout: Layout, guarded: bool) -> SkippedSpan:

@@ -70,10 +70,12 @@ class FeatureStorage:
 
     dtype: dtype of stored features; None stores each in its own.
     device: device of stored features; None stores each on its own.
+    is_plain: whether features are stored as they were computed.
     """
 
     def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         self.dtype, self.device = dtype, device
+        self.is_plain = dtype is None and device is None
         self._transfers: dict[int, tuple[Tensor, Any]] = {}
 
     def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> StoredFeature:
@@ -96,8 +98,13 @@ class FeatureStorage:
 
         Skipped steps do little else, so features that are stored as they were computed take no detour.
         """
-        if self.dtype is None and self.device is None:
-            return [unchanged(entry).feature for entry in entries]
+        if self.is_plain:
+            return [
+                entry.feature
+                if entry is not None and entry.version is not None and entry.feature._version == entry.version
+                else unchanged(entry).feature
+                for entry in entries
+            ]
         return (self.get(*pair) for pair in zip(entries, [*entries[1:], None], strict=True))
 
     def all(self, entries: Sequence[StoredFeature | None]) -> list[Tensor]:
