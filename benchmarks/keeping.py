@@ -117,8 +117,11 @@ def measure(subject: Subject) -> dict[str, dict[str, Any]]:
             {"computed": COMPUTED, "skipped": SKIPPED} if plan is not None and any(map(has_skips, plan.rows)) else {}
         )
         for kind, step in (kinds or {"computed": COMPUTED}).items():
-            pages = statistics.median(counts[step] for counts in fetched)
-            rows[f"{name}, {kind}" if kinds else name] = asdict(Counts(*called[step], *ran[step], pages))
+            pages = statistics.median(pages[step] for pages in fetched)
+            python_calls, c_calls = called[step]
+            count, allocations, size = ran[step]
+            counts = Counts(python_calls, c_calls, count, allocations, size, pages)
+            rows[f"{name}, {kind}" if kinds else name] = asdict(counts)
     return rows
 
 

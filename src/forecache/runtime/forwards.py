@@ -115,7 +115,9 @@ class Forwards:
 
     def run_site(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         """The output of a site in this call; a `SiteHandler`."""
-        executor = self._local.executor or self._executor()
+        executor = self._local.executor
+        if executor is None:
+            executor = self._executor()
         output = executor.run_site(site, compute, args, kwargs)
         if self._watch is not None:
             self._show(self._watch, site, output)
