@@ -540,6 +540,9 @@ def test_plan_writes_what_the_library_makes_and_says_its_cost(forecache, tmp_pat
     found = json.loads(out)
     assert (found["plan"], found["picture"]) == (str(path), expected.picture())
     assert found["cost"]["macs"] == expected.cost(digits, batch_size=4).macs
+    rows = {row["level"]: row for row in found["levels"]}
+    assert list(rows) == ["branches", "blocks", "groups", "stack"]
+    assert rows["branches"]["cache_bytes"] == found["cost"]["cache_bytes"]
 
 
 def test_plan_of_a_model_by_its_shape_needs_no_weights(forecache, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +13,11 @@ import typer
 import forecache as fc
 from forecache.cli.options import Typed, takes_method_options
 from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, names, out_file
-from forecache.cli.terminal import app, emit, say
+from forecache.cli.terminal import app, emit, print_table, results_table, say
+from forecache.io.text import mib
 from forecache.methods import flags, registry
 from forecache.models.find import layout_for, transformers
+from forecache.plan.by_level import LevelCost, costs_by_level
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, models, shaped
 from forecache.zoo.open import check_name, open_source, open_structure
@@ -49,7 +51,8 @@ def plan_command(
 ) -> None:
     """Write a plan file: what every site of the model does in every step, and what that costs. Nothing is sampled.
 
-    Of a pipeline the configs alone are read, and no weights.
+    Of a pipeline the configs alone are read, and no weights. A table shows what the method costs at every level of the
+    model: by branches, blocks, groups of blocks, and with the whole stack as one site.
 
     Example: `forecache plan goc --base fora --interval 2 --eta 0.8 --steps 20 --model digits -o plan.json`
 
@@ -72,11 +75,15 @@ def plan_command(
     own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
     cost = _cost(plan, target, batch, own, sizes)
     plan.save(out)
+    levels = _levels(built, target, steps, batch, own, sizes) if cost is not None else []
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
-        emit({**document, "cost": asdict(cost) if cost is not None else None})
+        costs = {"cost": asdict(cost) if cost is not None else None, "levels": [asdict(row) for row in levels]}
+        emit({**document, **costs})
         return
-    say(f"{plan.overview()}\n{options.unasked(plan, model)}{cost or UNKNOWN_COST}\nWrote {out}.")
+    say(f"{plan.overview()}\n{options.unasked(plan, model)}{cost or UNKNOWN_COST}")
+    _print_levels(levels)
+    say(f"Wrote {out}.")
 
 
 @app.command("methods")
@@ -131,3 +138,38 @@ def _cost(
         return None
     height, width, frames = (sizes[name] for name in ("height", "width", "frames"))
     return plan.cost(target, batch, height=height, width=width, frames=frames)
+
+
+def _levels(
+    method: fc.Method,
+    target: Any,
+    steps: int,
+    batch: int,
+    inputs: Mapping[str, Any] | None,
+    sizes: Mapping[str, int | None],
+) -> list[LevelCost]:
+    """What the method costs at every level, of the same batch and size as the plan."""
+
+    def cost(plan: fc.Plan) -> fc.Cost:
+        total = _cost(plan, target, batch, inputs, sizes)
+        if total is None:
+            raise fc.errors.InputError(UNKNOWN_COST)
+        return total
+
+    return list(costs_by_level(method, target, steps, cost))
+
+
+def _print_levels(levels: Sequence[LevelCost]) -> None:
+    if not levels:
+        return
+    table = results_table()
+    for name in ("level", "sites", "cache", "cheapest step", "whole run"):
+        table.add_column(name, no_wrap=True)
+    for row in levels:
+        name = row.level if row.group is None else f"{row.level} of {row.group}"
+        if row.cache_bytes is None or row.cheapest_step_macs is None or row.macs is None:
+            table.add_row(name, "-", "-", "-", row.reason or "-")
+            continue
+        macs = (f"{number / 1e9:,.3f} G MACs" for number in (row.cheapest_step_macs, row.macs))
+        table.add_row(name, str(row.sites), mib(row.cache_bytes), *macs)
+    print_table(table)
