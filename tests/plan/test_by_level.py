@@ -46,7 +46,7 @@ def test_a_skipped_step_costs_less_the_coarser_the_level_and_a_full_one_the_same
 
 
 def test_a_method_that_has_not_a_level_says_why(model):
-    found = rows(fc.procache(interval=3), model)
+    found = rows(fc.procache(fc.fora(3)), model)
     assert found["branches"].reason is None
     assert found["stack"].reason
     assert found["stack"].cache_bytes is None
