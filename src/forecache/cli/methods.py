@@ -17,6 +17,8 @@ from forecache.cli.terminal import app, emit, print_table, results_table, say
 from forecache.io.text import mib
 from forecache.methods import flags, registry
 from forecache.models.find import layout_for, transformers
+from forecache.models.layout import Level
+from forecache.models.span import Of
 from forecache.plan.by_level import LevelCost, costs_by_level
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, models, shaped
@@ -42,6 +44,15 @@ def plan_command(
         ),
     ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
+    level: Annotated[Level | None, typer.Option(help="What sites are [the finest that the model is known by].")] = None,
+    group: Annotated[int | None, typer.Option(min=1, help="Blocks of a site, for --level groups.")] = None,
+    of: Annotated[
+        Of, typer.Option(help="The feature of groups and stack: what their blocks add, or the output of the last.")
+    ] = "residual",
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Path of a list of blocks, repeatable, for --level blocks, groups, stack [those found]."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, max=2**16, help="Images in a model call, for the cost.")] = 1,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels, for the cost [the model's].")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels, for the cost [the model's].")] = None,
@@ -59,6 +70,8 @@ def plan_command(
     Example: `forecache plan goc --model black-forest-labs/FLUX.1-dev --steps 28 --height 768 --width 1360 -o flux.json`
 
     Example: `forecache plan taylorseer --interval 3 --order 2 --model dit-xl-2 --batch 8 -o dit-xl-taylor.json`
+
+    Example: `forecache plan taylorseer --interval 3 --model digits --level stack -o stack.json`
     """
     options = typed(method)
     built = options.build(steps, model)
@@ -70,7 +83,7 @@ def plan_command(
         target: Any = source.target
     else:
         target = shaped(model, torch.float32, "meta") if model in SHAPES else open_structure(model)
-    plan = built.plan(fc.grid(target, steps))
+    plan = built.plan(fc.grid(target, steps, level=level, group=group, of=of, blocks=blocks or None))
     sizes = {"height": height, "width": width, "frames": frames}
     own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
     cost = _cost(plan, target, batch, own, sizes)

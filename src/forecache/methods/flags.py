@@ -31,6 +31,7 @@ RESERVED = frozenset({
     "method", "base", "model", "steps", "seed", "guidance", "batch", "out", "plan", "labels", "prompt", "prompts",
     "num_samples", "compare", "shard_size", "call_size", "exact", "random_classes", "png", "as_json", "json", "device",
     "dtype", "images", "help", "height", "width", "frames", "negative_prompt", "offload", "rounds", "seeds", "quiet",
+    "level", "group", "of", "blocks",
 })  # fmt: skip
 """Names that commands and pages use for their own options."""
 

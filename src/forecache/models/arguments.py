@@ -45,3 +45,17 @@ def _positional(forward: Callable[..., Any]) -> dict[str, int]:
         parameter.name: KEYWORD_ONLY if parameter.kind is parameter.KEYWORD_ONLY else position
         for position, parameter in enumerate(named)
     }
+
+
+def named_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, in order of the parameters; a position where the signature has no name for it.
+
+    A forward of ``(*args, **kwargs)`` that wraps nothing names none of its positions.
+    """
+    known = (_positional(forward) for forward in (module.forward, type(module).forward.__get__(module)))
+    parameters = next(filter(None, known), {})
+    names = [name for name, place in parameters.items() if place < KEYWORD_ONLY]
+    names += [f"argument {place}" for place in range(len(names), len(args))]
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    order = {name: place for place, name in enumerate(names)}
+    return dict(sorted(named.items(), key=lambda pair: order.get(pair[0], len(order))))

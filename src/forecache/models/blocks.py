@@ -215,6 +215,7 @@ class Block:
     inlined: paths of modules in it that the branches do not call, because they write out their forwards, too
     inputs: the names of the streams in the signature of the forward
     outputs: the indices of the streams that it returns, None for an empty one; a single stream is not in a tuple
+    is_packed: a single stream is in a tuple, too
     """
 
     module: nn.Module
@@ -226,6 +227,7 @@ class Block:
     copies: bool = False
     native: str | None = None
     inlined: tuple[str, ...] = ()
+    is_packed: bool = False
 
     @property
     def is_residual(self) -> bool:
@@ -277,10 +279,10 @@ class Block:
 
     def handed(self, streams: Sequence[Tensor]) -> Any:
         """The streams in the form in which the block's forward returns them."""
-        if self.outputs == (0,):  # a call that every skipped block makes
+        if self.outputs == (0,) and not self.is_packed:  # a call that every skipped block makes
             return streams[0]
         values = [None if stream is None else streams[stream] for stream in self.outputs]
-        return tuple(values) if len(values) > 1 else values[0]
+        return tuple(values) if len(values) > 1 or self.is_packed else values[0]
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,8 @@ class Residual(Block):
         """The streams that the block returned, by number; raises ModelError if they are not those that it is given."""
         values = output if isinstance(output, tuple) else (output,)
         after = {stream: value for stream, value in zip(self.outputs, values, strict=False) if stream is not None}
-        is_alike = isinstance(output, tuple) == (len(self.outputs) > 1) and len(values) == len(self.outputs)
+        is_tuple = self.is_packed or len(self.outputs) > 1
+        is_alike = isinstance(output, tuple) == is_tuple and len(values) == len(self.outputs)
         if not is_alike or not all(
             isinstance(value, Tensor) and _is_like(value, before[stream]) for stream, value in after.items()
         ):
@@ -383,11 +386,13 @@ class Residual(Block):
         )
 
 
-def residual(module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...]) -> Residual:
+def residual(
+    module: nn.Module, inputs: tuple[str, ...], outputs: tuple[int | None, ...], is_packed: bool = False
+) -> Residual:
     """A block as one site of kind ``block``."""
     streams = tuple(sorted(stream for stream in outputs if stream is not None))
     branch = Branch("block", _nothing, None, streams=streams)
-    return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs)
+    return Residual(module, _nothing, (branch,), inputs=inputs, outputs=outputs, is_packed=is_packed)
 
 
 def described(modules: Iterable[nn.Module], native: str, describe: Callable[[Any], Block]) -> list[Block]:

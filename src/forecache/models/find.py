@@ -108,11 +108,7 @@ def _layout_of(family: Family, model: nn.Module) -> Layout:
 def at_level(model: nn.Module, asked: AskedSites) -> Layout:
     """The sites of a model as they are asked for; raises SiteError if it has none of that level."""
     if asked.level in ("blocks", "groups", "stack"):
-        chain = chain_of(model)
-        if chain is None:
-            raise SiteError(
-                f"forecache knows no blocks of {type(model).__name__}: name the modules to cache, sites=[...]."
-            )
+        chain = chain_of(model, asked.blocks)
         if asked.level == "blocks":
             return levels.of_blocks(chain)
         return (
@@ -153,6 +149,7 @@ def grid(
     level: Level | None = None,
     group: int | None = None,
     of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
 ) -> Grid:
     """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
 
@@ -164,10 +161,12 @@ def grid(
     group: blocks of a site, for level="groups"
     of: the feature of groups and stack: what their blocks add to the streams ("residual", the default), or the
         "output" of the last one
+    blocks: path, or paths in their order, of the lists of blocks, such as "transformer_blocks"; by default those that
+        the model is known by, else all large lists that are found in it
 
     Raises SiteError if a pattern matches nothing, or the model is not known at this level and no pattern is given.
     """
-    return grid_at(target, num_steps, AskedSites(sites, level, group, of))
+    return grid_at(target, num_steps, AskedSites(sites, level, group, of, blocks))
 
 
 def grid_at(target: Any, num_steps: int, asked: AskedSites) -> Grid:
@@ -212,11 +211,8 @@ def layout_for(model: nn.Module, grid: Grid) -> Layout:
             raise
     if are_modules and _as_deep(model, grid):
         return modules.named(model, wanted)
-    known_level = levels.level_of(wanted)
-    if known_level is not None and (chain := chain_of(model)) is not None:
-        by_blocks = levels.at_depths(chain, wanted)
-        if by_blocks is not None and by_blocks.sites == wanted and _has_lists(model, by_blocks, grid):
-            return by_blocks
+    if levels.level_of(wanted) is not None and (by_blocks := _by_blocks(model, grid)) is not None:
+        return by_blocks
     try:
         present = layout(model).sites
     except SiteError:
@@ -236,10 +232,18 @@ def _as_deep(model: nn.Module, grid: Grid) -> bool:
     return not modules.fits(model) or modules.matching(model, modules.DIT_PATTERNS).sites == grid.sites
 
 
-def _has_lists(model: nn.Module, layout: Layout, grid: Grid) -> bool:
-    """Whether the lists of blocks are as long as those of the model that the plan was made for."""
-    _, counted, lists = grid.model.partition(" (")
-    return not counted or lists == layout.lists + ")"
+def _by_blocks(model: nn.Module, grid: Grid) -> Layout | None:
+    """The layout of a model whose sites are blocks, or several; None if it has not the blocks of the plan's model."""
+    census = grid.model.partition(" (")[2].removesuffix(")")
+    lists = [part.rpartition(" x ")[0] for part in census.split(", ")] if census else None
+    for paths in (None, lists) if lists else (None,):
+        try:
+            by_blocks = levels.at_depths(chain_of(model, paths), grid.sites)
+        except SiteError:  # it has no such lists
+            continue
+        if by_blocks is not None and by_blocks.sites == grid.sites and by_blocks.lists == census:
+            return by_blocks
+    return None
 
 
 def _describe(sites: Sequence[Site]) -> str:

@@ -16,7 +16,7 @@ from forecache.models.layout import Layout, Level, from_blocks
 from forecache.models.span import Of, span
 from forecache.parts.grid import Site
 
-KINDS = {"groups": "group", "stack": "stack"}
+KINDS = {"blocks": "block", "groups": "group", "stack": "stack"}
 """The kind of sites, by level."""
 
 NAME = re.compile(r"blocks\.\d+\.block|(?:groups\.\d+|stack(?:\.\d+)?)(\.output)?")
@@ -30,12 +30,14 @@ class AskedSites:
     level: what sites are.
     group: number of blocks of a site at level "groups".
     of: the feature of a site of several blocks.
+    blocks: path, or paths, of the lists of blocks, in order; None for what is known of the model, or found in it.
     """
 
     patterns: Sequence[str] | None = None
     level: Level | None = None
     group: int | None = None
     of: Of = "residual"
+    blocks: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
         if self.patterns is not None and self.level not in (None, "modules"):
@@ -46,6 +48,8 @@ class AskedSites:
             raise SiteError(f"of= is one of {', '.join(get_args(Of))}, not {self.of!r}.")
         if (self.group is None) == (self.level == "groups"):
             raise SiteError('group= is the number of blocks of a site, for level="groups", which needs it.')
+        if self.blocks is not None and self.level not in ("blocks", "groups", "stack"):
+            raise SiteError('blocks= names lists of blocks, for level="blocks", level="groups" and level="stack".')
         if self.of != "residual" and self.level not in ("groups", "stack"):
             raise SiteError(f'of={self.of!r} is for level="groups" and level="stack".')
         if self.level == "modules" and self.patterns is None:
@@ -63,7 +67,13 @@ def level_of(sites: Sequence[Site]) -> tuple[Level, Of] | None:
 
 def of_blocks(chain: Chain) -> Layout:
     """The layout of a model with a site for every block, ``blocks.<i>.block``."""
-    how: dict[str, Any] = {"rising": chain.rising, "clips": chain.clips}
+    if not all(block.inputs for block in chain.blocks):
+        return _of_spans(chain, [range(depth, depth + 1) for depth in range(len(chain.blocks))], "blocks", "residual")
+    how: dict[str, Any] = {
+        "rising": chain.rising,
+        "clips": chain.clips,
+        "lists": "" if chain.is_known else chain.census,
+    }
     return from_blocks(chain.model, chain.blocks, starts=chain.starts, level="blocks", **how)
 
 
@@ -104,14 +114,15 @@ def at_depths(chain: Chain, sites: Sequence[Site]) -> Layout | None:
 
 
 def _of_spans(chain: Chain, spans: Sequence[range], level: Level, of: Of) -> Layout:
-    kind = KINDS[level]
     end = ".output" if of == "output" else ""
-    is_one = level == "stack" and len(spans) == 1
-    sites = [
-        Site(level + ("" if is_one else f".{number}") + end, part.start, kind) for number, part in enumerate(spans)
-    ]
+    names = {
+        "blocks": "blocks.{}.block",
+        "groups": "groups.{}" + end,
+        "stack": ("stack" if len(spans) == 1 else "stack.{}") + end,
+    }
+    sites = [Site(names[level].format(number), part.start, KINDS[level]) for number, part in enumerate(spans)]
     pairs = zip(sites, spans, strict=True)
-    blocks = [span(chain.blocks[part.start : part.stop], site, of, chain.clips) for site, part in pairs]
+    blocks = [span(chain.blocks[part.start : part.stop], site, of, chain.clips, chain.is_known) for site, part in pairs]
     return from_blocks(
         chain.model,
         blocks,
@@ -119,5 +130,5 @@ def _of_spans(chain: Chain, spans: Sequence[range], level: Level, of: Of) -> Lay
         starts=range(len(blocks)),
         level=level,
         rising=chain.rising,
-        lists=chain.census,
+        lists=chain.census if level != "blocks" or not chain.is_known else "",
     )

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from forecache.errors import RunError
+from forecache.errors import RunError, SiteError
+from forecache.models.arguments import named_arguments
 from forecache.models.blocks import (
     Block,
     BlockHandler,
@@ -36,6 +37,7 @@ from forecache.models.blocks import (
     places_of,
     taking,
 )
+from forecache.models.structure import BlockCall, Observer, learn, parts_of
 from forecache.models.writes import Given, Place, Writes
 from forecache.parts.grid import Site
 
@@ -51,6 +53,8 @@ class Passage:
     given: the tensors among the arguments of the first block; {} where nothing looks at writes.
     after: the streams that the last block gives out; None where the blocks are computed.
     is_kept: whether the feature of the span is asked for where the blocks are computed.
+    copies: in the first call, the tensors that the first block was given, by name.
+    observer: in the first call, what sees the streams of the blocks, and what is held of them; None in others.
     ran: the number of blocks that were called so far.
     """
 
@@ -58,6 +62,8 @@ class Passage:
     given: Mapping[Place, Given]
     after: Streams | None
     is_kept: bool
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    observer: Observer | None = None
     ran: int = 0
 
 
@@ -66,13 +72,16 @@ class Span(Block):
     """Consecutive blocks as one site.
 
     parts: the blocks, each with the streams that it takes and returns; a number stands for the same stream in all.
+        Streams that are not known are found in the first call.
     of: whether the feature is what the blocks add to the streams, or the output of the last one.
     clips: whether blocks clip their outputs, in half floats.
     name: of the site, for messages.
+    is_known: whether the model's class is known, so that nothing needs to be seen in the first call.
     """
 
     parts: tuple[Residual, ...] = ()
     name: str = ""
+    is_known: bool = True
     of: Of = "residual"
     clips: bool = False
 
@@ -97,10 +106,11 @@ class Span(Block):
             yield part.module, calls.forward(index)
 
 
-def span(parts: Sequence[Residual], site: Site, of: Of = "residual", clips: bool = False) -> Span:
-    """Blocks as one site."""
+def span(parts: Sequence[Residual], site: Site, of: Of, clips: bool, is_known: bool) -> Span:
+    """Blocks as one site; the arguments are the fields of `Span`."""
     branch = Branch(site.kind, _nothing, None)
-    return Span(parts[0].module, _nothing, (branch,), parts=tuple(parts), name=site.name, of=of, clips=clips)
+    how: dict[str, Any] = {"name": site.name, "of": of, "clips": clips, "is_known": is_known}
+    return Span(parts[0].module, _nothing, (branch,), parts=tuple(parts), **how)
 
 
 class _Calls:
@@ -117,10 +127,18 @@ class _Calls:
     ) -> None:
         self._span, self._number, self._site = span, number, site
         self._on_site, self._on_block, self._opened = on_site, on_block, opened
-        self._returned = span.parts[-1].branches[0].streams
-        self._takes = [taking(part.module, part.inputs) for part in span.parts]
-        places = [places_of(part.module, part.inputs) for part in span.parts]
+        self._is_seen = span.is_known or len(span.parts) == 1
+        self._parts: tuple[Residual, ...] = ()
+        if all(part.inputs for part in span.parts):
+            self._know(span.parts)
+
+    def _know(self, parts: tuple[Residual, ...]) -> None:
+        """The streams of the blocks are these."""
+        self._returned = parts[-1].branches[0].streams
+        self._takes = [taking(part.module, part.inputs) for part in parts]
+        places = [places_of(part.module, part.inputs) for part in parts]
         self._writes = [Writes(places[0]), *(Writes(allowed=inner) for inner in places[1:])]
+        self._parts = parts
 
     def forward(self, index: int) -> Forward:
         """The forward of one of the blocks."""
@@ -134,7 +152,8 @@ class _Calls:
                 raise RunError(self._out_of_order(index, passage))
             passage.ran += 1
             if passage.after is None:
-                output = self._computed(index, own, args, kwargs)
+                run = self._observed if passage.observer is not None else self._computed
+                output = run(index, own, args, kwargs)
                 return self._end(passage, output) if is_last else output
             if is_last:
                 del self._opened()[self._number]
@@ -148,6 +167,9 @@ class _Calls:
         opened = self._opened()
         if self._number in opened:
             raise RunError(self._out_of_order(0, opened[self._number]))
+        if not self._parts:
+            opened[self._number] = passage = self._first(args, kwargs)
+            return passage
         streams = self._takes[0](args, kwargs)
         before = tuple(streams[stream] for stream in self._returned)
         after = self._skipped(of_one_batch(before), args, kwargs)
@@ -156,9 +178,48 @@ class _Calls:
         elif torch.compiler.is_compiling():  # copies of what nothing writes into are left out of the graph
             passage = Passage(tuple(stream.clone() for stream in before), {}, None, after is None)
         else:
-            passage = Passage(before, self._writes[0].before(args, kwargs), None, after is None)
+            observer = None if self._is_seen else Observer()
+            passage = Passage(before, self._writes[0].before(args, kwargs), None, after is None, {}, observer)
         opened[self._number] = passage
         return passage
+
+    def _first(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Passage:
+        """The passage of a first call, which is computed, and in which the streams of the blocks are found."""
+        if torch.compiler.is_compiling():
+            raise RunError(
+                f"The streams of {self._span.name} are found in its first call, which is compiled: sample once with "
+                "the plan on the model that is not compiled, or register a family (forecache.models.register)."
+            )
+        action = self._on_block(self._number, (), args, kwargs) if self._on_block is not None else None
+        named = named_arguments(self._span.module, args, kwargs)
+        copies = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor)}
+        return Passage((), {}, None, action is None, copies, Observer())
+
+    def _observed(self, index: int, own: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The output of a block in the first call of its span."""
+        passage, modules = self._opened()[self._number], self._span.modules
+        observer = passage.observer
+        assert observer is not None
+        observer.begin(modules[index], args, kwargs)
+        output = self._computed(index, own, args, kwargs) if self._parts else own(*args, **kwargs)
+        observer.end(output)
+        if index + 1 == len(modules):
+            observer.look_for_held(modules)
+            refuse_held(observer.calls, self._span.name)
+            if not self._parts:
+                self._learn(passage, observer)
+            self._is_seen = True
+        return output
+
+    def _learn(self, passage: Passage, observer: Observer) -> None:
+        """The streams of the blocks are those of the first call, which has just run."""
+        parts = tuple(parts_of(observer.calls))
+        known = parts[0].inputs
+        if any(len(part.inputs) != len(known) for part in parts):
+            raise SiteError(f"The blocks of {self._span.name} take different numbers of streams: {_streams(parts)}.")
+        learn(parts)
+        self._know(parts)
+        passage.before = tuple(passage.copies[known[stream]] for stream in self._returned)
 
     def _skipped(
         self, before: Streams, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -188,17 +249,18 @@ class _Calls:
 
     def _handed_through(self, index: int, args: Sequence[Any], kwargs: Mapping[str, Any], is_first: bool) -> Any:
         """What a block that does not run gives out: what it was given; the first one copies of it."""
-        part, streams = self._span.parts[index], self._takes[index](args, kwargs)
+        part, streams = self._parts[index], self._takes[index](args, kwargs)
         if is_first:  # the model may write into what it gets between blocks
             streams = tuple(stream.clone(memory_format=torch.contiguous_format) for stream in of_one_batch(streams))
         return part.handed(streams)
 
     def _handed(self, after: Streams) -> Any:
         """The streams after the span in the form in which the last block returns them."""
-        streams: list[Any] = [None] * len(self._span.parts[-1].inputs)
+        last = self._parts[-1]
+        streams: list[Any] = [None] * len(last.inputs)
         for stream, value in zip(self._returned, after, strict=True):
             streams[stream] = value
-        return self._span.parts[-1].handed(streams)
+        return last.handed(streams)
 
     def _computed(self, index: int, own: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The output of a block that runs; it is watched for writes into its arguments."""
@@ -212,12 +274,12 @@ class _Calls:
     def _end(self, passage: Passage, output: Any) -> Any:
         """The output of a span that has run."""
         del self._opened()[self._number]
-        last, before = self._span.parts[-1], passage.before
+        last, before = self._parts[-1], passage.before
         written = self._writes[0].after(passage.given) if passage.given else set()
         if not passage.is_kept:
             return output
         if passage.given:
-            before = self._span.parts[0].as_given(before, passage.given, written)
+            before = self._parts[0].as_given(before, passage.given, written)
         before = of_one_batch(before)
         features: list[Tensor] = []
 
@@ -245,6 +307,22 @@ class _Calls:
             f"block {expected} should be, and the blocks of a span run once in a model call, in their "
             'order: leave off what skips or repeats blocks, or make a plan with level="blocks".'
         )
+
+
+def refuse_held(calls: Sequence[BlockCall], name: str) -> None:
+    """Raises SiteError if something reads what blocks inside of a span return after its last block has run."""
+    held = [call for call in calls if call.is_held]
+    if held:
+        raise SiteError(
+            f"Something holds what a {type(held[0].module).__name__} inside of {name} returned when the last block has "
+            'run, and a skipped block returns nothing that may be read: take level="blocks", or name the lists of '
+            'blocks that are read by blocks alone, blocks=["transformer_blocks"].'
+        )
+
+
+def _streams(parts: Sequence[Residual]) -> str:
+    names = dict.fromkeys(f"{type(part.module).__name__} ({', '.join(part.inputs)})" for part in parts)
+    return ", ".join(names)
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

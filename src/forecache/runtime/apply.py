@@ -37,6 +37,7 @@ def apply(
     level: Level | None = None,
     group: int | None = None,
     of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
     lanes: Sequence[str] = (),
     resample: bool = False,
     guards: Guards = OPEN,
@@ -62,8 +63,8 @@ def apply(
     num_steps: model calls of a run that no scheduler announces, for a method or speedup in a loop of your own.
     sites: paths of the modules to cache, as `forecache.grid` takes them, for a method or speedup on a model of no known
         family.
-    level, group, of: what sites are, as `forecache.grid` takes them, for a method or speedup; by default the finest
-        that the model's family knows.
+    level, group, of, blocks: what sites are, as `forecache.grid` takes them, for a method or speedup; by default the
+        finest that the model's family knows.
     lanes: names of the model calls of one step, such as ("cond", "uncond"), for a pipeline that makes several calls one
         after the other at the same timestep without diffusers' ``cache_context``; each gets a cache of its own.
     resample: whether a generation whose scheduler announces another number of steps gets the plan `resampled` to it,
@@ -83,7 +84,7 @@ def apply(
     Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
     StatisticsError for a run that the method has no plan for, and CacheBudgetError for one over the budget.
     """
-    asked = Asked(plan, speedup, plans, num_steps, AskedSites(sites, level, group, of), resample)
+    asked = Asked(plan, speedup, plans, num_steps, AskedSites(sites, level, group, of, blocks), resample)
     asked.check(target)
     _check_options(lanes, cache_dtype, max_cache_bytes)
     source, grid = asked.source(target, guards)
