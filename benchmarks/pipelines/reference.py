@@ -46,8 +46,18 @@ class Mix:
     norm: str
 
 
-Sites = tuple[Stack | Mix | str, ...]
-"""Stacks of blocks, mixes of streams, and patterns of modules' paths."""
+@dataclass(frozen=True)
+class Whole:
+    """All blocks of lists that follow one another as one site, with whatever the model adds between them.
+
+    stacks: the lists; their blocks take the same streams in the same order.
+    """
+
+    stacks: tuple[Stack, ...]
+
+
+Sites = tuple[Stack | Mix | Whole | str, ...]
+"""Stacks of blocks, mixes of streams, stacks as a whole, and patterns of modules' paths."""
 
 
 @dataclass
@@ -125,6 +135,10 @@ def fora(models: Sequence[nn.Module], sites: Sites) -> Iterator[Run]:
         for number, model in enumerate(models):
             stack.enter_context(_forward(model, _begins(model, run)))
             for site in sites:
+                if isinstance(site, Whole):
+                    for block, forward in _whole(model, site, (number, site), run):
+                        stack.enter_context(_forward(block, forward))
+                    continue
                 if isinstance(site, Stack):
                     blocks: Any = model.get_submodule(site.path)
                     for depth, block in enumerate(blocks):
@@ -202,19 +216,54 @@ def _residual(block: nn.Module, streams: Sequence[str], key: Any, run: Run) -> C
         kept = [stream.clone() for stream in before]
         outputs: list[Any] = []
 
-        def residuals() -> list[Tensor]:
+        def residuals() -> list[Tensor | None]:
             outputs.append(own(*args, **kwargs))
             output = outputs[0]
             after = output if isinstance(output, tuple) else (output,)
-            return [new - old for new, old in zip(after[: len(kept)], kept, strict=True)]
+            pairs = zip(after[: len(kept)], kept, strict=True)
+            return [None if new is None else new - old for new, old in pairs]  # a last block may drop its texts
 
         parts = run.value(key, _shapes(before), residuals)
         for output in outputs:
             return output
-        after = [old + part for old, part in zip(before, parts, strict=True)]
+        after = [None if part is None else old + part for old, part in zip(before, parts, strict=True)]
         return tuple(after) if len(after) > 1 else after[0]
 
     return forward
+
+
+def _whole(model: nn.Module, site: Whole, key: Any, run: Run) -> list[tuple[nn.Module, Callable[..., Any]]]:
+    """The forwards of a stack as a whole: skipped, its blocks hand through, and the last adds to what the first got."""
+    lists: list[tuple[Any, Stack]] = [(model.get_submodule(stack.path), stack) for stack in site.stacks]
+    blocks = [(block, stack.streams) for group, stack in lists for block in group]
+    start: list[Tensor] = []
+
+    def forward_of(index: int) -> Callable[..., Any]:
+        block, streams = blocks[index]
+        own, signature = block.forward, inspect.signature(block.forward)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            before = [given[name] for name in streams]
+            if index == 0:
+                start[:] = [stream.clone() for stream in before]
+            shapes = _shapes(start)
+            known = run.memory.get((key, run.lane))
+            is_computed = run.fresh or known is None or known[0] != shapes
+            output = own(*args, **kwargs) if is_computed else tuple(stream.clone() for stream in before)
+            if index + 1 < len(blocks):
+                return output[0] if not is_computed and len(before) == 1 else output
+            after = output if isinstance(output, tuple) else (output,)
+            pairs = list(zip(after, start, strict=True))
+            parts = run.value(key, shapes, lambda: [None if new is None else new - old for new, old in pairs])
+            if is_computed:
+                return output
+            total = [None if part is None else old + part for old, part in zip(start, parts, strict=True)]
+            return total[0] if len(total) == 1 else tuple(total)
+
+        return forward
+
+    return [(block, forward_of(index)) for index, (block, _) in enumerate(blocks)]
 
 
 @contextmanager
