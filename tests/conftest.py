@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from forecache import cli
 from forecache.fit.tuning import proposals, refine, trial_runner, tuner
+from forecache.sampling import fine
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -120,6 +121,8 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(tuner, "FINALISTS", 2)
     monkeypatch.setattr(trial_runner, "NOISES", 1)
+    monkeypatch.setattr(fine, "LEAST_STEPS", 8)
+    monkeypatch.setattr(fine, "MOST_STEPS", 32)
 
 
 @pytest.fixture(scope="session")

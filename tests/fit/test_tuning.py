@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from forecache.fit.tuning import (
     proposals,
     refine,
     surrogate,
+    trial_runner,
     trials,
     tuner,
 )
@@ -38,6 +40,7 @@ from forecache.methods import registry
 from forecache.methods.parameters import Range
 from forecache.parts.forecasts import Feedback, Reuse, Taylor
 from forecache.plan.method import Method
+from forecache.sampling import fine as fine_module
 
 SITES = tuple(fc.parts.Site(f"blocks.{depth}.{kind}", depth, kind) for depth in range(2) for kind in ("attn", "mlp"))
 patterns = st.lists(st.integers(1, 4), min_size=2, max_size=6).map(
@@ -171,7 +174,7 @@ def test_a_search_proposes_new_patterns_that_fit_until_its_number_is_used_up(num
         assert max(map(len, pattern.split("#"))) < 8
         seen.add(proposal)
         score = -10 * np.log10(gram.errors(pattern, history.forecast(forecast)).sum() + 1e-9)
-        search.tell(trials.Trial(pattern, forecast, float(score)))
+        search.tell(trials.Trial(pattern, forecast, float(score), own=float(score)))
     assert len(seen) <= 30 + proposals.LAST
     assert len({pattern for pattern, _ in list(seen)}) <= 30
     finalists = search.finalists(5)
@@ -194,7 +197,7 @@ def test_feedback_and_correction_are_tried_when_the_schedules_are_used_up(correc
     while (proposal := search.propose()) is not None:
         pattern, forecast = proposal
         strength, theta = dict(forecast.parameters).get("feedback", 0.0), forecast.theta or 0.0
-        search.tell(trials.Trial(pattern, forecast, 40 - abs(strength - 0.3) - abs(theta - 0.7)))
+        search.tell(trials.Trial(pattern, forecast, score := 40 - abs(strength - 0.3) - abs(theta - 0.7), own=score))
     assert str(search.best.forecast) == "taylor 1, feedback 0.3" + (", eoc 0.7" if correcting else "")
     assert len({trial.pattern for trial in history.trials}) == 1
     assert any(trial.forecast.theta for trial in history.trials) == correcting
@@ -277,7 +280,7 @@ def test_the_schedule_that_is_best_after_a_round_is_refined_to_the_end(monkeypat
 # ---- on the bundled model -------------------------------------------------------------------------------------------
 
 LABELS = list(range(4))
-HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 6, "longest": 4}
+HOW = {"num_steps": 6, "budget": [0.55, 0.4], "number": 6, "longest": 4, "reference": "own"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -488,7 +491,8 @@ def test_the_registered_forecasts_are_rules():
 def test_a_tuned_plan_samples_as_well_as_it_says(digits, tuned):
     source = fc.sampling.sources.as_source(digits)
     for plan, trial, unseen in zip(tuned.plans, tuned.best, tuned.held_out, strict=True):
-        for seeds, said in ((range(1000, 1004), trial.psnr), ([2000], unseen)):
+        assert (trial.own, unseen.own) == (trial.psnr, unseen.psnr)
+        for seeds, said in ((range(1000, 1004), trial.psnr), ([2000], unseen.psnr)):
             decibels = []
             for seed in seeds:
                 how = fc.sampling.sources.Sampling(6, 1.5, seed)
@@ -542,17 +546,17 @@ def test_a_tuned_plan_is_a_file_like_any_other(tuned, tmp_path):
 
 def test_another_tuning_in_the_file_is_refused(digits, tmp_path):
     path = tmp_path / "tune.json"
-    fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path)
+    fc.tune(digits, LABELS[:1], **FEW, budget=0.6, path=path)
     before = path.read_bytes()
     with pytest.raises(fc.errors.SearchFileError, match=r"holds another tuning \(seed differ\)"):
-        fc.tune(digits, LABELS[:1], num_steps=4, budget=0.6, number=2, path=path, seed=7)
+        fc.tune(digits, LABELS[:1], **FEW, budget=0.6, path=path, seed=7)
     assert path.read_bytes() == before
 
 
 def test_no_more_model_calls_are_made_than_were_announced(digits, monkeypatch):
     monkeypatch.setattr(refine, "SCHEDULES", 2)
     announced, calls = [], []
-    few = {"num_steps": 4, "budget": 0.6, "number": 3, "held_out": LABELS[1:2]}
+    few = {"num_steps": 4, "budget": 0.6, "number": 3, "held_out": LABELS[1:2], "reference": "own"}
     fc.tune(digits, LABELS[:1], **few, on_start=announced.append, on_step=lambda *_: calls.append(1))
     assert announced[0] / 3 < len(calls) <= announced[0]
 
@@ -574,6 +578,7 @@ def test_no_more_model_calls_are_made_than_were_announced(digits, monkeypatch):
         ),
         ({"forecasts": ["magic"]}, "There is no forecast 'magic'; there are: fitted ORDER"),
         ({"number": 0}, "from 1 on"),
+        ({"reference": "fine"}, "reference is one of converged, own, not 'fine'"),
         ({"held_out": [0], "held_out_seed": 1002}, "another held_out_seed"),
     ],
 )
@@ -585,7 +590,35 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_sampled(digits, aske
         fc.tune(digits, LABELS, num_steps=6, on_step=never, **asked)
 
 
-FEW = {"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "refining": False}
+FEW = {
+    **{"num_steps": 5, "longest": 3, "number": 2, "forecasts": ["taylor 1"], "correcting": False, "refining": False},
+    "reference": "own",
+}
+
+
+def test_plans_are_ranked_by_the_converged_samples_and_both_figures_are_told(digits, monkeypatch):
+    """The figures are those of images that are sampled by hand, in the steps that the result names."""
+    monkeypatch.setattr(fine_module, "LEAST_STEPS", 6)
+    monkeypatch.setattr(fine_module, "MOST_STEPS", 24)
+    monkeypatch.setattr(trial_runner, "NOISES", 1)
+    how = FEW | {"num_steps": 3, "reference": "converged"}
+    tuned = fc.tune(digits, LABELS[:1], **how, budget=0.7, held_out=LABELS[1:2])
+    assert tuned.fine is not None
+    assert tuned.best[0].psnr == max(trial.psnr for trial in (*tuned.best, *tuned.even))
+    solver = DPMSolverMultistepScheduler.from_config(
+        {**digits.scheduler.config, "timestep_spacing": "linspace", "final_sigmas_type": "zero"}
+    )
+    sampling = fc.sampling.sources.Sampling(3, 1.5, 2000)
+    own = digits.generate(LABELS[1:2], sampling)
+    best = replace(digits, scheduler=solver).generate(LABELS[1:2], replace(sampling, num_steps=tuned.fine.num_steps))
+    with fc.apply(digits, tuned.plan):
+        images = digits.generate(LABELS[1:2], sampling)
+    pairs = [(images, best), (images, own), (own, best)]
+    by_hand = [fc.evaluate.psnr(*pair).mean().item() for pair in pairs]
+    row = tuned.held_out[0]
+    assert [row.psnr, row.own, row.uncached] == pytest.approx(by_hand, abs=1e-3)
+    assert f"{tuned.fine.num_steps} steps of DPM-Solver++ 2M" in tuned.show()
+    assert tuned.plan.provenance["reference"].startswith("converged: ")
 
 
 @pytest.mark.slow
@@ -618,6 +651,7 @@ def test_a_time_that_is_asked_for_is_measured(digits):
         num_steps=6,
         guidance=1.5,
         seed=0,
+        reference="own",
         batch=2,
         forecasts=(ForecastSpec.parse("reuse"),),
         longest=4,

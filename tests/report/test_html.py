@@ -143,7 +143,10 @@ def tuning_file(path):
     """Three trials of a tuning, one of them on the noise that only judges."""
     settings = {"model": "Small", "fingerprint": "abc:def", "scheduler": "{}", "num_steps": 4, "conditions": [1, 2]}
     reuse = ForecastSpec.parse("reuse")
-    made = [trials.Trial("#..#", reuse, 31.0), trials.Trial("#.#.", reuse, 33.5), trials.Trial("#.#.", reuse, 30.0, 1)]
+    made = [
+        *(trials.Trial(pattern, reuse, psnr, own=psnr) for pattern, psnr in (("#..#", 31.0), ("#.#.", 33.5))),
+        trials.Trial("#.#.", reuse, 30.0, 1, 30.0),
+    ]
     trials.write(path, settings, {trial.key: trial for trial in made})
 
 
@@ -339,7 +342,9 @@ def test_a_tuning_has_its_pareto_front(tmp_path):
     """Of 2 and 3 computed steps, the best of each; the third one is beaten."""
     path = tmp_path / "tune.json"
     reuse = ForecastSpec.parse("reuse")
-    made = [trials.Trial(*row, 0) for row in (("#..#", reuse, 31.0), ("#.#.", reuse, 33.5), ("##.#", reuse, 36.0))]
+    made = [
+        trials.Trial(*row, 0, row[-1]) for row in (("#..#", reuse, 31.0), ("#.#.", reuse, 33.5), ("##.#", reuse, 36.0))
+    ]
     settings = {"model": "Small", "fingerprint": "abc:def", "scheduler": "{}", "num_steps": 4, "conditions": [1, 2]}
     trials.write(path, settings, {trial.key: trial for trial in made})
     _, page, _ = reported(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,13 @@ from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
 from forecache.report import tuning_figures
 from forecache.sampling import runs
+
+
+class ReferenceName(StrEnum):
+    """What images are compared with."""
+
+    converged = "converged"
+    own = "own"
 
 
 @app.command("tune")
@@ -59,6 +67,12 @@ def tune_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that plans are tuned on.")] = 1000,
     held_out_seed: Annotated[int, typer.Option(min=0, help="Seed of the held-out noise.")] = 2000,
     search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposed schedules.")] = 0,
+    reference: Annotated[
+        ReferenceName,
+        typer.Option(
+            help="What ranks plans: closeness to the converged samples of the same noise, or to a run without a cache."
+        ),
+    ] = ReferenceName.converged,
     correct: Annotated[bool, typer.Option(help="Try EOC's correction; its tensors are a file beside the plan.")] = True,
     refine: Annotated[
         bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
@@ -75,7 +89,7 @@ def tune_command(
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
 
-    Example: `forecache tune --model digits --steps 20 --at-least 40 --out out/tune-40dB`
+    Example: `forecache tune --model digits --steps 20 --at-least 40 --reference own --out out/tune-40dB`
 
     Example: `torchrun --nproc-per-node 8 -m forecache tune --model black-forest-labs/FLUX.1-dev --batch 1 --steps 28
     --prompts texts.txt --speedup 3`
@@ -109,6 +123,7 @@ def tune_command(
                 number=schedules,
                 longest=longest,
                 search_seed=search_seed,
+                reference=reference.value,
                 correcting=correct,
                 refining=refine,
                 path=out / "tune.json",
@@ -126,7 +141,7 @@ def tune_command(
 
 
 def _say_result(tuned: Tuned, names: Sequence[str], paths: Sequence[Path]) -> None:
-    for index, (name, trial, even, path) in enumerate(zip(names, tuned.best, tuned.even, paths, strict=True)):
-        held_out = f", {tuned.held_out[index]:.2f} dB on held-out samples" if tuned.held_out else ""
+    say(f"PSNR to {tuned.reference}; in brackets to no cache.")
+    for index, (name, trial, path) in enumerate(zip(names, tuned.best, paths, strict=True)):
         say(f"{name:<8}{trial.pattern}  {trial.forecast}")
-        say(f"        {trial.psnr:.2f} dB{held_out} (even steps: {even.psnr:.2f} dB)  {path}")
+        say(f"        {tuned.scores(index)}  {path}")

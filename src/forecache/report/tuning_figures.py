@@ -29,12 +29,15 @@ def draw_tuned(tuned: Tuned, path: Path) -> None:
     ):
         ordered = sorted(rows, key=lambda trial: trial.computed)
         front.plot([trial.computed for trial in ordered], [trial.psnr for trial in ordered], style, label=name)
-    front.set(xlabel=f"computed steps of {steps}", ylabel="PSNR to uncached, dB")
+    front.set(
+        xlabel=f"computed steps of {steps}",
+        ylabel=f"PSNR to {'converged' if tuned.fine is not None else 'uncached'}, dB",
+    )
     counts = [trial.computed for trial in (*tuned.trials, *tuned.even, *tuned.best)]
     front.set_xlim(min(counts) - 1, max(counts) + 1)
     front.locator_params(axis="x", integer=True)
     front.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)  # covers no point
-    _expected(expected, tuned.predicted, [trial.psnr for trial in tuned.trials])
+    _expected(expected, tuned.predicted, [trial.own for trial in tuned.trials])
     for index, trial in enumerate(tuned.best):
         marks = patterns.computed(trial.pattern)
         gains.plot(marks, [-0.06 * (index + 1)] * len(marks), "|", markersize=8, color=f"C{index}")
@@ -60,4 +63,4 @@ def _expected(axis: Any, expected: Sequence[float], measured: Sequence[float]) -
     axis.plot(expected, measured, ".")
     ends = [min(measured), max(measured)]
     axis.plot(ends, ends, color="0.5", linewidth=1)
-    axis.set(xlabel="expected by the surrogate, dB", ylabel="measured, dB")
+    axis.set(xlabel="expected by the surrogate, dB", ylabel="measured, to uncached, dB")

@@ -35,7 +35,7 @@ class Milliseconds:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A budget in quality: the cheapest plan whose images are that close to those without a cache.
+    """A budget in quality: the cheapest plan whose images are that close to the reference of the tuning.
 
     decibels: mean PSNR in dB.
     """

@@ -86,7 +86,7 @@ class TrialHistory:
         if len(trials) < 2:
             return surrogate.uninformed(self.gram.pooled)
         errors = [self.errors(trial.pattern, trial.forecast) for trial in trials]
-        return surrogate.fit(errors, [trial.psnr for trial in trials])
+        return surrogate.fit(errors, [trial.own for trial in trials])
 
     def optimal(self, forecast: ForecastSpec, longest: int) -> OptimalSchedules:
         """The optimal schedules under a forecast, computed once."""

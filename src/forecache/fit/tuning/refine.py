@@ -63,9 +63,9 @@ class Jacobian:
     Every image is weighted with one over its error, which improves the mean PSNR rather than that of the worst image.
     """
 
-    def __init__(self, images: Tensor, uncached: Tensor) -> None:
+    def __init__(self, images: Tensor, reference: Tensor) -> None:
         self._images = _pixels(images)
-        residual = _pixels(uncached) - self._images
+        residual = _pixels(reference) - self._images
         self._weights = 1 / residual.square().mean(1, keepdim=True).sqrt().clamp_min(1e-4)
         self._residual = (residual * self._weights).flatten().numpy()
         self._columns: list[Array] = []
@@ -120,7 +120,7 @@ class Refiner:
             numbers = adjustable(plan)
             if not numbers:
                 break
-            jacobian = Jacobian(runner.images(plan), runner.uncached_images)
+            jacobian = Jacobian(runner.images(plan), runner.reference_images)
             for way, step in numbers:
                 probe = trial.forecast.adjusted(trial.pattern, {(way, step): PROBES[way]})
                 jacobian.add(runner.images(runner.plan(trial.pattern, probe)), PROBES[way])

@@ -11,6 +11,7 @@ from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.trials import Trial
 from forecache.io.text import dtype_name
 from forecache.models.find import find, grid
+from forecache.sampling.fine import FineRun, Reference
 from forecache.sampling.sources import Condition, Source, options_of
 
 
@@ -31,6 +32,7 @@ class Settings:
     longest: longest interval between computed steps, in steps.
     trials: schedules that are sampled with for each budget.
     search_seed: seed of the proposals.
+    reference: what images are compared with, "converged" or "own" (`sampling.fine.Reference`).
     options: of every call of the pipeline that were given, such as its height.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     longest: int
     trials: int
     search_seed: int
+    reference: Reference
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -63,6 +66,7 @@ class Settings:
         longest: int,
         trials: int,
         search_seed: int,
+        reference: Reference,
     ) -> Settings:
         """The settings of a tuning of the source's model."""
         whole = grid(source.target, num_steps)
@@ -80,6 +84,7 @@ class Settings:
             longest=min(longest, num_steps),
             trials=trials,
             search_seed=search_seed,
+            reference=reference,
             options=options_of(source),
         )
 
@@ -93,11 +98,27 @@ class Settings:
         return values | {"forecache": __version__}
 
 
-def provenance(settings: Settings, trial: Trial, schedules: int, noises: int, held_out: float | None) -> dict[str, str]:
+@dataclass(frozen=True)
+class HeldOut:
+    """The mean PSNR of a plan on held-out samples.
+
+    psnr: to the reference that ranks trials, in dB.
+    own: to the same samples without a cache, in dB.
+    uncached: of these samples without a cache to the reference, in dB; without it `EQUAL_DB`, as they are equal.
+    """
+
+    psnr: float
+    own: float
+    uncached: float
+
+
+def provenance(
+    settings: Settings, trial: Trial, schedules: int, noises: int, held_out: HeldOut | None, run: FineRun | None
+) -> dict[str, str]:
     """How a plan was found.
 
     schedules: number of schedules sampled with. noises: number of other noises that finalists were judged on.
-    held_out: mean PSNR on held-out samples in dB, None without them.
+    held_out: on held-out samples, None without them. run: the fine run of the converged samples, None without one.
     """
     seed = settings.seed
     judged = f"searched on seed {seed}, finalists also on {seed + 1} to {seed + noises}"
@@ -105,6 +126,7 @@ def provenance(settings: Settings, trial: Trial, schedules: int, noises: int, he
         "tuned": f"best of {schedules} schedules with {trial.computed} of {settings.num_steps} steps computed, search "
         f"seed {settings.search_seed}",
         "samples": f"{len(settings.conditions)}, guidance {settings.guidance:g}, {settings.dtype}; {judged}",
-        "psnr": f"{trial.psnr:.2f} dB on these samples"
-        + (f", {held_out:.2f} dB on held-out samples" if held_out else ""),
+        "reference": f"converged: {run}" if run is not None else "own: the pipeline's run without a cache",
+        "psnr": f"{trial.psnr:.2f} dB to the reference, {trial.own:.2f} dB to no cache, on these samples"
+        + (f"; {held_out.psnr:.2f} and {held_out.own:.2f} dB on held-out samples" if held_out else ""),
     }

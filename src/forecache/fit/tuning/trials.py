@@ -1,7 +1,8 @@
 """Trials: what was sampled with so far, and the file that keeps them. Versioned JSON, checked when it is read.
 
 {"format": "forecache-tuning", "version": 2, "forecache": "0.1.0", "settings": {...},
- "trials": [{"pattern": "#..#.", "forecast": {"rule": "taylor", "order": 2}, "psnr": 43.5, "noise": 0}, ...]}
+ "trials": [{"pattern": "#..#.", "forecast": {"rule": "taylor", "order": 2}, "psnr": 31.2, "own": 43.5,
+             "noise": 0}, ...]}
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from forecache.io.document import Document, fields, refusing
 from forecache.io.text import short
 from forecache.parts import patterns
 
-DOCUMENT = Document("forecache-tuning", 2)
+DOCUMENT = Document("forecache-tuning", 3)
 MAX_BYTES = 16 * 2**20
 KEYS = {"forecache": str, "settings": dict, "trials": list}
 TrialKey = tuple[str, ForecastSpec, int]
@@ -33,14 +34,16 @@ class Trial:
 
     pattern: computed (``#``) and skipped (``.``) steps.
     forecast: what takes the place of the skipped features.
-    psnr: to the same samples without a cache, mean over samples, in dB.
+    psnr: to the reference that ranks trials (`Settings.reference`), mean over samples, in dB.
     noise: 0 for the noise of the search; 1, 2, ... for other noise, on which finalists are judged.
+    own: PSNR to the same samples without a cache, mean over samples, in dB.
     """
 
     pattern: str
     forecast: ForecastSpec
     psnr: float
     noise: int = 0
+    own: float = math.nan
 
     @property
     def key(self) -> TrialKey:
@@ -63,6 +66,7 @@ def write(path: Path, settings: Mapping[str, Any], trials: Mapping[TrialKey, Tri
                 "pattern": trial.pattern,
                 "forecast": trial.forecast.as_document(),
                 "psnr": trial.psnr,
+                "own": trial.own,
                 "noise": trial.noise,
             }
             for trial in trials.values()
@@ -80,12 +84,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[TrialKey, Trial]]:
 
 
 def _trial(row: Any) -> Trial:
-    values = fields(row, {"pattern": str, "forecast": dict, "psnr": float, "noise": int})
+    values = fields(row, {"pattern": str, "forecast": dict, "psnr": float, "own": float, "noise": int})
     pattern, forecast = values["pattern"], ForecastSpec.from_document(values["forecast"])
     if not patterns.is_pattern(pattern):
         raise ValueError(f"{short(pattern)} is not a pattern")
     if forecast.is_refined and len(forecast.shifts) != len(patterns.skipped(pattern)):
         raise ValueError(f"the forecast of {short(pattern)} has {len(forecast.shifts)} shifts")
-    if not math.isfinite(values["psnr"]):
+    if not (math.isfinite(values["psnr"]) and math.isfinite(values["own"])):
         raise ValueError(f"the PSNR of {short(pattern)} is not finite")
-    return Trial(pattern, forecast, values["psnr"], values["noise"])
+    return Trial(pattern, forecast, values["psnr"], values["noise"], values["own"])

@@ -17,10 +17,11 @@ from forecache.fit.tuning.proposals import ScheduleSearch, TrialHistory
 from forecache.fit.tuning.refine import Refiner
 from forecache.fit.tuning.result import Tuned
 from forecache.fit.tuning.samples import batch_starts
-from forecache.fit.tuning.settings import Settings, provenance
+from forecache.fit.tuning.settings import HeldOut, Settings, provenance
 from forecache.fit.tuning.trial_runner import TrialRunner
 from forecache.fit.tuning.trials import Trial
 from forecache.plan.plan import Plan
+from forecache.sampling.fine import REFERENCES, Reference
 from forecache.sampling.sources import Condition, OnStep, as_source, check_conditions
 
 FINALISTS = 6
@@ -44,6 +45,7 @@ def tune(
     number: int = 48,
     longest: int = 8,
     search_seed: int = 0,
+    reference: Reference = "converged",
     correcting: bool = True,
     refining: bool = True,
     path: str | os.PathLike[str] | None = None,
@@ -51,7 +53,7 @@ def tune(
     on_step: OnStep | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuned:
-    """The schedule and forecast that come closest to the samples without a cache, for each budget.
+    """The schedule and forecast that come closest to the reference samples, for each budget.
 
     One pass without a cache measures the Gram matrices of the features (`gram.Gram`), and with them the error of every
     step, gap and forecast. The gain of a step says what an error there does to the image; the gains are learned from
@@ -62,11 +64,15 @@ def tune(
     target: a DiTPipeline, a text-to-image pipeline, a bundled model, or any `sources.Source`.
     conditions: class labels or texts, one for each sample.
     budget: a share of the multiply-accumulates of a run without a cache, `Milliseconds` for a batch, or `AtLeast` a
-        mean PSNR; or several budgets, which share what is learned.
+        mean PSNR to the reference; or several budgets, which share what is learned.
     held_out: other conditions, sampled from ``held_out_seed``, that the plans are judged on in the end.
     forecasts: the forecasts to choose from, as `forecasts.vocabulary` lists them.
     number: schedules that are sampled with for each number of computed steps.
     longest: longest interval between computed steps, in steps.
+    reference: what images are compared with. "converged": the converged samples of the same noise, of a fine run of a
+        good solver (`sampling.converged`); the steps that it needs are found first, and told in the result and the log.
+        "own": the pipeline's own samples without a cache, for those who want the images of before. Both are measured
+        for every plan; this one ranks.
     correcting: whether EOC's correction is tried, which brings tensors into the plan.
     refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
         refined weights, fitted weights or a correction cannot be stretched to another number of steps.
@@ -90,6 +96,8 @@ def tune(
             "Tuning needs a condition, a budget and a forecast; a batch, a number of schedules and steps from 1 on; "
             "and a longest interval of at least 2."
         )
+    if reference not in REFERENCES:
+        raise InputError(f"reference is one of {', '.join(REFERENCES)}, not {reference!r}.")
     noises = trial_runner.NOISES
     if set(judged_on) & set(tuned_on) and seed <= held_out_seed <= seed + noises:
         raise InputError(
@@ -107,12 +115,14 @@ def tune(
         longest=longest,
         trials=number,
         search_seed=search_seed,
+        reference=reference,
     )
     world = distributed.current()
     converter = BudgetConverter(source, settings, world)
     runner = TrialRunner(source, settings, world, Path(path) if path is not None else None, on_step, on_trial)
     tuning = _Tuning(runner, converter.possible, correcting, refining)
     goals = [converter.computed_steps(budget) for budget in budgets]
+    runner.find_reference()
     if on_start is not None:
         judging = tuning.most_calls(len(judged_on), 0) * (1 + len(goals))
         on_start(tuning.most_calls(len(tuned_on), tuning.most_searches(goals)) + judging)
@@ -142,7 +152,8 @@ class _Tuning:
         samplings = self._settings.trials + proposals.LAST + FINALISTS * noises
         if self._refining:
             samplings += refine.most_samplings(steps - self._possible[0], noises)
-        return batches * steps * (1 + noises * bool(searches) + searches * samplings)
+        fine = self._runner.fine.num_steps * (1 + noises * bool(searches)) if self._runner.fine is not None else 0
+        return batches * (steps * (1 + noises * bool(searches) + searches * samplings) + fine)
 
     def run(self, goals: Sequence[int | AtLeast], held_out: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         """The plans of the goals: numbers of computed steps, or the PSNR that the images have to reach."""
@@ -162,7 +173,7 @@ class _Tuning:
         )
         surrogate = self._history.surrogate(best[0].forecast.unrefined)
         predicted = tuple(surrogate.decibels(self._history.errors(trial.pattern, trial.forecast)) for trial in trials)
-        return Tuned(described, best, even, decibels, trials, predicted, surrogate)
+        return Tuned(described, best, even, decibels, trials, predicted, surrogate, self._runner.fine)
 
     def _cheapest(self, goal: AtLeast, number: int) -> tuple[Trial, Trial]:
         """The best trial of the fewest computed steps that reach the goal, found by bisection."""
@@ -203,12 +214,12 @@ class _Tuning:
             self._searched[count] = best, max(even, key=lambda trial: trial.psnr)
         return self._searched[count]
 
-    def _described(self, trial: Trial, held_out: float | None) -> Plan:
+    def _described(self, trial: Trial, held_out: HeldOut | None) -> Plan:
         """The plan of a trial, with its provenance."""
         rivals = [
             known for known in self._runner.known.values() if known.computed == trial.computed and not known.noise
         ]
         schedules = sum(not rival.forecast.is_refined for rival in rivals)
         plan = self._runner.plan(trial.pattern, trial.forecast)
-        about = provenance(self._settings, trial, schedules, trial_runner.NOISES, held_out)
+        about = provenance(self._settings, trial, schedules, trial_runner.NOISES, held_out, self._runner.fine)
         return replace(plan, provenance={**plan.provenance, **about})

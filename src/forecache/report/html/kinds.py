@@ -289,14 +289,19 @@ def _tuning(path: Path, _: dict[str, Any]) -> ReportData:
     searched = [trial for trial in trials.values() if trial.noise == 0]
     ranked = sorted(searched, key=lambda trial: (trial.computed, -trial.psnr))
     title = QUALITY["psnr"]
+    to = "PSNR to converged, dB" if settings.get("reference") == "converged" else title
     return ReportData(
         "tuning",
         f"{text(settings.get('model'))}: {len(ranked)} schedules tried",
         rows=tuple(
-            Row(f"{trial.computed} steps, {trial.forecast}", picture=trial.pattern, quality={title: trial.psnr})
+            Row(
+                f"{trial.computed} steps, {trial.forecast}",
+                picture=trial.pattern,
+                quality={to: trial.psnr} | {title: trial.own},
+            )
             for trial in ranked[:MAX_ROWS]
         ),
-        better={title: BETTER[title]},
+        better=dict.fromkeys((to, title), BETTER[title]),
         left_out=max(0, len(ranked) - MAX_ROWS),
         facts={
             "Tuning": _origin(settings) | {"conditions": f"{len(listed(settings.get('conditions')))} samples"},
