@@ -1,17 +1,22 @@
 """What learns from a model's own sampling runs: statistics, routers, patterns, tuned plans."""
 
-from forecache.fit import scores, tuning
+from forecache.fit import gains, scores, tuning
 from forecache.fit.calibrate import calibrate, calibration_bytes
+from forecache.fit.gains import Gains, gains_bytes, measure_gains
 from forecache.fit.routers import train_router
 from forecache.fit.search import Candidate, SearchResult, search
 from forecache.fit.tuning import Tuned, tune
 
 __all__ = [
     "Candidate",
+    "Gains",
     "SearchResult",
     "Tuned",
     "calibrate",
     "calibration_bytes",
+    "gains",
+    "gains_bytes",
+    "measure_gains",
     "scores",
     "search",
     "train_router",
