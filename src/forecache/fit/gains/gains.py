@@ -222,10 +222,10 @@ class Gains:
             sites = tuple(Site(**fields(site, keys)) for site in values["sites"])
             kinds = {"str": str, "float": float, "int": int}
             types = {one.name: kinds.get(str(one.type), list) for one in fields_of(Origin)} | {"options": dict}
-            about = fields(values["origin"], types)
+            about: dict[str, Any] = fields(values["origin"], types)
             if not all(type(condition) in (int, str) for condition in about["conditions"]):
                 raise ValueError("the conditions of its origin must be numbers or texts")
-            origin = Origin(**about | {"conditions": tuple(about["conditions"])})
+            origin = Origin(**{**about, "conditions": tuple(about["conditions"])})
             products, steps = tensors.get("products"), values["num_steps"]
             if set(tensors) != {"products"} or products is None or products.dtype != torch.float64:
                 raise ValueError("it must have the tensor products, of float64, and no other")

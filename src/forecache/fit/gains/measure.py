@@ -285,9 +285,8 @@ def _through(layout: Layout, step: StepRecord, w_DBX: Tensor) -> tuple[list[Tens
                 output = layout.model(*args, **kwargs)
                 first_output = output[0] if isinstance(output, tuple) else output.sample
                 parts = step.parts([first_output])
-                share = sum(
-                    weight * part for weight, part in zip(guidance[place : place + len(parts)], parts, strict=True)
-                )
+                weights = guidance[place : place + len(parts)]
+                share = torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
                 place += len(parts)
                 results = [
                     torch.autograd.grad(share, (x, streams[0]), w_BX.to(share), retain_graph=index + 1 < len(w_DBX))

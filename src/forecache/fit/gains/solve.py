@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from forecache.errors import InputError
 from forecache.fit.gains.gains import Array, Gains, estimates_of
@@ -93,7 +94,7 @@ def _least_squares(columns: Array, rest: Array, ridge: float) -> Array:
     return -np.linalg.solve(columns.T @ columns + penalty * np.eye(columns.shape[1]), columns.T @ rest)
 
 
-def _left_out(columns: Array, rest: Array, ridge: float, folds: Array) -> float:
+def _left_out(columns: Array, rest: Array, ridge: float, folds: npt.NDArray[np.int_]) -> float:
     """The squared error on the samples that were left out, over all folds."""
     total = 0.0
     for fold in range(FOLDS):
