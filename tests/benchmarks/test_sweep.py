@@ -33,8 +33,8 @@ def sweep(monkeypatch):
         ("FluxPipeline", "batch of two", "branches", []),  # one text for two images
         ("WanPipeline", "guided", "branches", []),
         ("StableDiffusion3Pipeline", "batch of two", "branches", []),
-        ("SanaPipeline", "batch of two", "blocks", []),
-        ("Lumina2Pipeline", "default", "blocks", ["lanes of 2"]),
+        ("SanaPipeline", "batch of two", "branches", []),
+        ("Lumina2Pipeline", "default", "branches", ["lanes of 2"]),
         ("CogView4Pipeline", "guided", "modules", ["sites"]),
     ],
 )

@@ -31,6 +31,12 @@ FRAMES = {
     "HunyuanVideo I2V": 5,
     "HunyuanVideo 1.5": 5,
     "LTX-Video": 9,
+    "LTX-Video I2V": 9,
+    "LTX-2": 9,
+    "LTX-2.3 I2V": 9,
+    "Cosmos": 5,
+    "Cosmos 2.5 I2V": 5,
+    "Sana Video": 5,
     "Mochi 1": 7,
     "Latte": 2,
 }

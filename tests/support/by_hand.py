@@ -13,6 +13,7 @@ import torch
 
 from forecache.models.find import layout
 from support import reference
+from support.blocks_by_hand import BLOCKS
 
 TEXT_LAST = ("hidden_states", "encoder_hidden_states")
 TEXT_FIRST = TEXT_LAST[::-1]
@@ -28,6 +29,7 @@ STREAMS = {
         for kind in ("", "Single", "TokenReplace", "TokenReplaceSingle", "15")
     },
     "Mochi 1": {"MochiTransformerBlock": TEXT_LAST},
+    "LTX-2": {"LTX2VideoTransformerBlock": ("hidden_states", "audio_hidden_states")},
 }
 """What blocks give out, in their order, where it is not the hidden states alone."""
 
@@ -376,6 +378,7 @@ BY_HAND = {
     "QwenImageTransformerBlock": qwen_block,
     "ZImageTransformerBlock": z_image_block,
     "WanTransformerBlock": wan_block,
+    **BLOCKS,
 }
 
 

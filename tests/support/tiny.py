@@ -65,6 +65,45 @@ def mask():
     return torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
+LTX2 = {
+    **HEADS, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 32, "audio_in_channels": 4,
+    "audio_out_channels": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16, "num_layers": 3, "caption_channels": 12,
+}  # fmt: skip
+
+
+def ltx2(x, times):
+    """The audio is a part of the video and another noise, so that it changes with the video."""
+    return {
+        "hidden_states": x,
+        "audio_hidden_states": x[:, :6] + normal(2, 6, 4, seed=3),
+        "encoder_hidden_states": normal(2, 5, 12),
+        "audio_encoder_hidden_states": normal(2, 5, 12, seed=2),
+        "timestep": times,
+        "encoder_attention_mask": mask(),
+        "audio_encoder_attention_mask": mask(),
+        "num_frames": 2,
+        "height": 2,
+        "width": 4,
+        "audio_num_frames": 6,
+    }
+
+
+COSMOS = {
+    **HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 3, "text_embed_dim": 12, "adaln_lora_dim": 4,
+    "max_size": (4, 32, 32), "rope_scale": (2.0, 1.0, 1.0), "extra_pos_embed_type": None,
+    "concat_padding_mask": False,
+}  # fmt: skip
+
+
+def cosmos(x, times):
+    return {
+        "hidden_states": x,
+        "timestep": times,
+        "encoder_hidden_states": normal(2, 5, 12),
+    }
+
+
 TINY = {
     "DiT": Tiny(
         "DiTTransformer2DModel",
@@ -349,6 +388,64 @@ TINY = {
             "width": 4,
         },
     ),
+    "LTX-Video I2V": Tiny(
+        "LTXVideoTransformer3DModel",
+        {**HEADS, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 32, "num_layers": 3,
+         "caption_channels": 12},
+        (2, 32, 4),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": t(time)[:, None] * (torch.arange(32) > 15),
+            "encoder_attention_mask": mask(),
+            "num_frames": 2,
+            "height": 4,
+            "width": 4,
+        },
+    ),
+    "LTX-2": Tiny("LTX2VideoTransformer3DModel", LTX2, (2, 16, 4), lambda x, time: ltx2(x, t(time))),
+    "LTX-2.3 I2V": Tiny(
+        "LTX2VideoTransformer3DModel",
+        {**LTX2, "gated_attn": True, "cross_attn_mod": True, "audio_gated_attn": True, "audio_cross_attn_mod": True,
+         "use_prompt_embeddings": False, "perturbed_attn": True},
+        (2, 16, 4),
+        lambda x, time: {
+            **ltx2(x, t(time)[:, None] * (torch.arange(16) > 7)),
+            "encoder_hidden_states": normal(2, 5, 32),
+            "audio_encoder_hidden_states": normal(2, 5, 16, seed=2),
+            "audio_timestep": t(time),
+            "sigma": t(time),
+            "use_cross_timestep": True,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+    ),
+    "Cosmos": Tiny(
+        "CosmosTransformer3DModel", COSMOS, (2, 4, 2, 8, 8), lambda x, time: cosmos(x, fraction(time))
+    ),
+    "Cosmos 2.5 I2V": Tiny(
+        "CosmosTransformer3DModel",
+        {**COSMOS, "in_channels": 5, "use_crossattn_projection": True, "crossattn_proj_in_channels": 10,
+         "encoder_hidden_states_channels": 12, "img_context_dim_in": 12, "img_context_dim_out": 32},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            **cosmos(x, fraction(time)[:, None, None, None, None] * torch.tensor([0.0, 1.0])[:, None, None]),
+            "condition_mask": torch.tensor([1.0, 0.0])[:, None, None].expand(2, 1, 2, 8, 8),
+            "encoder_hidden_states": (normal(2, 5, 10), normal(2, 3, 12, seed=2)),
+        },
+    ),
+    "Sana Video": Tiny(
+        "SanaVideoTransformer3DModel",
+        {**HEADS, "num_layers": 3, "in_channels": 4, "out_channels": 4, "num_cross_attention_heads": 2,
+         "cross_attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 12, "sample_size": 8,
+         "rope_max_seq_len": 32},
+        (2, 4, 2, 8, 8),
+        lambda x, time: {
+            "hidden_states": x,
+            "encoder_hidden_states": normal(2, 5, 12),
+            "timestep": t(time),
+            "encoder_attention_mask": mask(),
+        },
+    ),
     "Mochi 1": Tiny(
         "MochiTransformer3DModel",
         {**HEADS, "in_channels": 4, "num_layers": 3, "pooled_projection_dim": 16, "text_embed_dim": 16,
@@ -389,11 +486,10 @@ TINY = {
     ),
 }  # fmt: skip
 
-BLOCKS = [
-    "Sana", "Lumina 2", "AuraFlow", "CogVideoX", "LTX-Video", "Mochi 1", "Latte", "Stable Audio",
-]  # fmt: skip
+BLOCKS = ["Latte", "Stable Audio"]
 """Those that are known by whole blocks alone."""
 BRANCHES = [name for name in TINY if name not in BLOCKS]
-LONG = ("Chroma", "HiDream", "HunyuanVideo I2V", "HunyuanVideo 1.5", "Qwen-Image-Edit")
+LONG = ("Chroma", "Cosmos", "Cosmos 2.5 I2V", "HiDream", "HunyuanVideo I2V", "HunyuanVideo 1.5", "LTX-2.3 I2V",
+        "LTX-Video I2V", "Qwen-Image-Edit", "Sana Video")  # fmt: skip
 """Those of which `make test` runs only the tests of branches; the others have blocks of every form, too."""
 SHORT = [name for name in TINY if name not in LONG]

@@ -76,6 +76,51 @@ def _ltx(model: Any, at: Latents) -> Mapping[str, Any]:
     }
 
 
+def _ltx2(model: Any, at: Latents) -> Mapping[str, Any]:
+    """The audio has 25 latents a second, of a video of 24 frames a second."""
+    config, tokens_N = model.config, at.frames * at.height * at.width
+    audio_N = round(((at.frames - 1) * 8 + 1) * 25 / 24)
+    if config.use_prompt_embeddings:
+        widths = config.caption_channels, config.caption_channels
+    else:
+        widths = config.cross_attention_dim, config.audio_cross_attention_dim
+    return {
+        "hidden_states": empty(model, at.batch, tokens_N, config.in_channels),
+        "audio_hidden_states": empty(model, at.batch, audio_N, config.audio_in_channels),
+        **text(model, at.batch, 1024, widths[0]),
+        "audio_encoder_hidden_states": empty(model, at.batch, 1024, widths[1]),
+        **times(model, at.batch),
+        "sigma": times(model, at.batch)["timestep"],
+        "encoder_attention_mask": whole(at.batch, 1024),
+        "audio_encoder_attention_mask": whole(at.batch, 1024),
+        "num_frames": at.frames,
+        "height": at.height,
+        "width": at.width,
+        "audio_num_frames": audio_N,
+    }
+
+
+def _cosmos(model: Any, at: Latents) -> Mapping[str, Any]:
+    config = model.config
+    projects = config.use_crossattn_projection
+    texts = text(model, at.batch, 512, config.crossattn_proj_in_channels if projects else config.text_embed_dim)
+    if config.img_context_dim_in:
+        image = empty(model, at.batch, config.img_context_num_tokens, config.img_context_dim_in)
+        texts = {"encoder_hidden_states": (texts["encoder_hidden_states"], image)}
+    padding = {"padding_mask": empty(model, 1, 1, at.height, at.width)} if config.concat_padding_mask else {}
+    return {**video_latents(model, at), **texts, **times(model, at.batch), **padding}
+
+
+def _sana_video(model: Any, at: Latents) -> Mapping[str, Any]:
+    return {
+        **video_latents(model, at),
+        **text(model, at.batch, 300, model.config.caption_channels),
+        **times(model, at.batch),
+        **guidance(model, at.batch),
+        "encoder_attention_mask": whole(at.batch, 300),
+    }
+
+
 def _mochi(model: Any, at: Latents) -> Mapping[str, Any]:
     """The rotary embedding of a copy without data is made without autocast, which knows no meta device."""
     if model.device.type == "meta":
@@ -124,6 +169,10 @@ def _wan_size(model: Any) -> tuple[int, int, int]:
     return min(21, most // 2), min(480 // side, most), min(832 // side, most)
 
 
+def _is_first_cosmos(model: Any) -> bool:
+    return model.config.extra_pos_embed_type is not None
+
+
 def _cogvideox_size(model: Any) -> tuple[int, int, int]:
     config = model.config
     frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
@@ -139,6 +188,13 @@ VIDEOS: Mapping[str, Example] = {
     "HunyuanVideoTransformer3DModel": Example(_hunyuan_video, fixed(33, 90, 160), lambda _: Scale(8, 4), guided=False),
     "HunyuanVideo15Transformer3DModel": Example(_hunyuan_video_15, fixed(31, 30, 53), lambda _: Scale(16, 4)),
     "LTXVideoTransformer3DModel": Example(_ltx, fixed(21, 16, 22), lambda _: Scale(32, 8)),
+    "LTX2VideoTransformer3DModel": Example(_ltx2, fixed(16, 16, 24), lambda _: Scale(32, 8)),
+    "CosmosTransformer3DModel": Example(
+        _cosmos,
+        lambda model: (16 if _is_first_cosmos(model) else 24, 88, 160),
+        lambda model: Scale(8, 8 if _is_first_cosmos(model) else 4),
+    ),
+    "SanaVideoTransformer3DModel": Example(_sana_video, fixed(21, 60, 104), lambda _: Scale(8, 4)),
     "MochiTransformer3DModel": Example(_mochi, fixed(4, 60, 106), lambda _: Scale(8, 6)),
     "LatteTransformer3DModel": Example(
         _latte, lambda model: (model.config.video_length, model.config.sample_size, model.config.sample_size)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from forecache.errors import RunError
 from forecache.models.blocks import Block, Branch, Gates, described
 from forecache.models.families import adaln_single
 from forecache.models.family import Family
@@ -79,12 +78,7 @@ def _block(block: Any) -> Block:
 
 
 def _modulated(norm: nn.Module, x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    if shift.shape[1] not in (1, x_BND.shape[1]):
-        raise RunError(
-            "Some tokens cannot be computed where every token has a timestep of its own, as in Wan 2.2 5B: use a plan "
-            "without partial cells."
-        )
-    return (norm(x_BND.float()) * (1 + scale) + shift).type_as(x_BND)
+    return adaln_single.modulated(norm(x_BND.float()), shift, scale).type_as(x_BND)
 
 
 def _stacked(blocks: Sequence[Any]) -> Gates | None:
