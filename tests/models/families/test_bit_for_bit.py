@@ -61,6 +61,7 @@ def test_what_a_control_net_adds_to_blocks_of_cosmos_is_not_left_out():
             model(**inputs)
         with fc.apply(model, fc.fora(2).plan(fc.grid(model, 2, level="blocks"))):
             assert torch.equal(model(**inputs, return_dict=False)[0], bare)
+            model(**inputs | tiny.inputs(normal(*tiny.shape, seed=2), 400))
 
 
 @pytest.mark.parametrize("name", ["LTX-Video I2V", "Cosmos 2.5 I2V"])
