@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -137,6 +138,10 @@ def _chroma(model: Any, at: Latents) -> Mapping[str, Any]:
     }
 
 
+HIDREAM_AREA = 128 * 128
+"""Latents of a HiDream image."""
+
+
 def _hidream(model: Any, at: Latents) -> Mapping[str, Any]:
     """A copy without data computes as many experts as a token takes, and images of the size of the latents."""
     if model.device.type == "meta":
@@ -147,8 +152,10 @@ def _hidream(model: Any, at: Latents) -> Mapping[str, Any]:
     config = model.config
     t5_channels, llama_channels = config.caption_channels
     layers = max(config.llama_layers) + 1
+    share = math.sqrt(HIDREAM_AREA / (at.height * at.width))  # its pipeline samples every size at this area
+    scaled = at._replace(height=int(at.height * share // 2 * 2), width=int(at.width * share // 2 * 2))
     return {
-        **image_latents(model, at),
+        **image_latents(model, scaled),
         "timesteps": torch.empty(at.batch, device="meta"),
         "encoder_hidden_states_t5": empty(model, at.batch, 128, t5_channels),
         "encoder_hidden_states_llama3": empty(model, layers, at.batch, 128, llama_channels),
