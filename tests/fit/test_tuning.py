@@ -671,14 +671,16 @@ import forecache as fc
 from forecache import zoo
 from forecache.distributed import started
 from forecache.fit.tuning import refine, trial_runner, tuner
+from forecache.sampling import fine
 
 torch.set_num_threads(1)
 refine.ROUNDS, refine.SCHEDULES, tuner.FINALISTS, trial_runner.NOISES = 1, 1, 2, 1
+fine.LEAST_STEPS, fine.MOST_STEPS = 8, 32
 with started() as world:
     calls = []
     tuned = fc.tune(zoo.load_digits(), [0, 1, 2], num_steps=4, longest=3, number=2, budget=0.55, batch=1,
                     forecasts=["taylor 1"], held_out=[4], path=sys.argv[1], on_start=calls.append)
-    open(f"{sys.argv[1]}.{world.rank}", "w").write(json.dumps([world.size, calls, tuned.show()]))
+    open(f"{sys.argv[1]}.{world.rank}", "w").write(json.dumps([world.size, calls, tuned.show(), tuned.fine.num_steps]))
 """
 
 
@@ -691,16 +693,18 @@ def test_two_processes_find_what_one_does(tmp_path):
         done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (json.loads((tmp_path / name).read_text()) for name in ("1.json.0", "2.json.0", "2.json.1"))
-    assert [size for size, _, _ in (one, *two)] == [1, 2, 2]
-    judging = 2 * 4  # the held-out sample, without a cache and with the plan
-    calls = [announced for _, (announced,), _ in (one, *two)]
+    assert [size for size, *_ in (one, *two)] == [1, 2, 2]
+    assert len({fine for *_, fine in (one, *two)}) == 1
+    judging = 2 * (4 + one[3])  # the held-out sample, without a cache and with the plan, and converged; at most
+    calls = [announced for _, (announced,), *_ in (one, *two)]
     share = [(count - judging * (rank == 0)) / (calls[0] - judging) for rank, count in enumerate(calls[1:])]
     assert share == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
-    assert [text for _, _, text in two] == [one[2]] * 2
+    assert [text for _, _, text, _ in two] == [one[2]] * 2
     alone, shared = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
     assert alone["settings"] == shared["settings"]
     for mine, theirs in zip(alone["trials"], shared["trials"], strict=True):
-        assert mine == {**theirs, "psnr": pytest.approx(theirs["psnr"], abs=1e-6)}
+        near = {name: pytest.approx(theirs[name], abs=1e-6) for name in ("psnr", "own")}
+        assert mine == {**theirs, **near}
 
 
 @pytest.mark.parametrize(
