@@ -71,7 +71,9 @@ def subject(name: str, case: Case, variant: str, attempt: int = 0) -> Subject:
         return pipe(**fresh, **generator)
 
     sites = small.sites if case.sites is None else case.sites
-    return Subject(pipe, models, sample, given.get("num_inference_steps", case.steps), sites, small.patterns)
+    return Subject(
+        pipe, models, sample, given.get("num_inference_steps", case.steps), sites, small.patterns, small.level
+    )
 
 
 def pipeline(kind: type, case: Case) -> Any:

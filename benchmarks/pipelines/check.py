@@ -40,6 +40,7 @@ class Subject:
     steps: the number of steps that the call asks for
     reference: the sites of the hand-written FORA
     patterns: module sites that a user names for a class that the library does not know; None for a known one
+    level: of sites that a user asks for from the start; None for the finest
     """
 
     pipe: Any
@@ -48,6 +49,7 @@ class Subject:
     steps: int
     reference: Sites
     patterns: tuple[str, ...] | None = None
+    level: Any = None
 
 
 @dataclass
@@ -165,8 +167,9 @@ def _followed(subject: Subject, row: Row, request: Request, interval: int) -> tu
     attempt = 0
     while True:
         try:
-            grid = fc.grid(request.target, request.steps, sites=request.sites)
-            row.level = "modules" if request.sites else _level(subject.models[0])
+            sites = subject.patterns if subject.level == "modules" else request.sites
+            grid = fc.grid(request.target, request.steps, sites=sites, level=subject.level)
+            row.level = "modules" if sites else subject.level or _level(subject.models[0])
             plan = fc.fora(interval).plan(grid)
             with fc.apply(request.target, plan, lanes=request.lanes) as session:
                 output = _run(subject)

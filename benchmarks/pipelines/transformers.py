@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -29,16 +29,28 @@ class Small:
     config: of the class
     sites: of the hand-written FORA: what the library takes for sites of this class, or the patterns that a user names
     patterns: module sites that a user names; None where the library knows the class
+    level: of sites that a user asks for; None for the finest, and for modules where nothing is known
     """
 
     config: Mapping[str, Any]
     sites: Sites
     patterns: tuple[str, ...] | None = None
+    level: Literal["blocks", "modules"] | None = None
 
 
 def known(sites: Sites, **config: Any) -> Small:
     """A class that the library knows, at these sites."""
     return Small(config, sites)
+
+
+def by_blocks(sites: Sites, **config: Any) -> Small:
+    """A class whose branches the hand-written FORA does not know, so that whole blocks are asked for."""
+    return Small(config, sites, None, "blocks")
+
+
+def by_modules(*patterns: str, **config: Any) -> Small:
+    """A class whose branches the hand-written FORA does not know, where a user names modules."""
+    return Small(config, patterns, patterns, "modules")
 
 
 def named(*patterns: str, **config: Any) -> Small:
@@ -120,13 +132,13 @@ SMALL: dict[str, Small] = {
         in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT,
         axes_dims=[4, 4, 8], axes_lens=[256, 32, 32],
     ),
-    "SanaTransformer2DModel": known((Stack("transformer_blocks"),), **SANA),
+    "SanaTransformer2DModel": known(CROSS, **SANA),
     "Lumina2Transformer2DModel": known(
-        (Stack("layers"),), sample_size=8, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        ("layers.*.norm2", "layers.*.ffn_norm2"), sample_size=8, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
         num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 32, 32),
         cap_feat_dim=TEXT,
     ),
-    "AuraFlowTransformer2DModel": known(
+    "AuraFlowTransformer2DModel": by_blocks(
         (Stack("joint_transformer_blocks", TURNED), Stack("single_transformer_blocks")), **HEADS, sample_size=8,
         in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, joint_attention_dim=TEXT,
         caption_projection_dim=32, pos_embed_max_size=16,
@@ -137,15 +149,15 @@ SMALL: dict[str, Small] = {
         cross_attention_dim=TEXT, cross_attention_dim_t5=16, pooled_projection_dim=16, text_len=5, text_len_t5=5,
         use_style_cond_and_image_meta_size=False,
     ),
-    "CogVideoXTransformer3DModel": known((Stack("transformer_blocks", JOINT),), **COGVIDEO),
+    "CogVideoXTransformer3DModel": known(DIT, **COGVIDEO),
     "HunyuanVideoTransformer3DModel": known(
         FLUX, **HUNYUAN_VIDEO
     ),
     "LTXVideoTransformer3DModel": known(
-        (Stack("transformer_blocks"),), **HEADS, in_channels=4, out_channels=4, cross_attention_dim=32, num_layers=2,
+        CROSS, **HEADS, in_channels=4, out_channels=4, cross_attention_dim=32, num_layers=2,
         caption_channels=TEXT,
     ),
-    "MochiTransformer3DModel": known(
+    "MochiTransformer3DModel": by_blocks(
         (Stack("transformer_blocks", JOINT),), **HEADS, in_channels=4, num_layers=2, pooled_projection_dim=16,
         text_embed_dim=16, time_embed_dim=8, max_sequence_length=5,
     ),
@@ -199,7 +211,7 @@ SMALL: dict[str, Small] = {
     "GlmImageTransformer2DModel": named(
         "transformer_blocks.*.attn1.to_out.0", **COGVIEW, prior_vq_quantizer_codebook_size=16
     ),
-    "CosmosTransformer3DModel": named(
+    "CosmosTransformer3DModel": by_modules(
         *CROSS, **HEADS, in_channels=5, out_channels=4, num_layers=2, text_embed_dim=TEXT, adaln_lora_dim=4,
         max_size=(4, 32, 32), rope_scale=(2.0, 1.0, 1.0), extra_pos_embed_type=None,
     ),
@@ -266,7 +278,7 @@ SMALL: dict[str, Small] = {
     "LongCatImageTransformer2DModel": named(
         *FLUX_LIKE, **FLUX_CONFIG | {"in_channels": 64}, pooled_projection_dim=TEXT
     ),
-    "LTX2VideoTransformer3DModel": named(
+    "LTX2VideoTransformer3DModel": by_modules(
         "transformer_blocks.*.ff", "transformer_blocks.*.audio_ff", "transformer_blocks.*.attn1", **LTX2
     ),
     "SanaWMLTX2RefinerTransformer3DModel": named("transformer_blocks.*.ff", **LTX2),
@@ -304,7 +316,7 @@ SMALL: dict[str, Small] = {
         "transformer_blocks.*.img_mlp", **HEADS, in_channels=16, out_channels=16, num_layers=2, context_in_dim=TEXT,
         axes_dims_rope=(4, 4, 8),
     ),
-    "SanaVideoTransformer3DModel": named(
+    "SanaVideoTransformer3DModel": by_modules(
         "transformer_blocks.*.attn2", "transformer_blocks.*.attn1", **SANA
     ),
     "SanaWMTransformer3DModel": named(

@@ -104,7 +104,7 @@ def test_a_small_video_model_is_tuned(video, wan_folder, texts, tmp_path, capsys
     assert plan.num_steps == 5
     assert plan.provenance["psnr"].split(" dB")[0] in said
     video.main(words)
-    assert capsys.readouterr().out.splitlines()[0].endswith("schedules sampled with"), "nothing is sampled again"
+    assert "schedules sampled with" in capsys.readouterr().out.splitlines()[0], "nothing is sampled again"
 
 
 def test_a_video_is_one_tall_image(video, wan_folder):

@@ -233,18 +233,18 @@ FAILURES = {
     "negative guidance": (["--labels", "1", "--guidance", "-2"], "a finite number, at least 0; -2 was"),
     "missing plan": (["--labels", "1", "--plan", "nowhere.json"], "no plan file at nowhere.json"),
     "level without its method": (
-        ["--labels", "1", "--method", "fora", "--level", "50"],
+        ["--labels", "1", "--method", "fora", "--caching-level", "50"],
         "belongs to --base fora_paper",
     ),
     "interval under a level": (
-        ["--labels", "1", "--method", "fora_paper", "--level", "50", "--interval", "2"],
+        ["--labels", "1", "--method", "fora_paper", "--caching-level", "50", "--interval", "2"],
         "--interval belongs to --base fora",
     ),
     "level of other steps": (
-        ["--labels", "1", "--method", "fora_paper", "--level", "50", "--steps", "10"],
+        ["--labels", "1", "--method", "fora_paper", "--caching-level", "50", "--steps", "10"],
         "the run has 10",
     ),
-    "unknown level": (["--labels", "1", "--method", "fora_paper", "--level", "33"], "one of 25, 50, 75"),
+    "unknown level": (["--labels", "1", "--method", "fora_paper", "--caching-level", "33"], "one of 25, 50, 75"),
     "computed step": (["--labels", "1", "--method", "goc", "--correct", "4"], "list skipped steps"),
     "steps not numbers": (["--labels", "1", "--method", "goc", "--correct", "a,b"], "whole numbers"),
     "correct without goc": (

@@ -92,7 +92,7 @@ PICKED = {
     "feedback": ({"correction": "feedback", "values": {"strength": 0.8}}, lambda: fc.feedback(fc.fora(2), 2, 0.8)),
     "warmup": ({"correction": "warmup", "values": {"warmup": 4}}, lambda: fc.warmup(fc.fora(2), 4)),
     "the papers' levels": (
-        {"base": "fora_paper", "values": {"level": 50}, "correction": "none"},
+        {"base": "fora_paper", "values": {"caching_level": 50}, "correction": "none"},
         lambda: fc.methods.fora_paper(50),
     ),
 }

@@ -63,7 +63,7 @@ def test_a_method_of_partial_cells_has_some_with_its_defaults(method):
 
 def test_a_published_schedule_names_itself_when_the_run_has_other_steps():
     grid = fc.Grid(28, (fc.parts.Site("blocks.0.mlp", 0, "mlp"),))
-    for method, steps in (({"level": 50}, 20), ({"partial": True}, 50)):
+    for method, steps in (({"caching_level": 50}, 20), ({"partial": True}, 50)):
         name = "fora_paper" if steps == 20 else "procache_paper"
         built = Expression(name, None, method).build()
         with pytest.raises(fc.errors.PlanError, match=f"{name}.* is a published schedule of {steps} steps"):

@@ -24,6 +24,7 @@ NAMES: Mapping[tuple[str, str], str] = {
     ("smoothcache_file", "path"): "schedule",
     ("goc", "steps"): "correct",
     ("warmup", "steps"): "warmup",
+    ("fora_paper", "level"): "caching_level",
 }
 """Flags of parameters whose own name means something else in another method or in a command: (method, parameter)."""
 

@@ -5,13 +5,14 @@
     goc base=l2c router=digits-22 eta=1
     {method = "goc", eta = 0.8, base = {method = "fora", interval = 2}}
 
-The first word is the method, ``base=`` its base, and the others are the options of `forecache sample` without their
-dashes. A text in braces is a recipe, in the syntax of the tables of `forecache reproduce`.
+The first word is the method, ``base=`` its base, and the others are their parameters, or the options of `forecache
+sample` without dashes. A text in braces is a recipe, in the syntax of the tables of `forecache reproduce`.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from forecache.errors import InputError, PlanError
@@ -46,16 +47,25 @@ def _of_recipe(text: str) -> Method:
 
 def _of_words(text: str, resolve: Resolve) -> Method:
     name, *rest = text.split() or [""]
+    bases = [word.partition("=")[2] for word in rest if word.startswith(f"{BASE}=")]
     values: dict[str, Any] = {}
     for word in rest:
         option, equals, value = word.partition("=")
         option = option.removeprefix("--").replace("-", "_")
         if not equals or not value:
             raise InputError(f"{word!r} is not a word such as interval=3.")
+        option = _option_of(option, [name, *bases])
         if option in values:
             raise InputError(f"{option} stands there twice.")
         values[option] = value if option == BASE else _value(option, value)
     return Expression(name, values.pop(BASE, None), values).build(resolve)
+
+
+def _option_of(word: str, methods: Sequence[str]) -> str:
+    """The option that a word means: the own name of a parameter of these methods, or an option's."""
+    known = registry.methods()
+    own = [flags.names_of(known[method]) for method in methods if method in known]
+    return next((names[word] for names in own if word in names), word)
 
 
 def _value(option: str, word: str) -> Any:
