@@ -134,7 +134,8 @@ SMALL: dict[str, Small] = {
     ),
     "SanaTransformer2DModel": known(CROSS, **SANA),
     "Lumina2Transformer2DModel": known(
-        ("layers.*.norm2", "layers.*.ffn_norm2"), sample_size=8, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        ("layers.*.norm2", "layers.*.ffn_norm2"), sample_size=8, in_channels=4, hidden_size=24, num_layers=2,
+        num_refiner_layers=1,
         num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 32, 32),
         cap_feat_dim=TEXT,
     ),

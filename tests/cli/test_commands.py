@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -439,7 +440,7 @@ def test_sample_reuses_by_a_router_and_by_a_published_schedule(forecache, tmp_pa
     common = ["sample", "--labels", "4", "--out", tmp_path]
     code, out, _ = forecache(*common, "--method", "goc", "--base", "l2c", "--router", "digits-22", "--eta", 1)
     assert code == 0
-    assert "goc(l2c(router='router-22.safetensors', threshold=0.1), eta=1)" in out
+    assert "goc(l2c(router='router-22.safetensors', threshold=0.1), eta=1" in out
     (tmp_path / "schedule.json").write_text(json.dumps({"attn1": [1, 0, 0, 1], "ff": [1, 1, 0, 1]}))
     words = ["--method", "smoothcache_file", "--schedule", tmp_path / "schedule.json"]
     code, out, _ = forecache(*common, *words, "--steps", 4)
@@ -510,7 +511,7 @@ def test_a_missing_extra_is_named(missing, tmp_path):
     )
     extra = {"typer": "cli", "diffusers": "diffusers"}[missing]
     assert done.returncode == 1
-    assert f"pip install 'forecache[{extra}]'" in done.stderr
+    assert re.search(rf"pip install .*\[{extra}\]'", done.stderr)
     assert "Traceback" not in done.stderr
 
 
