@@ -30,10 +30,14 @@ def test_every_token_is_routed_by_itself():
     assert found.starts == frozenset(range(4))
 
 
+TOKENS = 64 * 64
+"""Of an image, which is sampled at one area whatever its size."""
+
+
 def test_as_many_experts_as_a_token_takes_are_counted():
     """An expert is three linear maps of 32 x 256, and a token takes two, and a shared one."""
     model = HIDREAM.model()
-    cost = fc.fora(1).plan(fc.grid(model, 1)).cost(model, 1, guidance=False, height=64, width=64)
+    cost = fc.fora(1).plan(fc.grid(model, 1)).cost(model, 1, guidance=False, height=1024, width=1024)
     linear = model.double_stream_blocks[0].block.ff_i
     per_token = 2 * sum(weight.numel() for weight in linear.experts[0].parameters())
     per_token += sum(weight.numel() for weight in linear.shared_experts.parameters()) + linear.gate.weight.numel()
@@ -44,6 +48,6 @@ def test_as_many_experts_as_a_token_takes_are_counted():
             fc.parts.Action.SKIP if step and site.name == "blocks.0.mlp" else fc.parts.Action.COMPUTE
         ),
     ).plan(grid)
-    without = skipped.cost(model, 1, guidance=False, height=64, width=64)
-    gate = linear.gate.weight.numel() * 16
-    assert 2 * cost.macs - without.macs in (per_token * 16, per_token * 16 - gate)
+    without = skipped.cost(model, 1, guidance=False, height=1024, width=1024)
+    gate = linear.gate.weight.numel() * TOKENS
+    assert 2 * cost.macs - without.macs in (per_token * TOKENS, per_token * TOKENS - gate)
