@@ -43,7 +43,7 @@ def test_positions_are_those_of_the_first_signature_that_names_all():
 
 
 def test_the_streams_of_every_block_come_first():
-    for name in TINY:
+    for name in set(TINY) - {"HiDream"}:  # its mask stands between them, and they are given by name
         for _, block in layout(TINY[name].model()).blocks:
             assert positions(block.module, block.inputs) == {name: place for place, name in enumerate(block.inputs)}
 
