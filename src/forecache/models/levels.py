@@ -47,9 +47,9 @@ class AskedSites:
         if self.of not in get_args(Of):
             raise SiteError(f"of= is one of {', '.join(get_args(Of))}, not {self.of!r}.")
         if (self.group is None) == (self.level == "groups"):
-            raise SiteError('group= is the number of blocks of a site, for level="groups", which needs it.')
+            raise SiteError('group= is the number of blocks of a site: give level="groups" and group= together.')
         if self.blocks is not None and self.level not in ("blocks", "groups", "stack"):
-            raise SiteError('blocks= names lists of blocks, for level="blocks", level="groups" and level="stack".')
+            raise SiteError('blocks= names lists of blocks: give level="blocks", "groups" or "stack" with it.')
         if self.of != "residual" and self.level not in ("groups", "stack"):
             raise SiteError(f'of={self.of!r} is for level="groups" and level="stack".')
         if self.level == "modules" and self.patterns is None:
