@@ -248,8 +248,8 @@ def test_the_finest_level_is_the_default():
     [
         ({"level": "stacks"}, r"level= is one of branches, blocks, groups, stack, modules, or None"),
         ({"level": "stack", "of": "input"}, r"of= is one of residual, output, not 'input'"),
-        ({"level": "groups"}, r"group= is the number of blocks of a site, for level=\"groups\", which needs it"),
-        ({"level": "stack", "group": 2}, r"group= is the number of blocks of a site, for level=\"groups\""),
+        ({"level": "groups"}, r"give level=\"groups\" and group= together"),
+        ({"level": "stack", "group": 2}, r"give level=\"groups\" and group= together"),
         ({"level": "groups", "group": 0}, r"1 or more; 0 was given"),
         ({"of": "output"}, r"of='output' is for level=\"groups\" and level=\"stack\""),
         ({"level": "stack", "sites": ["blocks.*"]}, r"sites= names modules, and level='stack' takes other sites"),

@@ -151,7 +151,9 @@ class Shown:
             raise InputError("The model takes prompts, not classes: leave --labels out, or give --prompts.")
         plans = {path.stem: fc.Plan.load(path) for path in self.plans}
         if len(plans) < len(self.plans):
-            raise InputError("A figure calls plans by the names of their files, and two of these are called alike: rename one.")
+            raise InputError(
+                "A figure calls plans by the names of their files, and two of these are called alike: rename one."
+            )
         return settings_of(
             figure,
             source,
