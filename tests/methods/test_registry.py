@@ -415,7 +415,7 @@ def test_the_base_is_the_one_that_a_flag_belongs_to():
     assert name() == "fora"
     assert name(skip="1,3") == "explicit"
     assert name(router="r") == "l2c"
-    assert name(level=50) == "fora_paper"
+    assert name(caching_level=50) == "fora_paper"
     assert name(strength=0.3) == "fora"
 
 
