@@ -476,6 +476,17 @@ def test_goc_takes_the_statistics_of_a_bundled_model(forecache, tmp_path, name):
         assert name != "by default" or "comes with" not in forecache(*sampled)[1]
 
 
+def test_statistics_of_branches_are_taken_for_branches_alone(forecache, tmp_path):
+    path = tmp_path / "plan.json"
+    for level, gated in (("stack", False), ("branches", True)):
+        code, out, _ = forecache("plan", "goc", "--level", level, "--json", "-o", path)
+        assert code == 0
+        assert ("stats" in fc.Plan.load(path).recipe) == gated
+        levels = json.loads(out)["levels"]
+        assert [row["reason"] for row in levels] == [None] * 4
+        assert [row["sites"] for row in levels] == [24, 12, 4, 1]
+
+
 SELECTIVE = {
     "procache": (["--method", "procache", "--pattern", "#...#...", "--share", 0.5], "#.o.#.o.", 0.5),
     "on fora": (["--method", "procache", "--interval", 4, "--from-depth", 6], "#.o.#.o.", 0.25),

@@ -20,7 +20,9 @@ def model():
 
 
 def rows(method, model):
-    return {row.level: row for row in costs_by_level(method, model, STEPS, lambda plan: plan.cost(model, BATCH))}
+    return {
+        row.level: row for row in costs_by_level(lambda _: method, model, STEPS, lambda plan: plan.cost(model, BATCH))
+    }
 
 
 @pytest.mark.parametrize("order", [0, 1])

@@ -310,3 +310,9 @@ def test_an_overview_has_a_line_for_all_sites_that_do_the_same():
 def test_a_method_is_planned_on_a_grid_alone(given):
     with pytest.raises(fc.errors.PlanError, match=r"planned on a grid.*was given: method\.plan\(forecache\.grid"):
         fc.fora(2).plan(given)
+
+
+def test_the_size_of_a_grid_is_in_numbers_that_agree():
+    site = fc.parts.Site("stack", 0, "stack")
+    assert fc.Grid(1, (site,)).size == "1 step x 1 site"
+    assert "3 steps x 2 sites" in repr(fc.Grid(3, (site, fc.parts.Site("b", 0, "b"))))

@@ -83,7 +83,7 @@ def calibrate_command(
         conditions = runs.conditions(source, samples, labels, prompts)
         if world.leads:
             grid = fc.grid(source.target, steps)
-            size = f"{steps} steps x {len(grid.sites)} sites, {len(conditions)} samples"
+            size = f"{grid.size}, {len(conditions)} samples"
             say(f"{grid.model}: {size}. {_memory(source, steps, min(batch, len(conditions)), gaps)}")
         with (
             interruptible(lambda: _kept_samples(out), leads=world.leads),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,21 +74,26 @@ def plan_command(
     Example: `forecache plan taylorseer --interval 3 --model digits --level stack -o stack.json`
     """
     options = typed(method)
-    built = options.build(steps, model)
-    if built is None:
-        raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
+
+    def method_at(level: Level | None) -> fc.Method:
+        built = options.build(steps, model, level)
+        if built is None:
+            raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
+        return built
+
+    own_method = method_at(level)
     check_name(model, *SHAPES)
     source = open_source(model) if model in models() else None
     if source is not None:
         target: Any = source.target
     else:
         target = shaped(model, torch.float32, "meta") if model in SHAPES else open_structure(model)
-    plan = built.plan(fc.grid(target, steps, level=level, group=group, of=of, blocks=blocks or None))
+    plan = own_method.plan(fc.grid(target, steps, level=level, group=group, of=of, blocks=blocks or None))
     sizes = {"height": height, "width": width, "frames": frames}
     own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
     cost = _cost(plan, target, batch, own, sizes)
     plan.save(out)
-    levels = _levels(built, target, steps, batch, own, sizes) if cost is not None else []
+    levels = _levels(method_at, target, steps, batch, own, sizes) if cost is not None else []
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
         costs = {"cost": asdict(cost) if cost is not None else None, "levels": [asdict(row) for row in levels]}
@@ -154,7 +159,7 @@ def _cost(
 
 
 def _levels(
-    method: fc.Method,
+    method_at: Callable[[Level], fc.Method],
     target: Any,
     steps: int,
     batch: int,
@@ -169,7 +174,7 @@ def _levels(
             raise fc.errors.InputError(UNKNOWN_COST)
         return total
 
-    return list(costs_by_level(method, target, steps, cost))
+    return list(costs_by_level(method_at, target, steps, cost))
 
 
 def _print_levels(levels: Sequence[LevelCost]) -> None:
@@ -183,6 +188,6 @@ def _print_levels(levels: Sequence[LevelCost]) -> None:
         if row.cache_bytes is None or row.cheapest_step_macs is None or row.macs is None:
             table.add_row(name, "-", "-", "-", row.reason or "-")
             continue
-        macs = (f"{number / 1e9:,.3f} G MACs" for number in (row.cheapest_step_macs, row.macs))
-        table.add_row(name, str(row.sites), mib(row.cache_bytes), *macs)
+        macs = (f"{number / 1e9:,.4g} G MACs" for number in (row.cheapest_step_macs, row.macs))
+        table.add_row(name, str(row.sites), mib(row.cache_bytes, 2), *macs)
     print_table(table)

@@ -15,6 +15,7 @@ from forecache.errors import InputError
 from forecache.methods import flags, recommended, registry
 from forecache.methods.flags import Expression, Flag
 from forecache.methods.parameters import Parameter
+from forecache.models.layout import Level
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.zoo import ingredients
@@ -51,11 +52,12 @@ class MethodOptions:
         base = ["--base"] if self.base is not None else []
         return base + [table[name].option for name, value in self.flags.items() if value is not None]
 
-    def build(self, num_steps: int, model: str) -> Method | None:
+    def build(self, num_steps: int, model: str, level: Level | None = None) -> Method | None:
         """The method, or None for sampling without a cache; InputError if an option does not belong to it.
 
         num_steps: model calls of the run, by which bundled statistics are found
         model: name of the model, whose statistics GOC's gate takes by default if it is a bundled one
+        level: of the sites; None for the finest
         """
         if self.method == NONE:
             given = {name: value for name, value in self.flags.items() if value is not None}
@@ -64,7 +66,7 @@ class MethodOptions:
             self._refuse_all()
             return None
         expression = Expression(self.method, self.base, self.flags)
-        return expression.build(ingredients.resolver(num_steps), ingredients.at_hand(model, num_steps))
+        return expression.build(ingredients.resolver(num_steps), ingredients.at_hand(model, num_steps, level))
 
     def unasked(self, plan: Plan | None, model: str) -> str:
         """The line about statistics that the method took without being asked; empty if it took none."""

@@ -13,6 +13,7 @@ from forecache.cli.parameters import AsJson, out_file
 from forecache.cli.terminal import app, emit, say
 from forecache.methods.goc import gate_of
 from forecache.parts import patterns
+from forecache.parts.grid import size_of
 from forecache.parts.router import is_router
 from forecache.report import figures
 
@@ -68,7 +69,7 @@ def _statistics(file: Path, picture: Path, gamma: float | None, threshold: float
     gate, origin = gate_of(stats, gamma, threshold), stats.origin
     figures.draw_statistics(stats, gate, picture)
     text = (
-        f"{origin.model}, {stats.num_steps} steps x {len(stats.sites)} sites, guidance {origin.guidance:g}, "
+        f"{origin.model}, {size_of(stats.num_steps, stats.sites)}, guidance {origin.guidance:g}, "
         f"{stats.count} of {len(origin.conditions)} samples, one mean per {stats.resolution}\n"
         f"{gate.show(fc.Grid(stats.num_steps, stats.sites))}\n"
         f"Wrote {picture}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral
@@ -191,9 +191,19 @@ class Grid:
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
             raise PlanError(f"Site names must be unique; {', '.join(twice[:3])} stands more than once.")
 
+    @property
+    def size(self) -> str:
+        """The numbers of steps and sites, in words."""
+        return size_of(self.num_steps, self.sites)
+
     def __repr__(self) -> str:
         model = f" of {self.model}" if self.model else ""
-        return f"<Grid {self.num_steps} steps x {len(self.sites)} sites{model}>"
+        return f"<Grid {self.size}{model}>"
+
+
+def size_of(num_steps: int, sites: Sized) -> str:
+    """The size of a grid in words: ``20 steps x 24 sites``."""
+    return f"{num_steps} step{'s' * (num_steps != 1)} x {len(sites)} site{'s' * (len(sites) != 1)}"
 
 
 Schedule = Callable[[int, Site, Grid], Action]

@@ -26,7 +26,7 @@ from forecache.io import files, published_router, tensor_files
 from forecache.io.document import Document, items, refusing
 from forecache.io.text import short
 from forecache.parts import patterns
-from forecache.parts.grid import Action, Grid, Schedule, Site
+from forecache.parts.grid import Action, Grid, Schedule, Site, size_of
 
 DOCUMENT = Document("forecache-router", 2)
 TYPES = {"sites": list, "skippable": list, "provenance": dict}
@@ -161,7 +161,7 @@ class Router:
         """The whole router as text: one line a site, one sign a step."""
         width = max(map(len, self.sites))
         title = (
-            f"{self.provenance.get('made_by', 'router')}: {self.num_steps} steps x {len(self.sites)} sites, "
+            f"{self.provenance.get('made_by', 'router')}: {size_of(self.num_steps, self.sites)}, "
             f"{self.level(threshold):.1%} skipped at threshold {threshold:g}"
         )
         lines = [f"{name:<{width}}  {line}" for name, line in zip(self.sites, self._lines(threshold), strict=True)]

@@ -42,9 +42,12 @@ class LevelCost:
     reason: str | None = None
 
 
-def costs_by_level(method: Method, target: Any, num_steps: int, cost: Callable[[Plan], Cost]) -> Iterator[LevelCost]:
+def costs_by_level(
+    method_at: Callable[[Level], Method], target: Any, num_steps: int, cost: Callable[[Plan], Cost]
+) -> Iterator[LevelCost]:
     """The cost of a method on a model by branches, blocks, groups of blocks, and the stack.
 
+    method_at: level -> the method; measured data that it takes are of one level
     target: a pipeline or a transformer
     cost: plan -> its cost, with the batch and the size that are meant
     """
@@ -53,7 +56,7 @@ def costs_by_level(method: Method, target: Any, num_steps: int, cost: Callable[[
         group = None
         try:
             group = _group(target) if level == "groups" else None
-            plan = method.plan(grid(target, num_steps, level=level, group=group))
+            plan = method_at(level).plan(grid(target, num_steps, level=level, group=group))
             total = cost(plan)
         except ForecacheError as error:
             yield LevelCost(level, group, reason=str(error))

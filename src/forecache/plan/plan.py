@@ -82,7 +82,7 @@ class Plan:
         return plan
 
     def __repr__(self) -> str:
-        sites = f"{self.num_steps} steps x {len(self.grid.sites)} sites"
+        sites = self.grid.size
         model = f" of {self.grid.model}" if self.grid.model else ""
         return f"<Plan {self.provenance.get('method', '')}: {sites}{model}, {self.computed_share:.1%} computed>"
 
@@ -115,10 +115,7 @@ class Plan:
 
     def _show(self, names: Sequence[str], lines: Iterable[str]) -> str:
         width = max(map(len, names))
-        title = (
-            f"{self.provenance.get('method', 'plan')}: {self.num_steps} steps x {len(self.grid.sites)} sites, "
-            f"{self.computed_share:.1%} computed"
-        )
+        title = f"{self.provenance.get('method', 'plan')}: {self.grid.size}, {self.computed_share:.1%} computed"
         lines = [f"{name:<{width}}  {line}" for name, line in zip(names, lines, strict=True)]
         gate = [self.provenance["gate"]] if "gate" in self.provenance else []
         return "\n".join([title, *lines, patterns.legend(), *gate])

@@ -7,6 +7,7 @@ from typing import Any
 
 from forecache.methods.parameters import Parameter
 from forecache.methods.procache import PROCACHE_PATTERN
+from forecache.models.layout import Level
 from forecache.zoo import bundled
 
 PUBLISHED = "published"
@@ -32,14 +33,15 @@ def resolver(num_steps: int) -> Callable[[Parameter, Any], Any]:
     return resolve
 
 
-def at_hand(model: str, num_steps: int) -> Callable[[Parameter], Any]:
+def at_hand(model: str, num_steps: int, level: Level | None = None) -> Callable[[Parameter], Any]:
     """(optional ingredient) -> the bundled file that a run of ``num_steps`` calls has of it; None for none.
 
-    A bundled model has statistics of its own.
+    A bundled model has statistics of its branches.
     """
 
     def find(parameter: Parameter) -> Any:
-        is_bundled = parameter.kind == "statistics" and model in bundled.models()
+        is_of_branches = level in (None, "branches")
+        is_bundled = parameter.kind == "statistics" and model in bundled.models() and is_of_branches
         return bundled.record(model).statistics.get(num_steps) if is_bundled else None
 
     return find

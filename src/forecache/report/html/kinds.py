@@ -364,7 +364,7 @@ def _grid(plan: Plan | None) -> dict[str, str]:
     if plan is None:
         return {}
     grid = plan.grid
-    size = f"{grid.num_steps} steps x {len(grid.sites)} sites, {plan.computed_share:.1%} computed"
+    size = f"{grid.size}, {plan.computed_share:.1%} computed"
     facts = {"class": grid.model, "grid": size, "fingerprint": grid.fingerprint.partition(":")[0]}
     return {name: text(value) for name, value in facts.items() if value}
 

@@ -66,7 +66,7 @@ def _of_plan(plan: Plan) -> Html:
     names, rows = _lines(plan)
     classes = [[CLASSES[cell.sign] for cell in row] for row in rows]
     words = [[f"step {step}: {_words(cell)}" for step, cell in enumerate(row)] for row in rows]
-    size = f"{plan.num_steps} steps x {len(plan.grid.sites)} sites"
+    size = plan.grid.size
     note = f"{size}, {plan.computed_share:.1%} computed. Step 0 is the noisiest."
     text = tag("details", tag("summary", "The same as text"), tag("pre", _text(plan), tabindex=0))
     return join(
