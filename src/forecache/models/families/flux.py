@@ -6,15 +6,15 @@ another: one site, kind ``parallel``, with one gate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from forecache.models.blocks import Block, Branch, Gate, Gates, described
+from forecache.models.blocks import Block, Branch, described
 from forecache.models.families import joint, mmdit
-from forecache.models.families.joint import IMAGE, TEXT, Rows, both
-from forecache.models.families.mmdit import GATE, GATE_MLP, Condition
+from forecache.models.families.joint import IMAGE, TEXT, both
+from forecache.models.families.mmdit import GATE, Condition
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
@@ -29,7 +29,7 @@ def fits(model: nn.Module) -> bool:
 def layout(model: Any) -> Layout:
     blocks = described(model.transformer_blocks, JOINT, _joint)
     blocks += described(model.single_transformer_blocks, SINGLE, _single)
-    return from_blocks(model, blocks, stacked=_stacked, clips=True)
+    return from_blocks(model, blocks, stacked=mmdit.stacked, clips=True)
 
 
 def _joint(block: Any) -> Block:
@@ -81,20 +81,6 @@ def _single(block: Any) -> Block:
         native=SINGLE,
         inlined=("norm",),
     )
-
-
-def _stacked(blocks: Sequence[Any]) -> Gates | None:
-    return joint.gates_alone([_rows(block) for block in blocks], [_arranged] * len(blocks), 2)
-
-
-def _rows(block: Any) -> list[Rows]:
-    if hasattr(block, "norm"):
-        return [Rows(block.norm.linear, 3, (GATE,))]
-    return [Rows(norm.linear, 6, (GATE, GATE_MLP)) for norm in (block.norm1, block.norm1_context)]
-
-
-def _arranged(gates: list[Tensor]) -> list[Gate]:
-    return [gates[0]] if len(gates) == 1 else mmdit.arranged(gates)
 
 
 KINDS = (*mmdit.KINDS, "parallel")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forecache.models.blocks import Block, Branch, Gate, Gates, described
+from forecache.models.blocks import Block, Branch, described
 from forecache.models.families import joint, mmdit
-from forecache.models.families.joint import IMAGE, TEXT, Rows, both
-from forecache.models.families.mmdit import GATE, GATE_MLP, SCALE, SHIFT, Condition
+from forecache.models.families.joint import IMAGE, TEXT, both
+from forecache.models.families.mmdit import GATE, SCALE, SHIFT, Condition
 from forecache.models.family import Family
 from forecache.models.layout import Layout, from_blocks, is_named
 
@@ -40,12 +40,12 @@ def layout(model: Any) -> Layout:
     joint_kind, single_kind = REPLACING if replaces else (JOINT, SINGLE)
     blocks = described(model.transformer_blocks, joint_kind, partial(_joint, native=joint_kind))
     blocks += described(model.single_transformer_blocks, single_kind, partial(_single, native=single_kind))
-    return from_blocks(model, blocks, stacked=None if replaces else _stacked)
+    return from_blocks(model, blocks, stacked=None if replaces else mmdit.stacked)
 
 
 def layout_15(model: Any) -> Layout:
     blocks = described(model.transformer_blocks, JOINT_15, partial(_joint, native=JOINT_15))
-    return from_blocks(model, blocks, stacked=_stacked)
+    return from_blocks(model, blocks, stacked=mmdit.stacked)
 
 
 class ByFrame(Sequence[Tensor]):
@@ -135,20 +135,6 @@ def _single(block: Any, native: str) -> Block:
         native=native,
         inlined=("norm",),
     )
-
-
-def _stacked(blocks: Sequence[Any]) -> Gates | None:
-    return joint.gates_alone([_rows(block) for block in blocks], [_arranged] * len(blocks), 2)
-
-
-def _rows(block: Any) -> list[Rows]:
-    if hasattr(block, "norm"):
-        return [Rows(block.norm.linear, 3, (GATE,))]
-    return [Rows(norm.linear, 6, (GATE, GATE_MLP)) for norm in (block.norm1, block.norm1_context)]
-
-
-def _arranged(gates: list[Tensor]) -> list[Gate]:
-    return [gates[0]] if len(gates) == 1 else mmdit.arranged(gates)
 
 
 FAMILIES = (

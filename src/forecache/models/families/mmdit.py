@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from forecache.errors import ModelError, RunError
-from forecache.models.blocks import Branch, Gate, clipped, gated
-from forecache.models.families.joint import IMAGE, TEXT, both
+from forecache.models.blocks import Branch, Gate, Gates, clipped, gated
+from forecache.models.families import joint
+from forecache.models.families.joint import IMAGE, TEXT, Rows, both
 
 INPUTS = ("hidden_states", "encoder_hidden_states")
 """The names of the streams in the signatures of the blocks."""
@@ -126,6 +127,21 @@ def parallel(block: Any, norm: str, c: Condition, whole_BND: Tensor, **attention
     normed_BND = modulated(attrgetter(norm)(block)(whole_BND), c.image[SHIFT], c.image[SCALE])
     mlp_BNE = block.act_mlp(block.proj_mlp(normed_BND))
     return block.proj_out(torch.cat([block.attn(hidden_states=normed_BND, **attention), mlp_BNE], 2))
+
+
+def stacked(blocks: Sequence[Any]) -> Gates | None:
+    """The gates of joint blocks, with norms of adaLN-Zero, and of blocks of one branch; see `joint.gates_alone`."""
+    return joint.gates_alone([_rows(block) for block in blocks], [_arranged] * len(blocks), 2)
+
+
+def _rows(block: Any) -> list[Rows]:
+    if hasattr(block, "norm"):
+        return [Rows(block.norm.linear, 3, (GATE,))]
+    return [Rows(norm.linear, 6, (GATE, GATE_MLP)) for norm in (block.norm1, block.norm1_context)]
+
+
+def _arranged(gates: list[Tensor]) -> list[Gate]:
+    return [gates[0]] if len(gates) == 1 else arranged(gates)
 
 
 def arranged(gates: list[Tensor]) -> list[Gate]:
