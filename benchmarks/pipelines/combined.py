@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
@@ -35,6 +36,7 @@ from pipelines.reference import Sites, Stack, Whole, fora
 from pipelines.transformers import FLUX, SD3, TURNED, WAN
 
 LEVELS = ("branches", "blocks", "stack")
+NATIVE = AttentionBackendName.NATIVE
 BY_BLOCKS: Mapping[str, tuple[Stack, ...]] = {
     "FluxTransformer2DModel": (Stack("transformer_blocks", TURNED), Stack("single_transformer_blocks", TURNED)),
     "SD3Transformer2DModel": (Stack("transformer_blocks", TURNED),),
@@ -185,6 +187,11 @@ def cell(combination: Combination, level: str) -> tuple[str, str]:
     """The verdict of a combination at a level, and its reason."""
     if combination.untested:
         return "untested", combination.untested
+    with attention_backend(NATIVE):  # a model's set_attention_backend sets it for the whole process as well
+        return _tested(combination, level)
+
+
+def _tested(combination: Combination, level: str) -> tuple[str, str]:
     subject = combination.subject()
     bare = outputs(subject)
     try:

@@ -182,5 +182,5 @@ def test_what_is_not_found_says_what_to_give(model, how, words):
 
 
 def test_blocks_go_with_levels_of_blocks():
-    with pytest.raises(fc.errors.SiteError, match='blocks= names lists of blocks, for level="blocks"'):
+    with pytest.raises(fc.errors.SiteError, match='blocks= names lists of blocks: give level="blocks"'):
         fc.grid(Model(), STEPS, blocks="layers")

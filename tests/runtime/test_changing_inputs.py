@@ -28,6 +28,8 @@ def longer(value):
     """A text of seven tokens instead of five, and what belongs to it."""
     if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) and value[0].shape[0] == 5:
         return [torch.cat([part, part[:2]]) for part in value]
+    if isinstance(value, tuple):
+        return tuple(longer(part) for part in value)
     if not isinstance(value, torch.Tensor):
         return value
     for axis in (0, 1):
