@@ -267,7 +267,7 @@ def test_branches_of_a_model_that_is_known_by_blocks_are_refused():
 
 
 def test_groups_of_blocks_that_read_one_another_are_refused():
-    with pytest.raises(fc.errors.SiteError, match=r"blocks of HunyuanDiT2DModel read outputs of blocks far before"):
+    with pytest.raises(fc.errors.SiteError, match=r"What a HunyuanDiTBlock inside of groups.0 returned is read"):
         fc.grid(TINY["HunyuanDiT"].model(), T, level="groups", group=2)
 
 

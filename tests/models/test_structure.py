@@ -132,6 +132,111 @@ def test_outputs_of_inner_blocks_that_are_read_later_are_refused(level):
         generate(model)
 
 
+class Reading(nn.Module):
+    """Four blocks, one inner output of which is read in some way, by ``how``, beside the next block."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([Unknown("single") for _ in range(4)])
+        self.last, self.how, self.kept = nn.Linear(WIDTH, WIDTH), how, None
+
+    def forward(self, x, t):
+        text, c = torch.zeros(2, 3, WIDTH, device=x.device), torch.full((2, 1, WIDTH), t / 10, device=x.device)
+        how, read = self.how, torch.zeros_like(x)
+        for depth, layer in enumerate(self.layers):
+            before = x
+            x = layer(x, c=c, text=text + read) if how == "a block" and depth == 3 else layer(x, c=c, text=text)
+            if depth == 0 and how == "a block":
+                read = x.mean(1, keepdim=True)
+            elif depth == 1 and how == "a sum":
+                read = 0.1 * x[:, :1]
+            elif depth == 1 and how == "in place":
+                read[:, 1:] += x[:, 1:]
+            elif depth == 1 and how == "a module":
+                read = self.last(x)
+            elif depth == 1 and how == "its shape":
+                read = torch.zeros_like(x) + c.expand_as(x)
+            elif depth == 2 and how == "kept":
+                self.kept = x
+            elif how == "outside":
+                x = before + x
+        if how == "the last but one":
+            read = before
+        if how == "a block":
+            read = torch.zeros_like(x)
+        return self.last(x + read)
+
+
+@pytest.fixture(params=["found in a run", "found in a call without data"])
+def _found(request, monkeypatch):
+    """The reads of a model are found either way; the second one is for classes whose arguments are known."""
+    if "data" in request.param:
+        monkeypatch.setattr(
+            chain, "example_of", lambda _: lambda *_: {"x": torch.zeros(2, 3, WIDTH, device="meta"), "t": 1.0}
+        )
+
+
+READ = ["a sum", "in place", "a module", "the last but one", "kept", "outside"]
+
+
+@pytest.mark.usefixtures("_found")
+@pytest.mark.parametrize(
+    ("how", "level"), [*((how, "stack") for how in READ), ("the last but one", "groups"), ("a block", "groups")]
+)
+def test_an_inner_output_that_is_read_elsewhere_is_refused(how, level):
+    model, words = Reading(how), r'What a Unknown inside of .* returned is read elsewhere in the model.*level="blocks"'
+    grouped = {"level": "groups", "group": 2} if level == "groups" else {"level": "stack"}
+    with torch.no_grad():
+        bare = generate(model)
+        with (
+            pytest.raises(fc.errors.SiteError, match=words),
+            fc.apply(model, fc.fora(2), num_steps=STEPS, **grouped),
+        ):
+            generate(model)
+        model.kept = None
+        assert torch.equal(generate(model), bare)
+        with fc.apply(model, fc.fora(2), num_steps=STEPS, level="blocks") as session:
+            found = generate(model)
+    assert session.stats.skipped == session.stats.computed > 0
+    if how != "a block":
+        torch.testing.assert_close(found, block_by_block(Reading(how)))
+
+
+def block_by_block(model):
+    """FORA by blocks, written out: a skipped block gives out its input plus what it added last."""
+    step, added = [-1], {}
+
+    def replaced(depth, own):
+        def forward(x, **kwargs):
+            if step[0] % 2 == 0:
+                added[depth] = own(x, **kwargs) - x
+            return x + added[depth]
+
+        return forward
+
+    for depth, layer in enumerate(model.layers):
+        layer.forward = replaced(depth, layer.forward)
+    model.register_forward_pre_hook(lambda *_: step.__setitem__(0, step[0] + 1))
+    with torch.no_grad():
+        return generate(model)
+
+
+@pytest.mark.usefixtures("_found")
+@pytest.mark.parametrize(
+    ("how", "level"),
+    [("its shape", "stack"), ("its shape", "groups"), ("a block", "stack"), ("the last but one", "blocks")],
+)
+def test_what_does_not_read_inner_outputs_later_is_sampled(how, level):
+    grouped = {"level": "groups", "group": 2} if level == "groups" else {"level": level}
+    model = Reading(how)
+    with torch.no_grad(), fc.apply(model, fc.fora(2), num_steps=STEPS, **grouped) as session:
+        found = generate(model)
+    assert session.stats.skipped == session.stats.computed > 0
+    if how == "its shape":  # nothing but the blocks depends on their outputs
+        torch.testing.assert_close(found, block_by_block(Reading(how)))
+
+
 def test_a_block_that_returns_no_tensor_is_refused():
     model = Model("dict")
     model.layers[0].forward = lambda *args, **kwargs: {}

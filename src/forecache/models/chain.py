@@ -19,6 +19,7 @@ from forecache.models.examples import example_of
 from forecache.models.families.whole_blocks import row_of
 from forecache.models.family import Family
 from forecache.models.layout import Layout
+from forecache.models.reads import Blocks, Reads
 from forecache.models.registry import family_of
 from forecache.models.structure import BlockCall, Observer, learnt, lists_of, parts_of
 
@@ -31,20 +32,23 @@ class Chain:
     blocks: its blocks, each with the streams that it takes and returns.
     forms: per block, the form of its streams; those of two blocks of the same form are the same tensors, passed on.
     starts: numbers of the blocks whose input is not simply the output of the block before.
-    reads: whether blocks read the outputs of blocks far before them.
+    reads: pairs (block, reader) of numbers: beside the next block, this later one reads the block's output, or, where
+        it is the number of blocks, the rest of the model.
     clips: whether blocks clip their outputs, in half floats.
     rising: whether the model's time goes up while it samples.
     is_known: whether the blocks are those that the model's class is known by.
+    is_seen: whether streams and reads are known before the first call: of the class, or from a call without data.
     """
 
     model: nn.Module
     blocks: tuple[Residual, ...]
     forms: tuple[object, ...]
     starts: frozenset[int] = frozenset()
-    reads: bool = False
+    reads: frozenset[tuple[int, int]] = frozenset()
     clips: bool = False
     rising: bool = False
     is_known: bool = True
+    is_seen: bool = True
 
     @property
     def census(self) -> str:
@@ -55,6 +59,11 @@ class Chain:
             path = path_of.get(id(block.module), "").rpartition(".")[0]
             counts[path] = counts.get(path, 0) + 1
         return ", ".join(f"{path} x {count}" for path, count in counts.items())
+
+    def read_beyond(self, span: range) -> int | None:
+        """The first block inside of a span whose output something after the span reads; None if there is none."""
+        inner = range(span.start, span.stop - 1)
+        return min((block for block, reader in self.reads if block in inner and reader >= span.stop), default=None)
 
     def spans(self, most: int | None = None) -> list[range]:
         """The longest spans, of at most so many blocks, that end with streams of the form that they begin with."""
@@ -91,8 +100,9 @@ def _known(model: nn.Module) -> Chain | None:
         blocks = row.blocks(model)
         number = len(row.stacks)
         forms = [(block.inputs, depth % number if row.interleaved else 0) for depth, block in enumerate(blocks)]
-        starts = range(len(blocks)) if row.reads else _changes(forms)
-        return Chain(model, tuple(blocks), tuple(forms), frozenset(starts), row.reads, row.clips, row.rising)
+        reads = row.long_skips(len(blocks))
+        starts = range(len(blocks)) if reads else _changes(forms)
+        return Chain(model, tuple(blocks), tuple(forms), frozenset(starts), reads, row.clips, row.rising)
     if (family := family_of(model)) is not None:
         return _of_family(model, family)
     return None
@@ -105,7 +115,7 @@ def _of_family(model: Any, family: Family) -> Chain | None:
     if not blocks:
         return None
     forms = tuple(block.inputs for block in blocks)
-    return Chain(model, tuple(blocks), forms, known.starts, False, known.clips, known.rising)
+    return Chain(model, tuple(blocks), forms, known.starts, clips=known.clips, rising=known.rising)
 
 
 def _changes(forms: Sequence[object]) -> set[int]:
@@ -113,7 +123,7 @@ def _changes(forms: Sequence[object]) -> set[int]:
     return {number for number, (before, form) in enumerate(pairwise(forms), start=1) if form != before}
 
 
-_Traced = tuple[tuple[Residual, ...], tuple[object, ...], frozenset[int], bool]
+_Traced = tuple[tuple[Residual, ...], tuple[object, ...], frozenset[int], frozenset[tuple[int, int]]]
 _TRACED: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], tuple[list[nn.Module], _Traced | None]]] = (
     WeakKeyDictionary()
 )
@@ -124,7 +134,7 @@ def _untraced(model: nn.Module, lists: Mapping[str, Sequence[nn.Module]]) -> Cha
     """The chain of a model of which no call is known: lists follow one another, each with streams of its own."""
     blocks = [learnt(module) for modules in lists.values() for module in modules]
     forms = [path for path, modules in lists.items() for _ in modules]
-    return Chain(model, tuple(blocks), tuple(forms), frozenset(range(len(blocks))), is_known=False)
+    return Chain(model, tuple(blocks), tuple(forms), frozenset(range(len(blocks))), is_known=False, is_seen=False)
 
 
 def _traced(model: nn.Module, lists: Mapping[str, Sequence[nn.Module]], is_given: bool) -> _Traced | None:
@@ -138,8 +148,9 @@ def _traced(model: nn.Module, lists: Mapping[str, Sequence[nn.Module]], is_given
         id(part): module for path, modules in lists.items() for part, module in zip(own[path], modules, strict=True)
     }
     try:
-        with torch.no_grad(), FullTexts(), observer.hooked(own):
-            other(**example(other, 2))
+        with torch.no_grad(), FullTexts(), Reads() as followed, observer.hooked(own):
+            output = other(**example(other, 2))
+        kept_at_end = followed.kept(output)
     except Exception:  # of the model's own code, which may fail in any way where tensors have no values
         return None
     path_of = {id(part): path for path, parts in own.items() for part in parts}
@@ -152,10 +163,25 @@ def _traced(model: nn.Module, lists: Mapping[str, Sequence[nn.Module]], is_given
     kept = [number for number, call in enumerate(calls) if path_of[id(call.module)] not in dropped]
     forms = _forms_of(kept, calls, parts, path_of)
     blocks = [replace(parts[number], module=original[id(parts[number].module)]) for number in kept]
-    reads = any(
-        number - source > 1 for number in kept for source, _ in calls[number].sources.values() if source in kept
-    )
-    return tuple(blocks), forms, frozenset(_changes(forms)), reads
+    reads = _pairs([calls[number].module for number in kept], followed, kept_at_end)
+    starts = range(len(blocks)) if reads else _changes(forms)
+    return tuple(blocks), forms, frozenset(starts), reads
+
+
+def _pairs(modules: Sequence[nn.Module], followed: Reads, kept: Blocks) -> frozenset[tuple[int, int]]:
+    """The pairs of `Chain.reads`, from what a call showed.
+
+    kept: the blocks whose outputs are read when the last has run
+    """
+    numbers = {module: number for number, module in enumerate(modules)}
+    readers = [followed.given.get(module, frozenset()) for module in modules]
+    every = [
+        (numbers[source], reader)
+        for reader, sources in enumerate([*readers, kept])
+        for source in sources
+        if source in numbers
+    ]
+    return frozenset((source, reader) for source, reader in every if reader - source > 1)
 
 
 def _unfit(calls: Sequence[BlockCall], lists: Mapping[str, Sequence[nn.Module]]) -> dict[str, str]:

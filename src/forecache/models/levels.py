@@ -13,6 +13,7 @@ from typing import Any, get_args
 from forecache.errors import SiteError
 from forecache.models.chain import Chain
 from forecache.models.layout import Layout, Level, from_blocks
+from forecache.models.reads import read_elsewhere
 from forecache.models.span import Of, span
 from forecache.parts.grid import Site
 
@@ -85,15 +86,11 @@ def of_stack(chain: Chain, of: Of = "residual") -> Layout:
 def of_groups(chain: Chain, group: int, of: Of = "residual") -> Layout:
     """The layout of a model with a site for every ``group`` consecutive blocks, ``groups.<i>``.
 
-    A group is shorter where streams change. Raises SiteError where blocks read the outputs of blocks in other groups.
+    A group is shorter where streams change. Raises SiteError where blocks read the outputs of blocks inside of other
+    groups.
     """
     if isinstance(group, bool) or not isinstance(group, int) or group < 1:
         raise SiteError(f"group= is the number of blocks of one site, 1 or more; {group!r} was given.")
-    if chain.reads:
-        raise SiteError(
-            f"The blocks of {type(chain.model).__name__} read outputs of blocks far before them, which would be "
-            'missing where a group is skipped and another is not: take level="stack" or level="blocks".'
-        )
     return _of_spans(chain, chain.spans(group), "groups", of)
 
 
@@ -120,9 +117,12 @@ def _of_spans(chain: Chain, spans: Sequence[range], level: Level, of: Of) -> Lay
         "groups": "groups.{}" + end,
         "stack": ("stack" if len(spans) == 1 else "stack.{}") + end,
     }
+    for number, part in enumerate(spans):
+        if (read := chain.read_beyond(part)) is not None:
+            raise SiteError(read_elsewhere(chain.blocks[read].module, names[level].format(number)))
     sites = [Site(names[level].format(number), part.start, KINDS[level]) for number, part in enumerate(spans)]
     pairs = zip(sites, spans, strict=True)
-    blocks = [span(chain.blocks[part.start : part.stop], site, of, chain.clips, chain.is_known) for site, part in pairs]
+    blocks = [span(chain.blocks[part.start : part.stop], site, of, chain.clips, chain.is_seen) for site, part in pairs]
     return from_blocks(
         chain.model,
         blocks,

@@ -9,7 +9,7 @@ B batch, N tokens, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from forecache.models.blocks import (
     places_of,
     taking,
 )
+from forecache.models.reads import is_seen
 from forecache.models.structure import BlockCall, Observer, learn, parts_of
 from forecache.models.writes import Given, Place, Writes
 from forecache.parts.grid import Site
@@ -76,7 +77,7 @@ class Span(Block):
     of: whether the feature is what the blocks add to the streams, or the output of the last one.
     clips: whether blocks clip their outputs, in half floats.
     name: of the site, for messages.
-    is_known: whether the model's class is known, so that nothing needs to be seen in the first call.
+    is_known: whether the streams are known and who reads them, so that nothing needs to be seen in the first call.
     """
 
     parts: tuple[Residual, ...] = ()
@@ -127,7 +128,7 @@ class _Calls:
     ) -> None:
         self._span, self._number, self._site = span, number, site
         self._on_site, self._on_block, self._opened = on_site, on_block, opened
-        self._is_seen = span.is_known or len(span.parts) == 1
+        self._is_seen = span.is_known or is_seen(span.modules)
         self._parts: tuple[Residual, ...] = ()
         if all(part.inputs for part in span.parts):
             self._know(span.parts)
@@ -167,6 +168,11 @@ class _Calls:
         opened = self._opened()
         if self._number in opened:
             raise RunError(self._out_of_order(0, opened[self._number]))
+        if torch.compiler.is_compiling() and not (self._is_seen and self._parts):
+            raise RunError(
+                f"The streams of {self._span.name} are found in its first call, which is compiled: sample once with "
+                "the plan on the model that is not compiled, or register a family (forecache.models.register)."
+            )
         if not self._parts:
             opened[self._number] = passage = self._first(args, kwargs)
             return passage
@@ -185,11 +191,6 @@ class _Calls:
 
     def _first(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Passage:
         """The passage of a first call, which is computed, and in which the streams of the blocks are found."""
-        if torch.compiler.is_compiling():
-            raise RunError(
-                f"The streams of {self._span.name} are found in its first call, which is compiled: sample once with "
-                "the plan on the model that is not compiled, or register a family (forecache.models.register)."
-            )
         action = self._on_block(self._number, (), args, kwargs) if self._on_block is not None else None
         named = named_arguments(self._span.module, args, kwargs)
         copies = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor)}
@@ -307,6 +308,18 @@ class _Calls:
             f"block {expected} should be, and the blocks of a span run once in a model call, in their "
             'order: leave off what skips or repeats blocks, or make a plan with level="blocks".'
         )
+
+
+def unseen_spans(blocks: Iterable[tuple[int, Block]]) -> dict[str, Sequence[nn.Module]]:
+    """The blocks of every span of which it is not known what reads them, by name.
+
+    blocks: those of a layout, each with the index of its first site
+    """
+    return {
+        block.name: block.modules
+        for _, block in blocks
+        if isinstance(block, Span) and not block.is_known and not is_seen(block.modules)
+    }
 
 
 def refuse_held(calls: Sequence[BlockCall], name: str) -> None:

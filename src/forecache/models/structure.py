@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from forecache.errors import SiteError
 from forecache.models.arguments import named_arguments
 from forecache.models.blocks import Residual, residual
+from forecache.models.reads import watching
 
 SHARE = 1 / 8
 """The least share of the largest list's parameters that a list of blocks has; smaller ones refine inputs."""
@@ -104,6 +105,8 @@ class Observer:
 
     def begin(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """A block is called."""
+        if (reads := watching()) is not None:
+            reads.begin(module, (args, kwargs))
         tensors = {
             name: value for name, value in named_arguments(module, args, kwargs).items() if isinstance(value, Tensor)
         }
@@ -115,6 +118,8 @@ class Observer:
     def end(self, output: Any) -> None:
         """The block that was called last has returned."""
         call = self.calls[-1]
+        if (reads := watching()) is not None:
+            reads.end(call.module, output)
         call.is_tuple = isinstance(output, tuple)
         values = output if isinstance(output, tuple) else (output,)
         call.outputs = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]

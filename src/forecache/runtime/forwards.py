@@ -15,6 +15,8 @@ from forecache.models.arguments import Arguments
 from forecache.models.blocks import Forward, Streams, Untouched, Whole
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View
+from forecache.models.reads import reading_first
+from forecache.models.span import unseen_spans
 from forecache.runtime import calls
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.generations import Generations
@@ -189,6 +191,7 @@ class Forwards:
     def of_model(self, model: nn.Module) -> Mount:
         """The model's forward as one step of the plan."""
         forward = model.forward
+        followed = reading_first(forward, unseen_spans(self.layout.blocks))
         is_retired = False
         disable: Callable[..., Any] = torch.compiler.disable
         begin, end, fail = disable(self._begin_traced), disable(self._end_traced), disable(self._fail)
@@ -210,7 +213,7 @@ class Forwards:
             lane = self._begin(args, kwargs)
             self._local.executor = lane.executor
             try:
-                output = forward(*args, **kwargs)
+                output = followed(*args, **kwargs)
                 lane = self._local.lane or lane  # it may have started afresh
                 self._end(lane, lane.executor.missed())
             except BaseException as error:

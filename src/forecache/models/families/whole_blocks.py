@@ -45,7 +45,8 @@ class Row:
     kind: the class
     name: as its users know it
     stacks: in order of execution
-    reads: the model reads the outputs of single blocks, for long skips, so that spans of skipped blocks end at each
+    is_u_shaped: blocks of the second half read the outputs of those of the first, in reverse order, so that spans of
+        skipped blocks end at each
     interleaved: blocks of the stacks alternate, on tokens in another order
     rising: the model's time goes up while it samples
     clips: its blocks clip their outputs, in half floats
@@ -54,7 +55,7 @@ class Row:
     kind: str
     name: str
     stacks: tuple[Stack, ...]
-    reads: bool = False
+    is_u_shaped: bool = False
     interleaved: bool = False
     rising: bool = False
     clips: bool = False
@@ -69,11 +70,16 @@ class Row:
         by_depth = zip(*stacks, strict=True) if self.interleaved else stacks
         return list(chain.from_iterable(by_depth))
 
+    def long_skips(self, number: int) -> frozenset[tuple[int, int]]:
+        """The pairs (block, reader) in a model of so many blocks, without the block next to the middle."""
+        skips = number // 2 - 1 if self.is_u_shaped else 0
+        return frozenset((depth, number - 1 - depth) for depth in range(skips))
+
     def layout(self, model: Any) -> Layout:
         """The layout of a model, with a site for every block."""
         stacks = [getattr(model, stack.path) for stack in self.stacks]
         blocks = self.blocks(model)
-        if self.reads or self.interleaved:
+        if self.is_u_shaped or self.interleaved:
             starts = range(len(blocks))
         else:
             starts = {sum(map(len, stacks[:number])) for number in range(len(stacks)) if self._changes_streams(number)}
@@ -105,7 +111,7 @@ ROWS = (
         "AuraFlow",
         (Stack("joint_transformer_blocks", JOINT, (TEXT, IMAGE)), Stack("single_transformer_blocks")),
     ),
-    Row("HunyuanDiT2DModel", "HunyuanDiT", (Stack("blocks"),), reads=True),
+    Row("HunyuanDiT2DModel", "HunyuanDiT", (Stack("blocks"),), is_u_shaped=True),
     Row("CogVideoXTransformer3DModel", "CogVideoX", (Stack("transformer_blocks", JOINT, (IMAGE, TEXT)),)),
     Row(
         "HunyuanVideoTransformer3DModel",
