@@ -31,6 +31,7 @@ COMMANDS = [
     "sample",
     "calibrate",
     "show",
+    "export",
     "import-router",
     "train-router",
     "search",

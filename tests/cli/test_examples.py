@@ -19,6 +19,7 @@ HAS = {
     "methods": {"json"},
     "plan": {"json", "out"},
     "show": {"json", "out"},
+    "export": {"json", "out"},
     "sample": {"json", "out"},
     "report": {"json", "out"},
     "evaluate": {"json", "out"},
@@ -107,7 +108,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_any_work(forecache, tmp
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     words = examples(name)[0]
-    files = name in ("plan", "show", "report", "evaluate", "calibrate", "import-router", "train-router")
+    files = name in ("plan", "show", "export", "report", "evaluate", "calibrate", "import-router", "train-router")
     for out, sentence in [("file/below/x", "nothing can be created in"), ("folder" if files else "file", None)]:
         code, said, err = forecache(*words, "-o", out)
         assert (code, said) == (1, "")

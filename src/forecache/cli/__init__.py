@@ -18,6 +18,7 @@ def load() -> None:
             compare_methods,
             demo,
             evaluate,
+            export,
             methods,
             models,
             report,
