@@ -172,7 +172,7 @@ OTHERS = {
     "steps": (replace(TEN, num_steps=8), "are of 10 steps, and the plan is for 8"),
     "sites": (
         replace(TEN, sites=SITES[:2], model="Short"),
-        "a SmallDiT with 4 sites, and the plan is for Short with 2",
+        "a SmallDiT with 4 sites .*, and the plan is for Short with 2",
     ),
     "names of sites": (
         replace(TEN, sites=(*SITES[:3], fc.parts.Site("blocks.1.ff", 1, "ff"))),

@@ -11,6 +11,7 @@ from forecache.bench import speed
 from forecache.bench.subjects import Subject, open_subject, preset
 from forecache.environment import environment
 from forecache.io import files
+from forecache.models.levels import FINEST, AskedSites
 from forecache.plan.plan import Plan
 
 DEFAULT_PRESETS = ("all-computed", "fora-25", "fora-50", "fora-75", "goc-50", "taylor-50")
@@ -28,6 +29,7 @@ class Setup:
     guidance: two samples an image, as classifier-free guidance needs.
     rounds: timed rounds.
     compiled: compile the model with torch first.
+    asked: what sites are, for presets.
     """
 
     presets: Sequence[str] = ()
@@ -37,6 +39,7 @@ class Setup:
     guidance: bool = True
     rounds: int = 5
     compiled: bool = False
+    asked: AskedSites = FINEST
 
     @property
     def num_steps(self) -> int:
@@ -49,7 +52,7 @@ class Setup:
 
     def all_plans(self, subject: Subject) -> dict[str, Plan]:
         """Every plan to time, by name. Raises InputError for an unknown preset."""
-        plans, grid = dict(self.plans or {}), subject.grid(self.num_steps)
+        plans, grid = dict(self.plans or {}), subject.grid(self.num_steps, self.asked)
         names = self.presets or (() if plans else DEFAULT_PRESETS)
         return {name: preset(name, self.num_steps).plan(grid) for name in names} | plans
 
@@ -90,7 +93,7 @@ def run(
     """
     settings = {
         "command": command, "steps": setup.num_steps, "batch": setup.batch, "guidance": setup.guidance,
-        "compiled": setup.compiled,
+        "compiled": setup.compiled, **({"sites": setup.asked.words} if setup.asked.words else {}),
     }  # fmt: skip
 
     def benchmark(rows: Sequence[speed.PlanSpeed]) -> Benchmark:

@@ -16,6 +16,7 @@ from forecache.methods.goc import goc
 from forecache.methods.taylorseer import taylorseer
 from forecache.models import find
 from forecache.models.find import layout
+from forecache.models.levels import FINEST, AskedSites
 from forecache.parts.grid import Grid
 from forecache.plan.cost import Cost
 from forecache.plan.method import Method
@@ -49,9 +50,9 @@ class Subject:
         values = torch.linspace(999, 0, count).round().long()
         return [value.to(self.model.device).expand(self.rows) for value in values]
 
-    def grid(self, num_steps: int) -> Grid:
-        """The model's grid."""
-        return find.grid(self.model, num_steps)
+    def grid(self, num_steps: int, asked: AskedSites = FINEST) -> Grid:
+        """The model's grid, with its finest sites by default."""
+        return find.grid_at(self.model, num_steps, asked)
 
     def cost(self, plan: Plan) -> Cost:
         """The cost of a plan for these inputs."""

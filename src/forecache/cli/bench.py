@@ -12,6 +12,7 @@ from rich.table import Table
 import forecache as fc
 from forecache.bench import benchmark, speed
 from forecache.bench.subjects import PRESETS
+from forecache.cli.levels import takes_level_options
 from forecache.cli.parameters import BUNDLED, MAX_STEPS, AsJson, Device, Dtype, Threads, names, out_folder
 from forecache.cli.terminal import (
     app,
@@ -26,12 +27,15 @@ from forecache.cli.terminal import (
 )
 from forecache.environment import environment
 from forecache.io.text import MIB
+from forecache.models.levels import AskedSites
 from forecache.report import figures
 from forecache.zoo import SHAPES, models
 
 
 @app.command("bench")
+@takes_level_options
 def bench_command(
+    *,
     model: Annotated[
         str,
         typer.Option(
@@ -43,6 +47,7 @@ def bench_command(
         list[str] | None, typer.Option("--preset", help=f"A method by name; repeatable: {', '.join(PRESETS)}.")
     ] = None,
     plans: Annotated[list[Path] | None, typer.Option("--plan", help="A plan file; repeatable.")] = None,
+    sites: AskedSites,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps [20, or those of --plan].")
     ] = None,
@@ -69,7 +74,7 @@ def bench_command(
     if threads is not None:
         torch.set_num_threads(threads)
     saved_plans = {path.stem: fc.Plan.load(path) for path in plans or ()}
-    setup = benchmark.Setup(presets or (), saved_plans, steps, batch, guidance, rounds, compiled)
+    setup = benchmark.Setup(presets or (), saved_plans, steps, batch, guidance, rounds, compiled, sites)
     subject = setup.open(model, device, dtype)
     timed_plans = setup.all_plans(subject)
     rounds_done: list[int] = []

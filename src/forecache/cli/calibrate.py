@@ -10,6 +10,7 @@ import typer
 
 import forecache as fc
 from forecache import distributed
+from forecache.cli.levels import takes_level_options
 from forecache.cli.parameters import (
     DEFAULT_MODEL,
     AsJson,
@@ -26,6 +27,7 @@ from forecache.cli.pipelines import PipelineOptions, guidance_of, takes_pipeline
 from forecache.cli.terminal import app, emit, interruptible, progress, say
 from forecache.fit.calibrate import with_resolution
 from forecache.io.text import mib
+from forecache.models.levels import AskedSites
 from forecache.parts.gates import proposed
 from forecache.sampling import runs
 from forecache.sampling.sources import Source
@@ -44,6 +46,7 @@ class RowsName(StrEnum):
 
 
 @app.command("calibrate")
+@takes_level_options
 @takes_pipeline_options
 def calibrate_command(
     *,
@@ -63,6 +66,7 @@ def calibrate_command(
     keep: Annotated[
         KeepName, typer.Option(help="Means per token in float32 or float16, or per channel.")
     ] = KeepName.full,
+    sites: AskedSites,
     keep_on: Annotated[str | None, typer.Option(help="Device of the means; cpu saves GPU memory.")] = None,
     out: Annotated[Path, out_file("The statistics file; a partial one is continued.")] = Path("statistics.safetensors"),
     pipeline: PipelineOptions,
@@ -82,9 +86,9 @@ def calibrate_command(
         source = pipeline.open(model)
         conditions = runs.conditions(source, samples, labels, prompts)
         if world.leads:
-            grid = fc.grid(source.target, steps)
+            grid = fc.grid(source.target, steps, **sites.options)
             size = f"{grid.size}, {len(conditions)} samples"
-            say(f"{grid.model}: {size}. {_memory(source, steps, min(batch, len(conditions)), gaps)}")
+            say(f"{grid.model}: {size}. {_memory(source, steps, min(batch, len(conditions)), gaps, sites)}")
         with (
             interruptible(lambda: _kept_samples(out), leads=world.leads),
             progress(None, shown=world.leads) as (bar, task),
@@ -100,6 +104,7 @@ def calibrate_command(
                 rows=rows.value if rows is not None else None,
                 shared_noise=shared_noise,
                 keep_on=keep_on,
+                **sites.options,
                 path=out,
                 on_start=lambda calls: bar.update(task, description="calibrating", total=calls),
                 on_step=lambda _: bar.advance(task),
@@ -115,10 +120,10 @@ def calibrate_command(
             )
 
 
-def _memory(source: Source, steps: int, batch: int, gaps: int) -> str:
+def _memory(source: Source, steps: int, batch: int, gaps: int, sites: AskedSites) -> str:
     """The memory that a calibration takes, as a sentence."""
     try:
-        memory = fc.fit.calibration_bytes(source, steps, batch=batch, gaps=gaps)
+        memory = fc.fit.calibration_bytes(source, steps, batch=batch, gaps=gaps, **sites.options)
     except fc.errors.InputError:  # its arguments are known to its pipeline alone
         return "How much memory the means take is not known from shapes alone; --keep-on cpu keeps them off the GPU."
     return f"Memory: {mib(memory.means)} of means and {mib(memory.recent)} of features, for any number of samples."

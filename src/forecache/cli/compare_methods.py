@@ -13,6 +13,7 @@ from forecache.bench.comparison import result
 from forecache.bench.comparison.columns import Request
 from forecache.bench.comparison.quality import NAMES, Judges, open_judges
 from forecache.bench.comparison.rounds import Rounds
+from forecache.cli.levels import takes_level_options
 from forecache.cli.options import checked_speedup
 from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Guidance, Model, out_folder
 from forecache.cli.parameters import Rounds as RoundsOption
@@ -32,6 +33,7 @@ from forecache.evaluate.metrics import METRICS
 from forecache.fit import step_errors
 from forecache.io import files
 from forecache.io.text import MIB
+from forecache.models.levels import AskedSites
 from forecache.report import comparison_figure, html
 from forecache.sampling import runs
 from forecache.sampling.sources import Sampling, Source
@@ -39,6 +41,7 @@ from forecache.sampling.timing import ROUNDS
 
 
 @app.command("compare-methods")
+@takes_level_options
 @takes_pipeline_options
 def compare_methods_command(
     *,
@@ -50,6 +53,7 @@ def compare_methods_command(
     speedup: Annotated[
         list[float] | None, typer.Option(help="The recipe on record for so many times fewer MACs; repeatable.")
     ] = None,
+    sites: AskedSites,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
     labels: Annotated[str | None, typer.Option(help="Classes by number or name, such as 207,360.")] = None,
@@ -103,7 +107,7 @@ def compare_methods_command(
     asked = [name.strip() for name in metrics.split(",")] if metrics is not None else None
     source = pipeline.open(model)
     conditions = _conditions(source, labels, prompt or (), prompts)
-    columns = request.columns(source)
+    columns = request.columns(source, sites)
     scale = guidance_of(source, guidance)
     settings = runs.Settings(conditions, request.num_steps, scale, numbers[0], batch)
     comparison = Rounds(source, columns, settings, numbers, out)
@@ -169,10 +173,12 @@ def _errors(comparison: Rounds) -> dict[str, Any]:
     settings = comparison.settings
     how = Sampling(settings.num_steps, settings.guidance, comparison.seeds[0])
     first = settings.conditions[: settings.batch]
-    gram = step_errors.measured_features(comparison.source, first, how, settings.batch)
-    return {
-        column.name: step_errors.document(gram, column.plan) for column in comparison.columns if column.plan is not None
+    planned = [(column.name, column.plan) for column in comparison.columns if column.plan is not None]
+    grams = {
+        sites: step_errors.measured_features(comparison.source, first, how, settings.batch, sites=plan.grid)
+        for sites, plan in {plan.grid.sites: plan for _, plan in planned}.items()
     }
+    return {name: step_errors.document(grams[plan.grid.sites], plan) for name, plan in planned}
 
 
 def _table(document: Mapping[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache.bench import demo
+from forecache.cli.levels import takes_level_options
 from forecache.cli.parameters import DEFAULT_MODEL, AsJson, Threads, out_folder
 from forecache.cli.terminal import (
     app,
@@ -26,20 +27,26 @@ from forecache.cli.terminal import (
 from forecache.environment import environment
 from forecache.io import files
 from forecache.io.text import MIB
+from forecache.models.levels import AskedSites
 from forecache.report import figures
 from forecache.zoo import load_digits, record
 
 
 @app.command("demo")
+@takes_level_options
 def demo_command(
+    *,
     out: Annotated[Path, out_folder("Folder for the pictures and demo.json.")] = Path("out/demo"),
     samples: Annotated[int, typer.Option(min=2, help="Number of digits to sample.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 2,
+    sites: AskedSites,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample the bundled, trained digits model without a cache, by published methods and by a tuned plan.
+
+    --level is that of the published methods; the tuned plans are by branches.
 
     Example: `forecache demo --samples 64 --out out/demo`
     """
@@ -47,11 +54,12 @@ def demo_command(
         torch.set_num_threads(threads)
     source = load_digits()
     steps, guidance = record(DEFAULT_MODEL).steps, record(DEFAULT_MODEL).guidance  # the tuned plans are for these
-    grid = fc.grid(source.target, steps)
+    grid = fc.grid(source.target, steps, **sites.options)
     plans = demo.plans(grid)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"model": DEFAULT_MODEL, "sampler": f"DDIM-{steps}", "samples": samples, "guidance": guidance}
     settings |= {"seed": seed, "command": typed_command()}
+    settings |= {"sites": sites.words} if sites.words else {}
     rounds_done: list[int] = []
 
     def keep(rows: list[demo.Row]) -> None:

@@ -11,6 +11,7 @@ import torch
 import typer
 
 import forecache as fc
+from forecache.cli.levels import takes_level_options
 from forecache.cli.options import Typed, takes_method_options
 from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, names, out_file
 from forecache.cli.terminal import app, emit, print_table, results_table, say
@@ -18,7 +19,7 @@ from forecache.io.text import mib
 from forecache.methods import flags, registry
 from forecache.models.find import layout_for, transformers
 from forecache.models.layout import Level
-from forecache.models.span import Of
+from forecache.models.levels import AskedSites
 from forecache.plan.by_level import LevelCost, costs_by_level
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, models, shaped
@@ -32,6 +33,7 @@ UNKNOWN_COST = (
 
 @app.command("plan")
 @takes_method_options
+@takes_level_options
 def plan_command(
     *,
     method: Annotated[str, typer.Argument(help="The method, on --base.")],
@@ -44,15 +46,7 @@ def plan_command(
         ),
     ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Model calls of a run.")] = 20,
-    level: Annotated[Level | None, typer.Option(help="What sites are [the finest that the model is known by].")] = None,
-    group: Annotated[int | None, typer.Option(min=1, help="Blocks of a site, for --level groups.")] = None,
-    of: Annotated[
-        Of, typer.Option(help="The feature of groups and stack: what their blocks add, or the output of the last.")
-    ] = "residual",
-    blocks: Annotated[
-        list[str] | None,
-        typer.Option(help="Path of a list of blocks, repeatable, for --level blocks, groups, stack [those found]."),
-    ] = None,
+    sites: AskedSites,
     batch: Annotated[int, typer.Option(min=1, max=2**16, help="Images in a model call, for the cost.")] = 1,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels, for the cost [the model's].")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels, for the cost [the model's].")] = None,
@@ -81,14 +75,14 @@ def plan_command(
             raise fc.errors.InputError("A plan needs a method; to compute everything no plan is needed.")
         return built
 
-    own_method = method_at(level)
+    own_method = method_at(sites.level)
     check_name(model, *SHAPES)
     source = open_source(model) if model in models() else None
     if source is not None:
         target: Any = source.target
     else:
         target = shaped(model, torch.float32, "meta") if model in SHAPES else open_structure(model)
-    plan = own_method.plan(fc.grid(target, steps, level=level, group=group, of=of, blocks=blocks or None))
+    plan = own_method.plan(fc.grid(target, steps, **sites.options))
     sizes = {"height": height, "width": width, "frames": frames}
     own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
     cost = _cost(plan, target, batch, own, sizes)

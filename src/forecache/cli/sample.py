@@ -12,11 +12,13 @@ import typer
 
 import forecache as fc
 from forecache import distributed
+from forecache.cli.levels import takes_level_options
 from forecache.cli.options import NONE, MethodOptions, Typed, takes_method_options
 from forecache.cli.parameters import DEFAULT_MODEL, MAX_STEPS, AsJson, Guidance, Model, Rounds, out_folder
 from forecache.cli.pipelines import PipelineOptions, guidance_of, nouns, takes_pipeline_options
 from forecache.cli.terminal import app, emit, interruptible, progress, say, typed_command
 from forecache.fit import step_errors
+from forecache.models.levels import FINEST, AskedSites
 from forecache.sampling import runs, sources
 from forecache.sampling.shards import CALL_SIZE
 from forecache.sampling.timing import ROUNDS
@@ -24,6 +26,7 @@ from forecache.sampling.timing import ROUNDS
 
 @app.command("sample")
 @takes_method_options
+@takes_level_options
 @takes_pipeline_options
 def sample_command(
     *,
@@ -52,6 +55,7 @@ def sample_command(
     plan: Annotated[Path | None, typer.Option(help="A plan file, instead of a method.")] = None,
     method: Annotated[str, typer.Option(help="none samples without a cache.")] = NONE,
     typed: Typed,
+    sites: AskedSites,
     compare: Annotated[bool, typer.Option(help="Sample without a cache too, for PSNR, SSIM and speed-up.")] = False,
     rounds: Rounds = None,
     errors: Annotated[
@@ -106,7 +110,9 @@ def sample_command(
     options = typed(method)
     saved_plan = _load(plan, options, steps)
     num_steps = saved_plan.num_steps if saved_plan is not None else steps or 20
-    built = options.build(num_steps, model)
+    built = options.build(num_steps, model, sites.level)
+    if built is None and sites != FINEST:
+        raise fc.errors.InputError("--level is that of a method, and a plan file has its own sites: give a --method.")
     if num_samples is None:
         runs.check_folder(out)
     else:
@@ -116,7 +122,9 @@ def sample_command(
     needs_conditions = labels is not None or bool(prompt) or num_samples is None
     conditions = runs.parse_conditions(source, labels, prompt or []) if needs_conditions else ()
     settings = runs.Settings(conditions, num_steps, scale, seed, batch)
-    run_plan = saved_plan or (built.plan(fc.grid(source.target, num_steps)) if built is not None else None)
+    run_plan = saved_plan
+    if built is not None:
+        run_plan = built.plan(fc.grid(source.target, num_steps, **sites.options))
     if num_samples is None:
         if errors and run_plan is None:
             raise fc.errors.InputError("--errors are those of a plan's estimates: give --method or --plan, too.")
@@ -163,7 +171,9 @@ def _sample_few(
             bar.update(task, description="measuring features")
             how = sources.Sampling(settings.num_steps, settings.guidance, settings.seed)
             first = settings.conditions[: settings.batch]
-            gram = step_errors.measured_features(source, first, how, settings.batch, lambda _: bar.advance(task))
+            gram = step_errors.measured_features(
+                source, first, how, settings.batch, lambda _: bar.advance(task), plan.grid
+            )
             table = step_errors.document(gram, plan)
         return runs.sample_to(
             out,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import forecache as fc
 from forecache import distributed
+from forecache.cli.levels import takes_level_options
 from forecache.cli.parameters import (
     DEFAULT_MODEL,
     AsJson,
@@ -27,6 +28,7 @@ from forecache.cli.parameters import (
 )
 from forecache.cli.terminal import app, emit, print_table, progress, results_table, resumable, say
 from forecache.fit import scores
+from forecache.models.levels import AskedSites
 from forecache.parts.patterns import Constraints
 from forecache.report import figures
 from forecache.sampling import runs, sources
@@ -43,7 +45,9 @@ class ProxyName(StrEnum):
 
 
 @app.command("search")
+@takes_level_options
 def search_command(
+    *,
     budget: Annotated[int, typer.Option(min=1, help="Number of computed steps.")],
     model: Model = DEFAULT_MODEL,
     steps: Steps = 20,
@@ -61,6 +65,7 @@ def search_command(
         int, typer.Option(min=1, help="Most patterns to sample with; larger spaces are sampled at random.")
     ] = 100,
     sampling_seed: Annotated[int, typer.Option(min=0, help="Seed of the random patterns.")] = 0,
+    sites: AskedSites,
     guidance: Guidance = None,
     seed: NoiseSeed = 1000,
     batch: Batch = 32,
@@ -97,6 +102,7 @@ def search_command(
                 batch=batch,
                 candidates=candidates,
                 sampling_seed=sampling_seed,
+                **sites.options,
                 path=out / "search.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
                 on_step=lambda _: bar.advance(task),

@@ -11,6 +11,7 @@ import typer
 
 import forecache as fc
 from forecache import distributed
+from forecache.cli.levels import takes_level_options
 from forecache.cli.parameters import (
     DEFAULT_MODEL,
     MAX_STEPS,
@@ -28,6 +29,7 @@ from forecache.fit.tuning import Tuned, budgets
 from forecache.fit.tuning.forecasts import vocabulary
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
+from forecache.models.levels import AskedSites
 from forecache.report import tuning_figures
 from forecache.sampling import runs
 
@@ -40,6 +42,7 @@ class ReferenceName(StrEnum):
 
 
 @app.command("tune")
+@takes_level_options
 @takes_pipeline_options
 def tune_command(
     *,
@@ -77,6 +80,7 @@ def tune_command(
     refine: Annotated[
         bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
     ] = True,
+    sites: AskedSites,
     batch: Batch = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
     as_json: AsJson = False,
@@ -126,6 +130,7 @@ def tune_command(
                 reference=reference.value,
                 correcting=correct,
                 refining=refine,
+                **sites.options,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
                 on_step=lambda _: bar.advance(task),

@@ -21,7 +21,10 @@ from forecache.errors import InputError, StatisticsError
 from forecache.fit.accumulators import Accumulators, Recent
 from forecache.io.text import dtype_name
 from forecache.methods.explicit import explicit
-from forecache.models.find import find, grid, layout_for, measure
+from forecache.models.find import find, grid_at, layout_for, measure
+from forecache.models.layout import Level
+from forecache.models.levels import AskedSites
+from forecache.models.span import Of
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.parts.statistics import Origin, Statistics
@@ -47,7 +50,17 @@ class CalibrationBytes(NamedTuple):
     recent: int
 
 
-def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int = 3) -> CalibrationBytes:
+def calibration_bytes(
+    target: Any,
+    num_steps: int,
+    *,
+    batch: int = 32,
+    gaps: int = 3,
+    level: Level | None = None,
+    group: int | None = None,
+    of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
+) -> CalibrationBytes:
     """The memory that `calibrate` takes, from shapes alone; it does not depend on the number of conditions.
 
     The accumulators are float32, on their device. Recent are ``gaps`` features for each site and sample of a batch, on
@@ -55,7 +68,8 @@ def calibration_bytes(target: Any, num_steps: int, *, batch: int = 32, gaps: int
     """
     source = sources.as_source(target)
     model, inputs = source.target, sources.call_inputs(source, 1)
-    feature = sum(measure(model, grid(model, num_steps), 1, inputs).site_bytes)
+    whole = grid_at(model, num_steps, AskedSites(None, level, group, of, blocks))
+    feature = sum(measure(model, whole, 1, inputs).site_bytes)
     itemsize = next(find(model).parameters()).dtype.itemsize
     return CalibrationBytes(feature * 4 // itemsize * (num_steps + 1), feature * batch * gaps)
 
@@ -72,6 +86,10 @@ def calibrate(
     rows: Rows | None = None,
     shared_noise: bool = False,
     keep_on: str | torch.device | None = None,
+    level: Level | None = None,
+    group: int | None = None,
+    of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -90,6 +108,8 @@ def calibrate(
         step, such as Wan's, has no pair: its first call is measured.
     shared_noise: whether every sample starts from the same noise, as in the EOC paper.
     keep_on: device of the accumulators; that of the features by default.
+    level, group, of, blocks: what sites are, as `forecache.grid` takes them; a plan at another level refuses the
+        statistics.
     path: the file to write, every minute and at the end. A file of the same calibration is continued, and an
         interruption (Ctrl-C) leaves a valid one.
     on_start: called with the number of model calls to come. on_step: called after each.
@@ -109,7 +129,7 @@ def calibrate(
         )
     if rows not in ("first", "second", "all"):
         raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
-    whole = grid(source.target, num_steps)
+    whole = grid_at(source.target, num_steps, AskedSites(None, level, group, of, blocks))
     about = (whole.model, whole.fingerprint, whole.scheduler, float(guidance), seed, shared_noise, rows, batch)
     dtype = next(find(source.target).parameters()).dtype
     options = sources.options_of(source) | ({} if dtype is torch.float32 else {"dtype": dtype_name(dtype)})

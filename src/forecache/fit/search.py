@@ -20,7 +20,10 @@ from forecache.fit.scores import Context, Score
 from forecache.fit.search_file import Candidate, Settings
 from forecache.io.text import dtype_name
 from forecache.methods.explicit import explicit
-from forecache.models.find import find, grid
+from forecache.models.find import find, grid_at
+from forecache.models.layout import Level
+from forecache.models.levels import AskedSites
+from forecache.models.span import Of
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.parts.patterns import Constraints, computed
@@ -82,6 +85,10 @@ def search(
     batch: int = 32,
     candidates: int = 100,
     sampling_seed: int = 0,
+    level: Level | None = None,
+    group: int | None = None,
+    of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
@@ -101,6 +108,7 @@ def search(
     candidates: if the constraints allow at most this number of patterns, all are scored; otherwise as many are drawn by
         stick-breaking (the paper draws 5).
     sampling_seed: of this draw.
+    level, group, of, blocks: what sites are, as `forecache.grid` takes them.
     path: a file, written after every candidate. A file of the same search is continued, also with other ``candidates``
         or another ``sampling_seed``.
     on_start: called with the number of model calls to come. on_step: called after each. on_candidate: called with each
@@ -118,7 +126,8 @@ def search(
         )
     patterns = constraints.choose(candidates, sampling_seed)
     how = Sampling(constraints.num_steps, float(guidance), seed)
-    scorer = _Scorer(source, constraints, score, method, how, labels, batch)
+    asked = AskedSites(None, level, group, of, blocks)
+    scorer = _Scorer(source, constraints, score, method, how, labels, batch, asked)
     scores = _Scores(Path(path) if path is not None else None, scorer.settings(), constraints)
     scorer.plan(patterns[0])  # a method that cannot be planned is refused before anything is sampled
     scorer.score_all(scores, patterns, on_start, on_step, on_candidate)
@@ -201,6 +210,7 @@ class _Scorer:
     how: sampling steps, guidance and seed.
     labels: class labels or texts, one for each sample.
     batch: samples of a generation.
+    asked: what sites are.
     """
 
     source: Source
@@ -210,13 +220,14 @@ class _Scorer:
     how: Sampling
     labels: tuple[Condition, ...]
     batch: int
+    asked: AskedSites
 
     def plan(self, pattern: str) -> Plan:
         """The plan of a pattern."""
         return self.method(explicit(compute=computed(pattern))).plan(self._grid())
 
     def _grid(self) -> Grid:
-        return grid(self.source.target, self.constraints.num_steps)
+        return grid_at(self.source.target, self.constraints.num_steps, self.asked)
 
     def settings(self) -> Settings:
         """The settings, as the file keeps them."""
@@ -227,7 +238,7 @@ class _Scorer:
             *(grid.model, grid.fingerprint, grid.scheduler, dtype),
             *(space.num_steps, space.budget, space.v_min, space.v_max, space.monotone),
             *(method, self.score.name, self.score.better),
-            *(how.guidance, how.seed, self.batch, self.labels),
+            *(how.guidance, how.seed, self.batch, self.labels, self.asked.words),
         )
 
     def score_all(

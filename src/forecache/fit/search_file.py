@@ -27,7 +27,7 @@ SETTINGS = {
     "model": str, "fingerprint": str, "scheduler": str, "dtype": str,
     "num_steps": int, "budget": int, "v_min": int, "v_max": int, "monotone": bool,
     "method": str, "score": str, "better": str,
-    "guidance": float, "seed": int, "batch": int, "conditions": list,
+    "guidance": float, "seed": int, "batch": int, "conditions": list, "sites": str,
 }  # fmt: skip
 
 
@@ -70,6 +70,7 @@ class Settings:
     seed: of the noise.
     batch: samples of a generation.
     conditions: class labels or texts, one for each sample.
+    sites: what sites are, in words; empty for the finest.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Settings:
     seed: int
     batch: int
     conditions: tuple[int | str, ...]
+    sites: str = ""
 
     def differences(self, other: Settings) -> list[str]:
         """The names of the settings that differ, without the fingerprint, which is compared with a tolerance."""
@@ -109,7 +111,7 @@ def read(path: Path) -> tuple[Settings, list[Candidate]]:
     """The settings and candidates in a file; SearchFileError names the file and what is wrong with it."""
     with refusing(path, SearchFileError, "search file", "Delete it to search from the start"):
         document = DOCUMENT.fields(files.document(path, MAX_BYTES), KEYS)
-        settings = fields(document["settings"], SETTINGS)
+        settings = fields({"sites": "", **document["settings"]}, SETTINGS)
         texts = isinstance(next(iter(settings["conditions"]), None), str)
         settings["conditions"] = items(settings["conditions"], "conditions", str if texts else int)
         return Settings(**settings), _candidates(document["candidates"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from forecache.fit.tuning.gram import Array, Gram, measure_gram
-from forecache.parts.grid import Cell
+from forecache.parts.grid import Cell, Grid
 from forecache.plan.plan import Plan
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
@@ -20,10 +20,18 @@ Table = list[list[float | None]]
 
 
 def measured_features(
-    source: Source, conditions: Sequence[Condition], how: Sampling, batch: int, on_step: OnStep | None = None
+    source: Source,
+    conditions: Sequence[Condition],
+    how: Sampling,
+    batch: int,
+    on_step: OnStep | None = None,
+    sites: Grid | None = None,
 ) -> Gram:
-    """The Gram matrices of the features of one run without a cache, from which the errors of any plan follow."""
-    return measure_gram(source, conditions, how, batch, on_step)[0]
+    """The Gram matrices of the features of one run without a cache, from which the errors of any plan follow.
+
+    sites: the grid of these plans; the model's finest sites by default.
+    """
+    return measure_gram(source, conditions, how, batch, on_step, sites=sites)[0]
 
 
 def step_errors(gram: Gram, plan: Plan) -> Table:

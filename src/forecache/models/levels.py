@@ -56,6 +56,28 @@ class AskedSites:
         if self.level == "modules" and self.patterns is None:
             raise SiteError('Modules are named: sites=["blocks.*.attn", "blocks.*.mlp"].')
 
+    @property
+    def words(self) -> str:
+        """What is asked for, for records: ``groups of 3 in layers``; empty for the finest."""
+        lists = [self.blocks] if isinstance(self.blocks, str) else self.blocks
+        parts = [
+            "" if self.level in (None, "branches") else str(self.level),
+            f"of {self.group}" if self.group is not None else "",
+            "of outputs" if self.of == "output" else "",
+            f"in {', '.join(lists)}" if lists else "",
+            ", ".join(self.patterns or ()),
+        ]
+        return " ".join(filter(None, parts))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments level, group, of and blocks of `forecache.grid` and of all that takes them."""
+        return {"level": self.level, "group": self.group, "of": self.of, "blocks": self.blocks}
+
+
+FINEST = AskedSites()
+"""The finest sites that a model's family knows."""
+
 
 def level_of(sites: Sequence[Site]) -> tuple[Level, Of] | None:
     """The level that names of sites tell, and what their features are; None for branches and modules."""

@@ -155,13 +155,15 @@ class Statistics:
         if self.num_steps != grid.num_steps:
             reason = f"{self.num_steps} steps, and the plan is for {grid.num_steps}"
         elif self.sites != grid.sites or not is_same(self.origin.fingerprint, grid.fingerprint):
-            weights = " with other weights" if self.sites == grid.sites else f" with {len(self.sites)} sites"
+            weights = " with other weights" if self.sites == grid.sites else f" with {_described(self.sites)}"
             reason = f"a {self.origin.model}{weights}, and the plan is for {grid.model or 'a model'}"
-            reason += f" with {len(grid.sites)} sites" if self.sites != grid.sites else ""
+            reason += f" with {_described(grid.sites)}" if self.sites != grid.sites else ""
         elif differences := scheduler_differences(self.origin.scheduler, grid.scheduler):
             reason = f"another scheduler ({'; '.join(differences[:4])})"
         if reason:
-            raise StatisticsError(f"The statistics are of {reason}: calibrate for this run with forecache.calibrate.")
+            raise StatisticsError(
+                f"The statistics are of {reason}: calibrate for this run with forecache.calibrate, at the plan's level."
+            )
         if self.count == 0:
             raise StatisticsError(
                 "The statistics were interrupted before every step was measured once: calibrate again with the same "
@@ -196,6 +198,10 @@ class Statistics:
             values, tensors = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
             sites, origin = _decode(values)
             return cls(sites, *_tensors(tensors, sites), origin)
+
+
+def _described(sites: Sequence[Site]) -> str:
+    return f"{len(sites)} site{'s' * (len(sites) != 1)} ({sites[0].name}{', ...' * (len(sites) > 1)})"
 
 
 def inverse_gradient(before: Tensor, last: Tensor, truth: Tensor) -> bool:

@@ -11,7 +11,8 @@ from forecache.bench.speed import Kind, kinds
 from forecache.errors import InputError, PlanError
 from forecache.methods import recommended
 from forecache.methods.words import method_of
-from forecache.models.find import grid
+from forecache.models.find import grid_at
+from forecache.models.levels import FINEST, AskedSites
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.sampling.sources import Source
@@ -103,13 +104,15 @@ class Request:
         ]
         return cls(tuple(made), loaded, steps, tuple(dict.fromkeys(fewer)), reference)
 
-    def columns(self, source: Source) -> tuple[Column, ...]:
+    def columns(self, source: Source, asked: AskedSites = FINEST) -> tuple[Column, ...]:
         """The columns on a model: without a cache first, the reference last.
+
+        asked: what sites are, for methods; plan files have their own.
 
         Raises InputError, which quotes the text, for a method that cannot be planned for the model, and for two columns
         of one name.
         """
-        whole = grid(source.target, self.num_steps)
+        whole = grid_at(source.target, self.num_steps, asked)
         columns = [Column(UNCACHED, None, self.num_steps)]
         for text, method in self.methods:
             try:

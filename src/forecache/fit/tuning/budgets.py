@@ -13,7 +13,6 @@ from forecache.distributed import World
 from forecache.errors import InputError
 from forecache.fit.tuning.settings import Settings
 from forecache.methods.explicit import explicit
-from forecache.models.find import grid
 from forecache.parts.grid import Grid
 from forecache.runtime.apply import apply
 from forecache.sampling.sources import Sampling, Source, call_inputs
@@ -68,7 +67,7 @@ class BudgetConverter:
 
     def __init__(self, source: Source, settings: Settings, world: World) -> None:
         self._source, self._settings, self._world = source, settings, world
-        self._grid: Grid = grid(source.target, settings.num_steps)
+        self._grid: Grid = settings.grid(source)
         self.possible = range(-(-settings.num_steps // settings.longest), settings.num_steps)
 
     def computed_steps(self, budget: Budget) -> int | AtLeast:

@@ -140,12 +140,15 @@ def measure_gram(
     batch: int,
     on_step: OnStep | None = None,
     world: World = World(),  # noqa: B008 - it is frozen
+    sites: Grid | None = None,
 ) -> tuple[Gram, Tensor]:
     """Sample without a cache: the Gram matrices of the features, and the images (B, C, H, W) in [0, 1].
 
+    sites: a grid whose sites are measured; the model's finest by default.
+
     The Gram matrices are summed over all processes; the images are those that this process samples.
     """
-    whole = grid(source.target, how.num_steps)
+    whole = sites or grid(source.target, how.num_steps)
     recorder = _Recorder(Gram(whole.sites, how.num_steps))
     images = []
     every_step = explicit(compute=range(how.num_steps)).plan(whole)

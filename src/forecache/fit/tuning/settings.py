@@ -10,7 +10,9 @@ from forecache._version import __version__
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.trials import Trial
 from forecache.io.text import dtype_name
-from forecache.models.find import find, grid
+from forecache.models.find import find, grid_at
+from forecache.models.levels import FINEST, AskedSites
+from forecache.parts.grid import Grid
 from forecache.sampling.fine import FineRun, Reference
 from forecache.sampling.sources import Condition, Source, options_of
 
@@ -34,6 +36,7 @@ class Settings:
     search_seed: seed of the proposals.
     reference: what images are compared with, "converged" or "own" (`sampling.fine.Reference`).
     options: of every call of the pipeline that were given, such as its height.
+    asked: what sites are.
     """
 
     model: str
@@ -51,6 +54,7 @@ class Settings:
     search_seed: int
     reference: Reference
     options: Mapping[str, Any] = field(default_factory=dict)
+    asked: AskedSites = FINEST
 
     @classmethod
     def of_source(
@@ -67,9 +71,10 @@ class Settings:
         trials: int,
         search_seed: int,
         reference: Reference,
+        asked: AskedSites = FINEST,
     ) -> Settings:
         """The settings of a tuning of the source's model."""
-        whole = grid(source.target, num_steps)
+        whole = grid_at(source.target, num_steps, asked)
         return cls(
             model=whole.model,
             fingerprint=whole.fingerprint,
@@ -86,11 +91,18 @@ class Settings:
             search_seed=search_seed,
             reference=reference,
             options=options_of(source),
+            asked=asked,
         )
 
+    def grid(self, source: Source) -> Grid:
+        """The grid of the source's model."""
+        return grid_at(source.target, self.num_steps, self.asked)
+
     def as_document(self) -> dict[str, Any]:
-        """The settings as plain data, with the version of forecache; without options if none were given."""
-        values = {name: getattr(self, name) for name in (one.name for one in fields(self))}
+        """The settings as plain data, with the version of forecache; without options and sites if none were given."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "asked"}
+        if self.asked.words:
+            values["sites"] = self.asked.words
         if not self.options:
             del values["options"]
         values["conditions"] = list(self.conditions)

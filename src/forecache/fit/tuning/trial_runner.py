@@ -16,7 +16,6 @@ from forecache.fit.tuning.gram import Gram, measure_gram
 from forecache.fit.tuning.samples import SharedSampler
 from forecache.fit.tuning.settings import HeldOut, Settings
 from forecache.fit.tuning.trials import Trial, TrialKey
-from forecache.models.find import grid
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.plan.plan import Plan
@@ -47,7 +46,7 @@ class TrialRunner:
         self.world, self.settings = world, settings
         self._source, self._path, self._on_step, self._on_trial = source, path, on_step, on_trial
         self._sampler = SharedSampler(source, settings.batch, world, on_step)
-        self._grid: Grid = grid(source.target, settings.num_steps)
+        self._grid: Grid = settings.grid(source)
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         self._uncached: dict[int, Tensor] = {}
         self._references: dict[int, Tensor] = {}
@@ -59,7 +58,7 @@ class TrialRunner:
         """Samples without a cache on the search's own noise, and keeps the Gram matrices and the images."""
         settings = self.settings
         self.gram, self._uncached[0] = measure_gram(
-            self._source, settings.conditions, self._how, settings.batch, self._on_step, self.world
+            self._source, settings.conditions, self._how, settings.batch, self._on_step, self.world, self._grid
         )
         return self.gram
 

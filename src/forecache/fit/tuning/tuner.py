@@ -20,6 +20,9 @@ from forecache.fit.tuning.samples import batch_starts
 from forecache.fit.tuning.settings import HeldOut, Settings, provenance
 from forecache.fit.tuning.trial_runner import TrialRunner
 from forecache.fit.tuning.trials import Trial
+from forecache.models.layout import Level
+from forecache.models.levels import AskedSites
+from forecache.models.span import Of
 from forecache.plan.plan import Plan
 from forecache.sampling.fine import REFERENCES, Reference
 from forecache.sampling.sources import Condition, OnStep, as_source, check_conditions
@@ -48,6 +51,10 @@ def tune(
     reference: Reference = "converged",
     correcting: bool = True,
     refining: bool = True,
+    level: Level | None = None,
+    group: int | None = None,
+    of: Of = "residual",
+    blocks: Sequence[str] | str | None = None,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
@@ -76,6 +83,7 @@ def tune(
     correcting: whether EOC's correction is tried, which brings tensors into the plan.
     refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
         refined weights, fitted weights or a correction cannot be stretched to another number of steps.
+    level, group, of, blocks: what sites are, as `forecache.grid` takes them.
     path: a file, written after every trial; an interrupted tuning continues from it.
     on_start: called with the number of model calls to come, at most. on_step: after each. on_trial: after each trial.
 
@@ -116,6 +124,7 @@ def tune(
         trials=number,
         search_seed=search_seed,
         reference=reference,
+        asked=AskedSites(None, level, group, of, blocks),
     )
     world = distributed.current()
     converter = BudgetConverter(source, settings, world)
