@@ -45,6 +45,7 @@ def apply(
     cache_device: str | torch.device | None = None,
     max_cache_bytes: int | None = None,
     timed: bool = False,
+    only_requests: bool = False,
 ) -> Session:
     """A session in which ``target`` samples with fewer computed features: ``with forecache.apply(pipe) as session:``
 
@@ -79,6 +80,8 @@ def apply(
         default, is no limit.
     timed: whether `Session.stats` gives the seconds of the last generation, for which a GPU is waited for after every
         model call; False by default.
+    only_requests: whether the calls of ``session.requests`` alone follow the plan, and all others run as they are, for
+        engines that sample several requests in turn. False by default.
 
     Raises PlanMismatchError for a plan of another model, and AlreadyAppliedError for a second session on the model.
     Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
@@ -105,7 +108,7 @@ def apply(
         if isinstance(plan, Plan):
             guards.check(plan, functools.partial(grid_of, target, layout, plan.num_steps))
         layouts.append(layout)
-        hosts.append(Host(pipe, scheduler_of(target), optimized(model), tuple(lanes), part))
+        hosts.append(Host(pipe, scheduler_of(target), optimized(model), tuple(lanes), part, only_requests))
     return Session(source, layouts, hosts, options, timed=timed)
 
 

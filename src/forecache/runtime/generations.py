@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from forecache.errors import RunError, StepCountError
@@ -80,6 +81,10 @@ class Generations:
         call = Call(arguments, value, calls.signature_of(arguments, value), LastSample(arguments, value))
         if counting.fills_kv_cache(arguments.kwargs):
             return self._lane(state, call, Run(1, range(1)), is_announced=True)
+        if state.run is not None:
+            lane = self._requested(state, state.run, call)
+            self.local.call = call
+            return lane
         name = self._unnamed_lane(state, value) if self._names and state.lane == UNNAMED else state.lane
         lane = state.lanes.get(name)
         if lane is None or _is_read(lane, call):
@@ -92,6 +97,59 @@ class Generations:
             lane = self._new_generation(state, name, call)
         lane.timestep, lane.last_sample = call.timestep, call.sample
         self.local.call = call
+        return lane
+
+    # ---- calls of which a host says what they are --------------------------------------------------------------------
+
+    def new_state(self, num_steps: int, timesteps: tuple[float, ...] = ()) -> ThreadState:
+        """The lanes, none yet, of a request of ``num_steps`` calls; timesteps: of these calls, () if unknown.
+
+        Raises StepCountError where the timesteps are needed: two models take turns in the run.
+        """
+        if self._part is not None and not timesteps:
+            raise StepCountError(
+                f"Two transformers take turns in this run of {num_steps} model calls, and its timesteps say where: "
+                "requests.begin(key, timesteps=[...])."
+            )
+        indices = range(num_steps) if self._part is None else self._part(timesteps)
+        run = Run(num_steps, indices, timesteps[indices.start : indices.stop])
+        return ThreadState(self._layout.rising, run=run)
+
+    @contextmanager
+    def inside(self, state: ThreadState, name: str, step: int | None) -> Iterator[None]:
+        """One call of a request: what this thread calls in the block belongs to this lane of its state."""
+        local, before = self.local, self.local.state
+        state.lane, state.step = name, step
+        local.state = state
+        local.pipeline_calls += 1
+        try:
+            yield
+        finally:
+            local.state = before
+            local.pipeline_calls -= 1
+
+    def _requested(self, state: ThreadState, run: Run, call: Call) -> Lane:
+        """The lane of a call whose step a host knows.
+
+        Nothing is known of steps that are left out, so the first call after them is computed. So is one whose inputs
+        have other shapes than those before.
+        """
+        name = state.lane
+        lane = state.lanes.get(name)
+        due = run.indices.start if lane is None else lane.run.indices.start + lane.step
+        step, state.step = due if state.step is None else state.step, None
+        if not due <= step < run.indices.stop:
+            raise StepCountError(
+                f"The lane {name!r} of this request goes on with step {due} of {run.indices.stop}, and it was called "
+                f"for step {step}: begin a request for every run, and give calls that come twice at a step a lane of "
+                "their own."
+            )
+        if lane is None or step > due or lane.signature != call.signature:
+            rest = run.rest(step - run.indices.start)
+            new = self._lane(state, call._replace(timestep=rest.timestep(0)), rest, is_announced=True)
+            self._record(state, name, new, call)
+            lane = new
+        lane.timestep, lane.last_sample = lane.run.timestep(lane.step), call.sample
         return lane
 
     # ---- lanes that nothing names -----------------------------------------------------------------------------------
@@ -290,14 +348,22 @@ class Generations:
         else:
             run = counting.run_of(state.announcement, call.timestep, self.scheduler, self._pipe, self._part)
         lane = self._lane(state, call, run, state.announcement is not None)
+        self._record(state, name, lane, call)
+        return lane
+
+    def _record(self, state: ThreadState, name: str, lane: Lane, call: Call) -> None:
+        """Put a lane in its place, and note that it begins: with a generation, or with another lane of one."""
+        before = state.lanes.get(name)
         state.lanes[name] = lane
         first = next(iter(state.lanes))
         record = None if name == first else state.lanes[first].record
+        if before is not None:  # the rest of a run
+            before.clear()
+            record = before.record
         lane.record = record or self._counters.begin_generation(call.signature.device)
         lane.record.add(name, lane, call.arguments)
         if (sentence := counting.few_steps(lane.executable.plan)) is not None:
             self._say_once(sentence)
-        return lane
 
     def _lane(self, state: ThreadState, call: Call, run: Run, is_announced: bool) -> Lane:
         """A lane for a run, with an empty cache."""

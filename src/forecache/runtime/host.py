@@ -22,6 +22,7 @@ class Host:
     optimized: the wrapper that torch.compile gave for the model.
     lanes: names of the model calls of one step, where nothing else names them; () by default.
     part: the steps of a run at which this model is called, where another model is called at the others.
+    only_requests: whether the calls of requests alone follow the plan, and all others run as they are.
     """
 
     pipe: Any = None
@@ -29,6 +30,12 @@ class Host:
     optimized: nn.Module | None = None
     lanes: tuple[str, ...] = ()
     part: PartOfRun | None = None
+    only_requests: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the model has calls that do not follow the plan."""
+        return self.pipe is not None or self.only_requests
 
 
 def scheduler_of(target: Any) -> Any:

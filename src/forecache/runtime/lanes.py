@@ -85,11 +85,13 @@ class Lane:
 
 @dataclass(eq=False)
 class ThreadState:
-    """The lanes of one thread.
+    """The lanes of one thread, or of one request that a host has begun.
 
     rising: whether the time of the model goes up while it samples.
     lanes: by name.
     lane: name of the lane that model calls belong to now.
+    run: the model's calls in the run, where a host says which step a call is; None where calls are told apart here.
+    step: number of the step, in the whole run, that the next call is; None for the one after the last of its lane.
     announcement: what a scheduler announced for the run; None if none did.
     unnamed_turn: timestep of the last call that nothing named, and the number of calls at it before.
     meter: counts the bytes of all lanes.
@@ -99,6 +101,8 @@ class ThreadState:
     rising: bool = False
     lanes: dict[str, Lane] = field(default_factory=dict)
     lane: str = UNNAMED
+    run: Run | None = None
+    step: int | None = None
     announcement: Announcement | None = None
     unnamed_turn: tuple[float | None, int] = (None, -1)
     meter: CacheMeter = field(default_factory=CacheMeter)
@@ -129,7 +133,7 @@ class Local(threading.local):
     call: the model call in progress.
     lane: lane of the model call in progress.
     compiler: compiles the steps of the call in progress; None where they run eagerly.
-    pipeline_calls: calls of the session's pipeline in progress, one inside another.
+    pipeline_calls: calls of the session's pipeline, or of a request's model, in progress, one inside another.
     is_bare: whether the call in progress runs without the plan.
     """
 

@@ -27,6 +27,7 @@ from forecache.runtime.generations import Generations
 from forecache.runtime.host import Host, calls_of, scheduler_of
 from forecache.runtime.lanes import Local
 from forecache.runtime.plan_source import PlanSource
+from forecache.runtime.requests import Requests
 from forecache.runtime.stats import Counters, Stats, merged
 from forecache.runtime.storage import CacheOptions
 from forecache.runtime.unused import warning_if_unused
@@ -69,6 +70,7 @@ class Session(ContextDecorator):
             MountedModel(plans, layout, host, options, timed, watch)
             for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
         )
+        self._requests = Requests([model.generations for model in self._models])
         self._stack = ExitStack()
         self._is_open = False
         self._unused = warning_if_unused(self, type(layouts[0].model).__name__)
@@ -87,6 +89,11 @@ class Session(ContextDecorator):
     def choice(self) -> str:
         """What was chosen for the run that began last, and why; empty where a plan or method was given."""
         return self._plans.choice
+
+    @property
+    def requests(self) -> Requests:
+        """The runs that a host tells apart by keys of its own."""
+        return self._requests
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         self._unused.detach()
@@ -108,11 +115,13 @@ class Session(ContextDecorator):
 
     def __exit__(self, *raised: Any) -> None:
         self._is_open = False
+        self._requests.clear()
         self._stack.__exit__(*raised)
 
     def close(self) -> None:
         """Restore the models and drop all features; raises StepCountError if a run stopped too early."""
         self._is_open = False
+        self._requests.clear()
         with ExitStack() as stack:
             for model in self._models:
                 stack.callback(model.close)
@@ -163,7 +172,7 @@ class MountedModel:
         self._counters = Counters(timed)
         self._executables = Executables(layout, plans, options, self._local, self._look)
         self._generations = Generations(layout, self._executables, self._local, self._counters, host)
-        self._forwards = Forwards(layout, self._generations, self._counters, host.pipe is not None, self._adapt, watch)
+        self._forwards = Forwards(layout, self._generations, self._counters, host.is_shared, self._adapt, watch)
         self._mounts: list[Mount] = []
         self._view: View | None = None
         self._lock = threading.RLock()
@@ -197,7 +206,7 @@ class MountedModel:
                 f"Something in this block has put the forward of {type(self._layout.model).__name__} back, as CPU "
                 "offload does after each image, so the plan did nothing from then on: apply the plan to the pipeline."
             )
-        if self._counters.calls_elsewhere and not self._counters.calls:
+        if self._counters.calls_elsewhere and not self._counters.calls and self._host.pipe is not None:
             raise RunError(
                 f"The plan is on a {type(self._host.pipe).__name__}, and its transformer was called "
                 f"{self._counters.calls_elsewhere} times in this block, but never by that pipeline, so the plan did "
@@ -343,6 +352,11 @@ class MountedModel:
     @property
     def stats(self) -> Stats:
         return self._counters.stats(self._forwards.layout)
+
+    @property
+    def generations(self) -> Generations:
+        """The lanes of all threads."""
+        return self._generations
 
     @property
     def held_bytes(self) -> int:
