@@ -147,6 +147,9 @@ class Generations:
         if lane is None or step > due or lane.signature != call.signature:
             rest = run.rest(step - run.indices.start)
             new = self._lane(state, call._replace(timestep=rest.timestep(0)), rest, is_announced=True)
+            if lane is not None:
+                lane.clear()
+                new.record = lane.record
             self._record(state, name, new, call)
             lane = new
         lane.timestep, lane.last_sample = lane.run.timestep(lane.step), call.sample
@@ -353,13 +356,9 @@ class Generations:
 
     def _record(self, state: ThreadState, name: str, lane: Lane, call: Call) -> None:
         """Put a lane in its place, and note that it begins: with a generation, or with another lane of one."""
-        before = state.lanes.get(name)
         state.lanes[name] = lane
         first = next(iter(state.lanes))
-        record = None if name == first else state.lanes[first].record
-        if before is not None:  # the rest of a run
-            before.clear()
-            record = before.record
+        record = lane.record if name == first else state.lanes[first].record
         lane.record = record or self._counters.begin_generation(call.signature.device)
         lane.record.add(name, lane, call.arguments)
         if (sentence := counting.few_steps(lane.executable.plan)) is not None:
