@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 import forecache as fc
-from forecache.plan.by_level import costs_by_level
+from forecache.plan.by_level import costs_by_level, plan_within
 
 STEPS, BLOCKS, WIDTH, TOKENS, BATCH = 6, 8, 16, 16, 2
 
@@ -52,3 +52,36 @@ def test_a_method_that_has_not_a_level_says_why(model):
     assert found["branches"].reason is None
     assert found["stack"].reason
     assert found["stack"].cache_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sites", "says"),
+    [
+        (16, 16, "level finest"),
+        (15, 8, "level blocks (8 sites) keeps 0.03 MiB of the 0.06 MiB allowed, where level finest (16 sites) would"),
+        (7, 4, "level groups of 2"),
+        (3, 2, "level groups of 4"),
+        (1, 1, "level stack (1 site)"),
+    ],
+)
+def test_the_finest_level_that_fits_is_taken_and_said(model, tensors, sites, says, tmp_path):
+    """FORA keeps one tensor a site; a budget in these tensors."""
+    feature = 2 * BATCH * TOKENS * WIDTH * 4
+    how = {"cost": lambda plan: plan.cost(model, BATCH)}
+    plan = plan_within(fc.fora(interval=3), model, STEPS, tensors * feature, **how)
+    assert len(plan.grid.sites) == sites
+    assert plan.cost(model, BATCH).cache_bytes <= tensors * feature
+    assert says in plan.provenance["level"]
+    plan.save(tmp_path / "plan.json")
+    assert fc.Plan.load(tmp_path / "plan.json") == plan
+    with pytest.raises(
+        fc.errors.CacheBudgetError, match=rf"the least is 0.01 MiB \({2 * feature:,} bytes\) with .*stack"
+    ):
+        plan_within(fc.taylorseer(fc.fora(3), 1), model, STEPS, 2 * feature - 1, **how)
+
+
+def test_a_method_without_a_plan_at_any_level_says_why(model):
+    with pytest.raises(fc.errors.PlanError, match="before it was ever computed"):
+        plan_within(lambda _: fc.explicit(compute=[1, 2]), model, STEPS, 10**9)
+    with pytest.raises(fc.errors.PlanError, match="whole number of bytes"):
+        plan_within(fc.fora(2), model, STEPS, -1)

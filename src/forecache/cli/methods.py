@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,12 @@ from forecache.cli.levels import takes_level_options
 from forecache.cli.options import Typed, takes_method_options
 from forecache.cli.parameters import BUNDLED, DEFAULT_MODEL, MAX_STEPS, AsJson, names, out_file
 from forecache.cli.terminal import app, emit, print_table, results_table, say
-from forecache.io.text import mib
+from forecache.io.text import MIB, mib
 from forecache.methods import flags, registry
 from forecache.models.find import layout_for, transformers
 from forecache.models.layout import Level
-from forecache.models.levels import AskedSites
-from forecache.plan.by_level import LevelCost, costs_by_level
+from forecache.models.levels import FINEST, AskedSites
+from forecache.plan.by_level import LevelCost, costs_by_level, plan_within
 from forecache.sampling import sources
 from forecache.zoo import SHAPES, models, shaped
 from forecache.zoo.open import check_name, open_source, open_structure
@@ -51,6 +51,9 @@ def plan_command(
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels, for the cost [the model's].")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels, for the cost [the model's].")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video, for the cost [the model's].")] = None,
+    max_cache_mib: Annotated[
+        float | None, typer.Option(min=0, help="Take the finest level whose features fit into so many MiB.")
+    ] = None,
     out: Annotated[Path, out_file("The plan file.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +69,8 @@ def plan_command(
     Example: `forecache plan taylorseer --interval 3 --order 2 --model dit-xl-2 --batch 8 -o dit-xl-taylor.json`
 
     Example: `forecache plan taylorseer --interval 3 --model digits --level stack -o stack.json`
+
+    Example: `forecache plan taylorseer --interval 3 --model dit-xl-2 --max-cache-mib 100 -o fits.json`
     """
     options = typed(method)
 
@@ -82,17 +87,32 @@ def plan_command(
         target: Any = source.target
     else:
         target = shaped(model, torch.float32, "meta") if model in SHAPES else open_structure(model)
-    plan = own_method.plan(fc.grid(target, steps, **sites.options))
     sizes = {"height": height, "width": width, "frames": frames}
     own = None if source is None or any(sizes.values()) else sources.call_inputs(source, 2 * batch)
+
+    def known_cost(plan: fc.Plan) -> fc.Cost:
+        total = _cost(plan, target, batch, own, sizes)
+        if total is None:
+            raise fc.errors.InputError(UNKNOWN_COST)
+        return total
+
+    if max_cache_mib is None:
+        plan = own_method.plan(fc.grid(target, steps, **sites.options))
+    elif sites == FINEST:
+        plan = plan_within(method_at, target, steps, int(max_cache_mib * MIB), cost=known_cost)
+    else:
+        raise fc.errors.InputError("--max-cache-mib chooses the level, and --level names it: give one of them.")
     cost = _cost(plan, target, batch, own, sizes)
     plan.save(out)
-    levels = _levels(method_at, target, steps, batch, own, sizes) if cost is not None else []
+    levels = list(costs_by_level(method_at, target, steps, known_cost)) if cost is not None else []
     if as_json:
         document = {"plan": str(out), "steps": steps, "batch": batch, "picture": plan.picture()}
+        document |= {"level": plan.provenance["level"]} if "level" in plan.provenance else {}
         costs = {"cost": asdict(cost) if cost is not None else None, "levels": [asdict(row) for row in levels]}
         emit({**document, **costs})
         return
+    if "level" in plan.provenance:
+        say(f"The finest level that fits: {plan.provenance['level']}.")
     say(f"{plan.overview()}\n{options.unasked(plan, model)}{cost or UNKNOWN_COST}")
     _print_levels(levels)
     say(f"Wrote {out}.")
@@ -150,25 +170,6 @@ def _cost(
         return None
     height, width, frames = (sizes[name] for name in ("height", "width", "frames"))
     return plan.cost(target, batch, height=height, width=width, frames=frames)
-
-
-def _levels(
-    method_at: Callable[[Level], fc.Method],
-    target: Any,
-    steps: int,
-    batch: int,
-    inputs: Mapping[str, Any] | None,
-    sizes: Mapping[str, int | None],
-) -> list[LevelCost]:
-    """What the method costs at every level, of the same batch and size as the plan."""
-
-    def cost(plan: fc.Plan) -> fc.Cost:
-        total = _cost(plan, target, batch, inputs, sizes)
-        if total is None:
-            raise fc.errors.InputError(UNKNOWN_COST)
-        return total
-
-    return list(costs_by_level(method_at, target, steps, cost))
 
 
 def _print_levels(levels: Sequence[LevelCost]) -> None:

@@ -94,7 +94,7 @@ class Executable:
             raise CacheBudgetError(
                 f"The plan keeps {mib(need)} of features at its peak for this batch{others} and "
                 f"max_cache_bytes allows {mib(max_bytes)}: sample fewer images at a time, keep features in "
-                "cache_dtype=torch.bfloat16, or take a forecast with a shorter history."
+                'cache_dtype=torch.bfloat16, or take a forecast with a shorter history or fewer sites, level="stack".'
             )
         return need
 
