@@ -117,9 +117,9 @@ def plan_within(
         raise errors[0]
     name, least = min(over, key=lambda pair: pair[1])
     raise CacheBudgetError(
-        f"No level fits into {mib(max_cache_bytes, 2)} ({max_cache_bytes:,} bytes): the least is {mib(least, 2)} ({least:,} "
-        f"bytes) with {name}. Allow that much, sample fewer images at a time, keep features in a smaller dtype "
-        "(cache_dtype=torch.bfloat16), or take a forecast with a shorter history."
+        f"No level fits into {mib(max_cache_bytes, 2)} ({max_cache_bytes:,} bytes): the least is {mib(least, 2)} "
+        f"({least:,} bytes) with {name}. Allow that much, sample fewer images at a time, keep features in a smaller "
+        "dtype (cache_dtype=torch.bfloat16), or take a forecast with a shorter history."
     )
 
 
