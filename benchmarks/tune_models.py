@@ -20,7 +20,7 @@ import common
 import torch
 
 import forecache as fc
-from forecache.fit.tuning import proposals, refine, trial_runner, tuner
+from forecache.fit.tuning import plan_search, proposals, refine, trial_runner
 from forecache.zoo import SHAPES
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.5)
@@ -70,7 +70,7 @@ class Subject:
     def passes(self) -> float:
         """The cost of a tuning, in runs of one sample without a cache."""
         noises = trial_runner.NOISES
-        trials = self.schedules + proposals.LAST + tuner.FINALISTS * noises
+        trials = self.schedules + proposals.LAST + plan_search.FINALISTS * noises
         fixed, by_step = refine.most_samplings(0, noises), refine.most_samplings(1, noises)
         refinements = [
             fixed + (by_step - fixed) * self.steps * (1 - 1 / speedup) for speedup in SPEEDUPS

@@ -21,7 +21,7 @@ from support.small import small_dit, small_facebook_dit, small_flux, small_pixar
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
-from forecache.fit.tuning import proposals, refine, trial_runner, tuner
+from forecache.fit.tuning import plan_search, proposals, refine, trial_runner
 from forecache.sampling import fine
 
 logging.disable_progress_bar()
@@ -119,7 +119,7 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(refine, "ROUNDS", 1)
     monkeypatch.setattr(refine, "SCHEDULES", 1)
     monkeypatch.setattr(proposals, "LAST", 2)
-    monkeypatch.setattr(tuner, "FINALISTS", 2)
+    monkeypatch.setattr(plan_search, "FINALISTS", 2)
     monkeypatch.setattr(trial_runner, "NOISES", 1)
     monkeypatch.setattr(fine, "LEAST_STEPS", 8)
     monkeypatch.setattr(fine, "MOST_STEPS", 32)

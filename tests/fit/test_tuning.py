@@ -23,12 +23,12 @@ from forecache.fit.tuning import (
     ForecastSpec,
     Milliseconds,
     budgets,
+    plan_search,
     proposals,
     refine,
     surrogate,
     trial_runner,
     trials,
-    tuner,
 )
 from forecache.fit.tuning import forecasts as forecasts_module
 from forecache.fit.tuning import gram as gram_module
@@ -289,7 +289,7 @@ def _short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refine, "ROUNDS", 1)
         patch.setattr(refine, "SCHEDULES", 1)
-        patch.setattr(tuner, "FINALISTS", 3)
+        patch.setattr(plan_search, "FINALISTS", 3)
         yield
 
 
@@ -670,11 +670,11 @@ import torch
 import forecache as fc
 from forecache import zoo
 from forecache.distributed import started
-from forecache.fit.tuning import refine, trial_runner, tuner
+from forecache.fit.tuning import plan_search, refine, trial_runner
 from forecache.sampling import fine
 
 torch.set_num_threads(1)
-refine.ROUNDS, refine.SCHEDULES, tuner.FINALISTS, trial_runner.NOISES = 1, 1, 2, 1
+refine.ROUNDS, refine.SCHEDULES, plan_search.FINALISTS, trial_runner.NOISES = 1, 1, 2, 1
 fine.LEAST_STEPS, fine.MOST_STEPS = 8, 32
 with started() as world:
     calls = []

@@ -27,6 +27,7 @@ from forecache.cli.pipelines import PipelineOptions, guidance_of, takes_pipeline
 from forecache.cli.terminal import app, emit, progress, resumable, say
 from forecache.fit.tuning import Tuned, budgets
 from forecache.fit.tuning.forecasts import vocabulary
+from forecache.fit.tuning.samplers import OWN, SAMPLERS
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import DEFAULT_FORECASTS
 from forecache.models.levels import AskedSites
@@ -48,6 +49,17 @@ def tune_command(
     *,
     model: Model = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Sampling steps.")] = 20,
+    try_steps: Annotated[
+        list[int] | None,
+        typer.Option(min=2, max=MAX_STEPS, help="Another number of steps to choose from; repeatable."),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A sampler to choose from; repeatable: {', '.join(SAMPLERS)} [own]."),
+    ] = None,
+    calls: Annotated[
+        list[int] | None, typer.Option(min=1, help="Budget as the number of computed model calls; repeatable.")
+    ] = None,
     speedup: Annotated[
         list[float] | None, typer.Option(min=1.01, help="Budget as a MAC reduction; repeatable [3].")
     ] = None,
@@ -93,6 +105,9 @@ def tune_command(
 
     Example: `forecache tune --model digits --steps 20 --speedup 2 --speedup 3 --out out/tune`
 
+    Example: `forecache tune --model digits --steps 20 --try-steps 30 --sampler own --sampler dpmsolver++
+    --sampler unipc --calls 10 --out out/tune-calls`
+
     Example: `forecache tune --model digits --steps 20 --at-least 40 --reference own --out out/tune-40dB`
 
     Example: `torchrun --nproc-per-node 8 -m forecache tune --model black-forest-labs/FLUX.1-dev --batch 1 --steps 28
@@ -100,7 +115,7 @@ def tune_command(
 
     Example: `forecache tune --model facebook/DiT-XL-2-256 --steps 50 --samples 8 --batch 8 --out out/dit-tune`
     """
-    asked = budgets.by_name(speedup or (), milliseconds or (), at_least or ())
+    asked = budgets.by_name(speedup or (), milliseconds or (), at_least or (), calls or ())
     with distributed.started() as world:
         source = pipeline.open(model)
         conditions = runs.conditions(source, samples, labels, prompts)
@@ -117,6 +132,8 @@ def tune_command(
                 source,
                 conditions,
                 num_steps=steps,
+                samplers=sampler or [OWN],
+                steps=[steps, *(try_steps or [])],
                 budget=list(asked.values()),
                 held_out=held_out_conditions,
                 forecasts=forecast or DEFAULT_FORECASTS,
@@ -147,6 +164,8 @@ def tune_command(
 
 def _say_result(tuned: Tuned, names: Sequence[str], paths: Sequence[Path]) -> None:
     say(f"PSNR to {tuned.reference}; in brackets to no cache.")
-    for index, (name, trial, path) in enumerate(zip(names, tuned.best, paths, strict=True)):
-        say(f"{name:<8}{trial.pattern}  {trial.forecast}")
+    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+        say(f"{name:<8}{tuned.title(index)}")
         say(f"        {tuned.scores(index)}  {path}")
+        for line in tuned.beside(index):
+            say(f"    {line}")

@@ -5,9 +5,10 @@ from forecache.fit.calibrate import calibrate, calibration_bytes
 from forecache.fit.gains import Gains, gains_bytes, measure_gains
 from forecache.fit.routers import train_router
 from forecache.fit.search import Candidate, SearchResult, search
-from forecache.fit.tuning import Tuned, tune
+from forecache.fit.tuning import Calls, Tuned, tune
 
 __all__ = [
+    "Calls",
     "Candidate",
     "Gains",
     "SearchResult",

@@ -16,6 +16,8 @@ Sites with equal rows share one. A cell is ``"#"`` (computed), a list of [step, 
 * ``{"reads": [[0, 1.0]], "tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}}`` is a partial
   cell, with the fields of `Tokens` that differ from their defaults.
 
+A plan that brings a scheduler has one more key, ``"sampler": {"scheduler": "...", "num_steps": 20}``.
+
 ``recipe`` is null for a plan without one. Its names are not checked here, but when a method is built from it
 (`forecache.methods.build`).
 """
@@ -36,6 +38,7 @@ from forecache.io.text import short
 from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
 from forecache.plan import recipe
 from forecache.plan.recipe import Recipe
+from forecache.plan.sampler import Sampler
 
 DOCUMENT = Document("forecache-plan", 2)
 MAX_BYTES = 16 * 2**20
@@ -65,6 +68,7 @@ class Contents(NamedTuple):
     provenance: dict[str, str]
     constants: ConstantsFile | None
     recipe: Recipe | None
+    sampler: Sampler | None = None
 
 
 def encode(contents: Contents) -> bytes:
@@ -84,6 +88,8 @@ def encode(contents: Contents) -> bytes:
         "recipe": contents.recipe,
         "provenance": dict(contents.provenance),
     }
+    if contents.sampler is not None:
+        values["sampler"] = contents.sampler.as_document()
     return _layout(DOCUMENT.wrap(values)).encode()
 
 
@@ -129,7 +135,8 @@ def read(path: Path) -> Contents:
 def decode(document: Any) -> Contents:
     """The contents of a parsed document; every key and value is checked."""
     DOCUMENT.check(document)
-    values = _keys(document, "the plan", ("format", "version", *KEYS))
+    more = ("sampler",) if isinstance(document, dict) and "sampler" in document else ()
+    values = _keys(document, "the plan", ("format", "version", *KEYS, *more))
     num_steps = _integer(values["num_steps"], "num_steps")
     sites = tuple(_site(site) for site in _list(values["sites"], "sites"))
     names = [_string(values[key], key) for key in ("model", "fingerprint", "scheduler")]
@@ -140,7 +147,8 @@ def decode(document: Any) -> Contents:
     rows = _rows(_list(values["rows"], "rows"), grid)
     beside = _constants_file(values["constants"])
     expression = None if values["recipe"] is None else recipe.checked(values["recipe"])
-    return Contents(grid, rows, provenance, beside, expression)
+    sampler = Sampler.from_document(values["sampler"]) if more else None
+    return Contents(grid, rows, provenance, beside, expression, sampler)
 
 
 def _constants_file(value: Any) -> ConstantsFile | None:

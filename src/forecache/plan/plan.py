@@ -24,6 +24,7 @@ from forecache.plan import hub, slots
 from forecache.plan.constants import Constants
 from forecache.plan.cost import Cost, count_request, macs
 from forecache.plan.recipe import Recipe
+from forecache.plan.sampler import Sampler
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +37,8 @@ class Plan:
     constants: the tensors that corrected cells name
     recipe: the expression of the method that made exactly these rows, as data (see `forecache.methods.build`); None
         for a plan whose method was composed by hand, that was tuned, or that was edited: `dataclasses.replace` drops it
+    sampler: the scheduler that `forecache.apply` puts in the place of the pipeline's own for as long as the plan is
+        applied; None, the default, leaves the pipeline's own
     """
 
     grid: Grid
@@ -43,6 +46,7 @@ class Plan:
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
     constants: Constants = field(default_factory=Constants)
     recipe: Recipe | None = field(default=None, init=False, hash=False)
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
@@ -169,7 +173,7 @@ class Plan:
         if self.constants:
             tensors, digest = constants_module.encode(self.constants)
             beside = file_module.ConstantsFile(file.name, digest)
-        contents = file_module.Contents(self.grid, self.rows, dict(self.provenance), beside, self.recipe)
+        contents = file_module.Contents(self.grid, self.rows, dict(self.provenance), beside, self.recipe, self.sampler)
         text = file_module.encode(contents)  # before a file is written: a plan that has none leaves none
         if self.constants:
             files.write(file, tensors)
@@ -179,10 +183,10 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file; raises PlanFileError with what is wrong and where."""
         path = Path(path)
-        grid, rows, provenance, beside, recipe = file_module.read(path)
+        grid, rows, provenance, beside, recipe, sampler = file_module.read(path)
         constants = constants_module.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
         try:
-            return cls(grid, rows, provenance, constants).with_recipe(recipe)
+            return cls(grid, rows, provenance, constants, sampler).with_recipe(recipe)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
 

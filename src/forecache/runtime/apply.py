@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,17 +19,17 @@ from forecache.models.span import Of
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.plan.stored import PlanPlace
-from forecache.runtime.asked import Asked
+from forecache.runtime.asked import Asked, WithSampler
 from forecache.runtime.counting import PartOfRun, parts_of_run
 from forecache.runtime.guards import OPEN, Guards
-from forecache.runtime.host import Host, scheduler_of
+from forecache.runtime.host import Host, rescheduled, scheduler_of
 from forecache.runtime.session import Session
 from forecache.runtime.storage import CacheOptions
 
 
 def apply(
     target: Any,
-    plan: Plan | Method | None = None,
+    plan: Plan | Method | WithSampler | None = None,
     *,
     speedup: float | None = None,
     plans: PlanPlace | Iterable[PlanPlace] | None = None,
@@ -55,7 +56,9 @@ def apply(
         for both, and the first step of the second transformer is computed. For a sampling loop of your own, give the
         transformer, or an object with its ``transformer`` and ``scheduler``.
     plan: a plan, which is for one number of model calls; or a method, which is planned anew for the number that a run
-        makes, when the scheduler announces it; None, the default, takes what is best on record for ``speedup``.
+        makes, when the scheduler announces it; None, the default, takes what is best on record for ``speedup``. The
+        result of `forecache.tune` stands for its first plan. A plan that brings a scheduler (`Plan.sampler`) has it put
+        in the place of the pipeline's own inside the block.
     speedup: times fewer MACs, 1.3 to 5, without a plan or method. None, the default, is 2, and runs of fewer than six
         calls compute everything.
     plans: where to look for a plan that was made for this very model, scheduler and number of calls and comes near to
@@ -87,6 +90,7 @@ def apply(
     Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
     StatisticsError for a run that the method has no plan for, and CacheBudgetError for one over the budget.
     """
+    plan = plan.plan if isinstance(plan, WithSampler) else plan
     asked = Asked(plan, speedup, plans, num_steps, AskedSites(sites, level, group, of, blocks), resample)
     asked.check(target)
     _check_options(lanes, cache_dtype, max_cache_bytes)
@@ -100,6 +104,9 @@ def apply(
             max_cache_bytes //= len(models)
     else:
         models = [target]
+    scheduler = scheduler_of(target)
+    if source.sampler is not None:
+        scheduler = source.sampler.instead_of(scheduler)
     options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
     layouts: list[Layout] = []
     hosts: list[Host] = []
@@ -108,8 +115,9 @@ def apply(
         if isinstance(plan, Plan):
             guards.check(plan, functools.partial(grid_of, target, layout, plan.num_steps))
         layouts.append(layout)
-        hosts.append(Host(pipe, scheduler_of(target), optimized(model), tuple(lanes), part, only_requests))
-    return Session(source, layouts, hosts, options, timed=timed)
+        hosts.append(Host(pipe, scheduler, optimized(model), tuple(lanes), part, only_requests))
+    around = functools.partial(rescheduled, target, scheduler) if source.sampler is not None else nullcontext
+    return Session(source, layouts, hosts, options, timed=timed, around=around)
 
 
 def _check_options(lanes: object, cache_dtype: object, max_cache_bytes: int | None) -> None:
@@ -130,10 +138,11 @@ _ENABLED: dict[int, tuple[Any, Session]] = {}
 """Every enabled target with its session, by the target's id; the target is held, so that the id stays its own."""
 
 
-def enable(target: Any, plan: Plan | Method | None = None, **options: Any) -> Session:
+def enable(target: Any, plan: Plan | Method | WithSampler | None = None, **options: Any) -> Session:
     """Let ``target`` sample with fewer computed features until `disable`: ``forecache.enable(pipe)`` is enough.
 
-    plan: a plan or a method, as for `apply`; by default what is best on record for twice the speed.
+    plan: a plan, a method or the result of `forecache.tune`, as for `apply`; by default what is best on record for
+        twice the speed.
     options: those of `apply`, ``speedup=`` and ``plans=`` among them.
 
     Raises AlreadyAppliedError if the target is enabled already: to change the plan, disable it first.

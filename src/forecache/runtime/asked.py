@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -24,6 +24,26 @@ from forecache.plan.plan import Plan
 from forecache.plan.stored import PlanPlace
 from forecache.runtime.guards import Guards
 from forecache.runtime.plan_source import Chosen, Fixed, Planned, PlanSource, Stretched
+
+
+@runtime_checkable
+class WithSampler(Protocol):
+    """A plan with the sampler that it is for, such as the result of `forecache.tune`."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+        ...
+
+    @property
+    def scheduler(self) -> Any:
+        """Its scheduler."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps to call the pipeline with."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import nn
@@ -42,6 +42,28 @@ def scheduler_of(target: Any) -> Any:
     """The scheduler of a pipeline, if it announces timesteps; else None."""
     scheduler = getattr(target, "scheduler", None)
     return scheduler if callable(getattr(scheduler, "set_timesteps", None)) else None
+
+
+@contextmanager
+def rescheduled(target: Any, scheduler: Any) -> Iterator[None]:
+    """The target with another scheduler in this block, and with its own after it.
+
+    A scheduler that somebody else has set in the meantime is left where it is.
+    """
+    own = target.scheduler
+    _set_scheduler(target, scheduler)
+    try:
+        yield
+    finally:
+        if target.scheduler is scheduler:
+            _set_scheduler(target, own)
+
+
+def _set_scheduler(target: Any, scheduler: Any) -> None:
+    if is_dataclass(target):  # which may be frozen, as the bundled models are
+        object.__setattr__(target, "scheduler", scheduler)
+    else:
+        target.scheduler = scheduler
 
 
 @contextmanager

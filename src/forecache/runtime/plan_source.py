@@ -23,6 +23,7 @@ from forecache.parts.grid import Grid
 from forecache.plan import stored
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
+from forecache.plan.sampler import Sampler
 from forecache.plan.stored import StoredPlan
 
 LOGGER = logging.getLogger("forecache")
@@ -52,6 +53,11 @@ class PlanSource(Protocol):
         """The method of the run that began last; None for a plan that was given or found."""
         ...
 
+    @property
+    def sampler(self) -> Sampler | None:
+        """The scheduler that every run is to have instead of the pipeline's own; None for the pipeline's own."""
+        ...
+
     def plan(self, num_steps: int) -> Plan:
         """The plan of a run of ``num_steps`` model calls, the same object for equal runs."""
         ...
@@ -66,7 +72,16 @@ class Fixed:
     choice = ""
     method = None
 
+    @property
+    def sampler(self) -> Sampler | None:
+        return self.own.sampler
+
     def plan(self, num_steps: int) -> Plan:
+        if num_steps != self.own.num_steps and self.own.sampler is not None:
+            raise StepCountError(
+                f"The plan is for {self.own.sampler.num_steps} steps of {self.own.sampler.name}, and the pipeline is "
+                f"going to call the model {num_steps} times: give it num_inference_steps={self.own.sampler.num_steps}."
+            )
         if num_steps != self.own.num_steps:
             again = ", or apply it with resample=True" if can_resample(self.own) else ""
             raise StepCountError(
@@ -83,6 +98,8 @@ class _ByLength(ABC):
     check: refuses a plan.
     num_steps: model calls of a run that nothing announces; None where it has to be announced.
     """
+
+    sampler: Sampler | None = None
 
     def __init__(self, grid: Callable[[int], Grid], check: Callable[[Plan], None], num_steps: int | None) -> None:
         self.method: Method | None = None
@@ -114,7 +131,7 @@ class Stretched(_ByLength):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(lambda num_steps: replace(plan.grid, num_steps=num_steps), lambda plan: None, plan.num_steps)
-        self._own = plan
+        self._own, self.sampler = plan, plan.sampler
 
     def _planned(self, grid: Grid) -> tuple[Plan, Method | None, str]:
         own, num_steps = self._own, grid.num_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -52,6 +52,7 @@ class Session(ContextDecorator):
     options: how features are kept, and how far estimates may lie off.
     timed: whether the seconds of generations are measured, which waits for a GPU at their ends; False by default.
     watch: ``watch(step, site, feature)`` sees every feature of the first lane; None, the default, sees none.
+    around: a block that is entered before the models and left after them, such as one with another scheduler.
     """
 
     def __init__(
@@ -63,15 +64,16 @@ class Session(ContextDecorator):
         *,
         timed: bool = False,
         watch: Watch | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._plans = plans
+        self._plans, self._around = plans, around
         self._take_turns = all(host.part is not None for host in hosts or [])
         self._models = tuple(
             MountedModel(plans, layout, host, options, timed, watch)
             for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
         )
         self._requests = Requests([model.generations for model in self._models])
-        self._stack = ExitStack()
+        self._stack, self._outside = ExitStack(), ExitStack()
         self._is_open = False
         self._unused = warning_if_unused(self, type(layouts[0].model).__name__)
 
@@ -107,9 +109,11 @@ class Session(ContextDecorator):
                 "forecache.disable(pipe); for a block, write: `with forecache.apply(pipe, ...)`."
             )
         with ExitStack() as stack:
+            around = stack.enter_context(ExitStack())
+            around.enter_context(self._around())
             for model in self._models:
                 stack.enter_context(model)
-            self._stack = stack.pop_all()
+            self._stack, self._outside = stack.pop_all(), around
         self._is_open = True
         return self
 
@@ -123,6 +127,7 @@ class Session(ContextDecorator):
         self._is_open = False
         self._requests.clear()
         with ExitStack() as stack:
+            stack.callback(self._outside.close)
             for model in self._models:
                 stack.callback(model.close)
 

@@ -127,7 +127,7 @@ def fine_run(source: Source, conditions: Sequence[Condition], how: Sampling, on_
     num_steps = max(LEAST_STEPS, 2 * how.num_steps)
 
     def images(num_steps: int) -> Tensor:
-        with _rescheduled(source, solver) as fine:
+        with rescheduled(source, solver) as fine:
             return fine.generate(judges, replace(how, num_steps=num_steps), 0, on_step)
 
     coarse = images(num_steps)
@@ -147,8 +147,15 @@ def fine_run(source: Source, conditions: Sequence[Condition], how: Sampling, on_
 @contextmanager
 def in_fine_steps(source: Source, run: FineRun, how: Sampling) -> Iterator[tuple[Source, Sampling]]:
     """The source with the solver of a fine run in its place, and the settings that it is sampled with."""
-    with _rescheduled(source, fine_solver(scheduler_of(source))) as fine:
+    with rescheduled(source, fine_solver(scheduler_of(source))) as fine:
         yield fine, replace(how, num_steps=run.num_steps)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is one of flow matching."""
+    return any(kind.__name__.startswith("FlowMatch") for kind in type(scheduler).__mro__) or bool(
+        scheduler.config.get("use_flow_sigmas")
+    )
 
 
 def fine_solver(scheduler: Any) -> Any:
@@ -215,7 +222,7 @@ def scheduler_of(source: Source) -> Any:
 
 
 @contextmanager
-def _rescheduled(source: Source, scheduler: Any) -> Iterator[Source]:
+def rescheduled(source: Source, scheduler: Any) -> Iterator[Source]:
     """The source with another scheduler; the pipeline has its own back after the block."""
     target: Any = source.target
     if target is source and is_dataclass(source):

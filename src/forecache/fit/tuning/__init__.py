@@ -10,16 +10,19 @@ trials        what was sampled with, and its file
 trial_runner  samples under a schedule, and their PSNR
 refine        weights adjusted by their effect on the images
 budgets       MACs, milliseconds or quality as a number of computed steps
-tuner         proposes, samples and learns until the budget of samples is used up
+plan_search   proposes, samples and learns until the budget of samples is used up
+samplers      the samplers to choose from
+across        the same over samplers and numbers of steps, with every sampler without a cache beside it
+tuner         the function
 """
 
 from __future__ import annotations
 
-from forecache.fit.tuning.budgets import AtLeast, Milliseconds
+from forecache.fit.tuning.budgets import AtLeast, Calls, Milliseconds
 from forecache.fit.tuning.forecasts import ForecastSpec
-from forecache.fit.tuning.result import Tuned
+from forecache.fit.tuning.result import Tuned, Uncached
 from forecache.fit.tuning.settings import Settings
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import tune
 
-__all__ = ["AtLeast", "ForecastSpec", "Milliseconds", "Settings", "Trial", "Tuned", "tune"]
+__all__ = ["AtLeast", "Calls", "ForecastSpec", "Milliseconds", "Settings", "Trial", "Tuned", "Uncached", "tune"]

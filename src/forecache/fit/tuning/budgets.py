@@ -42,20 +42,34 @@ class AtLeast:
     decibels: float
 
 
-Budget = float | Milliseconds | AtLeast
+@dataclass(frozen=True)
+class Calls:
+    """A budget in model calls that are computed, the same for every sampler and number of steps.
+
+    value: their number.
+    """
+
+    value: int
+
+
+Budget = float | Milliseconds | AtLeast | Calls
 """A number is a share of the multiply-accumulates of a run without a cache."""
 
 
 def by_name(
-    speedups: Sequence[float] = (), milliseconds: Sequence[float] = (), decibels: Sequence[float] = ()
+    speedups: Sequence[float] = (),
+    milliseconds: Sequence[float] = (),
+    decibels: Sequence[float] = (),
+    calls: Sequence[int] = (),
 ) -> dict[str, Budget]:
-    """Budgets by names such as ``2x``, ``30ms`` and ``40dB``; three times fewer MACs if none is asked for.
+    """Budgets by names such as ``2x``, ``30ms``, ``40dB`` and ``10calls``; three times fewer MACs if none is asked for.
 
-    speedups: MAC reductions. milliseconds: latencies of a batch. decibels: lowest mean PSNR.
+    speedups: MAC reductions. milliseconds: latencies of a batch. decibels: lowest mean PSNR. calls: computed calls.
     """
     budgets: dict[str, Budget] = {f"{speedup:g}x": 1 / speedup for speedup in speedups}
     budgets |= {f"{latency:g}ms": Milliseconds(latency) for latency in milliseconds}
     budgets |= {f"{psnr:g}dB": AtLeast(psnr) for psnr in decibels}
+    budgets |= {f"{count}calls": Calls(count) for count in calls}
     return budgets or {"3x": 1 / 3}
 
 
@@ -70,6 +84,15 @@ class BudgetConverter:
         self._grid: Grid = settings.grid(source)
         self.possible = range(-(-settings.num_steps // settings.longest), settings.num_steps)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of a run."""
+        return self._settings.num_steps
+
+    def uncached_calls(self, milliseconds: float) -> int:
+        """The model calls of a run without a cache that take so long; 0 where one takes longer."""
+        return int(milliseconds / self._milliseconds[0] * self.num_steps + 1e-9)
+
     def computed_steps(self, budget: Budget) -> int | AtLeast:
         """The number of computed steps; an `AtLeast` unchanged, whose number the tuning has to find.
 
@@ -82,8 +105,19 @@ class BudgetConverter:
                 return budget
             case Milliseconds(amount):
                 return self._in_time(amount)
+            case Calls(count):
+                return self._in_calls(count)
             case share:
                 return self._in_macs(share)
+
+    def _in_calls(self, count: int) -> int:
+        if count not in self.possible:
+            raise InputError(
+                f"{count} computed calls were asked for; of {self._settings.num_steps} steps, with intervals of at "
+                f"most {self._settings.longest}, plans compute {self.possible[0]} to {self.possible[-1]}: choose "
+                "another budget, another number of steps, or a longer interval."
+            )
+        return count
 
     def _in_macs(self, budget: float) -> int:
         steps = self._settings.num_steps

@@ -225,7 +225,7 @@ class ScheduleSearch:
         neighbours = [self._moved(steps, index, by) for index in range(1, len(steps)) for by in MOVES]
         if reach:
             pairs = self._rng.integers(1, len(steps), (200, 2)) if len(steps) > 1 else []
-            moves = self._rng.choice(MOVES, (200, 2))
+            moves = self._rng.choice(MOVES, (len(pairs), 2))
             neighbours += [
                 self._moved(patterns.computed(self._moved(steps, a, int(x)) or best.pattern), b, int(y))
                 for (a, b), (x, y) in zip(pairs, moves, strict=True)

@@ -15,6 +15,24 @@ from forecache.sampling.fine import FineRun
 
 
 @dataclass(frozen=True)
+class Uncached:
+    """A sampler without a cache, at the model calls of a budget.
+
+    sampler: its name.
+    num_steps: the steps that the pipeline is called with.
+    calls: model calls.
+    psnr: to the converged samples, mean over all noises, in dB.
+    held_out: the same on held-out samples; None without them.
+    """
+
+    sampler: str
+    num_steps: int
+    calls: int
+    psnr: float
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
 class Tuned:
     """The plans that a tuning found, and all it measured on the way.
 
@@ -26,6 +44,9 @@ class Tuned:
     predicted: the PSNR to no cache that the surrogate expects of each of these trials, in dB.
     surrogate: the model of the error, fitted to the trials.
     fine: the run of the converged samples that plans are ranked by; None for the pipeline's own run.
+    samplers: of each plan, the name of the sampler that it is for; ("own", ...) unless others were tried.
+    schedulers: of each plan, the scheduler that it is for; None for the pipeline's own.
+    uncached: for each budget, every sampler without a cache at its model calls; empty unless others were tried.
     """
 
     plans: tuple[Plan, ...]
@@ -36,6 +57,19 @@ class Tuned:
     predicted: tuple[float, ...]
     surrogate: Surrogate
     fine: FineRun | None = None
+    samplers: tuple[str, ...] = ()
+    schedulers: tuple[Any, ...] = ()
+    uncached: tuple[tuple[Uncached, ...], ...] = ()
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler of the first plan, of diffusers; None for the pipeline's own."""
+        return self.schedulers[0] if self.schedulers else None
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps to call the pipeline with, for the first plan."""
+        return self.plan.sampler.num_steps if self.plan.sampler is not None else self.plan.num_steps
 
     @property
     def plan(self) -> Plan:
@@ -60,16 +94,39 @@ class Tuned:
         rows = [
             asdict(trial)
             | {"forecast": str(trial.forecast), "plan": str(path), "even_psnr": even.psnr, "held_out": row}
-            for trial, even, path, row in zip(self.best, self.even, paths, held_out, strict=True)
-        ]
+            | ({"sampler": self.samplers[place], "uncached": [asdict(one) for one in self.uncached[place]]}
+               if self.uncached else {})
+            for place, (trial, even, path, row) in enumerate(zip(self.best, self.even, paths, held_out, strict=True))
+        ]  # fmt: skip
         reference = {"text": self.reference, "run": asdict(self.fine) if self.fine is not None else None}
         return {"trials": len(self.trials), "reference": reference, "plans": rows}
 
     def show(self) -> str:
         """A line of text for each plan, after one that says what PSNR is to; uncached samples for comparison."""
         lines = [f"{len(self.trials)} schedules sampled with. PSNR to {self.reference}; in brackets to no cache."]
-        lines += [f"{trial.pattern}  {trial.forecast}: {self.scores(place)}" for place, trial in enumerate(self.best)]
+        for place in range(len(self.best)):
+            lines.append(f"{self.title(place)}: {self.scores(place)}")
+            lines += self.beside(place)
         return "\n".join(lines)
+
+    def title(self, place: int) -> str:
+        """The schedule and forecast of a plan, with its sampler where others were tried."""
+        trial = self.best[place]
+        if not self.uncached:
+            return f"{trial.pattern}  {trial.forecast}"
+        run = f"{self.samplers[place]}, {len(trial.pattern)} steps"
+        if "." not in trial.pattern:
+            return f"{run}, no cache (no plan was nearer to the converged samples)"
+        return f"{run}: {trial.pattern}  {trial.forecast}"
+
+    def beside(self, place: int) -> list[str]:
+        """A line of text for each sampler without a cache at the model calls of a plan's budget, the best first."""
+        rows = sorted(self.uncached[place], key=lambda row: -row.psnr) if self.uncached else []
+        return [
+            f"    {row.sampler}, {row.num_steps} steps, {row.calls} calls, no cache: {row.psnr:.2f} dB"
+            + (f", on held-out samples {row.held_out:.2f} dB" if row.held_out is not None else "")
+            for row in rows
+        ]
 
     def scores(self, place: int) -> str:
         """The PSNR of a plan to the reference and, in brackets, to no cache; and of the best even schedule."""

@@ -19,19 +19,50 @@ from forecache.fit.tuning.trials import Trial, TrialKey
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
 from forecache.plan.plan import Plan
+from forecache.plan.sampler import Sampler
 from forecache.runtime.apply import apply
-from forecache.sampling.fine import FineRun, fine_run, fine_solver, in_fine_steps, scheduler_of
+from forecache.sampling.fine import FineRun, fine_run, fine_solver, rescheduled, scheduler_of
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
 NOISES = 3
 """Other noises, of the seeds after the search's own, that finalists are judged on."""
 
 
+class ConvergedImages:
+    """The converged images of a tuning, sampled once a noise; several samplers are compared with the same ones.
+
+    run: the fine run, None before it was found.
+    """
+
+    def __init__(self, source: Source, settings: Settings, world: World, on_step: OnStep | None = None) -> None:
+        self._source, self._settings, self._world, self._on_step = source, settings, world, on_step
+        self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
+        self._solver = fine_solver(scheduler_of(source))  # what has none is refused in every process
+        self._images: dict[tuple[tuple[Condition, ...], int], Tensor] = {}
+        self.run: FineRun | None = None
+
+    def find(self) -> None:
+        """Finds the steps of the fine run on the first samples, the same in every process."""
+        run = fine_run(self._source, self._settings.conditions, self._how) if self._world.leads else None
+        self.run = self._world.agree([run])[0] if self._world.size > 1 else run
+
+    def of(self, conditions: Sequence[Condition], seed: int) -> Tensor:
+        """The images of conditions and a noise, those of this process."""
+        key = tuple(conditions), seed
+        if key not in self._images:
+            assert self.run is not None
+            how = replace(self._how, seed=seed, num_steps=self.run.num_steps)
+            with rescheduled(self._source, self._solver) as fine:
+                sampler = SharedSampler(fine, self._settings.batch, self._world, self._on_step)
+                self._images[key] = sampler.images(conditions, how)
+        return self._images[key]
+
+
 class TrialRunner:
     """Runs the trials of a tuning, each once.
 
     known: the trials that were run, by what identifies them; those of the file to begin with.
-    fine: the run of the converged samples that trials are compared with; None for the pipeline's own.
+    converged: the images that trials are compared with; None for the pipeline's own.
     """
 
     def __init__(
@@ -42,6 +73,8 @@ class TrialRunner:
         path: Path | None = None,
         on_step: OnStep | None = None,
         on_trial: Callable[[Trial], None] | None = None,
+        converged: ConvergedImages | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.world, self.settings = world, settings
         self._source, self._path, self._on_step, self._on_trial = source, path, on_step, on_trial
@@ -49,27 +82,31 @@ class TrialRunner:
         self._grid: Grid = settings.grid(source)
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         self._uncached: dict[int, Tensor] = {}
-        self._references: dict[int, Tensor] = {}
-        self.fine: FineRun | None = None
+        self.converged, self._of_plans = converged, sampler
         self.known = _load(path, settings) if path is not None and path.exists() else {}
-        self.gram: Gram
+        self._gram: Gram | None = None
 
-    def measure_gram(self) -> Gram:
-        """Samples without a cache on the search's own noise, and keeps the Gram matrices and the images."""
-        settings = self.settings
-        self.gram, self._uncached[0] = measure_gram(
-            self._source, settings.conditions, self._how, settings.batch, self._on_step, self.world, self._grid
-        )
-        return self.gram
+    @property
+    def fine(self) -> FineRun | None:
+        """The run of the converged samples that trials are compared with; None for the pipeline's own."""
+        return self.converged.run if self.converged is not None else None
+
+    @property
+    def gram(self) -> Gram:
+        """The Gram matrices of the features; the first time, samples without a cache on the search's own noise."""
+        if self._gram is None:
+            settings = self.settings
+            self._gram, self._uncached[0] = measure_gram(
+                self._source, settings.conditions, self._how, settings.batch, self._on_step, self.world, self._grid
+            )
+        return self._gram
 
     def run(self, pattern: str, forecast: ForecastSpec, noise: int = 0) -> Trial:
         """The trial of a pattern and a forecast, sampled unless it is known."""
         if (pattern, forecast, noise) in self.known:
             return self.known[pattern, forecast, noise]
         conditions, how = self.settings.conditions, replace(self._how, seed=self.settings.seed + noise)
-        if noise not in self._uncached:
-            self._uncached[noise] = self._sampler.images(conditions, how)
-        reference, own = self._reference(noise), self._uncached[noise]
+        own, reference = self._own(noise), self._reference(noise)
         images = self._sample(self.plan(pattern, forecast), conditions, how)
         trial = Trial(pattern, forecast, self._sampler.psnr(images, reference), noise, self._sampler.psnr(images, own))
         self.known[trial.key] = trial
@@ -87,7 +124,8 @@ class TrialRunner:
 
     def plan(self, pattern: str, forecast: ForecastSpec) -> Plan:
         """The plan of a trial."""
-        return forecast.method(pattern, self.gram).plan(self._grid)
+        plan = forecast.method(pattern, self.gram).plan(self._grid)
+        return plan if self._of_plans is None else replace(plan, sampler=self._of_plans)
 
     def images(self, plan: Plan) -> Tensor:
         """The images under a plan on the search's own noise, those of this process."""
@@ -98,32 +136,28 @@ class TrialRunner:
         """The images that trials are compared with, on the search's own noise, those of this process."""
         return self._reference(0)
 
-    def find_reference(self) -> None:
-        """Finds the steps of the converged samples, on the first samples, the same in every process."""
-        if self.settings.reference == "converged":
-            fine_solver(scheduler_of(self._source))  # what has none is refused in every process
-            run = fine_run(self._source, self.settings.conditions, self._how) if self.world.leads else None
-            self.fine = self.world.agree([run])[0] if self.world.size > 1 else run
+    def uncached(self, noise: int = 0) -> float:
+        """The mean PSNR of the samples without a cache to the reference, in dB."""
+        return self._sampler.psnr(self._own(noise), self._reference(noise))
+
+    def _own(self, noise: int) -> Tensor:
+        """The images without a cache, sampled once a noise."""
+        if noise not in self._uncached:
+            how = replace(self._how, seed=self.settings.seed + noise)
+            self._uncached[noise] = self._sampler.images(self.settings.conditions, how)
+        return self._uncached[noise]
 
     def _reference(self, noise: int) -> Tensor:
-        """The reference images of a noise, sampled once."""
-        if self.fine is None:
-            return self._uncached[noise]
-        if noise not in self._references:
-            how = replace(self._how, seed=self.settings.seed + noise)
-            self._references[noise] = self._converged(self.fine, self.settings.conditions, how)
-        return self._references[noise]
-
-    def _converged(self, run: FineRun, conditions: Sequence[Condition], how: Sampling) -> Tensor:
-        with in_fine_steps(self._source, run, how) as (fine, fine_how):
-            sampler = SharedSampler(fine, self.settings.batch, self.world, self._on_step)
-            return sampler.images(conditions, fine_how)
+        """The images that trials are compared with."""
+        if self.converged is None:
+            return self._own(noise)
+        return self.converged.of(self.settings.conditions, self.settings.seed + noise)
 
     def held_out(self, plans: Sequence[Plan], conditions: Sequence[Condition], seed: int) -> tuple[HeldOut, ...]:
         """The mean PSNR of each plan on held-out samples, in dB."""
         how, psnr = replace(self._how, seed=seed), self._sampler.psnr
         uncached = self._sampler.images(conditions, how)
-        reference = uncached if self.fine is None else self._converged(self.fine, conditions, how)
+        reference = uncached if self.converged is None else self.converged.of(conditions, seed)
         rest = psnr(uncached, reference)
         sampled = (self._sample(plan, conditions, how) for plan in plans)
         return tuple(HeldOut(psnr(images, reference), psnr(images, uncached), rest) for images in sampled)
