@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forecache.errors import PlanError, PlanFileError
+from forecache.io.text import short
 from forecache.models.fingerprint import describe_scheduler
 from forecache.parts.identity import scheduler_differences
 
@@ -70,10 +71,12 @@ class Sampler:
     def from_document(cls, document: Any) -> Sampler:
         """The sampler of such a document; PlanFileError for anything else."""
         if not isinstance(document, Mapping) or set(document) != {"scheduler", "num_steps"}:
-            raise PlanFileError("the sampler must be an object with scheduler and num_steps")
+            raise PlanFileError(f"the sampler must be an object with scheduler and num_steps, not {short(document)}")
         scheduler, num_steps = document["scheduler"], document["num_steps"]
         if type(num_steps) is not int or num_steps < 1 or not isinstance(scheduler, str):
-            raise PlanFileError("the sampler must have its scheduler as text and a number of steps from 1 on")
+            raise PlanFileError(
+                f"the sampler must have a scheduler, as text, and steps from 1 on, not {short(document)}"
+            )
         settings = json.loads(scheduler)
         if not isinstance(settings, dict) or settings.get("class") not in KINDS:
             raise PlanFileError(f"the scheduler of the sampler must be one of {', '.join(KINDS)}")
