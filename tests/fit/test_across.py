@@ -172,6 +172,8 @@ def test_a_model_without_a_scheduler_and_a_strange_one_are_refused(pipe, tmp_pat
     plan, _ = brought(pipe)
     with pytest.raises(fc.errors.PlanError, match="no scheduler that it could take the place of: apply the plan to"):
         fc.apply(pipe.transformer, plan)
+    with pytest.raises(fc.errors.PlanError, match="other calls than those of requests would sample by it: set"):
+        fc.apply(pipe, plan, only_requests=True)
     strange = Sampler('{"class": "Strange"}', 6)
     with pytest.raises(fc.errors.PlanError, match="plans bring one of DDIMScheduler.*: set pipe.scheduler yourself"):
         fc.apply(pipe, replace(plan, sampler=strange))

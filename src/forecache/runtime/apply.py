@@ -106,6 +106,11 @@ def apply(
         models = [target]
     scheduler = scheduler_of(target)
     if source.sampler is not None:
+        if only_requests:
+            raise PlanError(
+                f"The plan brings a {source.sampler.name}, and other calls than those of requests would sample by it: "
+                "set the scheduler of your loop yourself, and apply dataclasses.replace(plan, sampler=None)."
+            )
         scheduler = source.sampler.instead_of(scheduler)
     options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
     layouts: list[Layout] = []
