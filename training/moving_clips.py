@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 FRAMES, SIZE, DIGIT = 12, 32, 14
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -33,15 +34,18 @@ def phrase(digit: int, direction: str) -> str:
     return f"{'an' if digit == 8 else 'a'} {NAMES[digit]} moves {direction}"
 
 
-def load(path: Path) -> tuple[Tensor, Tensor]:
-    """Digits (N, 14, 14) in [0, 1], cut to their middle 24x24 and made smaller, and their labels (N)."""
+def load(path: Path, part: str = "train") -> tuple[Tensor, Tensor]:
+    """Digits (N, 14, 14) in [0, 1], cut to their middle 24x24 and made smaller, and their labels (N).
+
+    part: "train" or "test"
+    """
     file = np.load(path)
-    pixels = torch.from_numpy(file["x_train"][:, 2:26, 2:26]).unsqueeze(1)
+    pixels = torch.from_numpy(file[f"x_{part}"][:, 2:26, 2:26]).unsqueeze(1)
     digits = [
-        torch.nn.functional.interpolate(part.float() / 255, size=DIGIT, mode="bilinear", antialias=True)
-        for part in pixels.split(5000)
+        torch.nn.functional.interpolate(some.float() / 255, size=DIGIT, mode="bilinear", antialias=True)
+        for some in pixels.split(5000)
     ]
-    return torch.cat(digits).squeeze(1), torch.from_numpy(file["y_train"]).long()
+    return torch.cat(digits).squeeze(1), torch.from_numpy(file[f"y_{part}"]).long()
 
 
 def way(start: float, speed: float) -> list[int]:
@@ -88,3 +92,39 @@ def clip(digits: Sequence[Tensor], found: Sequence[Way]) -> Tensor:
             window = frame[row : row + DIGIT, column : column + DIGIT]
             torch.maximum(window, digit, out=window)
     return frames * 2 - 1
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips (B, 12, 32, 32) in [-1, 1] with what they show: digits, directions and ways, one or two of each."""
+
+    pixels: Tensor
+    digits: Sequence[Sequence[int]]
+    directions: Sequence[Sequence[str]]
+    found: Sequence[Sequence[Way]]
+
+    @property
+    def captions(self) -> list[str]:
+        """What each clip is asked for by: "a three moves left, a seven moves up"."""
+        rows = zip(self.digits, self.directions, strict=True)
+        return [", ".join(phrase(*each) for each in zip(*row, strict=True)) for row in rows]
+
+
+def made(digits: Tensor, labels: Tensor, count: int, draw: Generator) -> Clips:
+    """Clips of one digit (a third of them) or two, drawn with ``draw``.
+
+    digits: (N, 14, 14) in [0, 1]; labels: (N). Of four pairs of ways those are taken that keep two digits apart most.
+    """
+    numbers = torch.randint(len(digits), (count, 2), generator=draw).tolist()
+    turns = torch.randint(len(DIRECTIONS), (count, 2), generator=draw).tolist()
+    single = (torch.rand(count, generator=draw) < 1 / 3).tolist()
+    tries = torch.rand(count, 4, 6, generator=draw).tolist()
+    rows: list[tuple[Tensor, list[int], list[str], list[Way]]] = []
+    for row in range(count):
+        chosen = numbers[row][: 1 if single[row] else 2]
+        directions = [list(DIRECTIONS)[turn] for turn in turns[row][: len(chosen)]]
+        found = max((ways(directions, thrown) for thrown in tries[row]), key=apart)
+        pixels = clip([digits[number] for number in chosen], found)
+        rows.append((pixels, [int(labels[number]) for number in chosen], directions, found))
+    pixels, shown, directions, found = zip(*rows, strict=True)
+    return Clips(torch.stack(pixels), shown, directions, found)

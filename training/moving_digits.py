@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 sys.path.insert(0, str(Path(__file__).parent))
 import flow
 import flow_options
-from moving_clips import DIRECTIONS, FRAMES, NAMES, SIZE, apart, clip, load, phrase, ways
+from moving_clips import DIRECTIONS, FRAMES, NAMES, SIZE, load, made, phrase
 
 if TYPE_CHECKING:
     import argparse
@@ -153,25 +153,11 @@ class Filming:
         """Nothing."""
 
     def batch(self, count: int, dropout: float, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Clips (B, 1, 12, 32, 32) and token ids (B, 12).
-
-        A third of the clips has a single digit. Of four pairs of ways those are taken that keep two digits apart most.
-        """
-        numbers = torch.randint(len(self.digits), (count, 2), generator=draw)
-        turns = torch.randint(len(DIRECTIONS), (count, 2), generator=draw)
-        dice = torch.rand(count, 2, generator=draw).tolist()
-        tries = torch.rand(count, 4, 6, generator=draw).tolist()
-        clips, texts = [], []
-        for row in range(count):
-            chosen = numbers[row, : 1 if dice[row][0] < 1 / 3 else 2].tolist()
-            directions = [list(DIRECTIONS)[turn] for turn in turns[row, : len(chosen)].tolist()]
-            digits = [self.digits[number] for number in chosen]
-            found = max((ways(directions, thrown) for thrown in tries[row]), key=apart)
-            clips.append(clip(digits, found))
-            labels = [int(self.labels[number]) for number in chosen]
-            text = ", ".join(phrase(label, direction) for label, direction in zip(labels, directions, strict=True))
-            texts.append("" if dice[row][1] < dropout else text)
-        return torch.stack(clips).unsqueeze(1), tokens(self.tokenizer, texts)
+        """Clips (B, 1, 12, 32, 32) and token ids (B, 12)."""
+        clips = made(self.digits, self.labels, count, draw)
+        dice = torch.rand(count, generator=draw).tolist()
+        texts = ["" if chance < dropout else text for chance, text in zip(dice, clips.captions, strict=True)]
+        return clips.pixels.unsqueeze(1), tokens(self.tokenizer, texts)
 
     def loss(self, draw: Generator) -> Tensor:
         """The error of velocities on a batch."""
