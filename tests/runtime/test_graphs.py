@@ -18,7 +18,6 @@ STEPS = 12
 
 METHODS = {
     # reads, features and weights differ from step to step; what a step does, less often
-    "fora": (lambda model: fc.fora(3), 2),
     "goc": (lambda model: fc.goc(fc.fora(2), 0.8), 5),
     "taylor 2": (lambda model: fc.taylorseer(fc.fora(2), 2), 5),
     "eoc": (lambda model: fc.eoc(fc.fora(3), random_statistics(model), 0.1, judge="all"), 5),
@@ -33,7 +32,6 @@ METHODS = {
     ),
     "procache": (lambda model: fc.procache("#...#..#...#", 1, 0.3), 5),
     "toca": (lambda model: fc.toca(fc.fora(3), 0.3), 5),
-    "random tokens": (lambda model: fc.selective(fc.fora(3), share=0.4, importance="random"), 5),
 }
 
 

@@ -131,8 +131,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [name for name in TINY if name not in ("DiT", "PixArt")])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(name, method, marks=[] if name in SHORT or method == "fora" else pytest.mark.slow)
+        for name in TINY
+        for method in METHODS
+        if name not in ("DiT", "PixArt") and (method != "nothing" or name in SHORT)
+    ],
+)
 def test_sampling_equals_the_one_by_hand(name, method):
     """DiT and PixArt have tests/runtime/test_executor.py and tests/models/families/test_pixart.py."""
     ours, rule = METHODS[method]

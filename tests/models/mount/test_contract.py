@@ -125,8 +125,10 @@ def test_a_patch_on_a_block_of_every_family(name):
 # ---- torch.compile --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("put", [instance, by_diffusers, lambda block: block.register_forward_hook(double)])
-@pytest.mark.parametrize("name", ["DiT", "Qwen-Image"])
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [("DiT", instance), ("DiT", by_diffusers), ("Qwen-Image", lambda block: block.register_forward_hook(double))],
+)
 def test_a_compiled_model_with_a_patched_block(name, put):
     family, model = FAMILIES[name], FAMILIES[name].model()
     made = plan(model)
