@@ -123,7 +123,8 @@ def check(comfy: Comfy, kinds: dict[str, Any], name: str) -> dict[str, Any]:
         change = comfy.sample(skipping, shape, sampler) - bare
         row["change"][sampler] = round(float(change.std() / bare.std()), 4)
     larger = (*shape[:-1], 2 * shape[-1])
-    for how in ({"denoise": 0.5}, {"steps": 5}):
+    others: list[dict[str, Any]] = [{"denoise": 0.5}, {"steps": 5}]
+    for how in others:
         wanted = comfy.sample(patcher, larger, **how)
         row["equal"][str(how)] = torch.equal(comfy.sample(computed, larger, **how), wanted)
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(model, 8, level="stack"))

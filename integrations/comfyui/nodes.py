@@ -55,7 +55,7 @@ class Forecache:
         self, model: Any, method: str, speedup: float, interval: int, cache: str, plan: str = "", level: str = "stack"
     ) -> tuple[Any]:
         """A clone of the model whose samplings follow the settings."""
-        from comfy.patcher_extension import WrappersMP
+        from comfy.patcher_extension import WrappersMP  # type: ignore[import-not-found]
 
         wrappers = Wrappers(Settings(method, speedup, interval, cache, plan.strip(), level))
         patched = model.clone()
