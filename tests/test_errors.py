@@ -89,7 +89,7 @@ def test_every_message_says_what_was_found_or_what_to_do():
 
 READ_BY_OTHERS = {
     "evaluate.estimates", "fit.tuning.forecasts", "plan.recipe", "methods.parameters", "methods.registry",
-    "reproduce.recipes",
+    "plan.online", "reproduce.recipes",
 }  # fmt: skip
 """Modules whose ValueErrors are met by `refusing` in the modules that read the files; by `methods.build`, which makes a
 PlanError of them; or by `methods.flags.Expression`, which makes an InputError.

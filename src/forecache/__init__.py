@@ -14,16 +14,23 @@ from forecache._version import __version__
 from forecache.errors import ForecacheError
 from forecache.fit import calibrate, search, train_router, tune
 from forecache.methods import (
+    dbcache,
+    dicache,
+    easycache,
     eoc,
     explicit,
+    fbcache,
     feedback,
     fora,
     goc,
     l2c,
+    magcache,
     procache,
+    seacache,
     selective,
     smoothcache,
     taylorseer,
+    teacache,
     toca,
     warmup,
 )
@@ -52,6 +59,14 @@ __all__ = [
     "explicit",
     "warmup",
     "selective",
+    # methods that decide while they run
+    "fbcache",
+    "dbcache",
+    "teacache",
+    "easycache",
+    "seacache",
+    "dicache",
+    "magcache",
     # what they are made into
     "Method",
     "Plan",

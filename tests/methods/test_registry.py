@@ -64,6 +64,7 @@ VALUES = {
     "steps": st.just([3, 5, 9]),
     "pattern": st.just("#..." * 5),
     "words": st.just(["mlp"]),
+    "numbers": st.just([1.0, 0.9]),
 }
 
 
@@ -185,7 +186,7 @@ def test_a_published_router_and_ours_are_one_ingredient(tmp_path):
 
 
 BAD = [
-    ({"method": "nothing"}, "method is one of eoc, .* not 'nothing'"),
+    ({"method": "nothing"}, "method is one of dicache, .* not 'nothing'"),
     ({"interval": 2}, "names no method"),
     ({"method": "fora"}, "fora lacks interval"),
     ({"method": "fora", "interval": 0}, "interval of fora is at least 1; not 0"),

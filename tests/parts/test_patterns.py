@@ -11,6 +11,7 @@ import forecache as fc
 from forecache.parts.grid import Action, Cell, Tokens
 from forecache.parts.patterns import (
     SIGNS,
+    UNDECIDED,
     Constraints,
     computed,
     distinct,
@@ -119,7 +120,7 @@ def test_a_picture_has_a_sign_for_every_kind_of_cell_and_the_legend_names_it():
     assert line(cells) == "#.~+o" == "".join(SIGNS)
     assert legend() == "# computed   . reused   ~ forecast   + corrected   o some tokens computed"
     assert legend("#.") == "# computed   . reused"
-    assert {action.value for action in Action} <= set(SIGNS)
+    assert {action.value for action in Action} <= {*SIGNS, UNDECIDED}
 
 
 def test_distinct_lines_stand_in_the_order_of_their_frequency():

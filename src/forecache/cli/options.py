@@ -181,5 +181,6 @@ def _type(parameter: Parameter) -> Any:
 
 def _metavar(parameter: Parameter) -> str | None:
     """The placeholder of a value in a help text; None for typer's own."""
-    names = {"steps": "1,3,5", "pattern": "#..#", "statistics": "FILE", "router": "FILE", "words": "A,B"}
+    names = {"steps": "1,3,5", "pattern": "#..#", "statistics": "FILE", "router": "FILE", "words": "A,B",
+             "numbers": "0.9,1.1"}  # fmt: skip
     return names.get(parameter.kind)

@@ -25,7 +25,12 @@ NAMES: Mapping[tuple[str, str], str] = {
     ("goc", "steps"): "correct",
     ("warmup", "steps"): "warmup",
     ("fora_paper", "level"): "caching_level",
-}
+    **{(method, "threshold"): "online_threshold" for method in
+       ("fbcache", "dbcache", "teacache", "easycache", "seacache", "dicache")},
+    ("magcache", "threshold"): "ratio_threshold",
+    **{(method, "last"): "compute_last" for method in
+       ("fbcache", "dbcache", "teacache", "easycache", "seacache", "dicache")},
+}  # fmt: skip
 """Flags of parameters whose own name means something else in another method or in a command: (method, parameter)."""
 
 RESERVED = frozenset({

@@ -29,7 +29,7 @@ from forecache.parts.statistics import Statistics
 from forecache.plan.method import Method
 
 Kind = Literal[
-    "base", "whole", "number", "block", "switch", "text", "choice", "steps", "words", "pattern",
+    "base", "whole", "number", "block", "switch", "text", "choice", "steps", "numbers", "words", "pattern",
     "statistics", "router", "file", "python",
 ]  # fmt: skip
 """What a parameter takes:
@@ -38,7 +38,7 @@ base: a method, whose schedule the method stands on
 whole, number: an int, a float
 block: ``int | float``, a block as a whole number or a share of the blocks as a fraction
 switch, text, choice: a bool, a string, one of the values of a Literal
-steps, words: numbers of steps, strings
+steps, numbers, words: numbers of steps, other numbers, strings
 pattern: ``str | Sequence[int]``, one entry a step
 statistics, router, file: an ingredient, which a recipe names by file and digest
 python: functions only, which no recipe, table or form can hold
@@ -140,7 +140,7 @@ class Parameter:
             raise ValueError(f"{name} {bounds}; not {value!r}")
 
     def of_word(self, word: str, where: str = "") -> Any:
-        """The canonical value of a word that somebody typed: steps and words stand with commas between them."""
+        """The canonical value of a word that somebody typed: the items of a list stand with commas between them."""
         if word in self.choices:
             return word
         if self.kind == "steps":
@@ -150,6 +150,13 @@ class Parameter:
                 also = f", or {', '.join(map(repr, self.choices))}" if self.choices else ""
                 raise ValueError(
                     f"{self.name}{where} takes whole numbers separated by commas, such as 1,3,5{also}; not {word!r}"
+                ) from None
+        if self.kind == "numbers":
+            try:
+                return self.canonical([float(part) for part in word.strip().strip(",").split(",")], where)
+            except ValueError:
+                raise ValueError(
+                    f"{self.name}{where} takes numbers separated by commas, such as 1.2,0.9; not {word!r}"
                 ) from None
         if self.kind == "words":
             return self.canonical(word.split(","), where)
@@ -177,6 +184,13 @@ def _steps(value: Any) -> list[int] | None:
     return sorted(step for step in steps if step is not None) if None not in steps else None
 
 
+def _numbers(value: Any) -> list[float] | None:
+    if isinstance(value, str | Mapping) or not isinstance(value, Collection):
+        return None
+    numbers = [_number(number) for number in value]
+    return [number for number in numbers if number is not None] if None not in numbers else None
+
+
 def _words(value: Any) -> list[str] | None:
     if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(word, str) for word in value):
         return None
@@ -199,6 +213,7 @@ _CANONICAL: Mapping[str, Callable[[Any], Any]] = {
     "switch": lambda value: value if isinstance(value, bool) else None,
     "text": lambda value: value if isinstance(value, str) else None,
     "steps": _steps,
+    "numbers": _numbers,
     "words": _words,
     "pattern": _pattern,
     **dict.fromkeys((*INGREDIENTS, "base", "python", "choice"), _nothing),
@@ -210,6 +225,7 @@ _SENTENCES: Mapping[str, str] = {
     "switch": "is true or false",
     "text": "is a string",
     "steps": "lists steps, which are whole numbers",
+    "numbers": "lists finite numbers",
     "words": "lists strings",
     "pattern": "is written with '#' (compute), '.' (skip) and 'o' (some tokens)",
     "statistics": "is a statistics file or a Statistics",
@@ -301,6 +317,8 @@ def _kind(members: Sequence[Any]) -> tuple[Kind | None, tuple[str | int, ...]]:
             return kind, choices
     if int in lists:
         return ("pattern" if str in plain else "steps"), choices
+    if float in lists:
+        return "numbers", choices
     if str in lists:
         return "words", choices
     if os.PathLike in origins or Path in plain:

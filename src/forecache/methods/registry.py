@@ -233,6 +233,8 @@ def _is_default(parameter: Parameter, value: Any) -> bool:
 def _text(value: Any) -> str:
     if ingredients_module.is_reference(value):
         return repr(value["file"] or value["sha256"][:8])
+    if isinstance(value, list | tuple) and value and all(isinstance(number, float) for number in value):
+        return f"[{', '.join(f'{number:g}' for number in value)}]"
     return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
@@ -372,7 +374,8 @@ def row(entry: Registered) -> str:
         f"`{parameter.name}`" if parameter.required else f"`{parameter.name}={_text(parameter.default)}`"
         for parameter in entry.parameters
     )
-    paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else "ours"
+    other = re.search(r"\(\w+ of ([\w-]+)\)", entry.summary)  # published without a paper
+    paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else other[1] if other else "ours"
     return f"| `{entry.name}` | {parameters} | {entry.what} | {paper} |"
 
 

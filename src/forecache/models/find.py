@@ -112,7 +112,9 @@ def at_level(model: nn.Module, asked: AskedSites) -> Layout:
         if asked.level == "blocks":
             return levels.of_blocks(chain)
         return (
-            levels.of_stack(chain, asked.of) if asked.group is None else levels.of_groups(chain, asked.group, asked.of)
+            levels.of_stack(chain, asked.of, asked.ends)
+            if asked.group is None
+            else levels.of_groups(chain, asked.group, asked.of)
         )
     known = layout(model, asked.patterns)
     if asked.level not in (None, known.level):
@@ -150,6 +152,7 @@ def grid(
     group: int | None = None,
     of: Of = "residual",
     blocks: Sequence[str] | str | None = None,
+    ends: tuple[int, int] = (0, 0),
 ) -> Grid:
     """The grid of a sampling run: ``num_steps`` model calls x the sites of ``target``.
 
@@ -163,10 +166,12 @@ def grid(
         "output" of the last one
     blocks: path, or paths in their order, of the lists of blocks, such as "transformer_blocks"; by default those that
         the model is known by, else all large lists that are found in it
+    ends: numbers of first and of last blocks that are sites of their own, for level="stack": what a method computes at
+        every step, such as (1, 0) for FBCache
 
     Raises SiteError if a pattern matches nothing, or the model is not known at this level and no pattern is given.
     """
-    return grid_at(target, num_steps, AskedSites(sites, level, group, of, blocks))
+    return grid_at(target, num_steps, AskedSites(sites, level, group, of, blocks, ends))
 
 
 def grid_at(target: Any, num_steps: int, asked: AskedSites) -> Grid:

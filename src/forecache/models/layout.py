@@ -150,7 +150,7 @@ class Layout:
         for number in sorted(self.whole):
             span = self.spans[number]
             row = tuple(
-                cells[0] if all(cell.reads and cell.tokens is None for cell in cells) else Cell()
+                cells[0] if all(not cell.computed and cell.tokens is None for cell in cells) else Cell()
                 for cells in zip(*(rows[site] for site in span), strict=True)
             )
             adapted[span.start : span.stop] = [row] * len(span)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, get_args
 
 from forecache.errors import SiteError
@@ -32,6 +33,7 @@ class AskedSites:
     group: number of blocks of a site at level "groups".
     of: the feature of a site of several blocks.
     blocks: path, or paths, of the lists of blocks, in order; None for what is known of the model, or found in it.
+    ends: numbers of first and of last blocks that are sites of their own beside the stack.
     """
 
     patterns: Sequence[str] | None = None
@@ -39,6 +41,7 @@ class AskedSites:
     group: int | None = None
     of: Of = "residual"
     blocks: Sequence[str] | str | None = None
+    ends: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.patterns is not None and self.level not in (None, "modules"):
@@ -53,6 +56,11 @@ class AskedSites:
             raise SiteError('blocks= names lists of blocks: give level="blocks", "groups" or "stack" with it.')
         if self.of != "residual" and self.level not in ("groups", "stack"):
             raise SiteError(f'of={self.of!r} is for level="groups" and level="stack".')
+        is_pair = isinstance(self.ends, tuple) and len(self.ends) == 2 and all(type(end) is int for end in self.ends)
+        if not is_pair or min(self.ends) < 0:
+            raise SiteError(f"ends= is a pair of numbers of blocks, such as (1, 0); {self.ends!r} was given.")
+        if self.ends != (0, 0) and self.level != "stack":
+            raise SiteError(f'ends={self.ends!r} are blocks beside the stack: give level="stack" with it.')
         if self.level == "modules" and self.patterns is None:
             raise SiteError('Modules are named: sites=["blocks.*.attn", "blocks.*.mlp"].')
 
@@ -100,9 +108,23 @@ def of_blocks(chain: Chain) -> Layout:
     return from_blocks(chain.model, chain.blocks, starts=chain.starts, level="blocks", **how)
 
 
-def of_stack(chain: Chain, of: Of = "residual") -> Layout:
-    """The layout of a model with one site, ``stack``, or one for each part of it whose streams are the same."""
-    return _of_spans(chain, chain.spans(), "stack", of)
+def of_stack(chain: Chain, of: Of = "residual", ends: tuple[int, int] = (0, 0)) -> Layout:
+    """The layout of a model with one site, ``stack``, or one for each part of it whose streams are the same.
+
+    ends: numbers of first and of last blocks that are sites of their own. Raises SiteError where no block is left.
+    """
+    count, (head, tail) = len(chain.blocks), ends
+    if ends != (0, 0) and (head + tail >= count or chain.reads):
+        raise SiteError(
+            f"{type(chain.model).__name__} has {count} blocks, and ends={ends} leaves none of them in between, or they "
+            'read outputs of blocks far before them: take level="stack" as it is, or fewer blocks.'
+        )
+    cuts = [cut for cut in (head, count - tail) if 0 < cut < count]
+    spans: list[range] = []
+    for part in chain.spans():
+        edges = [part.start, *(cut for cut in cuts if part.start < cut < part.stop), part.stop]
+        spans += [range(first, stop) for first, stop in pairwise(edges)]
+    return _of_spans(chain, spans, "stack", of)
 
 
 def of_groups(chain: Chain, group: int, of: Of = "residual") -> Layout:

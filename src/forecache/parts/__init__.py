@@ -1,6 +1,6 @@
 """The parts that a method is made of: functions of step and site, and measured data as files."""
 
-from forecache.parts import corrections, forecasts, gates, patterns, schedules, tokens
+from forecache.parts import bounds, corrections, decide, forecasts, gates, patterns, schedules, tokens
 from forecache.parts.grid import Action, Cell, Gate, Schedule, Selector, Site, Tokens
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "Selector",
     "Site",
     "Tokens",
+    "bounds",
     "corrections",
+    "decide",
     "forecasts",
     "gates",
     "patterns",

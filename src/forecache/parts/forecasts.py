@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -70,6 +70,20 @@ class Multistep(ABC):
         past = history[: self.length]
         gap = computed[0] - computed[1] - 1 if len(computed) > 1 else 0
         return dict(zip(past, self.weights(step, past, gap), strict=True))
+
+    def needed(self, computed: Sequence[int]) -> Sequence[int]:
+        """See `needed`."""
+        return (computed if self.history == "computed" else range(computed[0], -1, -1))[: self.length]
+
+
+def needed(forecast: Forecast, computed: Sequence[int]) -> Sequence[int]:
+    """The steps, up to the newest computed one, of which an estimate at any later step may read what they emitted.
+
+    computed: the steps that were computed so far, newest first. Which of the later ones will be, nobody knows. A
+    forecast says it by a method ``needed(computed)``; of one that does not, every step may be read.
+    """
+    own: Callable[[Sequence[int]], Sequence[int]] | None = getattr(forecast, "needed", None)
+    return range(computed[0], -1, -1) if own is None else own(computed)
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,11 @@ class Feedback:
     def reads(self, step: int, computed: Sequence[int], site: Site | None = None) -> Mapping[int, float]:
         return paid_back(Taylor(self.order).reads(step, computed), computed, self.strength)
 
+    def needed(self, computed: Sequence[int]) -> Sequence[int]:
+        """See `needed`: the computed steps of the expansion, and the estimates of the gap before the newest one."""
+        gap = range(computed[0] - 1, computed[1], -1) if len(computed) > 1 and self.strength else ()
+        return sorted({*computed[: max(2, self.order + 1)], *gap}, reverse=True)
+
 
 def paid_back(reads: Mapping[int, float], computed: Sequence[int], strength: float) -> Mapping[int, float]:
     """A forecast's reads, less a share of the mean error of the estimates in the gap before the newest computed step.
@@ -210,3 +229,7 @@ def paid_back(reads: Mapping[int, float], computed: Sequence[int], strength: flo
             weights[source] = weights.get(source, 0.0) + weight
     nonzero = {source: weight for source, weight in weights.items() if not math.isclose(weight, 0, abs_tol=1e-12)}
     return dict(sorted(nonzero.items(), reverse=True))
+
+
+FORECASTS: dict[str, type] = {"reuse": Reuse, "gradient": Gradient, "taylor": Taylor, "feedback": Feedback}
+"""The forecasts that a file can hold with their numbers, by name."""

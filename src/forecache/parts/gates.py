@@ -79,7 +79,7 @@ def whole_blocks(schedule: Schedule, gate: Gate = always) -> Gate:
 
     def skipped(step: int, site: Site, grid: Grid) -> bool:
         block = (other for other in grid.sites if other.depth == site.depth)
-        return all(schedule(step, other, grid) is Action.SKIP for other in block)
+        return all(schedule(step, other, grid) in (Action.SKIP, Action.DECIDE) for other in block)
 
     return _Both(skipped, gate)
 

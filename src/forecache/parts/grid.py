@@ -27,6 +27,8 @@ class Action(Enum):
     SKIP = "."
     PARTIAL = "o"
     """Skip, but compute some of the tokens."""
+    DECIDE = "?"
+    """Compute or skip, as is decided while the plan runs."""
 
 
 IMPORTANCES = ("attn_norm", "attention", "random")
@@ -94,16 +96,20 @@ class Cell:
         digits in bfloat16, where a factor near 1 would not.
     shift: name of a tensor among the plan's constants, (N, D) or (D,), None [default] for 0.
     tokens: in a partial cell, the tokens that are computed and replace their estimates; None [default] elsewhere.
+    undecided: whether it is decided while the plan runs if the cell is computed [False].
+    is_open: whether an undecided cell is estimated by the plan's forecast where it is skipped [default], or reused.
     """
 
     reads: tuple[tuple[int, float], ...] = ()
     gain: str | None = None
     shift: str | None = None
     tokens: Tokens | None = None
+    undecided: bool = False
+    is_open: bool = True
 
     @property
     def computed(self) -> bool:
-        return not self.reads
+        return not (self.reads or self.undecided)
 
     @property
     def is_reuse(self) -> bool:
@@ -117,7 +123,9 @@ class Cell:
 
     @property
     def sign(self) -> str:
-        """``#`` computed, ``.`` reused as it is, ``~`` forecast, ``+`` corrected, ``o`` partial."""
+        """``#`` computed, ``.`` reused as it is, ``~`` forecast, ``+`` corrected, ``o`` partial, ``?`` undecided."""
+        if self.undecided:
+            return Action.DECIDE.value
         if self.tokens is not None:
             return Action.PARTIAL.value
         return "#" if self.computed else "+" if self.constants else "." if self.is_reuse else "~"

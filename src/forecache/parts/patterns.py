@@ -31,9 +31,14 @@ TRIES = 200
 """How many sticks `Constraints.sample` may break for each pattern that it is asked for."""
 
 
+UNDECIDED = "?"
+"""The sign of a cell of which it is decided while the plan runs whether it is computed."""
+
+
 def legend(signs: Iterable[str] = SIGNS) -> str:
     """What signs stand for, in one line."""
-    return "   ".join(f"{sign} {SIGNS[sign]}" for sign in signs)
+    words = {**SIGNS, UNDECIDED: "decided while it runs"}
+    return "   ".join(f"{sign} {words[sign]}" for sign in signs)
 
 
 def line(cells: Iterable[Cell]) -> str:

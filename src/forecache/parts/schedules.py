@@ -17,7 +17,14 @@ from numbers import Real
 from typing import Literal
 
 from forecache.errors import PlanError
+from forecache.parts.bounds import Bounds
 from forecache.parts.grid import Action, Grid, Schedule, Site
+
+SPANS = ("stack", "group")
+"""Kinds of sites that span several blocks; their depth is that of the first."""
+
+WRITTEN = (Action.COMPUTE, Action.SKIP, Action.PARTIAL)
+"""The actions that a pattern is written in."""
 
 Where = Callable[[Site], bool]
 """site -> whether a part of a schedule or gate applies to it."""
@@ -109,6 +116,23 @@ def on(steps: Collection[int]) -> Schedule:
     return schedule
 
 
+def undecided(bounds: Bounds, head: int = 0, tail: int = 0) -> Schedule:
+    """Steps that are decided about while the plan runs, but for the ends of the run.
+
+    bounds: of the decider; its first and last steps are computed
+    head, tail: number of first and last blocks that are computed at every step
+    """
+
+    def schedule(step: int, site: Site, grid: Grid) -> Action:
+        if step in bounds.ends(grid.num_steps) or site.depth < head:
+            return Action.COMPUTE
+        last = grid.sites[-1]
+        is_last = site == last if last.kind in SPANS else site.depth > last.depth - tail
+        return Action.COMPUTE if tail and is_last else Action.DECIDE
+
+    return schedule
+
+
 def except_on(steps: Collection[int]) -> Schedule:
     """Compute every step but these."""
     inner = on(steps)
@@ -128,11 +152,13 @@ def last(count: int) -> Schedule:
 
 
 def either(*schedules: Schedule) -> Schedule:
-    """Compute where at least one of the schedules does; where none does, compute some tokens if one of them does."""
+    """Compute where at least one of the schedules does; where none does, decide or compute some tokens if one does."""
 
     def combined(step: int, site: Site, grid: Grid) -> Action:
         actions = {schedule(step, site, grid) for schedule in schedules}
-        return next((action for action in (Action.COMPUTE, Action.PARTIAL) if action in actions), Action.SKIP)
+        return next(
+            (action for action in (Action.COMPUTE, Action.DECIDE, Action.PARTIAL) if action in actions), Action.SKIP
+        )
 
     return combined
 
@@ -177,7 +203,7 @@ def by_step(picture: str | Sequence[int], *, owner: str = "") -> Schedule:
 
     owner: the published method whose pattern it is, for an error message; empty for a pattern of the user's own
     """
-    signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*Action, *Action), strict=True))
+    signs: Mapping[str | int, Action] = dict(zip(("#", ".", "o", 1, 0, 2), (*WRITTEN, *WRITTEN), strict=True))
     if strange := sorted({repr(entry) for entry in picture if entry not in signs}):
         raise PlanError(
             f"A pattern is written with '#' (compute), '.' (skip) and 'o' (some tokens), or with 1, 0 and 2; it has "

@@ -21,6 +21,8 @@ class Cost:
     step_macs: MACs of every step.
     step_cache_bytes: peak memory of the kept features in every step, in bytes.
     constant_bytes: bytes of the corrections' tensors, as the plan has them; 0 without corrections.
+    least: of a plan that decides while it runs, the cost of the run that computes least, while this is that of the run
+        that computes most; None for any other plan.
     """
 
     macs: int
@@ -29,6 +31,7 @@ class Cost:
     step_macs: tuple[int, ...] = field(repr=False)
     step_cache_bytes: tuple[int, ...] = field(repr=False)
     constant_bytes: int = 0
+    least: Cost | None = None
 
     @property
     def speedup(self) -> float:
@@ -38,6 +41,13 @@ class Cost:
     def __str__(self) -> str:
         unit, name = (1e12, "T") if self.macs >= 1e12 else (1e9, "G")
         constants = f", {mib(self.constant_bytes)} of corrections" if self.constant_bytes else ""
+        if self.least is not None:
+            least = self.least
+            return (
+                f"{least.macs / unit:.4g} to {self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} "
+                f"{name} uncached ({least.speedup:.2f}x to {self.speedup:.2f}x fewer), at most {mib(self.cache_bytes)} "
+                "of cache at the peak"
+            )
         return (
             f"{self.macs / unit:.4g} {name} MACs of {self.macs_uncached / unit:.4g} {name} uncached "
             f"({self.speedup:.2f}x fewer), {mib(self.cache_bytes)} of cache at the peak{constants}"

@@ -18,6 +18,10 @@ Sites with equal rows share one. A cell is ``"#"`` (computed), a list of [step, 
 
 A plan that brings a scheduler has one more key, ``"sampler": {"scheduler": "...", "num_steps": 20}``.
 
+A plan that decides while it runs has version 3 and a key more, ``online``: the rule, its bounds and the forecast, each
+by name and numbers (`forecache.plan.online`). Its undecided cells are ``"?"``, or ``"?."`` where a skipped cell is
+reused whatever the forecast is, and a decided cell of that kind is ``{"reads": ..., "open": false}``.
+
 ``recipe`` is null for a plan without one. Its names are not checked here, but when a method is built from it
 (`forecache.methods.build`).
 """
@@ -36,11 +40,14 @@ from forecache.io import files
 from forecache.io.document import Document, refusing
 from forecache.io.text import short
 from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
-from forecache.plan import recipe
+from forecache.plan import online, recipe
+from forecache.plan.online import Online
 from forecache.plan.recipe import Recipe
 from forecache.plan.sampler import Sampler
 
 DOCUMENT = Document("forecache-plan", 2)
+DECIDING = Document("forecache-plan", 3)
+"""Of plans that decide while they run."""
 MAX_BYTES = 16 * 2**20
 Rows = tuple[tuple[Cell, ...], ...]
 KEYS = (
@@ -69,6 +76,7 @@ class Contents(NamedTuple):
     constants: ConstantsFile | None
     recipe: Recipe | None
     sampler: Sampler | None = None
+    online: Online | None = None
 
 
 def encode(contents: Contents) -> bytes:
@@ -90,14 +98,20 @@ def encode(contents: Contents) -> bytes:
     }
     if contents.sampler is not None:
         values["sampler"] = contents.sampler.as_document()
+    if contents.online is not None:
+        return _layout(DECIDING.wrap(values | {"online": online.encode(contents.online)})).encode()
     return _layout(DOCUMENT.wrap(values)).encode()
 
 
 def _encode(cell: Cell) -> Any:
+    if cell.undecided:
+        return "?" if cell.is_open else "?."
     reads = [[step, weight] for step, weight in cell.reads]
     more: dict[str, Any] = {"gain": cell.gain, "shift": cell.shift}
     if cell.tokens is not None:
         more["tokens"] = _encode_tokens(cell.tokens)
+    if not cell.is_open:
+        more["open"] = False
     more = {key: value for key, value in more.items() if value is not None}
     return {"reads": reads} | more if more else reads or "#"
 
@@ -134,8 +148,10 @@ def read(path: Path) -> Contents:
 
 def decode(document: Any) -> Contents:
     """The contents of a parsed document; every key and value is checked."""
-    DOCUMENT.check(document)
     more = ("sampler",) if isinstance(document, dict) and "sampler" in document else ()
+    decides = isinstance(document, Mapping) and document.get("version") == DECIDING.version
+    (DECIDING if decides else DOCUMENT).check(document)
+    more = (*more, "online") if decides else more
     values = _keys(document, "the plan", ("format", "version", *KEYS, *more))
     num_steps = _integer(values["num_steps"], "num_steps")
     sites = tuple(_site(site) for site in _list(values["sites"], "sites"))
@@ -147,8 +163,9 @@ def decode(document: Any) -> Contents:
     rows = _rows(_list(values["rows"], "rows"), grid)
     beside = _constants_file(values["constants"])
     expression = None if values["recipe"] is None else recipe.checked(values["recipe"])
-    sampler = Sampler.from_document(values["sampler"]) if more else None
-    return Contents(grid, rows, provenance, beside, expression, sampler)
+    sampler = Sampler.from_document(values["sampler"]) if "sampler" in more else None
+    deciding = online.decode(values["online"]) if decides else None
+    return Contents(grid, rows, provenance, beside, expression, sampler, deciding)
 
 
 def _constants_file(value: Any) -> ConstantsFile | None:
@@ -181,12 +198,18 @@ def _rows(groups: Sequence[Any], grid: Grid) -> Rows:
 def _cell(encoded: Any, step: int) -> Cell:
     if encoded == "#":
         return Cell()
+    if encoded in ("?", "?."):
+        return Cell(undecided=True, is_open=encoded == "?")
     more: dict[str, Any] = {}
     if isinstance(encoded, dict):
-        unknown = [key for key in encoded if key not in ("reads", "gain", "shift", "tokens")]
+        unknown = [key for key in encoded if key not in ("reads", "gain", "shift", "tokens", "open")]
         if unknown or "reads" not in encoded or len(encoded) < 2:
             raise PlanFileError(f"the cell of step {step} must have reads, and a gain, a shift or tokens")
         more = {key: _string(encoded[key], f"the {key} of step {step}") for key in ("gain", "shift") if key in encoded}
+        if "open" in encoded:
+            if encoded["open"] is not False:
+                raise PlanFileError(f"open of step {step} is false where it stands, not {short(encoded['open'])}")
+            more["is_open"] = False
         if "tokens" in encoded:
             more["tokens"] = _tokens(encoded["tokens"], step)
         encoded = encoded["reads"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from forecache._version import __version__
 from forecache.errors import PlanError
+from forecache.parts.bounds import Bounds
 from forecache.parts.corrections import Correction
+from forecache.parts.decide import Decider
 from forecache.parts.forecasts import Forecast, Reuse
 from forecache.parts.gates import Drawn, always
 from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache.plan.constants import Constants
+from forecache.plan.online import Online
 from forecache.plan.plan import Plan
 from forecache.plan.recipe import Recipe
 
@@ -32,6 +35,8 @@ class Method:
     correction: calibrated gain and shift of the estimates, None for none
     tokens: (step, site, grid) -> the tokens that a partial cell computes, None without partial cells. The difference
         between computed and estimated tokens is added to every later estimate until the next full computation.
+    decider: decides while the plan runs about the cells that the schedule leaves open, None where it leaves none
+    bounds: what the decider has no choice about
     recipe: the same expression as data, set by `with_recipe`; None for a method that was composed by hand.
         `dataclasses.replace` drops it, because the parts that it replaces are not the recipe's
     """
@@ -42,6 +47,8 @@ class Method:
     gate: Gate = always
     correction: Correction | None = None
     tokens: Selector | None = None
+    decider: Decider | None = None
+    bounds: Bounds = Bounds()  # noqa: RUF009 - it is frozen
     recipe: Recipe | None = field(default=None, init=False, hash=False)
 
     def __repr__(self) -> str:
@@ -78,6 +85,7 @@ class Method:
         if skipped and not opened:
             raise PlanError(f"The gate of {self.name} is closed in every skipped cell, so its forecast does nothing.")
         self._check_correction(rows.values(), skipped)
+        online = self._online(rows.values(), grid)
         if self.tokens is not None and not any(cell.tokens for row in rows.values() for cell in row):
             raise PlanError(
                 f"{self.name} says which tokens to compute, and its schedule has no partial cell: there is no run of "
@@ -86,7 +94,7 @@ class Method:
         provenance = {"method": self.name, "forecache": __version__}
         if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
             provenance["gate"] = picture
-        plan = Plan(grid, tuple(rows.values()), provenance, Constants(constants))
+        plan = Plan(grid, tuple(rows.values()), provenance, Constants(constants), online=online)
         return plan.with_recipe(self.recipe)
 
     def with_forecast(self, name: str, forecast: Forecast, gate: Gate = always) -> Method:
@@ -94,6 +102,30 @@ class Method:
         if not isinstance(self.forecast, Reuse):
             raise PlanError(f"{self.name} has a forecast already: {name} takes a schedule with plain reuse as base.")
         return replace(self, name=name, forecast=forecast, gate=gate)
+
+    def _online(self, rows: Collection[tuple[Cell, ...]], grid: Grid) -> Online | None:
+        """What decides about the undecided cells; PlanError where there is none, or nothing to decide."""
+        is_open = any(cell.undecided for row in rows for cell in row)
+        if self.decider is None:
+            if is_open:
+                raise PlanError(f"The schedule of {self.name} leaves cells open: give Method(decider=...), too.")
+            return None
+        if self.correction is not None or self.tokens is not None:
+            what = "A calibrated correction needs" if self.correction is not None else "Partial tokens need"
+            raise PlanError(
+                f"{what} to know beforehand which steps are computed, and {self.name} decides while it runs: put it on "
+                "a base with a fixed schedule, such as fora, or take goc, taylorseer or feedback on this one."
+            )
+        sees = self.decider.sees
+        free = [site.depth for site, row in zip(grid.sites, rows, strict=True) if any(cell.undecided for cell in row)]
+        is_over = len(self.bounds.ends(grid.num_steps)) == grid.num_steps
+        if (is_open and free[0] != sees.head) or not (is_open or is_over):
+            raise PlanError(
+                f"{self.name} computes {sees.head} first and {sees.tail} last blocks at every step, and no site of "
+                f"this grid begins behind the first {sees.head}, with blocks left to skip: take fewer, or a grid with "
+                f'level="blocks", or level="stack", ends=({sees.head}, {sees.tail}).'
+            )
+        return Online(self.decider, self.bounds, self.forecast)
 
     def _check_correction(self, rows: Iterable[tuple[Cell, ...]], skipped: set[int]) -> None:
         """Raises PlanError for a correction that corrects nothing, or that lists steps which are not skipped."""
@@ -117,6 +149,11 @@ class Method:
             action = self.schedule(step, site, grid)
             if not isinstance(action, Action):
                 raise PlanError(f"The schedule of {self.name} gave {action!r}; a schedule returns an Action.")
+            if action is Action.DECIDE:
+                is_open = self.gate(step, site, grid)
+                opened.update([step] * is_open)
+                row.append(Cell(undecided=True, is_open=is_open))
+                continue
             if action is Action.COMPUTE:
                 cell = Cell()
                 computed.insert(0, step)

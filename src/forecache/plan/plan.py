@@ -17,12 +17,15 @@ from forecache.io import files
 from forecache.models.examples import Size
 from forecache.models.find import find, layout_for, measure, standing_for_all
 from forecache.parts import patterns
+from forecache.parts.bounds import Decision
 from forecache.parts.grid import Cell, Grid, check_reads
 from forecache.plan import constants as constants_module
 from forecache.plan import file as file_module
-from forecache.plan import hub, slots
+from forecache.plan import hub, online, slots
 from forecache.plan.constants import Constants
 from forecache.plan.cost import Cost, count_request, macs
+from forecache.plan.online import Online
+from forecache.plan.ops import Op
 from forecache.plan.recipe import Recipe
 from forecache.plan.sampler import Sampler
 
@@ -39,6 +42,9 @@ class Plan:
         for a plan whose method was composed by hand, that was tuned, or that was edited: `dataclasses.replace` drops it
     sampler: the scheduler that `forecache.apply` puts in the place of the pipeline's own for as long as the plan is
         applied; None, the default, leaves the pipeline's own
+    online: what decides about undecided cells while the plan runs, and how skipped ones are estimated; None for a plan
+        whose cells are all known. Where there is such a rule and no undecided cell, the plan is that of a run that was
+        decided, and repeats it bit for bit
     """
 
     grid: Grid
@@ -47,6 +53,7 @@ class Plan:
     constants: Constants = field(default_factory=Constants)
     recipe: Recipe | None = field(default=None, init=False, hash=False)
     sampler: Sampler | None = None
+    online: Online | None = None
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
@@ -58,10 +65,18 @@ class Plan:
             )
         for row in set(self.rows):
             for step, cell in enumerate(row):
-                if not cell.computed:
+                if cell.undecided:
+                    if cell.reads or self.online is None:
+                        raise PlanError(
+                            f"Step {step} is undecided, and nothing decides: give Plan(online=...), or take the plan "
+                            "of a method such as easycache."
+                        )
+                elif not cell.computed:
                     check_reads(cell.reads, step)
                 elif cell.constants or cell.tokens is not None:
                     raise PlanError(f"Step {step} is computed, so it cannot have a gain, a shift or chosen tokens.")
+        if self.online is not None:
+            self.online.check(self.rows)
         self._check_tokens()
         named = {name for row in self.rows for cell in row for name in cell.constants}
         if named != set(self.constants):
@@ -96,10 +111,27 @@ class Plan:
         return self.grid.num_steps
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether something is decided while the plan runs."""
+        return any(cell.undecided for row in self.rows for cell in row)
+
+    @property
     def computed_share(self) -> float:
-        """Share of the cells that are computed as a whole, 0 to 1; the papers' caching level is one minus this."""
+        """Share of the cells that are computed as a whole, 0 to 1; the papers' caching level is one minus this.
+
+        Of a plan with undecided cells it is the least share.
+        """
+        if self.online is not None and self.is_undecided:
+            least = self.online.bounds.run(self.num_steps, online.fixed_steps(self.rows), eager=False)
+            return replace(self, rows=self.decided_rows(least)).computed_share
         cells = [cell for row in self.rows for cell in row]
         return sum(cell.computed for cell in cells) / len(cells)
+
+    def decided_rows(self, decisions: Sequence[Decision]) -> tuple[tuple[Cell, ...], ...]:
+        """The rows with these decisions about the first steps in the place of undecided cells."""
+        if self.online is None:
+            return self.rows
+        return online.decided_rows(self.grid.sites, self.rows, self.online.forecast, decisions)
 
     def picture(self) -> str:
         """The distinct rows as lines of signs, the most frequent first."""
@@ -119,10 +151,15 @@ class Plan:
 
     def _show(self, names: Sequence[str], lines: Iterable[str]) -> str:
         width = max(map(len, names))
-        title = f"{self.provenance.get('method', 'plan')}: {self.grid.size}, {self.computed_share:.1%} computed"
+        share = f"{self.computed_share:.1%}"
+        if self.online is not None and self.is_undecided:
+            most = self.online.bounds.run(self.num_steps, online.fixed_steps(self.rows), eager=True)
+            share = f"{share} to {replace(self, rows=self.decided_rows(most)).computed_share:.1%}"
+        title = f"{self.provenance.get('method', 'plan')}: {self.grid.size}, {share} computed"
         lines = [f"{name:<{width}}  {line}" for name, line in zip(names, lines, strict=True)]
+        signs = [*patterns.SIGNS, *([patterns.UNDECIDED] if self.is_undecided else [])]
         gate = [self.provenance["gate"]] if "gate" in self.provenance else []
-        return "\n".join([title, *lines, patterns.legend(), *gate])
+        return "\n".join([title, *lines, patterns.legend(signs), *gate])
 
     def cost(
         self,
@@ -137,6 +174,9 @@ class Plan:
         frames: int | None = None,
     ) -> Cost:
         """The cost of this plan on a model: exact, from shapes alone, on any device, ``meta`` included.
+
+        Of a plan with undecided cells it is the cost of the run that computes most, and `Cost.least` that of the run
+        that computes least; the peak memory is the largest of any run.
 
         model: a pipeline or a transformer; of a pipeline with two, as Wan 2.2, the first one's calls are counted
         batch_size: images in a model call
@@ -153,14 +193,32 @@ class Plan:
         model = standing_for_all(model, self.grid)  # each call is of one of them
         layout = layout_for(find(model), self.grid)
         layout.check_tokens(self.rows)
-        ops = slots.operations(self.grid.sites, self.rows)
-        request = count_request(ops, layout.spans)
+        runs = self._runs()
+        request = count_request([sum(rows, ()) for rows in zip(*runs, strict=True)], layout.spans)
         rows = batch_size * (2 if (layout.guided if guidance is None else guidance) else 1)
         parts = measure(model, self.grid, rows, inputs, request, _size(height, width, frames, inputs))
-        step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
-        by_step = slots.peak_bytes(ops, parts.kept_bytes(cache_dtype), parts.site_tokens)
+        sizes = parts.kept_bytes(cache_dtype)
         full = parts.fixed_macs + sum(parts.site_macs)
-        return Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
+        costs: list[Cost] = []
+        for ops in runs:
+            step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
+            by_step = slots.peak_bytes(ops, sizes, parts.site_tokens)
+            costs.append(
+                Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
+            )
+        if len(costs) == 1:
+            return costs[0]
+        least, most, *_ = costs
+        return replace(most, cache_bytes=max(cost.cache_bytes for cost in costs), least=least)
+
+    def _runs(self) -> list[list[tuple[Op, ...]]]:
+        """The operations, [site][step], of the run; of an undecided plan those of several, see `extreme_runs`."""
+        if self.online is None:
+            return [slots.operations(self.grid.sites, self.rows)]
+        program = online.Program(self.grid.sites, self.rows, self.online.forecast)
+        if not self.is_undecided:
+            return [program.operations(online.known_decisions(self.rows))]
+        return [program.operations(run) for run in online.extreme_runs(self.online, self.rows)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as versioned JSON, atomically; missing folders are made.
@@ -173,7 +231,8 @@ class Plan:
         if self.constants:
             tensors, digest = constants_module.encode(self.constants)
             beside = file_module.ConstantsFile(file.name, digest)
-        contents = file_module.Contents(self.grid, self.rows, dict(self.provenance), beside, self.recipe, self.sampler)
+        known = self.grid, self.rows, dict(self.provenance), beside, self.recipe, self.sampler, self.online
+        contents = file_module.Contents(*known)
         text = file_module.encode(contents)  # before a file is written: a plan that has none leaves none
         if self.constants:
             files.write(file, tensors)
@@ -183,10 +242,10 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file; raises PlanFileError with what is wrong and where."""
         path = Path(path)
-        grid, rows, provenance, beside, recipe, sampler = file_module.read(path)
+        grid, rows, provenance, beside, recipe, sampler, deciding = file_module.read(path)
         constants = constants_module.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
         try:
-            return cls(grid, rows, provenance, constants, sampler).with_recipe(recipe)
+            return cls(grid, rows, provenance, constants, sampler, deciding).with_recipe(recipe)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
 

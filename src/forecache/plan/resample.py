@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from forecache.errors import PlanError
 from forecache.parts import gates
+from forecache.parts.bounds import Decision
 from forecache.parts.forecasts import Forecast, Reuse, Taylor
 from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
 from forecache.plan.method import Method
+from forecache.plan.online import Online, decided_rows, known_decisions
 from forecache.plan.plan import Plan
 
 HIGHEST_ORDER = 4
@@ -54,6 +56,8 @@ def part_of(plan: Plan, steps: range, forecast: Forecast | None = None) -> Plan:
     if steps == range(plan.num_steps):
         return plan
     grid = replace(plan.grid, num_steps=len(steps))
+    if plan.online is not None:
+        return _part_of_online(plan, plan.online, steps, grid)
     if steps.start == 0 and not plan.constants:
         return replace(plan, grid=grid, rows=tuple(row[: steps.stop] for row in plan.rows))
     if plan.constants:
@@ -69,6 +73,21 @@ def part_of(plan: Plan, steps: range, forecast: Forecast | None = None) -> Plan:
     gate = {(site, step): (site, steps.start + step) in opened for site in rows for step in range(len(steps))}
     made = _planned(plan, method, rows, gate, grid)
     return replace(made, provenance={**made.provenance, "steps": f"{steps.start} to {steps.stop - 1}"})
+
+
+def _part_of_online(plan: Plan, online: Online, steps: range, grid: Grid) -> Plan:
+    """The part of a plan that decides while it runs, or that was decided so."""
+    if plan.is_undecided and (online.bounds.at_least, online.bounds.at_most) != (None, None):
+        raise PlanError(
+            "A budget counts the computed steps of a whole run, and this run is made in parts, as with two "
+            "transformers, or with guidance that ends in the middle: leave budget, at_least and at_most out."
+        )
+    rows = tuple((Cell(), *row[steps.start + 1 : steps.stop]) for row in plan.rows)
+    if not plan.is_undecided:
+        decisions = [Decision.COMPUTE, *known_decisions(row[steps.start + 1 : steps.stop] for row in plan.rows)]
+        rows = decided_rows(grid.sites, rows, online.forecast, decisions)
+    provenance = {**plan.provenance, "steps": f"{steps.start} to {steps.stop - 1}"}
+    return Plan(grid, rows, provenance, plan.constants, online=online)
 
 
 def _planned(

@@ -16,10 +16,13 @@ from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gates
 from forecache.models.find import measure
 from forecache.models.layout import Layout
+from forecache.plan.online import Online, Program, extreme_runs, known_decisions
+from forecache.plan.ops import Op
 from forecache.plan.plan import Plan
 from forecache.plan.slots import num_slots, operations, peak_bytes
 from forecache.runtime.constants import DeviceConstants
 from forecache.runtime.counting import one_call
+from forecache.runtime.deciding import Deciding, Decisions, first_undecided
 from forecache.runtime.graphs import TraceContext, graphs
 from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.program import SkippedSpan, Step, step_of
@@ -33,10 +36,11 @@ class Executable:
     plan: the plan.
     options: settings of the session.
     local: thread-local state that carries the executor of a step to the model's blocks; None where nothing runs.
-    rows: the operations of every site, [site][step].
-    steps: the steps of the plan.
+    rows: the operations of every site, [site][step]; where the plan decides while it runs, those of the same run.
+    steps: the steps of the plan; where it decides while it runs, those of the run that computes least.
     num_steps: model calls of a generation.
     num_slots: slots of kept features, per site.
+    first: of a plan that decides in the middle of a call, the number of the block at which it does; else None.
     gates: the gates of spans of skipped blocks, by `SkippedSpan.key`; see `refresh`.
     """
 
@@ -49,10 +53,19 @@ class Executable:
     ) -> None:
         guarded = options.max_error is not None
         self.layout, self.plan, self.options = layout, plan, options
-        self.rows = operations(plan.grid.sites, layout.rows_among_others(plan.rows), folded=not guarded)
+        self.num_steps = plan.num_steps
+        self.first: int | None = None
+        self._made: dict[tuple[Op, ...], Step] = {}
+        self._among = layout.rows_among_others(plan.rows)
+        self._program: Program | None = None
+        if plan.online is None:
+            self.rows = operations(plan.grid.sites, self._among, folded=not guarded)
+            self.num_slots = [num_slots(ops) for ops in self.rows]
+        else:
+            self.rows = self._decided(plan.online)
+            self.num_slots = [self.num_steps] * len(plan.grid.sites)
+        self._guarded = guarded
         self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
-        self.num_steps = len(self.steps)
-        self.num_slots = [num_slots(ops) for ops in self.rows]
         self.gates: dict[tuple[int, int], Gates] = {}
         self.constants = DeviceConstants(plan.constants)
         self.graphs = graphs(layout, guarded)
@@ -62,12 +75,36 @@ class Executable:
         self._spans = [range(first, last + 1) for first, last in sorted(spans)]
         self._cache_bytes: dict[object, int] = {}
 
-    def step(self, number: int, computed: Sequence[int]) -> Step:
-        """The step to run at call ``number`` of a generation, which has computed the steps ``computed`` so far.
+    def _decided(self, online: Online) -> list[tuple[Op, ...]]:
+        """The operations, [site][step], of one run of a plan that decides while it runs."""
+        rows = self._among
+        self._program = Program(self.plan.grid.sites, rows, online.forecast)
+        if not self.plan.is_undecided:
+            return self._program.operations(known_decisions(rows))
+        if online.decider.sees.inside:
+            self.first = first_undecided(self.layout, self.plan, online.decider.sees)
+        return self._program.operations(extreme_runs(online, rows)[0])
 
-        All that is decided at a step is decided here. A plan decides before the run, so it ignores ``computed``.
+    @functools.cached_property
+    def open_step(self) -> Step:
+        """The step of a call until it is decided: every site is computed, and nothing is kept."""
+        return step_of((Op(),) * len(self.plan.grid.sites), self.layout, self._guarded)
+
+    def deciding(self, shared: Decisions | None) -> Deciding | None:
+        """The steps of a new generation of a plan that decides while it runs; None for any other plan.
+
+        shared: the decisions of the lane that decides for this one; None for a lane that decides itself.
         """
-        return self.steps[number]
+        if self._program is None:
+            return None
+        return Deciding(self.plan, self._program, self.layout, self._step_of, shared)
+
+    def _step_of(self, ops: tuple[Op, ...]) -> Step:
+        """The step with these operations, one a kind of site; made once."""
+        assert self._program is not None
+        if ops not in self._made:
+            self._made[ops] = step_of(self._program.of_sites(ops), self.layout, self._guarded)
+        return self._made[ops]
 
     def refresh(self) -> None:
         """Stack the gates of skipped spans at the start of a generation, unless they are and no weight has changed."""
@@ -105,8 +142,16 @@ class Executable:
         if key not in self._cache_bytes:
             cost = measure(self.layout.model, self.plan.grid, 0, arguments)
             sizes = cost.kept_bytes(self.options.dtype)
-            self._cache_bytes[key] = max(peak_bytes(self.rows, sizes, cost.site_tokens))
+            self._cache_bytes[key] = max(
+                peak for rows in self._runs() for peak in peak_bytes(rows, sizes, cost.site_tokens)
+            )
         return self._cache_bytes[key]
+
+    def _runs(self) -> list[Sequence[tuple[Op, ...]]]:
+        """The operations, [site][step], of runs of which one keeps as much as any."""
+        if self._program is None or self.plan.online is None or not self.plan.is_undecided:
+            return [self.rows]
+        return [self._program.operations(run) for run in extreme_runs(self.plan.online, self._among)]
 
 
 class Executables:

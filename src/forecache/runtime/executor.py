@@ -87,6 +87,7 @@ class StepExecutor:
     step: the step that runs.
     ran: per site, whether it has run in this call.
     open_spans: what spans of blocks that have begun in this call and not ended hold, by number.
+    deferred: decides about the step inside of the call, where a block is called; None where the step is known.
     fallbacks: number of estimates that lay beyond ``max_error`` since the number was last taken; None for none.
     """
 
@@ -101,6 +102,7 @@ class StepExecutor:
         self.chooser = chooser
         self.store = store
         self.step: Step
+        self.deferred: Callable[[int, Sequence[Any], Mapping[str, Any]], bool] | None = None
         self.fallbacks: Tensor | None = None
         self._gates = gates
         self._sites = layout.sites
@@ -113,7 +115,7 @@ class StepExecutor:
 
     def begin(self, step: Step, image: Sequence[int] | None) -> None:
         """Start a model call that runs ``step``; image: shape of the model's input."""
-        self.step = step
+        self.step, self.deferred = step, None
         self.chooser.image = image
         self.ran = [False] * len(step.ops)
         self.open_spans = {}
@@ -155,6 +157,8 @@ class StepExecutor:
 
         The first block of a skipped span answers for all of them.
         """
+        if self.deferred is not None and self.deferred(block, args, kwargs):
+            return UNTOUCHED
         action = self.step.blocks[block]
         if action is None:
             return None

@@ -31,6 +31,7 @@ from forecache.runtime.graphs import (
 )
 from forecache.runtime.lanes import Lane
 from forecache.runtime.stats import Counters
+from forecache.runtime.steps import begin_step
 
 Watch = Callable[[int, int, Tensor], None]
 """``watch(step, site, feature)``: sees every feature of the first lane."""
@@ -177,10 +178,9 @@ class Forwards:
                 "sites of this call had run, and features from before do not fit: call session.new_run() where they "
                 "change, or sample without a plan."
             )
-        image = lane.executor.chooser.image
         lane = self._local.lane = self._generations.afresh(lane)
         lane.inside = inside
-        lane.executor.begin(lane.executable.step(lane.step, lane.computed), image)
+        begin_step(lane, self._local, self._generations.scheduler)
         self._local.executor = lane.executor
 
     def _show(self, watch: Watch, site: int, output: Tensor) -> None:
@@ -201,7 +201,7 @@ class Forwards:
             run, context, inputs = begin(args, kwargs)
             try:
                 output, outputs = run(context, forward, args, kwargs, inputs)
-                end(outputs)
+                end(outputs, output)
             except BaseException:
                 fail()
                 raise
@@ -215,7 +215,7 @@ class Forwards:
             try:
                 output = followed(*args, **kwargs)
                 lane = self._local.lane or lane  # it may have started afresh
-                self._end(lane, lane.executor.missed())
+                self._end(lane, lane.executor.missed(), output)
             except BaseException as error:
                 self._fail()
                 if _is_of_sizes(error) and not lane.executor.step.is_computed:
@@ -291,12 +291,10 @@ class Forwards:
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
-        step = lane.executable.step(lane.step, lane.computed)
+        step = begin_step(lane, self._local, self._generations.scheduler)
         if lane.executable.layout is not self.layout or (lane.step and step.computed and self._blocks_have_changed()):
             self._fail()
             raise RunError(CHANGED)
-        sample = lane.signature.sample
-        lane.executor.begin(step, sample[0] if sample is not None else None)
         return lane
 
     def _blocks_have_changed(self) -> bool:
@@ -315,14 +313,14 @@ class Forwards:
             self._fail()
             raise
 
-    def _end_traced(self, outputs: StepOutputs) -> None:
+    def _end_traced(self, outputs: StepOutputs, output: Any) -> None:
         lane = self._local.lane
         assert lane is not None
         keep_outputs(outputs, lane.cache, lane.executor)
-        self._end(lane, outputs.missed)
+        self._end(lane, outputs.missed, output)
         self._local.lane = self._local.call = None
 
-    def _end(self, lane: Lane, missed: int | None) -> None:
+    def _end(self, lane: Lane, missed: int | None, output: Any) -> None:
         if missed is not None:
             raise RunError(
                 f"{self.layout.sites[missed].name} did not run in this model call: a site must run once in every "
@@ -339,6 +337,8 @@ class Forwards:
         if executor.fallbacks is not None:
             self._counters.add_fallbacks(executor.fallbacks)
             executor.fallbacks = None
+        if lane.deciding is not None:
+            lane.deciding.end(output)
         if step.is_computed:
             lane.computed.append(lane.step)
         lane.step += 1

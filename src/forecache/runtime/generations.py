@@ -80,7 +80,7 @@ class Generations:
         value = self._find_timestep(arguments)
         call = Call(arguments, value, calls.signature_of(arguments, value), LastSample(arguments, value))
         if counting.fills_kv_cache(arguments.kwargs):
-            return self._lane(state, call, Run(1, range(1)), is_announced=True)
+            return self._lane(state, state.lane, call, Run(1, range(1)), is_announced=True)
         if state.run is not None:
             lane = self._requested(state, state.run, call)
             self.local.call = call
@@ -146,7 +146,7 @@ class Generations:
             )
         if lane is None or step > due or lane.signature != call.signature:
             rest = run.rest(step - run.indices.start)
-            new = self._lane(state, call._replace(timestep=rest.timestep(0)), rest, is_announced=True)
+            new = self._lane(state, name, call._replace(timestep=rest.timestep(0)), rest, is_announced=True)
             if lane is not None:
                 lane.clear()
                 new.record = lane.record
@@ -329,7 +329,7 @@ class Generations:
             f"The shape of {changed} changed in the middle of a run (step {lane.step} of {lane.num_steps}): features "
             "from before do not fit, so that the step was computed as a whole."
         )
-        new = self._lane(state, call, lane.run.rest(lane.step), lane.is_announced)
+        new = self._lane(state, name, call, lane.run.rest(lane.step), lane.is_announced)
         new.doubtful, new.first_timestep, new.record = lane.doubtful, lane.first_timestep, lane.record
         if new.record is not None:
             new.record.add(name, new, call.arguments)
@@ -350,7 +350,7 @@ class Generations:
             run = Run(own, range(own))
         else:
             run = counting.run_of(state.announcement, call.timestep, self.scheduler, self._pipe, self._part)
-        lane = self._lane(state, call, run, state.announcement is not None)
+        lane = self._lane(state, name, call, run, state.announcement is not None)
         self._record(state, name, lane, call)
         return lane
 
@@ -364,8 +364,11 @@ class Generations:
         if (sentence := counting.few_steps(lane.executable.plan)) is not None:
             self._say_once(sentence)
 
-    def _lane(self, state: ThreadState, call: Call, run: Run, is_announced: bool) -> Lane:
-        """A lane for a run, with an empty cache."""
+    def _lane(self, state: ThreadState, name: str, call: Call, run: Run, is_announced: bool) -> Lane:
+        """A lane of this name for a run, with an empty cache.
+
+        Where a plan decides while it runs, the lane that came first decides for those that begin with the same step.
+        """
         executable = self._executables.of(run.total, run.indices)
         others = [lane for lane in state.lanes.values() if not lane.is_done]
         cache_bytes = executable.check_budget(call.arguments, beside=sum(lane.cache_bytes for lane in others))
@@ -374,7 +377,11 @@ class Generations:
         cache = FeatureCache(executable.num_slots, executable.constants, options, state.meter)
         chooser = TokenChooser(self._layout, state.meter, cache.random)
         executor = StepExecutor(self._layout, cache, chooser, executable.gates, options.max_error)
-        return Lane(executable, executor, cache, call.signature, run, is_announced, cache_bytes, call.timestep)
+        lane = Lane(executable, executor, cache, call.signature, run, is_announced, cache_bytes, call.timestep)
+        first, leader = next(iter(state.lanes.items()), (name, lane))
+        follows = first != name and leader.step == 1 and leader.run == run
+        lane.deciding = executable.deciding(leader.deciding.shared if follows and leader.deciding else None)
+        return lane
 
     def watched(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:
         """The scheduler's set_timesteps, which every pipeline calls when a generation starts."""

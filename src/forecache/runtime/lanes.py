@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from forecache.plan.ops import Op
+from forecache.plan.plan import Plan
 from forecache.runtime.cache import FeatureCache
 from forecache.runtime.calls import Call, CallSignature, LastSample
 from forecache.runtime.counting import Announcement, Run
+from forecache.runtime.deciding import Deciding
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.stats import Record
@@ -38,6 +41,7 @@ class Lane:
     computed: the steps so far at which every site was computed.
     last_sample: sample of the last call; None before the first.
     record: of the generation that the lane belongs to; None for a call that is no step of one.
+    deciding: the steps of a plan that decides while it runs; None for any other.
     inside: shapes of the tensors that the first site or block is called with; None before the first call.
     """
 
@@ -55,7 +59,18 @@ class Lane:
     computed: list[int] = field(default_factory=list)
     last_sample: LastSample | None = None
     record: Record | None = None
+    deciding: Deciding | None = None
     inside: Sequence[torch.Size] | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the generation, with what was decided so far."""
+        return self.executable.plan if self.deciding is None else self.deciding.plan
+
+    @property
+    def rows(self) -> Sequence[tuple[Op, ...]]:
+        """The operations of the generation, or of its steps so far where these are decided while it runs."""
+        return self.executable.rows if self.deciding is None else self.deciding.rows
 
     @property
     def num_steps(self) -> int:

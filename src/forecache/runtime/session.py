@@ -87,6 +87,21 @@ class Session(ContextDecorator):
         """The method that planned the run that began last; None where a plan was given or found."""
         return self._plans.method
 
+    def decided(self) -> Plan:
+        """What was decided in the generation that began last, as a plan with no undecided cell, which repeats it.
+
+        On the same noise and inputs it gives the same samples, bit for bit. Where nothing is decided while the plan
+        runs, it is that plan. Raises RunError before a run and in the middle of one, and for a run of two transformers
+        that take turns.
+        """
+        first, *others = self._models
+        if others:
+            raise RunError(
+                "The run of two transformers is two plans, one a transformer: apply the method to each, "
+                "forecache.apply(pipe.transformer, method), and ask those sessions."
+            )
+        return first.decided()
+
     @property
     def choice(self) -> str:
         """What was chosen for the run that began last, and why; empty where a plan or method was given."""
@@ -353,6 +368,19 @@ class MountedModel:
     @property
     def plan(self) -> Plan | None:
         return self._executables.latest
+
+    def decided(self) -> Plan:
+        last = self.stats.last
+        plan = last.stretches[0].plan if last is not None else None
+        if last is None or plan is None or plan.is_undecided:
+            calls = 0 if last is None else last.stretches[0].calls
+            raise RunError(f"The last run has made {calls} model calls and is not over: ask when it is.")
+        if len({stretch.plan.num_steps for stretch in last.stretches}) > 1:
+            raise RunError(
+                f"The last run was made in {len(last.stretches)} parts, because its inputs changed on the way, and one "
+                "plan is for one part: sample without such a change."
+            )
+        return plan
 
     @property
     def stats(self) -> Stats:

@@ -219,7 +219,9 @@ class Ran(Protocol):
     """A lane, as far as it has come."""
 
     @property
-    def executable(self) -> Any: ...
+    def plan(self) -> Plan: ...
+    @property
+    def rows(self) -> Sequence[tuple[Op, ...]]: ...
     @property
     def step(self) -> int: ...
 
@@ -247,8 +249,7 @@ class Record:
     def generation(self, layout: Layout) -> LastGeneration:
         """The generation so far."""
         stretches = tuple(
-            Stretch(layout, name, lane.executable.plan, lane.executable.rows, lane.step, inputs)
-            for name, lane, inputs in self._lanes
+            Stretch(layout, name, lane.plan, lane.rows, lane.step, inputs) for name, lane, inputs in self._lanes
         )
         return LastGeneration(stretches, self.ended - self.began if self.ended else None)
 

@@ -29,8 +29,7 @@ def ours():
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize(
     "name",
-    ["FLUX.1", "Qwen-Image"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("DiT", "Wan 2.1")],
+    ["FLUX.1", "Qwen-Image"] + [pytest.param(name, marks=pytest.mark.slow) for name in ("DiT", "Wan 2.1")],
 )
 def test_group_offload_that_is_switched_on_inside(name, kind):
     family, model = FAMILIES[name], FAMILIES[name].model()

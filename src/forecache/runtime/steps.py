@@ -1,0 +1,60 @@
+"""The step of a model call: what the plan says, or what is decided about it while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from forecache.errors import RunError
+from forecache.runtime import calls
+from forecache.runtime.calls import Call
+from forecache.runtime.deciding import noise_level
+from forecache.runtime.lanes import Lane, Local
+from forecache.runtime.program import Step
+
+
+def begin_step(lane: Lane, local: Local, scheduler: Any) -> Step:
+    """Begin the step of the model call in progress, which belongs to this lane.
+
+    All that is decided at a step is decided here, or where the call reaches the first block that may be skipped.
+    scheduler: says the noise level to rules that ask for it; None where there is none.
+    """
+    sample = lane.signature.sample
+    image = sample[0] if sample is not None else None
+    deciding, executor = lane.deciding, lane.executor
+    if deciding is None:
+        step = lane.executable.steps[lane.step]
+        executor.begin(step, image)
+        return step
+    call = local.call
+    assert call is not None
+    decided = deciding.begin(call.arguments, call.value, lambda: _noise(lane, call, scheduler))
+    executor.begin(decided or lane.executable.open_step, image)
+    if decided is None:
+        _check_eager(lane, local)
+        assert lane.executable.first is not None
+        executor.deferred = deciding.inside(executor, lane.executable.first)
+    return executor.step
+
+
+def _noise(lane: Lane, call: Call, scheduler: Any) -> float:
+    """The share of noise in the sample of a call, for rules that filter by it."""
+    timestep = lane.run.timestep(lane.step)
+    level = noise_level(scheduler, calls.as_number(call.value) if timestep is None else timestep)
+    if level is None:
+        raise RunError(
+            "This plan's rule needs the noise level of every step, and no scheduler says it: apply the plan to the "
+            "pipeline, or to an object with the `transformer` and the `scheduler` of the loop."
+        )
+    return level
+
+
+def _check_eager(lane: Lane, local: Local) -> None:
+    """Raises RunError for a decision in the middle of a call that is compiled as one graph."""
+    if local.compiler is not None or torch.compiler.is_compiling():
+        raise RunError(
+            f"{lane.plan.provenance.get('method', 'This plan')} decides in the middle of a model call, and a compiled "
+            "step is one graph: do not compile the model, or take a rule that decides before the call, such as "
+            "easycache or seacache."
+        )
