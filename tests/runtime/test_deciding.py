@@ -272,3 +272,20 @@ def test_operations_give_what_the_cells_say_on_numbers(forecast):
         for step in range(12)
     )
     assert most <= bound
+
+
+@pytest.mark.slow
+def test_a_compiled_model_decides_between_its_graphs():
+    model = small_dit(3)
+    method = fc.goc(fc.easycache(0.12, first=2), 0.8)
+    with fc.apply(model, method, num_steps=STEPS) as session:
+        expected, own = sampled(model), pattern(session)
+    compiled = torch.compile(model, backend="eager")
+    with fc.apply(compiled, method, num_steps=STEPS) as session:
+        torch.testing.assert_close(sampled(compiled), expected, atol=1e-5, rtol=0)
+        assert pattern(session) == own
+    with (
+        fc.apply(compiled, fc.fbcache(0.1), num_steps=STEPS),
+        pytest.raises(fc.errors.RunError, match="compiled step is one graph"),
+    ):
+        sampled(compiled)

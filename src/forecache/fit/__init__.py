@@ -4,6 +4,7 @@ from forecache.fit import gains, scores, tuning
 from forecache.fit.calibrate import calibrate, calibration_bytes
 from forecache.fit.gains import Gains, gains_bytes, measure_gains
 from forecache.fit.routers import train_router
+from forecache.fit.rules import Rules, Threshold, measure_rules, threshold_for
 from forecache.fit.search import Candidate, SearchResult, search
 from forecache.fit.tuning import Calls, Tuned, tune
 
@@ -11,15 +12,19 @@ __all__ = [
     "Calls",
     "Candidate",
     "Gains",
+    "Rules",
     "SearchResult",
+    "Threshold",
     "Tuned",
     "calibrate",
     "calibration_bytes",
     "gains",
     "gains_bytes",
     "measure_gains",
+    "measure_rules",
     "scores",
     "search",
+    "threshold_for",
     "train_router",
     "tune",
     "tuning",

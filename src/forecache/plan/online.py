@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from forecache.parts.grid import Cell, Site, check_reads
 from forecache.plan.ops import OUT, KeptSum, Op, Terms
 
 Vector = tuple[float, ...]
+CHANGING = 4
+"""The longest gap of the runs of changing gaps among `extreme_runs`."""
 NEGLIGIBLE = 1e-9
 """Weights below this share of the largest one are zero: features in float32 cannot show them."""
 
@@ -271,18 +274,24 @@ def _decided_row(
 
 
 def extreme_runs(online: Online, rows: Sequence[Sequence[Cell]]) -> list[tuple[Decision, ...]]:
-    """The runs that compute least and most, then one for every length of gaps, which keep as much as any run."""
+    """The runs that compute least and most, then some of equal and of changing gaps, which keep as much as any run."""
     num_steps, fixed = len(rows[0]), fixed_steps(rows)
     least = online.bounds.run(num_steps, fixed, eager=False)
     most = online.bounds.run(num_steps, fixed, eager=True)
     longest = num_steps - 1 if online.bounds.max_gap is None else min(online.bounds.max_gap, num_steps - 1)
-    periodic = [
-        tuple(
-            Decision.COMPUTE if step in fixed or step % (gap + 1) == 0 else Decision.SKIP for step in range(num_steps)
-        )
-        for gap in range(1, longest + 1)
-    ]
-    return [least, most, *periodic]
+    short = range(min(longest, CHANGING) + 1)
+    cycles = {(longest,), *product(short, repeat=1), *product(short, repeat=2), *product(short, repeat=3)}
+    return [least, most, *dict.fromkeys(_in_cycles(gaps, num_steps, fixed) for gaps in sorted(cycles))]
+
+
+def _in_cycles(gaps: Sequence[int], num_steps: int, fixed: Collection[int]) -> tuple[Decision, ...]:
+    """A run whose gaps have these lengths in turn."""
+    decisions: list[Decision] = []
+    for gap in cycle(gaps):
+        decisions += [Decision.COMPUTE, *[Decision.SKIP] * gap]
+        if len(decisions) >= num_steps:
+            break
+    return tuple(Decision.COMPUTE if step in fixed else decisions[step] for step in range(num_steps))
 
 
 # ---- as data ---------------------------------------------------------------------------------------------------------

@@ -200,16 +200,17 @@ class Plan:
         sizes = parts.kept_bytes(cache_dtype)
         full = parts.fixed_macs + sum(parts.site_macs)
         costs: list[Cost] = []
-        for ops in runs:
+        for ops in runs[:2]:
             step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
             by_step = slots.peak_bytes(ops, sizes, parts.site_tokens)
             costs.append(
                 Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
             )
-        if len(costs) == 1:
+        if len(runs) == 1:
             return costs[0]
-        least, most, *_ = costs
-        return replace(most, cache_bytes=max(cost.cache_bytes for cost in costs), least=least)
+        least, most = costs
+        peak = max(max(slots.peak_bytes(ops, sizes, parts.site_tokens)) for ops in runs)
+        return replace(most, cache_bytes=peak, least=least)
 
     def _runs(self) -> list[list[tuple[Op, ...]]]:
         """The operations, [site][step], of the run; of an undecided plan those of several, see `extreme_runs`."""

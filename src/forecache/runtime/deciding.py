@@ -172,12 +172,12 @@ class Inside:
             return True
         module = self._layout.blocks[block][1].module
         if block == 0 and self._sees.head:
-            self._before = _own(_stream(module, args, kwargs))
+            self._before = _own(stream_of(module, args, kwargs))
         if block != self._first:
             return False
         seen: dict[str, Any] = {}
         if self._sees.head:
-            seen = {"before": self._before, "after": _own(_stream(module, args, kwargs))}
+            seen = {"before": self._before, "after": _own(stream_of(module, args, kwargs))}
         if self._sees.modulated:
             self._looks = True
             try:
@@ -206,16 +206,14 @@ def modulated_input(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     The block's forward is run up to the attention, which costs one norm. Raises RunError for a block in which no
     attention is found.
     """
-    attention, thread = _attention(block), threading.get_ident()
+    attention, thread = first_attention(block), threading.get_ident()
     with _LOCK:
         own, forward = vars(attention).get("forward"), attention.forward
 
         def reached(*inner: Any, **named: Any) -> Any:
             if threading.get_ident() != thread:
                 return forward(*inner, **named)
-            raise _ReachedError(
-                _first_tensor((named[STREAM], *inner) if STREAM in named else (*inner, *named.values()))
-            )
+            raise _ReachedError(first_tensor((named[STREAM], *inner) if STREAM in named else (*inner, *named.values())))
 
         attention.forward = reached
         try:
@@ -233,7 +231,8 @@ def modulated_input(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     )
 
 
-def _attention(block: nn.Module) -> nn.Module:
+def first_attention(block: nn.Module) -> nn.Module:
+    """The module of a block's first attention; RunError where none is found."""
     parts = dict(block.named_modules())
     named = [parts[name] for name in ATTENTIONS if name in parts]
     classes = [part for name, part in parts.items() if name and "attention" in type(part).__name__.lower()]
@@ -285,7 +284,7 @@ def _own(tensor: Tensor) -> Tensor:
 def _sample(arguments: Arguments, timestep: Any) -> Tensor:
     """The first tensor of a model call besides the timestep; a list of samples as one batch."""
     values = [value for value in (*arguments.args, *arguments.kwargs.values()) if value is not timestep]
-    return _first_tensor(values)
+    return first_tensor(values)
 
 
 def _tensor_of(output: Any) -> Tensor:
@@ -293,10 +292,11 @@ def _tensor_of(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     values = [output] if isinstance(output, list) else list(output.values() if isinstance(output, Mapping) else output)
-    return _first_tensor(values)
+    return first_tensor(values)
 
 
-def _first_tensor(values: Sequence[Any]) -> Tensor:
+def first_tensor(values: Sequence[Any]) -> Tensor:
+    """The first tensor among values; a list of tensors counts as a batch."""
     for value in values:
         if isinstance(value, Tensor):
             return value
@@ -311,9 +311,9 @@ def _first_tensor(values: Sequence[Any]) -> Tensor:
     )
 
 
-def _stream(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def stream_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The first stream (B, N, D) that a block is given."""
     place = (positions(module, [STREAM]) or {}).get(STREAM)
     if place is not None:
         return args[place] if place < len(args) else kwargs[STREAM]
-    return _first_tensor((*args, *kwargs.values()))
+    return first_tensor((*args, *kwargs.values()))
