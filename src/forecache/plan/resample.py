@@ -87,7 +87,7 @@ def _part_of_online(plan: Plan, online: Online, steps: range, grid: Grid) -> Pla
         decisions = [Decision.COMPUTE, *known_decisions(row[steps.start + 1 : steps.stop] for row in plan.rows)]
         rows = decided_rows(grid.sites, rows, online.forecast, decisions)
     provenance = {**plan.provenance, "steps": f"{steps.start} to {steps.stop - 1}"}
-    return Plan(grid, rows, provenance, plan.constants, online=online)
+    return replace(plan, grid=grid, rows=rows, provenance=provenance)
 
 
 def _planned(

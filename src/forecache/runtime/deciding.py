@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,9 +96,7 @@ class Deciding:
         if not self._own.is_undecided:
             return self._own
         provenance = {**self._own.provenance, "decided": "".join(decision.value for decision in made)}
-        return Plan(
-            self._own.grid, self._own.decided_rows(made), provenance, self._own.constants, online=self._own.online
-        )
+        return replace(self._own, rows=self._own.decided_rows(made), provenance=provenance)
 
     @property
     def rows(self) -> list[tuple[Op, ...]]:
