@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import forecache as fc
-from forecache.fit.tuning import across, plan_search, samplers, trial_runner
+from forecache.fit.tuning import across, effort, plan_search, proposals, refine, samplers, trial_runner
 from forecache.models.fingerprint import describe_scheduler
 from forecache.plan.sampler import Sampler
 from forecache.sampling import fine
@@ -119,6 +119,41 @@ def test_where_no_plan_is_nearer_the_sampler_without_a_cache_is_the_result(pipe,
     with fc.apply(pipe, result):
         cached = as_source(pipe).generate(LABELS, Sampling(3, 1.5, 5))
     assert torch.equal(cached, images(pipe, result.scheduler, LABELS, 3, 5))
+
+
+# ---- the cost of a search --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_cost_in_images_is_what_the_model_computed(pipe, monkeypatch, quick):
+    """Counted by the rows that go through the first attention, two a sample and computed step."""
+    for module, name, value in [
+        (fine, "LEAST_STEPS", 4), (fine, "MOST_STEPS", 8), (trial_runner, "NOISES", 1), (plan_search, "FINALISTS", 3),
+        (proposals, "LAST", 0), (refine, "ROUNDS", 1), (refine, "SCHEDULES", 1), (effort, "QUICK_IMAGES", 50),
+    ]:  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    announced, rows = [], []
+    attention = pipe.transformer.transformer_blocks[0].attn1
+    hook = attention.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    try:
+        tuned = fc.tune(
+            pipe, [1, 2, 3, 4], num_steps=4, budget=[fc.fit.Calls(2), fc.fit.Calls(3)], number=1, longest=4,
+            forecasts=["taylor 1"], correcting=False, quick=quick, batch=3, on_cost=announced.append,
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert tuned.images == pytest.approx(sum(rows) / 2 / 4)
+    assert tuned.images <= announced[0]
+    if quick:
+        assert announced[0] <= 50
+        assert not any(trial.forecast.is_refined or trial.noise for trial in tuned.best)
+        best = max(trial.psnr for trial in tuned.trials if trial.computed == 2)
+        assert tuned.best[0].psnr == best
+    with pytest.raises(fc.errors.InputError, match="for one sampler in one number of steps: leave out quick"):
+        fc.tune(pipe, [1], num_steps=4, steps=(4, 5), quick=True)
+    monkeypatch.setattr(effort, "QUICK_IMAGES", 10)
+    with pytest.raises(fc.errors.InputError, match=r"leaves 0 trials for each of 1 searches, .* give fewer budgets"):
+        fc.tune(pipe, [1, 2, 3], num_steps=4, budget=fc.fit.Calls(2), longest=4, quick=True)
 
 
 # ---- a plan that brings its sampler ----------------------------------------------------------------------------------

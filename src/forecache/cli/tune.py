@@ -88,6 +88,9 @@ def tune_command(
             help="What ranks plans: closeness to the converged samples of the same noise, or to a run without a cache."
         ),
     ] = ReferenceName.converged,
+    quick: Annotated[
+        bool, typer.Option(help="Keep the search to the cost of 100 images without a cache, for all budgets together.")
+    ] = False,
     correct: Annotated[bool, typer.Option(help="Try EOC's correction; its tensors are a file beside the plan.")] = True,
     refine: Annotated[
         bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
@@ -145,11 +148,13 @@ def tune_command(
                 longest=longest,
                 search_seed=search_seed,
                 reference=reference.value,
+                quick=quick,
                 correcting=correct,
                 refining=refine,
                 **sites.options,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),
+                on_cost=lambda images: say(f"The search costs at most {images:.0f} images without a cache."),
                 on_step=lambda _: bar.advance(task),
                 on_trial=on_trial,
             )
@@ -159,6 +164,8 @@ def tune_command(
             if as_json:
                 emit(tuned.document(paths))
             _say_result(tuned, list(asked), paths)
+            if tuned.images:
+                say(f"The search cost {tuned.images:.0f} images without a cache.")
             say(f"{len(tuned.trials)} schedules sampled with. Wrote the plans and {out / 'tune.png'}.")
 
 

@@ -115,20 +115,26 @@ def converged(
         return Converged(in_batches(fine, given, fine_how, batch, on_step), run)
 
 
-def fine_run(source: Source, conditions: Sequence[Condition], how: Sampling, on_step: OnStep | None = None) -> FineRun:
-    """The fine run of a source, found on its first `JUDGES` conditions.
+def fine_run(
+    source: Source,
+    conditions: Sequence[Condition],
+    how: Sampling,
+    on_step: OnStep | None = None,
+    judges: int | None = None,
+) -> FineRun:
+    """The fine run of a source, found on its first conditions, `JUDGES` by default.
 
     The steps are doubled until the images change by less than `ENOUGH_DB`, or by `MARGIN_DB` less than the pipeline's
     own are off, at most up to `MOST_STEPS`; what came of it is logged. Raises InputError for a sampler that has none.
     """
-    judges = conditions[:JUDGES]
+    judged = conditions[: judges or JUDGES]
     solver = fine_solver(scheduler_of(source))
-    own = source.generate(judges, how, 0, on_step)
+    own = source.generate(judged, how, 0, on_step)
     num_steps = max(LEAST_STEPS, 2 * how.num_steps)
 
     def images(num_steps: int) -> Tensor:
         with rescheduled(source, solver) as fine:
-            return fine.generate(judges, replace(how, num_steps=num_steps), 0, on_step)
+            return fine.generate(judged, replace(how, num_steps=num_steps), 0, on_step)
 
     coarse = images(num_steps)
     while True:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from forecache.errors import InputError
-from forecache.fit.tuning import proposals, refine, trial_runner
+from forecache.fit.tuning import proposals, refine
 from forecache.fit.tuning.budgets import AtLeast
+from forecache.fit.tuning.effort import fixed
 from forecache.fit.tuning.proposals import ScheduleSearch, TrialHistory
 from forecache.fit.tuning.refine import Refiner
 from forecache.fit.tuning.result import Tuned
@@ -26,9 +27,13 @@ class PlanSearch:
     """Searches the numbers of computed steps that the budgets ask for, one after the other, with one history.
 
     possible: numbers of computed steps that the longest interval allows.
+    last: largest number of trials of a search after its schedules, `proposals.LAST` by default.
     """
 
-    def __init__(self, runner: TrialRunner, possible: range, correcting: bool, refining: bool) -> None:
+    def __init__(
+        self, runner: TrialRunner, possible: range, correcting: bool, refining: bool, last: int | None = None
+    ) -> None:
+        self._last = proposals.LAST if last is None else last
         self._runner, self._settings = runner, runner.settings
         self._possible, self._correcting, self._refining = possible, correcting, refining
         self._searched: dict[int, tuple[Trial, Trial]] = {}
@@ -48,13 +53,26 @@ class PlanSearch:
 
     def most_calls(self, samples: int, searches: int) -> int:
         """The largest number of model calls of this process: of a pass without a cache, and of so many searches."""
-        steps, noises = self._settings.num_steps, trial_runner.NOISES
+        steps, noises = self._settings.num_steps, self._runner.noises
         batches = len(batch_starts(self._runner.world, samples, self._settings.batch))
-        samplings = self._settings.trials + proposals.LAST + FINALISTS * noises
-        if self._refining:
-            samplings += refine.most_samplings(steps - self._possible[0], noises)
+        samplings = self._samplings
         fine = self._runner.fine.num_steps * (1 + noises * bool(searches)) if self._runner.fine is not None else 0
         return batches * (steps * (1 + noises * bool(searches) + searches * samplings) + fine)
+
+    @property
+    def _samplings(self) -> int:
+        """The largest number of times that a search generates the samples."""
+        noises = self._runner.noises
+        samplings = self._settings.trials + self._last + FINALISTS * noises
+        if self._refining:
+            samplings += refine.most_samplings(self._settings.num_steps - self._possible[0], noises)
+        return samplings
+
+    def most_images(self, goals: Sequence[int | AtLeast], judges: int) -> float:
+        """The largest cost of the searches for the goals, in images."""
+        samples, steps = len(self._settings.conditions), self._settings.num_steps
+        begun = fixed(self._runner.fine, steps, min(judges, samples), samples, self._runner.noises)
+        return begun + samples * self._samplings * sum(searches(goals, self._possible)) / steps
 
     def run(self, goals: Sequence[int | AtLeast], held_out: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         """The plans of the goals: numbers of computed steps, or the PSNR that the images have to reach."""
@@ -93,7 +111,9 @@ class PlanSearch:
         return search.best
 
     def _schedules(self, count: int, number: int) -> ScheduleSearch:
-        return ScheduleSearch(self.history, count, self._settings.trials, self._settings.search_seed + number)
+        return ScheduleSearch(
+            self.history, count, self._settings.trials, self._settings.search_seed + number, self._last
+        )
 
     def _cheapest(self, goal: AtLeast, number: int) -> tuple[Trial, Trial]:
         """The best trial of the fewest computed steps that reach the goal, found by bisection."""
@@ -140,5 +160,11 @@ class PlanSearch:
         ]
         schedules = sum(not rival.forecast.is_refined for rival in rivals)
         plan = self._runner.plan(trial.pattern, trial.forecast)
-        about = provenance(self._settings, trial, schedules, trial_runner.NOISES, held_out, self._runner.fine)
+        about = provenance(self._settings, trial, schedules, self._runner.noises, held_out, self._runner.fine)
         return replace(plan, provenance={**plan.provenance, **about})
+
+
+def searches(goals: Sequence[int | AtLeast], possible: range) -> list[int]:
+    """The computed steps of every search for the goals, at most."""
+    bisected = [possible[-1]] * len(possible).bit_length()
+    return [count for goal in goals for count in (bisected if isinstance(goal, AtLeast) else [goal])]

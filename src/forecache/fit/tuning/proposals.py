@@ -99,7 +99,8 @@ class TrialHistory:
 class ScheduleSearch:
     """The search for one number of computed steps: `propose` names the next trial, `tell` hands in its outcome."""
 
-    def __init__(self, history: TrialHistory, count: int, number: int, seed: int) -> None:
+    def __init__(self, history: TrialHistory, count: int, number: int, seed: int, last: int | None = None) -> None:
+        self._last = LAST if last is None else last
         self._history, self._count, self._number = history, count, number
         self._rng = np.random.default_rng([seed, count])
         self._trials: list[Trial] = []
@@ -132,7 +133,7 @@ class ScheduleSearch:
     def propose(self) -> Proposal | None:
         """A pattern and a forecast that were not proposed before; None when the search is over."""
         stages = self._stages if len(self._trials) < self._number else self._last_stage
-        for proposal in stages if len(self._trials) < self._number + LAST else ():
+        for proposal in stages if len(self._trials) < self._number + self._last else ():
             if proposal not in self._proposed:
                 self._proposed.add(proposal)
                 return proposal

@@ -47,6 +47,8 @@ class Tuned:
     samplers: of each plan, the name of the sampler that it is for; ("own", ...) unless others were tried.
     schedulers: of each plan, the scheduler that it is for; None for the pipeline's own.
     uncached: for each budget, every sampler without a cache at its model calls; empty unless others were tried.
+    images: what the search has sampled, as a number of images without a cache in the pipeline's own steps, trials of a
+        file not included, nor what judged the result on held-out samples.
     """
 
     plans: tuple[Plan, ...]
@@ -60,6 +62,7 @@ class Tuned:
     samplers: tuple[str, ...] = ()
     schedulers: tuple[Any, ...] = ()
     uncached: tuple[tuple[Uncached, ...], ...] = ()
+    images: float = 0.0
 
     @property
     def scheduler(self) -> Any:
@@ -99,7 +102,7 @@ class Tuned:
             for place, (trial, even, path, row) in enumerate(zip(self.best, self.even, paths, held_out, strict=True))
         ]  # fmt: skip
         reference = {"text": self.reference, "run": asdict(self.fine) if self.fine is not None else None}
-        return {"trials": len(self.trials), "reference": reference, "plans": rows}
+        return {"trials": len(self.trials), "images": self.images, "reference": reference, "plans": rows}
 
     def show(self) -> str:
         """A line of text for each plan, after one that says what PSNR is to; uncached samples for comparison."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from forecache.distributed import World
 from forecache.errors import SearchFileError
 from forecache.fit.tuning import trials
+from forecache.fit.tuning.effort import Meter, of_finding
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.gram import Gram, measure_gram
 from forecache.fit.tuning.samples import SharedSampler
@@ -21,7 +22,7 @@ from forecache.parts.identity import is_same
 from forecache.plan.plan import Plan
 from forecache.plan.sampler import Sampler
 from forecache.runtime.apply import apply
-from forecache.sampling.fine import FineRun, fine_run, fine_solver, rescheduled, scheduler_of
+from forecache.sampling.fine import JUDGES, FineRun, fine_run, fine_solver, rescheduled, scheduler_of
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
 NOISES = 3
@@ -34,8 +35,17 @@ class ConvergedImages:
     run: the fine run, None before it was found.
     """
 
-    def __init__(self, source: Source, settings: Settings, world: World, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        world: World,
+        on_step: OnStep | None = None,
+        meter: Meter | None = None,
+        judges: int = JUDGES,
+    ) -> None:
         self._source, self._settings, self._world, self._on_step = source, settings, world, on_step
+        self._meter, self._judges = meter or Meter(settings.num_steps), min(judges, len(settings.conditions))
         self._how = Sampling(settings.num_steps, settings.guidance, settings.seed)
         self._solver = fine_solver(scheduler_of(source))  # what has none is refused in every process
         self._images: dict[tuple[tuple[Condition, ...], int], Tensor] = {}
@@ -43,8 +53,10 @@ class ConvergedImages:
 
     def find(self) -> None:
         """Finds the steps of the fine run on the first samples, the same in every process."""
-        run = fine_run(self._source, self._settings.conditions, self._how) if self._world.leads else None
+        conditions, judges = self._settings.conditions, self._judges
+        run = fine_run(self._source, conditions, self._how, judges=judges) if self._world.leads else None
         self.run = self._world.agree([run])[0] if self._world.size > 1 else run
+        self._meter.images += of_finding(self.run, self._settings.num_steps, judges)
 
     def of(self, conditions: Sequence[Condition], seed: int) -> Tensor:
         """The images of conditions and a noise, those of this process."""
@@ -55,6 +67,8 @@ class ConvergedImages:
             with rescheduled(self._source, self._solver) as fine:
                 sampler = SharedSampler(fine, self._settings.batch, self._world, self._on_step)
                 self._images[key] = sampler.images(conditions, how)
+            if key[0] == self._settings.conditions:
+                self._meter.add(len(conditions), self.run.num_steps)
         return self._images[key]
 
 
@@ -63,6 +77,7 @@ class TrialRunner:
 
     known: the trials that were run, by what identifies them; those of the file to begin with.
     converged: the images that trials are compared with; None for the pipeline's own.
+    noises: other noises that finalists are judged on, `NOISES` by default.
     """
 
     def __init__(
@@ -75,7 +90,11 @@ class TrialRunner:
         on_trial: Callable[[Trial], None] | None = None,
         converged: ConvergedImages | None = None,
         sampler: Sampler | None = None,
+        meter: Meter | None = None,
+        noises: int | None = None,
     ) -> None:
+        self.noises = NOISES if noises is None else noises
+        self._meter = meter or Meter(settings.num_steps)
         self.world, self.settings = world, settings
         self._source, self._path, self._on_step, self._on_trial = source, path, on_step, on_trial
         self._sampler = SharedSampler(source, settings.batch, world, on_step)
@@ -99,6 +118,7 @@ class TrialRunner:
             self._gram, self._uncached[0] = measure_gram(
                 self._source, settings.conditions, self._how, settings.batch, self._on_step, self.world, self._grid
             )
+            self._meter.add(len(settings.conditions), settings.num_steps)
         return self._gram
 
     def run(self, pattern: str, forecast: ForecastSpec, noise: int = 0) -> Trial:
@@ -108,6 +128,7 @@ class TrialRunner:
         conditions, how = self.settings.conditions, replace(self._how, seed=self.settings.seed + noise)
         own, reference = self._own(noise), self._reference(noise)
         images = self._sample(self.plan(pattern, forecast), conditions, how)
+        self._meter.add(len(conditions), pattern.count("#"))
         trial = Trial(pattern, forecast, self._sampler.psnr(images, reference), noise, self._sampler.psnr(images, own))
         self.known[trial.key] = trial
         if self._path is not None and self.world.leads:
@@ -118,7 +139,7 @@ class TrialRunner:
 
     def judge(self, trial: Trial) -> Trial:
         """The trial with its mean PSNR over all noises."""
-        judged = [self.run(trial.pattern, trial.forecast, noise) for noise in range(NOISES + 1)]
+        judged = [self.run(trial.pattern, trial.forecast, noise) for noise in range(self.noises + 1)]
         psnr, own = (sum(values) / len(judged) for values in zip(*((one.psnr, one.own) for one in judged), strict=True))
         return replace(trial, psnr=psnr, own=own)
 
@@ -129,6 +150,7 @@ class TrialRunner:
 
     def images(self, plan: Plan) -> Tensor:
         """The images under a plan on the search's own noise, those of this process."""
+        self._meter.add(len(self.settings.conditions), plan.computed_share * plan.num_steps)
         return self._sample(plan, self.settings.conditions, self._how)
 
     @property
@@ -145,6 +167,7 @@ class TrialRunner:
         if noise not in self._uncached:
             how = replace(self._how, seed=self.settings.seed + noise)
             self._uncached[noise] = self._sampler.images(self.settings.conditions, how)
+            self._meter.add(len(self.settings.conditions), self.settings.num_steps)
         return self._uncached[noise]
 
     def _reference(self, noise: int) -> Tensor:

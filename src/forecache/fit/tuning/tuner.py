@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from forecache.errors import InputError
 from forecache.fit.tuning import trial_runner
 from forecache.fit.tuning.across import Across
 from forecache.fit.tuning.budgets import Budget, BudgetConverter
+from forecache.fit.tuning.effort import QUICK_SAMPLES, Meter, quick_trials
 from forecache.fit.tuning.forecasts import ForecastSpec
-from forecache.fit.tuning.plan_search import PlanSearch
+from forecache.fit.tuning.plan_search import PlanSearch, searches
 from forecache.fit.tuning.result import Tuned
 from forecache.fit.tuning.samplers import OWN
 from forecache.fit.tuning.settings import Settings
@@ -22,11 +24,13 @@ from forecache.fit.tuning.trials import Trial
 from forecache.models.layout import Level
 from forecache.models.levels import AskedSites
 from forecache.models.span import Of
-from forecache.sampling.fine import REFERENCES, Reference
+from forecache.sampling.fine import JUDGES, REFERENCES, Reference
 from forecache.sampling.sources import Condition, OnStep, Source, as_source, check_conditions
 
 DEFAULT_FORECASTS = ("fitted 2", "fitted 2, feedback 0.5", "fitted 1, feedback 0.8", "taylor 2", "taylor 1", "goc 0.8")
 """The forecasts to choose from by default: with and without fitted weights, with and without feedback."""
+LAST_SHARE = 4
+"""Share of the trials of a quick search that come after its schedules, as one over so many."""
 
 
 def tune(
@@ -47,6 +51,7 @@ def tune(
     longest: int = 8,
     search_seed: int = 0,
     reference: Reference = "converged",
+    quick: bool = False,
     correcting: bool = True,
     refining: bool = True,
     level: Level | None = None,
@@ -55,6 +60,7 @@ def tune(
     blocks: Sequence[str] | str | None = None,
     path: str | os.PathLike[str] | None = None,
     on_start: Callable[[int], None] | None = None,
+    on_cost: Callable[[float], None] | None = None,
     on_step: OnStep | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuned:
@@ -84,12 +90,17 @@ def tune(
         good solver (`sampling.converged`); the steps that it needs are found first, and told in the result and the log.
         "own": the pipeline's own samples without a cache, for those who want the images of before. Both are measured
         for every plan; this one ranks.
+    quick: whether the whole search, for all budgets, keeps to the cost of 100 images without a cache. Fewer trials on
+        three samples, of one noise and without refinement, choose the plan; like those of a full search, they are all
+        sampled and compared with the reference.
     correcting: whether EOC's correction is tried, which brings tensors into the plan.
     refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
         refined weights, fitted weights or a correction cannot be stretched to another number of steps.
     level, group, of, blocks: what sites are, as `forecache.grid` takes them.
     path: a file, written after every trial; an interrupted tuning continues from it.
-    on_start: called with the number of model calls to come, at most. on_step: after each. on_trial: after each trial.
+    on_start: called with the number of model calls to come, at most. on_cost: called with the cost of the search to
+        come, at most, in images without a cache (`Tuned.images` is what it came to). on_step: called after each model
+        call. on_trial: after each trial.
 
     The same arguments give the same plans; a budget in milliseconds does, as long as it comes to the same number of
     computed steps. Several processes (torchrun, accelerate launch) share the batches, and all return the same. Raises
@@ -116,11 +127,18 @@ def tune(
             f"held_out shares conditions and noise with what is tuned on (seeds {seed} to {seed + noises}): give "
             "another held_out_seed."
         )
+    if quick:
+        tuned_on = tuned_on[:QUICK_SAMPLES]
     across = tuple(samplers) != (OWN,) or tuple(steps) not in ((), (num_steps,))
     if across and reference == "own":
         raise InputError(
             "Samplers and numbers of steps are compared by the converged samples, which are the same for all: leave "
             "out reference='own' (--reference own), or tune for the pipeline's own sampler in one number of steps."
+        )
+    if across and quick:
+        raise InputError(
+            "A quick search is for one sampler in one number of steps: leave out quick (--no-quick), or choose them "
+            "first, with a search over samplers of few trials (number=, --schedules)."
         )
     if not samplers or min(steps, default=1) < 1:
         raise InputError(f"Tuning needs a sampler, and numbers of steps from 1 on; {samplers=}, {steps=} were given.")
@@ -162,14 +180,22 @@ def tune(
         if on_start is not None:
             on_start(wide.most_calls(len(judged_on)))
         return wide.run(judged_on, held_out_seed)
-    converter = BudgetConverter(source, settings, world)
-    converged = ConvergedImages(source, settings, world, on_step) if reference == "converged" else None
-    runner = TrialRunner(source, settings, world, file, on_step, on_trial, converged)
-    search = PlanSearch(runner, converter.possible, correcting, refining)
+    converter, meter = BudgetConverter(source, settings, world), Meter(num_steps)
+    judges, noises, last = (1, 0, 0) if quick else (JUDGES, None, None)
+    converged = ConvergedImages(source, settings, world, on_step, meter, judges) if reference == "converged" else None
     goals = [converter.computed_steps(budget) for budget in budgets]
     if converged is not None:
         converged.find()
+    if quick:
+        run = converged.run if converged is not None else None
+        trials = quick_trials(run, num_steps, len(tuned_on), searches(goals, converter.possible))
+        last = trials // LAST_SHARE
+        settings = replace(settings, trials=trials - last)
+    runner = TrialRunner(source, settings, world, file, on_step, on_trial, converged, meter=meter, noises=noises)
+    search = PlanSearch(runner, converter.possible, correcting, refining and not quick, last)
     if on_start is not None:
         judging = search.most_calls(len(judged_on), 0) * (1 + len(goals))
         on_start(search.most_calls(len(tuned_on), search.most_searches(goals)) + judging)
-    return search.run(goals, judged_on, held_out_seed)
+    if on_cost is not None:
+        on_cost(search.most_images(goals, judges))
+    return replace(search.run(goals, judged_on, held_out_seed), images=meter.images)
