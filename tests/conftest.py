@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 THOROUGH = bool(os.environ.get("FORECACHE_THOROUGH"))
 """`make test-all` tries more random cases."""
 settings.register_profile("short", deadline=None, max_examples=15, derandomize=True, database=None)
-settings.register_profile("thorough", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("thorough" if THOROUGH else "short")
 
 

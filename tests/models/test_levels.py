@@ -60,6 +60,14 @@ COUNTED = [name for name in TINY if name not in ("DiT", "Lumina 2", "Mochi 1")]
 REPRESENTATIVE = ["SD3", "FLUX.2", "Latte"]
 
 
+def cells(levels, all_levels, without=()):
+    """Families at levels: the representative ones at all of them, the others, which are slow, at some."""
+    names = [name for name in TINY if name not in without]
+    often = [(name, level) for name in names if name in REPRESENTATIVE for level in all_levels]
+    rest = [(name, level) for name in names if name not in REPRESENTATIVE for level in levels]
+    return [*often, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in rest)]
+
+
 @pytest.mark.parametrize("name", slow_but(TINY, *REPRESENTATIVE))
 def test_the_stack_is_one_site_where_its_streams_are_the_same(name):
     parts = STACKS[name]
@@ -71,8 +79,7 @@ def test_the_stack_is_one_site_where_its_streams_are_the_same(name):
     ]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", slow_but(TINY, *REPRESENTATIVE))
+@pytest.mark.parametrize(("name", "level"), cells(("groups", "output"), LEVELS))
 def test_everything_computed_is_the_bare_model_and_nothing_is_left_behind(name, level):
     if (name, level) == ("HunyuanDiT", "groups"):
         pytest.skip("refused, see below")
@@ -94,8 +101,7 @@ READING = ("Lumina 2", "Mochi 1", "HiDream", "HunyuanVideo 1.5")
 """Models that read values, whose cost is known for the calls of `forecache.models.examples` alone."""
 
 
-@pytest.mark.parametrize("level", ["groups", "stack", "output"])
-@pytest.mark.parametrize("name", slow_but([name for name in TINY if name != "DiT" and name not in READING], "FLUX.2"))
+@pytest.mark.parametrize(("name", "level"), cells(("stack",), ("groups", "stack", "output"), ("DiT", *READING)))
 def test_a_run_counts_the_macs_and_holds_the_bytes_that_were_said(name, level):
     if (name, level) == ("HunyuanDiT", "groups"):
         pytest.skip("refused, see below")
