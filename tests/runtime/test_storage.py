@@ -67,6 +67,62 @@ def test_what_is_kept_in_bfloat16_is_the_feature_rounded(dit):
     torch.testing.assert_close(ours, reference.ddim(predict, noise().double(), STEPS), rtol=1e-9, atol=1e-9)
 
 
+EIGHT_BITS = {torch.float8_e4m3fn: (4, 3), torch.float8_e5m2: (5, 2)}
+"""Bits of the exponent and of the fraction."""
+
+
+def in_eight_bits(feature, dtype):
+    """Every token to the nearest of the numbers of such a format, written out, times the token's own scale."""
+    exponent, fraction = EIGHT_BITS[dtype]
+    bias, steps = 2 ** (exponent - 1) - 1, 2**fraction
+    normal = [(1 + m / steps) * 2.0 ** (e - bias) for e in range(1, 2**exponent) for m in range(steps)]
+    largest = 448 if fraction == 3 else 57344  # above are infinities and what is no number
+    numbers = [m / steps * 2.0 ** (1 - bias) for m in range(steps)] + [value for value in normal if value <= largest]
+    table = torch.tensor(sorted({*numbers, *[-value for value in numbers]}), dtype=torch.float64)
+    scale = feature.double().abs().amax(-1, keepdim=True) / largest
+    scaled = feature.double() / scale
+    above = torch.searchsorted(table, scaled.contiguous()).clamp(1, len(table) - 1)
+    low, high = table[above - 1], table[above]
+    return torch.where(scaled - low < high - scaled, low, high) * scale
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_what_is_kept_in_eight_bits_is_the_feature_rounded_with_a_scale_for_each_token(dit, dtype):
+    """Reuse by hand; rounding by a table of all numbers of the format."""
+    model, plan = copy.deepcopy(dit), fc.fora(3).plan(fc.grid(dit, STEPS))
+    with torch.no_grad():
+        model.transformer_blocks[0].ff.net[-1].bias += 600  # over what the format holds
+    ours, stats = sampled(model, plan, cache_dtype=dtype)
+    cost = plan.cost(model, 2, cache_dtype=dtype)
+    assert stats.peak_cache_bytes == cost.cache_bytes == plan.cost(model, 2).cache_bytes // 4 + 6 * 4 * 16 * 4
+
+    def rule(memory, step, compute):
+        if step % 3 == 0:
+            feature = compute()
+            memory["kept"] = in_eight_bits(feature, dtype).float()
+            return feature
+        return memory["kept"]
+
+    expected = reference.ddim(reference.cached(reference.diffusers_dit, model, labels(), rule), noise(), STEPS)
+    whole = sampled(model, plan)[0]
+    assert torch.isfinite(ours).all()
+    assert (ours - expected).abs().max() < 0.02 * (whole - expected).abs().max()
+
+
+def test_eight_bits_hold_zeros_and_rows_by_themselves():
+    feature = torch.cat([torch.zeros(1, 2, 8), torch.full((1, 2, 8), 1e-6), torch.full((1, 2, 8), 1e6)])
+    stored = FeatureStorage(torch.float8_e4m3fn).put(feature)
+    assert stored.feature.nbytes == 3 * 2 * (8 + 4)
+    torch.testing.assert_close(FeatureStorage(torch.float8_e4m3fn).get(stored), feature, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["float8_e8m0fnu", "float4_e2m1fn_x2"])
+def test_a_dtype_that_torch_cannot_round_to_is_refused(dit, name):
+    plan = fc.fora(2).plan(fc.grid(dit, STEPS))
+    with pytest.raises(fc.errors.PlanError, match=r"cannot round features to torch.* in torch.bfloat16"):
+        fc.apply(dit, plan, cache_dtype=getattr(torch, name))
+
+
 def test_a_model_in_bfloat16_can_keep_float32(dit):
     model = copy.deepcopy(dit).to(torch.bfloat16)
     plan = fc.goc(fc.fora(2), 0.8).plan(fc.grid(model, STEPS))

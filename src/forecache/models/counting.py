@@ -20,6 +20,7 @@ from forecache.models.blocks import Streams
 from forecache.models.examples import Size
 from forecache.models.layout import Layout
 from forecache.models.mount.replace import mounted
+from forecache.models.rounded import stored_bytes
 from forecache.models.span import Span
 from forecache.parts.grid import Tokens
 
@@ -37,6 +38,7 @@ class CallCost:
     received_macs: by scored attention, the MACs of its scores
     condition_macs: by skipped block, the MACs of its condition
     gate_macs: by skipped block, the MACs of its gates
+    site_vectors: number of vectors of every site's feature, along its last dimension
     """
 
     site_macs: tuple[int, ...]
@@ -48,10 +50,14 @@ class CallCost:
     received_macs: Mapping[int, int]
     condition_macs: Mapping[int, int]
     gate_macs: Mapping[int, int]
+    site_vectors: tuple[int, ...]
 
     def kept_bytes(self, dtype: torch.dtype | None) -> tuple[int, ...]:
         """Bytes of every site's feature stored in ``dtype``; None for its own."""
-        return self.site_bytes if dtype is None else tuple(number * dtype.itemsize for number in self.site_numbers)
+        if dtype is None:
+            return self.site_bytes
+        sizes = zip(self.site_numbers, self.site_vectors, strict=True)
+        return tuple(stored_bytes(numbers, vectors, dtype) for numbers, vectors in sizes)
 
     @property
     def site_tokens(self) -> tuple[int, ...]:
@@ -119,6 +125,7 @@ def count(
         counts.received_macs,
         counts.condition_macs,
         counts.gate_macs,
+        tuple(0 if output is None else output.numel() // max(1, output.shape[-1]) for output in outputs),
     )
 
 

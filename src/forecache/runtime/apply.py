@@ -15,6 +15,7 @@ from forecache.io.text import short
 from forecache.models.find import find, grid_of, layout_for, optimized, transformers
 from forecache.models.layout import Layout, Level
 from forecache.models.levels import AskedSites
+from forecache.models.rounded import is_known
 from forecache.models.span import Of
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
@@ -74,8 +75,9 @@ def apply(
     resample: whether a generation whose scheduler announces another number of steps gets the plan `resampled` to it,
         with a warning in the log; False, the default, raises an error.
     guards: what is refused, and when estimates fall back to reuse; nothing by default.
-    cache_dtype: dtype of kept features, such as torch.bfloat16 for a float32 model: half the bytes, rounded. None, the
-        default, keeps each in its own.
+    cache_dtype: dtype of kept features, such as torch.bfloat16 for a float32 model: half the bytes, rounded; or
+        torch.float8_e4m3fn, a quarter and four bytes a token for its scale, rounded to 3 bits. None, the default, keeps
+        each in its own.
     cache_device: device of kept features, such as "cpu" beside a GPU that is full; each is brought back while the one
         before it is used. None, the default, keeps each on its own.
     max_cache_bytes: largest number of bytes that a generation may keep; one that needs more is refused before its first
@@ -135,6 +137,11 @@ def _check_options(lanes: object, cache_dtype: object, max_cache_bytes: int | No
         raise PlanError(f"The names of lanes must differ, because each has its own cache; {short(lanes)} was given.")
     if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
         raise PlanError(f"Features are kept in a floating point dtype, such as torch.bfloat16, not {cache_dtype!r}.")
+    if isinstance(cache_dtype, torch.dtype) and not is_known(cache_dtype):
+        raise PlanError(
+            f"torch cannot round features to {cache_dtype} and back here: keep them in torch.bfloat16 or "
+            "torch.float8_e4m3fn."
+        )
     if max_cache_bytes is not None and max_cache_bytes < 0:
         raise PlanError(f"max_cache_bytes is a number of bytes; {max_cache_bytes!r} was given.")
 

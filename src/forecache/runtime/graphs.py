@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gate, Gates
 from forecache.models.layout import Layout
+from forecache.models.rounded import restored, rounded
 from forecache.parts.grid import Site
 from forecache.plan.ops import OUT, KeptSum, Op, Score, Terms, TokenChoice
 from forecache.runtime.cache import FeatureCache
@@ -213,7 +214,7 @@ class TracedStore:
 
     def read(self, site: int, slot: int) -> Tensor:
         feature, dtype = self._inputs.features[site][slot], self._inputs.dtypes[site]
-        return feature if dtype is None else feature.to(dtype)
+        return feature if dtype is None else restored(feature, dtype, self._cache_dtype)
 
     def read_in_turn(self, places: Sequence[tuple[int, int]]) -> Iterable[Tensor]:
         return [self.read(site, slot) for site, slot in places]
@@ -264,7 +265,7 @@ class TracedStore:
 
     def keep(self, site: int, op: Op, sums: Sequence[Tensor]) -> None:
         if sums:
-            self.kept[site] = [(total.to(self._cache_dtype or total.dtype), total.dtype) for total in sums]
+            self.kept[site] = [(rounded(total, self._cache_dtype), total.dtype) for total in sums]
 
     def free(self, places: Sequence[tuple[int, int]]) -> None:
         pass
@@ -292,7 +293,7 @@ def step_inputs(step: Step, cache: FeatureCache, chooser: TokenChooser) -> StepI
     constants, random = {}, {}
     for site, (op, own, dtype) in enumerate(zip(ops, features, dtypes, strict=True)):
         if op.gain is not None or op.shift:
-            like = own[0] if dtype is None else own[0].to(dtype)
+            like = own[0] if dtype is None else restored(own[0], dtype, cache.storage.dtype)
             gain = None if op.gain is None else cache.gain(site, op, like)
             constants[site] = gain, cache.shift(site, op, like) if op.shift else None
         if op.choice is not None and op.choice.score is None:

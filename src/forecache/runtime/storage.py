@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forecache.errors import RunError
+from forecache.models.rounded import restored, rounded
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CacheMeter:
 class StoredFeature(NamedTuple):
     """A feature as it is stored.
 
-    feature: the tensor, in the storage's dtype and on its device.
+    feature: the tensor, in the storage's dtype and on its device; of eight bits as `models.rounded` has it.
     version: the tensor's version when it was stored; None for an inference tensor, which counts none.
     dtype: dtype of the feature when it was computed.
     device: device of the feature when it was computed.
@@ -80,8 +81,8 @@ class FeatureStorage:
 
     def put(self, feature: Tensor, dtype: torch.dtype | None = None) -> StoredFeature:
         """Store a feature; dtype: the one that it had, if it is rounded already."""
-        rounded = feature.to(self.dtype or feature.dtype)
-        stored = rounded if self.device in (None, feature.device) else self._sent(rounded, self.device)
+        small = rounded(feature, self.dtype) if dtype is None else feature
+        stored = small if self.device in (None, feature.device) else self._sent(small, self.device)
         return StoredFeature(stored, _version(stored), dtype or feature.dtype, feature.device)
 
     def get(self, entry: StoredFeature | None, following: StoredFeature | None = None) -> Tensor:
@@ -91,7 +92,7 @@ class FeatureStorage:
             feature = self._arrived(feature, device)
             if following is not None and following.feature.device != following.device:
                 self._start(following.feature, following.device)
-        return feature if feature.dtype is dtype else feature.to(dtype)
+        return feature if feature.dtype is dtype else restored(feature, dtype, self.dtype)
 
     def in_turn(self, entries: Sequence[StoredFeature | None]) -> Iterable[Tensor]:
         """Features in their order of use, as `get` gives them; each transfer starts while the feature before is used.
