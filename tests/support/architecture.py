@@ -18,6 +18,7 @@ PACKAGES = {
     "plan": "a filled grid as data: method, plan, file, hub, cost, the folding of features into sums, slots",
     "methods": "one paper, one file; the registry of their names and parameters",
     "runtime": "the only mutable state: sessions, generations, the executor of steps, the cache of features",
+    "integrations": "the interfaces of serving engines and other libraries, on the requests of a session",
     "sampling": "images from models: sources, the loop, runs, shards",
     "zoo": "the bundled models, one record each",
     "fit": "what learns from a model: calibration, routers, search, tuning",
