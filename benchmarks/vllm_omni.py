@@ -86,8 +86,16 @@ class Pipeline:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 4, "sample_size": 8, "patch_size": 2}
-        self.transformer = DiTTransformer2DModel(**sizes, in_channels=4, out_channels=8, num_embeds_ada_norm=10).eval()
+        self.transformer = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=4,
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_embeds_ada_norm=10,
+        ).eval()
 
     def sample(self, num_steps: int) -> torch.Tensor:
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
