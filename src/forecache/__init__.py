@@ -14,6 +14,7 @@ from forecache._version import __version__
 from forecache.errors import ForecacheError
 from forecache.fit import calibrate, search, train_router, tune
 from forecache.methods import (
+    adaptive,
     dbcache,
     dicache,
     easycache,
@@ -60,6 +61,7 @@ __all__ = [
     "warmup",
     "selective",
     # methods that decide while they run
+    "adaptive",
     "fbcache",
     "dbcache",
     "teacache",

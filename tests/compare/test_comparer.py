@@ -108,6 +108,7 @@ def test_every_base_and_correction_can_be_picked():
     picked = [Selection(**given) for given, _ in PICKED.values()]
     assert {each.base for each in picked} == set(bases("digits")) - {"procache_paper"}  # of 50 steps
     assert {each.correction for each in picked} == set(corrections("digits"))
+    assert not {"easycache", "fbcache", "magcache"} & set(bases("digits"))  # their cost is known after a run
 
 
 def test_the_other_models_have_what_they_have():

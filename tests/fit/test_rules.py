@@ -50,6 +50,9 @@ def test_ratios_are_those_of_diffusers_calibration_and_pairs_those_of_a_run(digi
     x, y = changes(seen["m"]), changes(seen["v"])
     assert rules.coefficients == pytest.approx(np.polyfit(x, y, 4), rel=1e-3)
     assert rules.r2 == pytest.approx(1 - np.var(y - np.polyval(rules.coefficients, x)) / np.var(y), abs=1e-4)
+    outputs = seen["v"]
+    pairs = [((b - a).abs().mean() / b.abs().mean()).item() for n, a in enumerate(outputs) for b in outputs[n + 1 :]]
+    assert rules.changes == pytest.approx(pairs, rel=1e-5)
     assert rules.samples == 2
     fc.teacache(0.1, rules.coefficients).plan(fc.grid(digits, STEPS))
     assert fc.magcache(rules.ratios).plan(fc.grid(digits, STEPS)).picture().startswith("#")

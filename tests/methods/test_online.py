@@ -319,3 +319,74 @@ def test_a_threshold_of_zero_computes_every_step_bit_for_bit(name):
     session, own = by_plan(method, "branches")
     assert torch.equal(own, x)
     assert Decision.SKIP.value not in decided(session)
+
+
+# ---- a pattern that a run corrects -----------------------------------------------------------------------------------
+
+PATTERN = "##..#..#..#..#."
+
+
+def outputs_of(scale):
+    """The model's output at every step of a run without a cache, which moves by ``scale``."""
+    model, labels, values = small_dit(3), torch.tensor([1, 2]), []
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for time in TIMES:
+            values.append(model(x, timestep=torch.full((2,), time), class_labels=labels).sample)
+            x = x - scale * values[-1][:, :4]
+    return values
+
+
+def calibrated(factor=1.0):
+    values = outputs_of(0.1)
+    return [
+        factor * ((later - earlier).abs().mean() / later.abs().mean()).item()
+        for number, earlier in enumerate(values)
+        for later in values[number + 1 :]
+    ]
+
+
+def test_adaptive_follows_its_pattern_where_the_run_is_as_calibrated():
+    session, sample = by_plan(fc.adaptive(PATTERN, calibrated()), "blocks")
+    assert decided(session) == PATTERN
+    _, static = by_plan(fc.explicit(pattern=PATTERN), "blocks")
+    assert torch.equal(sample, static)
+
+
+def test_adaptive_adds_steps_where_a_run_changes_faster_than_calibrated():
+    """The rule written out, on the outputs of the run itself; within a budget, what is added early is missing later."""
+    changes = calibrated(0.4)
+    at = {pair: changes[number] for number, pair in enumerate(
+        (s, t) for s in range(len(TIMES)) for t in range(s + 1, len(TIMES)))}  # fmt: skip
+    tolerance = max(
+        at[max(s for s in range(t) if PATTERN[s] == "#"), t] for t, sign in enumerate(PATTERN) if sign == "."
+    )
+    seen = []
+    model = small_dit(3)
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.sample.clone()))
+    labels, x = torch.tensor([1, 2]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with fc.apply(model, fc.adaptive(PATTERN, changes), num_steps=len(TIMES)) as session, torch.no_grad():
+        for time in TIMES:
+            x = x - 0.1 * model(x, timestep=torch.full((2,), time), class_labels=labels).sample[:, :4]
+    handle.remove()
+    computed, ratio, made = [], 1.0, ""
+    for step, sign in enumerate(PATTERN):
+        if len(computed) > 1:
+            newest, before = computed[-1], computed[-2]
+            own = ((seen[newest] - seen[before]).abs().mean() / seen[newest].abs().mean()).item()
+            ratio = own / at[before, newest]
+        skips = sign == "." and ratio * at[computed[-1], step] <= 1.5 * tolerance
+        made += "." if skips else "#"
+        computed += [] if skips else [step]
+    assert decided(session) == made
+    assert made.count("#") > PATTERN.count("#")
+    exact, _ = by_plan(fc.adaptive(PATTERN, changes, budget=PATTERN.count("#")))
+    assert decided(exact).count("#") == PATTERN.count("#")
+    assert decided(exact) != PATTERN
+
+
+def test_adaptive_is_for_the_length_that_was_calibrated():
+    with pytest.raises(fc.errors.PlanError, match="Calibrated changes of 15 steps are 105 numbers"):
+        fc.adaptive(PATTERN, [0.1] * 10)
+    with pytest.raises(fc.errors.PlanError, match="The pattern has 15 entries, the run 12 steps"):
+        fc.adaptive(PATTERN, [0.1] * 105).plan(fc.grid(small_dit(3), 12))

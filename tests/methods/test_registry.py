@@ -118,7 +118,8 @@ def test_every_method_makes_a_plan_with_a_recipe(name, schedule_file):
     given = {"stats": STATS, "router": ROUTER, "path": schedule_file, "level": 50, "steps": 4}
     own = {parameter.name: given.get(parameter.name, parameter.range.usual) for parameter in entry.parameters
            if parameter.required and parameter.kind != "base"}  # fmt: skip
-    own |= {"pattern": "#..." * 5} if name == "explicit" else {}
+    own |= {"pattern": "#..." * 5} if name in ("explicit", "adaptive") else {}
+    own |= {"changes": [0.1] * (T * (T - 1) // 2)} if name == "adaptive" else {}
     base = {"base": fc.fora(4)} if entry.takes_base else {}
     method = entry.function(**own, **base)
     plan = method.plan(LONG if name == "procache_paper" else GRID)
@@ -186,7 +187,7 @@ def test_a_published_router_and_ours_are_one_ingredient(tmp_path):
 
 
 BAD = [
-    ({"method": "nothing"}, "method is one of dicache, .* not 'nothing'"),
+    ({"method": "nothing"}, "method is one of adaptive, .* not 'nothing'"),
     ({"interval": 2}, "names no method"),
     ({"method": "fora"}, "fora lacks interval"),
     ({"method": "fora", "interval": 0}, "interval of fora is at least 1; not 0"),

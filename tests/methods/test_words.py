@@ -33,7 +33,7 @@ def test_measured_data_of_bundled_models_have_names():
 
 FAILURES = {
     "": "There is no method ''",
-    "nonsense": "There is no method 'nonsense'; there are dicache",
+    "nonsense": "There is no method 'nonsense'; there are adaptive",
     "goc eta": "'eta' is not a word such as interval=3",
     "goc eta=": "'eta=' is not a word",
     "goc eta=1 eta=2": "eta stands there twice",

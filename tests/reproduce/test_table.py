@@ -228,7 +228,7 @@ BAD = [
     ({"rows": '[{name = "x", published = {beauty = "1"}}]'}, "published of row 'x' is one of fid"),
     (plan('"fora"'), "plan of a row is of type dict"),
     (plan("{interval = 2}"), "plan of row 'x' names no method"),
-    (plan('{method = "os.system"}'), "method of row 'x' is one of dicache, .* not 'os.system'"),
+    (plan('{method = "os.system"}'), "method of row 'x' is one of adaptive, .* not 'os.system'"),
     (plan('{method = "fora"}'), "fora of row 'x' lacks interval"),
     (plan('{method = "fora", interval = 2, anchor = "middle"}'), "anchor of fora of row 'x' is one of start, end"),
     (plan('{method = "goc", eta = 1}'), "goc of row 'x' takes a base, and has none"),

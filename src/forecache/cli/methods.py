@@ -97,7 +97,7 @@ def plan_command(
         return total
 
     if max_cache_mib is None:
-        plan = own_method.plan(fc.grid(target, steps, **sites.options))
+        plan = own_method.plan(fc.grid(target, steps, **sites.options, ends=own_method.ends(sites.level)))
     elif sites == FINEST:
         plan = plan_within(method_at, target, steps, int(max_cache_mib * MIB), cost=known_cost)
     else:

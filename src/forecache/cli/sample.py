@@ -124,7 +124,8 @@ def sample_command(
     settings = runs.Settings(conditions, num_steps, scale, seed, batch)
     run_plan = saved_plan
     if built is not None:
-        run_plan = built.plan(fc.grid(source.target, num_steps, **sites.options))
+        own_grid = fc.grid(source.target, num_steps, **sites.options, ends=built.ends(sites.level))
+        run_plan = built.plan(own_grid)
     if num_samples is None:
         if errors and run_plan is None:
             raise fc.errors.InputError("--errors are those of a plan's estimates: give --method or --plan, too.")

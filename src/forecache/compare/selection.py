@@ -45,9 +45,12 @@ def corrections(model: str) -> dict[str, str]:
 
 
 def _is_offered(name: str, model: str) -> bool:
-    """Whether everything that the method requires is bundled: a page opens no files."""
+    """Whether the page has a method: everything that it requires is bundled, and its cost is known before it runs."""
     own = bundled.record(model) if model in bundled.models() else None
     there = {"statistics": bool(own and own.statistics), "router": bool(own and own.routers), "file": False}
+    there["numbers"] = False  # measured ones, which nobody types
+    if registry.registered(name).decides:
+        return False
     return all(there.get(parameter.kind, True) for parameter in registry.registered(name).parameters
                if parameter.required)  # fmt: skip
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Rules:
     coefficients: of TeaCache's polynomial, the highest power first: from the relative change of the first block's
         modulated input to that of the model's output, by least squares over all steps and batches
     r2: share of the variance of the output's changes that the polynomial explains, at most 1
+    changes: mean|v_t - v_s| / mean|v_t| of the model's outputs v at all pairs of steps s < t, in the order (0, 1),
+        (0, 2), ..., (1, 2), ..., mean over batches; for `forecache.adaptive`
     ratios: MagCache's ratio of every step, 1 for the first: mean over tokens and samples of what the blocks add to a
         token, as an L2 norm, over what they added at the step before
     """
@@ -50,6 +53,7 @@ class Rules:
     coefficients: tuple[float, ...]
     r2: float
     ratios: tuple[float, ...]
+    changes: tuple[float, ...]
 
 
 @dataclass
@@ -91,11 +95,15 @@ def measure_rules(
     """
     source = sources.as_source(target)
     labels = sources.check_conditions(source, conditions)
-    if not labels or batch < 1:
-        raise InputError(f"A fit needs conditions and a batch from 1 on; there are {len(labels)}, and batch={batch}.")
+    if not labels or batch < 1 or num_steps < 2:
+        raise InputError(
+            f"A fit needs conditions, a batch from 1 on and two steps; there are {len(labels)}, batch={batch} and "
+            f"num_steps={num_steps}."
+        )
     model = find(source.target)
     changes: list[tuple[float, float]] = []
     ratios: list[list[float]] = []
+    pairs: list[list[float]] = []
     for first in range(0, len(labels), batch):
         seen = _Seen()
         with ExitStack() as stack:
@@ -114,9 +122,10 @@ def measure_rules(
             for step in range(1, num_steps)
         ]
         ratios.append([float((norms[step] / (norms[step - 1] + 1e-8)).mean()) for step in range(1, num_steps)])
+        pairs.append([_share(earlier, later) for earlier, later in combinations(outputs, 2)])
     coefficients, r2 = _polynomial(changes)
-    means = np.mean(ratios, axis=0) if num_steps > 1 else []
-    return Rules(num_steps, len(labels), coefficients, r2, (1.0, *map(float, means)))
+    means = map(float, np.mean(ratios, axis=0))
+    return Rules(num_steps, len(labels), coefficients, r2, (1.0, *means), tuple(map(float, np.mean(pairs, axis=0))))
 
 
 def _watch(model: nn.Module, seen: _Seen, stack: ExitStack) -> None:
@@ -155,6 +164,11 @@ def _watch(model: nn.Module, seen: _Seen, stack: ExitStack) -> None:
 
 def _change(now: Tensor, before: Tensor) -> float:
     return float((now - before).abs().mean() / before.abs().mean())
+
+
+def _share(earlier: Tensor, later: Tensor) -> float:
+    """The change between two steps as a share of the later one, as `Followed` measures it."""
+    return float((later - earlier).abs().mean() / later.abs().mean())
 
 
 def _polynomial(changes: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], float]:

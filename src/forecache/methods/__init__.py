@@ -21,6 +21,7 @@ import pkgutil
 from typing import Any
 
 from forecache.methods import registry
+from forecache.methods.adaptive import adaptive
 from forecache.methods.dicache import dicache
 from forecache.methods.easycache import easycache
 from forecache.methods.eoc import eoc
@@ -44,6 +45,7 @@ __all__ = [
     "PROCACHE_PATTERN",
     "Range",
     "build",
+    "adaptive",
     "dbcache",
     "dicache",
     "easycache",

@@ -67,6 +67,11 @@ class Registered:
         return any(parameter.kind == "base" for parameter in self.parameters)
 
     @property
+    def decides(self) -> bool:
+        """Whether it decides while a plan runs which steps are computed, so that it takes a budget of these."""
+        return any(parameter.name == "budget" for parameter in self.parameters)
+
+    @property
     def in_forms(self) -> tuple[Parameter, ...]:
         """The parameters that commands, tables and pages have."""
         return tuple(parameter for parameter in self.parameters if parameter.in_forms)

@@ -331,11 +331,81 @@ class Probe:
         return decision, (now.before, now.after, 0.0 if decision is Decision.COMPUTE else total)
 
 
+@dataclass(frozen=True)
+class Followed:
+    """Follows a pattern of steps, and computes more of them where a run changes faster than it was calibrated (ours).
+
+    The run's ratio is mean|v_c - v_c'| / mean|v_c| of the model's outputs at its last two computed steps c' < c, over
+    the calibrated one of these two steps; 1 before there are two. A step that the pattern skips is skipped while ratio
+    * changes(c, step) <= factor * tolerance, with the tolerance the largest calibrated change that the pattern skips. A
+    run whose ratio never exceeds the factor follows the pattern exactly.
+
+    pattern: of the plan, "#" computed and "." skipped
+    changes: calibrated mean|v_t - v_s| / mean|v_t| of all steps s < t: (0, 1), (0, 2), ..., (1, 2), ...
+    factor: the largest ratio that changes nothing, over 0
+    """
+
+    pattern: str
+    changes: tuple[float, ...]
+    factor: float = 1.5
+
+    def __post_init__(self) -> None:
+        steps = len(self.pattern)
+        if not self.pattern.startswith("#") or set(self.pattern) - {"#", "."}:
+            raise PlanError(f"A pattern starts with '#' and goes on with '#' and '.'; {self.pattern!r} does not.")
+        if len(self.changes) != steps * (steps - 1) // 2 or not all(0 <= change < math.inf for change in self.changes):
+            raise PlanError(
+                f"Calibrated changes of {steps} steps are {steps * (steps - 1) // 2} numbers from 0 on, and "
+                f"{len(self.changes)} were given: measure them for this number of steps, forecache.fit.measure_rules."
+            )
+        if not 0 < self.factor < math.inf:
+            raise PlanError(f"The factor of a drift is over 0, such as 1.5; {self.factor!r} was given.")
+
+    @property
+    def sees(self) -> Sees:
+        return Sees(output=True)
+
+    def change(self, earlier: int, later: int) -> float:
+        """The calibrated change of the output between two steps."""
+        steps = len(self.pattern)
+        return self.changes[earlier * steps - earlier * (earlier + 1) // 2 + later - earlier - 1]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest calibrated change over which the pattern skips."""
+        newest, most = 0, 0.0
+        for step, sign in enumerate(self.pattern):
+            if sign == "#":
+                newest = step
+            else:
+                most = max(most, self.change(newest, step))
+        return most
+
+    def begin(self) -> tuple[Tensor | None, int, Tensor | float]:
+        """The output at the newest computed step but one that was looked at, that step, and the run's ratio."""
+        return None, 0, 1.0
+
+    def decide(self, state: tuple[Tensor | None, int, Tensor | float], now: Now) -> tuple[Decision, Any]:
+        before, earlier, ratio = state
+        newest = now.computed[-1] if now.computed else 0
+        if now.output is not None and (before is None or newest != earlier):
+            calibrated = self.change(earlier, newest) if before is not None else 0.0
+            if before is not None and calibrated > 0:
+                ratio = (now.output - before).abs().mean() / now.output.abs().mean() / calibrated
+            before, earlier = now.output, newest
+        state = before, earlier, ratio
+        if now.forced is not None or self.pattern[now.step] == "#":
+            return now.forced or Decision.COMPUTE, state
+        expected = ratio * self.change(newest, now.step)
+        return (Decision.SKIP if bool(expected <= self.factor * self.tolerance) else Decision.COMPUTE), state
+
+
 DECIDERS: dict[str, type[Any]] = {
     "first_blocks": FirstBlocks,
     "modulated_input": ModulatedInput,
     "transformation_rate": TransformationRate,
     "filtered_input": FilteredInput,
     "probe": Probe,
+    "followed": Followed,
 }
 """The deciders that a plan file can hold, by name."""

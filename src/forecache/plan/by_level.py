@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from forecache.errors import CacheBudgetError, ForecacheError, PlanError
@@ -58,13 +58,14 @@ def costs_by_level(
         group = None
         try:
             group = _group(target) if level == "groups" else None
-            plan = method_at(level).plan(grid(target, num_steps, level=level, group=group))
+            own = method_at(level)
+            plan = own.plan(grid(target, num_steps, level=level, group=group, ends=own.ends(level)))
             total = cost(plan)
         except ForecacheError as error:
             yield LevelCost(level, group, reason=str(error))
             continue
         full, sites = total.macs_uncached // num_steps, len(plan.grid.sites)
-        yield LevelCost(level, group, sites, total.cache_bytes, total.macs, min(total.step_macs), full)
+        yield LevelCost(level, group, sites, total.cache_bytes, total.macs, min((total.least or total).step_macs), full)
 
 
 def plan_within(
@@ -97,9 +98,8 @@ def plan_within(
     tried: set[tuple[Site, ...]] = set()
     for asked in _from_fine_to_coarse(target):
         try:
-            plan = (method if isinstance(method, Method) else method(asked.level)).plan(
-                grid_at(target, num_steps, asked)
-            )
+            own = method if isinstance(method, Method) else method(asked.level)
+            plan = own.plan(grid_at(target, num_steps, replace(asked, ends=own.ends(asked.level))))
             if plan.grid.sites in tried:
                 continue
             tried.add(plan.grid.sites)

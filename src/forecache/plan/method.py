@@ -54,6 +54,12 @@ class Method:
     def __repr__(self) -> str:
         return self.name
 
+    def ends(self, level: str | None) -> tuple[int, int]:
+        """The numbers of first and last blocks that are sites of their own beside the stack, for ``forecache.grid``."""
+        if self.decider is None or level != "stack":
+            return 0, 0
+        return self.decider.sees.head, self.decider.sees.tail
+
     def with_recipe(self, name: str, recipe: Recipe | None) -> Method:
         """This method under the name and the recipe of the expression that made it."""
         method = replace(self, name=name)

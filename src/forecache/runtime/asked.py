@@ -83,11 +83,8 @@ class Asked:
         """Where the plans of runs come from, and a grid with the sites of these plans."""
         if isinstance(self.plan, Plan):
             return Stretched(self.plan) if self.resample else Fixed(self.plan), self.plan.grid
-        sites = self.sites
-        if sites.level == "stack" and isinstance(self.plan, Method) and self.plan.decider is not None:
-            sees = self.plan.decider.sees
-            sites = replace(sites, ends=(sees.head, sees.tail))
-        own = grid_at(target, 1, sites)
+        ends = self.plan.ends(self.sites.level) if isinstance(self.plan, Method) else (0, 0)
+        own = grid_at(target, 1, replace(self.sites, ends=ends))
 
         def of_run(num_steps: int) -> Grid:
             return replace(own, num_steps=num_steps, scheduler=describe_scheduler(getattr(target, "scheduler", None)))
