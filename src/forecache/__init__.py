@@ -13,6 +13,7 @@ from forecache import errors, evaluate, fit, methods, models, parts, plan, runti
 from forecache._version import __version__
 from forecache.errors import ForecacheError
 from forecache.fit import calibrate, search, train_router, tune
+from forecache.integrations.diffusers import ForecacheConfig, apply_forecache
 from forecache.methods import (
     adaptive,
     dbcache,
@@ -47,6 +48,8 @@ __all__ = [
     "enable",
     "apply",
     "disable",
+    "ForecacheConfig",
+    "apply_forecache",
     # methods
     "fora",
     "taylorseer",

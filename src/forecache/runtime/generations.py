@@ -128,6 +128,30 @@ class Generations:
             local.state = before
             local.pipeline_calls -= 1
 
+    @contextmanager
+    def told(self, step: Any, num_steps: Any) -> Iterator[None]:
+        """One call of which a pipeline says that it is the step ``step`` of ``num_steps``; None if it does not.
+
+        What a scheduler announced counts more, and a host's request knows its own length. A step that the lane has made
+        already, or another length, begins a new generation.
+        """
+        state = self.state()
+        if not isinstance(step, int) or not isinstance(num_steps, int) or state.announcement is not None:
+            yield
+            return
+        if state.run is not None:
+            state.step = step
+            yield
+            return
+        lane = state.lanes.get(state.lane)
+        if lane is not None and (step < lane.run.indices.start + lane.step or lane.run.total != num_steps):
+            state.drop()
+        state.run, state.step = Run(num_steps, range(num_steps)), step
+        try:
+            yield
+        finally:
+            state.run = state.step = None
+
     def _requested(self, state: ThreadState, run: Run, call: Call) -> Lane:
         """The lane of a call whose step a host knows.
 

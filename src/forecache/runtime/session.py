@@ -108,6 +108,11 @@ class Session(ContextDecorator):
         return self._plans.choice
 
     @property
+    def is_open(self) -> bool:
+        """Whether the models sample by the plan now."""
+        return self._is_open
+
+    @property
     def requests(self) -> Requests:
         """The runs that a host tells apart by keys of its own."""
         return self._requests
@@ -358,7 +363,8 @@ class MountedModel:
         def named(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
             with cache_context(name, *args, **kwargs) as value:
                 if self._forwards.is_ours():
-                    with self.lane(name):
+                    told = (kwargs.get(field) for field in ("step_index", "num_inference_steps"))
+                    with self.lane(name), self._generations.told(*told):
                         yield value
                 else:
                     yield value
