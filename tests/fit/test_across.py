@@ -44,6 +44,7 @@ def tuned(pipe):
         )  # fmt: skip
         assert pipe.scheduler is before
         assert 0 < len(calls) <= announced[0]
+        assert tuned.images > 2 * tuned.fine.num_steps / 5
         return tuned
 
 

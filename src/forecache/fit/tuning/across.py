@@ -20,6 +20,7 @@ from forecache.errors import InputError
 from forecache.evaluate.images import EQUAL_DB
 from forecache.fit.tuning import proposals, refine, trial_runner
 from forecache.fit.tuning.budgets import AtLeast, Budget, BudgetConverter, Calls, Milliseconds
+from forecache.fit.tuning.effort import Meter
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.plan_search import FINALISTS, PlanSearch
 from forecache.fit.tuning.result import Tuned, Uncached
@@ -97,7 +98,8 @@ class Across:
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._source, self._settings, self._world, self._on_step = source, settings, world, on_step
-        self._converged = ConvergedImages(source, settings, world, on_step)
+        self._meter = Meter(settings.num_steps)
+        self._converged = ConvergedImages(source, settings, world, on_step, self._meter)
         kinds = schedulers(source, names)
         self._calls = tuple(self._calls_of(budget) for budget in budgets)
         self._rivals = {
@@ -111,7 +113,9 @@ class Across:
             with run.of(source) as other:
                 file = _file(path, run) if path is not None else None
                 own = settings_of(other, run.num_steps)
-                runner = TrialRunner(other, own, world, file, on_step, on_trial, self._converged, run.brought)
+                runner = TrialRunner(
+                    other, own, world, file, on_step, on_trial, self._converged, run.brought, self._meter
+                )
                 converter = BudgetConverter(other, own, world)
                 counts = tuple(self._count(converter, budget) for budget in budgets)
                 search = PlanSearch(runner, converter.possible, correcting, refining)
@@ -205,6 +209,7 @@ class Across:
             tuple(one.run.name for one in winners),
             tuple(None if one.run.name == OWN else one.run.scheduler for one in winners),
             tuple(tables),
+            self._meter.images,
         )
 
     def _planned(self, number: int, without: float) -> Winner:
@@ -237,6 +242,8 @@ class Across:
         with run.of(self._source) as source:
             sampler = SharedSampler(source, self._settings.batch, self._world, self._on_step)
             images = sampler.images(conditions, Sampling(run.num_steps, self._settings.guidance, seed))
+            if conditions == self._settings.conditions:
+                self._meter.add(len(conditions), run.calls)
             return sampler.psnr(images, self._converged.of(conditions, seed))
 
     def _judged(self, winner: Winner, conditions: tuple[Condition, ...], seed: int) -> HeldOut:
