@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,13 +56,15 @@ class Sampler:
             )
         import diffusers
 
-        theirs = json.loads(described)
-        settings = {
-            name: own.config[name] if name in own.config and theirs.get(name) == value else value
-            for name, value in self._settings.items()
-            if name != "class"
-        }  # lists, such as those of betas, are text in a description
-        return getattr(diffusers, self.name).from_config(settings)
+        kind, theirs = getattr(diffusers, self.name), json.loads(described)
+        settings = {name: value for name, value in self._settings.items() if name != "class"}
+        for name, parameter in inspect.signature(kind).parameters.items():  # a description has lists as text
+            if name in settings and isinstance(settings[name], str) and not isinstance(parameter.default, str):
+                if settings[name] == str(parameter.default):
+                    settings[name] = parameter.default
+                elif name in own.config and theirs.get(name) == settings[name]:
+                    settings[name] = own.config[name]
+        return kind.from_config(settings)
 
     def as_document(self) -> dict[str, Any]:
         """The sampler as plain data, for a plan file."""
