@@ -84,6 +84,24 @@ def test_three_interleaved_requests_and_a_cancelled_one_are_their_single_runs():
         assert all(map(torch.equal, runs[key].outputs, wanted))
 
 
+def test_interleaved_requests_decide_while_they_run_each_for_itself():
+    method, lengths, model = fc.easycache(2.0), {"a": 9, "b": 7}, small_dit()
+    with fc.apply(model, method, only_requests=True) as session:
+        runs = {}
+        for seed, (key, steps) in enumerate(lengths.items()):
+            session.requests.begin(key, steps)
+            runs[key] = Sampler(model, key, steps, seed, session.requests.call)
+        turns = {key: iter(run) for key, run in runs.items()}
+        while turns:
+            for key in list(turns):
+                if next(turns[key], None) is None:
+                    session.requests.end(key)
+                    del turns[key]
+        assert session.stats.skipped > 0
+    for seed, (key, steps) in enumerate(lengths.items()):
+        assert all(map(torch.equal, runs[key].outputs, alone(steps, seed, method)))
+
+
 def test_requests_of_threads_are_their_single_runs():
     model, found = small_dit(), {}
     with fc.apply(model, METHOD, only_requests=True) as session:
