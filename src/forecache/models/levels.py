@@ -72,6 +72,7 @@ class AskedSites:
             "" if self.level in (None, "branches") else str(self.level),
             f"of {self.group}" if self.group is not None else "",
             "of outputs" if self.of == "output" else "",
+            f"beside {self.ends[0]} first and {self.ends[1]} last blocks" if self.ends != (0, 0) else "",
             f"in {', '.join(lists)}" if lists else "",
             ", ".join(self.patterns or ()),
         ]
