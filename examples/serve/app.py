@@ -1,6 +1,6 @@
 """An HTTP service that samples digits; every request names its plan.
 
-    python examples/serve/app.py [--port 8000] [--queue 16] [--plan NAME=FILE ...]
+    python examples/serve/app.py [--port 8000] [--queue 16] [--together 4] [--plan NAME=FILE ...]
 
 POST /v1/images   {"digits": "314", "plan": "goc-50", "steps": 20, "guidance": 1.5, "seed": 7}   a PNG
 GET /v1/plans     the plans by name                GET /healthz   200, or 503 while it shuts down
@@ -46,11 +46,13 @@ class Settings:
     """The settings of a server.
 
     queue: jobs that may wait.
+    together: jobs that run at once and take turns, step by step.
     timeout: longest duration of a request in seconds, waiting included.
     plans: plan files by name.
     """
 
     queue: int = 16
+    together: int = 4
     timeout: float = 60.0
     plans: Mapping[str, Path] = field(default_factory=dict)
 
@@ -83,18 +85,18 @@ class RefusedError(Exception):
 
 
 def make_app(settings: Settings = Settings(), digits: Digits | None = None) -> FastAPI:
-    """The service; the model is loaded, the plans are enabled and the worker starts with the app."""
+    """The service; the model is loaded, the plans are applied and the worker starts with the app."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.plans = plans = Plans(digits, settings.plans)
-        app.state.worker = worker = Worker(plans.generate, settings.queue)
+        app.state.worker = worker = Worker(plans.generate, settings.queue, settings.together)
         app.state.metrics = Metrics(plans, worker)
         LOGGER.info("Ready; plans: %s.", ", ".join(plans.names))
         yield
         await asyncio.to_thread(worker.close)
         plans.close()
-        LOGGER.info("Every request is finished, and the plans are disabled.")
+        LOGGER.info("Every request is finished, and the plans are taken off.")
 
     app = FastAPI(title="forecache: digits", lifespan=lifespan, openapi_url=None)
     app.state.settings = settings
@@ -242,6 +244,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--queue", type=int, default=16, help="requests that may wait")
     parser.add_argument(
+        "--together", type=int, default=4, help="requests that run at once and take turns, step by step"
+    )
+    parser.add_argument(
         "--timeout", type=float, default=60.0, help="longest duration of a request in seconds, waiting included"
     )
     parser.add_argument("--grace", type=int, default=30, help="seconds to finish the accepted requests after SIGTERM")
@@ -254,6 +259,8 @@ def arguments() -> argparse.Namespace:
         help="a further plan, a file of Plan.save; repeatable",
     )
     args = parser.parse_args()
+    if args.together < 1:
+        parser.error(f"--together is 1 or more: {args.together} was given")
     matches = [re.fullmatch(r"([a-z0-9][a-z0-9.-]{0,63})=(.+)", word) for word in args.plan]
     if not all(matches):
         parser.error("--plan takes NAME=FILE, and a name has lower-case letters, digits, dots and dashes")
@@ -266,7 +273,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    app = make_app(Settings(args.queue, args.timeout, args.plan))
+    app = make_app(Settings(args.queue, args.together, args.timeout, args.plan))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             number, lambda *_: None

@@ -1,6 +1,6 @@
 """A load test: every image of a busy server is compared with the library's own, and the server's memory is watched.
 
-    python examples/serve/load_test.py [--seconds 120] [--clients 2 16] [--pair-seconds 30]
+    python examples/serve/load_test.py [--seconds 120] [--clients 4 16] [--together 1 4] [--pair-seconds 30]
 
 Starts the server on loopback. Clients mix steps, guidance scales, plans and sizes, and abandon some requests. Reference
 images are sampled first, in a process without a server, each by a freshly loaded model. Writes
@@ -199,12 +199,13 @@ async def watch(url: str, memory: list[int]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def server(threads: int) -> AsyncIterator[str]:
+async def server(threads: int, together: int) -> AsyncIterator[str]:
     """Start a server in a process of its own, yield its address, and end it with SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--port", str(port), "--queue", str(QUEUE), "--timeout", "120", "--threads", str(threads)]
+    options += ["--together", str(together)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     process = subprocess.Popen([sys.executable, str(HERE / "app.py"), *options], env=environment)
     url = f"http://127.0.0.1:{port}"
@@ -225,12 +226,12 @@ async def server(threads: int) -> AsyncIterator[str]:
         sys.exit(f"the server ended with {code}")
 
 
-async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Namespace) -> dict[str, Any]:
+async def measured(clients: int, together: int, wanted: dict[Case, bytes], args: argparse.Namespace) -> dict[str, Any]:
     """Measure a fresh server: every case alone, the mixed load, every case alone again; then a plan and none."""
-    async with server(args.threads) as url:
+    async with server(args.threads, together) as url:
         wrong = await one_by_one(url, wanted)
         before = await scraped(url)
-        print(f"{clients} clients for {args.seconds:g} s ...", flush=True)
+        print(f"{clients} clients, {together} together, for {args.seconds:g} s ...", flush=True)
         memory: list[int] = []
         watching = asyncio.create_task(watch(url, memory))
         mixed, _ = await load(url, {case: wanted[case] for case in cases()}, clients, args.seconds)
@@ -245,6 +246,7 @@ async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Names
             wrong += outcomes.counts["wrong"]
     return {
         "clients": clients,
+        "together": together,
         "seconds": args.seconds,
         **mixed.figures(),
         "wrong_alone_before_and_after": wrong,
@@ -256,38 +258,47 @@ async def measured(clients: int, wanted: dict[Case, bytes], args: argparse.Names
 
 def tables(document: dict[str, Any]) -> list[str]:
     """The tables of docs/serving.md."""
-    lines = ["| clients | requests | images | cancelled | refused | wrong images | memory, MiB | at the end |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [
+        "| clients | together | requests | images | cancelled | refused | wrong images | memory, MiB | at the end |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for run in document["runs"]:
-        counts = [run[name] for name in ("clients", "requests", "images", "cancelled", "refused")]
+        counts = [run[name] for name in ("clients", "together", "requests", "images", "cancelled", "refused")]
         rss = [f"{run['rss_bytes'][name] / 2**20:.0f}" for name in ("after_warm_up", "at_the_end")]
         wrong = run["wrong"] + run["wrong_alone_before_and_after"]
         lines.append("| " + " | ".join(map(str, [*counts, wrong, *rss])) + " |")
     lines += [
         "",
-        "| clients | plan | images a second | p50, s | p95, s | model alone, p50, s |",
-        "|---|---|---|---|---|---|",
+        "| clients | together | plan | images a second | p50, s | p95, s | model alone, p50, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run, (plan, one) in itertools.product(document["runs"], [*document["runs"][0]["pair"].items()]):
         one = run["pair"][plan]
         cells = [one["images_per_second"], one["latency"]["p50"], one["latency"]["p95"], one["model_seconds"]["p50"]]
-        lines.append(f"| {run['clients']} | {plan} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        lines.append(
+            f"| {run['clients']} | {run['together']} | {plan} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+        )
     lines += [
         "",
-        "| clients, mixed | with or without a cache | p50, s | p95, s | model alone, p50, s |",
-        "|---|---|---|---|---|",
+        "| clients, mixed | together | with or without a cache | p50, s | p95, s | model alone, p50, s |",
+        "|---|---|---|---|---|---|",
     ]
     for run in document["runs"]:
         for kind in ("without_cache", "with_cache"):
             figures = run[kind]
             cells = [figures["latency"]["p50"], figures["latency"]["p95"], figures["model_seconds"]["p50"]]
             words = kind.replace("_", " ")
-            lines.append(f"| {run['clients']} | {words} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+            lines.append(
+                f"| {run['clients']} | {run['together']} | {words} | "
+                + " | ".join(f"{cell:.2f}" for cell in cells)
+                + " |"
+            )
     place = document["environment"]
     note = (
         f"{document['runs'][0]['seconds']:g} s of mixed load each; {place['cpu']}, {place['cores']} cores, the model "
         f"on {document['threads']} thread, torch {place['torch']}, diffusers {place['diffusers']}. The load average "
-        f"was {document['load_average']:.1f}: other work ran on the machine meanwhile; compare rows of one table alone."
+        f"was {document['load_average']:.1f}, with the clients and the server themselves in it; compare rows of one "
+        "table alone."
     )
     return [*lines, "", note]
 
@@ -306,7 +317,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0, help="of mixed load, for each number of clients")
     parser.add_argument("--pair-seconds", type=float, default=30.0, help="of load with one plan, and without")
-    parser.add_argument("--clients", type=int, nargs="+", default=[2, 16])
+    parser.add_argument("--clients", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--together", type=int, nargs="+", default=[1, 4], help="of the server; 1 is a queue")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
     parser.add_argument("--out", type=Path, help="write the figures to this file only, and leave the docs unchanged")
     args = parser.parse_args()
@@ -314,7 +326,8 @@ def main() -> None:
     requests = [*cases(), *PAIR.values()]
     print(f"{len(requests)} references ...", flush=True)
     wanted = references(requests)
-    runs = [asyncio.run(measured(clients, wanted, args)) for clients in args.clients]
+    loads = itertools.product(args.clients, args.together)
+    runs = [asyncio.run(measured(clients, together, wanted, args)) for clients, together in loads]
     document = {
         "command": "python examples/serve/load_test.py",
         "environment": environment(),

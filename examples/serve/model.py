@@ -1,13 +1,15 @@
-"""The bundled digits model behind a set of plans: one transformer, and a pipeline for each plan.
+"""The bundled digits model behind a set of plans: one transformer, and a session for each plan.
 
-A plan enabled on a pipeline applies to that pipeline's calls only. The plans are enabled once, when the server starts,
-and a request selects its plan by selecting a pipeline; the model is not changed while it serves.
+The plans are applied once, when the server starts, to requests alone: a request begins with its number of steps in the
+session of its plan, and every model call says which request it belongs to. So the steps of several requests may take
+turns, each with a cache of its own; the model is not changed while it serves.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -37,44 +39,6 @@ PLAN_STEPS = 20
 """Number of steps of these plans; requests of other lengths get the plan resampled."""
 
 
-class DigitsPipeline:
-    """A pipeline for digits, made like those of diffusers: it sets its scheduler's timesteps and calls the model."""
-
-    def __init__(self, digits: Digits) -> None:
-        self.transformer: Any = digits.transformer
-        self.scheduler: Any = type(digits.scheduler).from_config(digits.scheduler.config)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        labels: Sequence[int],
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
-        on_step: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1], one per label. on_step: called after every step; may raise to end the run."""
-        config = self.transformer.config
-        self.scheduler.set_timesteps(num_inference_steps)
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        x_BCHW = noise(shape, seed, range(len(labels))) * self.scheduler.init_noise_sigma
-        y_B = torch.tensor(list(labels))
-        pair = guidance_scale > 1
-        if pair:
-            y_B = torch.cat([y_B, torch.full_like(y_B, config.num_embeds_ada_norm)])
-        for t in self.scheduler.timesteps:
-            inputs = self.scheduler.scale_model_input(torch.cat([x_BCHW, x_BCHW]) if pair else x_BCHW, t)
-            output = self.transformer(inputs, timestep=t.expand(len(inputs)), class_labels=y_B, return_dict=False)[0]
-            output = output[:, : config.in_channels]
-            if pair:
-                conditional, unconditional = output.chunk(2)
-                output = unconditional + guidance_scale * (conditional - unconditional)
-            x_BCHW = self.scheduler.step(output, t, x_BCHW, return_dict=False)[0]
-            if on_step is not None:
-                on_step()
-        return to_images(x_BCHW)
-
-
 @dataclass(frozen=True)
 class Picture:
     """The image of a request.
@@ -87,8 +51,12 @@ class Picture:
     computed: float
 
 
+Generation = Generator[None, None, Picture]
+"""A generation in progress."""
+
+
 class Plans:
-    """The model with its plans enabled; `close` disables them. One thread at a time may call `generate`.
+    """The model with its plans applied; `close` takes them off. One thread at a time may advance a generation.
 
     digits: the model. Default: loaded.
     files: further plans by name, as files of `Plan.save`.
@@ -99,18 +67,16 @@ class Plans:
 
     def __init__(self, digits: Digits | None = None, files: Mapping[str, Path] | None = None) -> None:
         self.digits = digits or load_digits()
-        self.pipes: dict[str, DigitsPipeline] = {NONE: DigitsPipeline(self.digits)}
         self.sessions: dict[str, fc.Session] = {}
-        grid = fc.grid(self.pipes[NONE], num_steps=PLAN_STEPS)
+        self._stack = ExitStack()
+        grid = fc.grid(self.digits, num_steps=PLAN_STEPS)
         plans = {name: method.plan(grid) for name, method in METHODS.items()}
         plans |= {name: fc.Plan.load(path) for name, path in (files or {}).items()}
         guards = fc.runtime.Guards(same_model=True, same_scheduler=True)
         try:
             for name, plan in plans.items():
-                pipe = DigitsPipeline(self.digits)
-                session = fc.enable(pipe, plan, resample=True, guards=guards)
-                assert isinstance(session, fc.Session)  # of one transformer
-                self.pipes[name], self.sessions[name] = pipe, session
+                session = fc.apply(self.digits, plan, resample=True, guards=guards, only_requests=True)
+                self.sessions[name] = self._stack.enter_context(session)
         except fc.ForecacheError:
             self.close()
             raise
@@ -118,16 +84,53 @@ class Plans:
     @property
     def names(self) -> list[str]:
         """The names of the plans that a request may ask for."""
-        return list(self.pipes)
+        return [NONE, *self.sessions]
 
-    def generate(
-        self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int, on_step: Callable[[], None]
-    ) -> Picture:
-        """The digits side by side. Raises PlanError if the plan cannot be resampled to this number of steps."""
-        before = self.cells(plan)
-        images = self.pipes[plan](labels, steps, guidance, seed, on_step)
-        computed, cells = (after - earlier for after, earlier in zip(self.cells(plan), before, strict=True))
-        return Picture(png(images), computed / cells if cells else 1.0)
+    def generate(self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int) -> Generation:
+        """A generation of the digits side by side: each ``next`` makes one step, and the last returns the picture.
+
+        Any number of them may be in progress. One that is closed, or fails, leaves nothing. Raises PlanError with its
+        first step if the plan cannot be resampled to this number of steps.
+        """
+        key, session = object(), self.sessions.get(plan)
+        scheduler: Any = type(self.digits.scheduler).from_config(self.digits.scheduler.config)
+        scheduler.set_timesteps(steps)
+        computed = cells = 0
+        if session is not None:
+            session.requests.begin(key, timesteps=scheduler.timesteps.tolist())
+        try:
+            config: Any = self.digits.transformer.config
+            shape = (config.in_channels, config.sample_size, config.sample_size)
+            x_BCHW = noise(shape, seed, range(len(labels))) * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                before = self.cells(plan)
+                with session.requests.call(key) if session is not None else nullcontext():
+                    output = self._predict(scheduler, x_BCHW, t, labels, guidance)
+                made, of = (after - earlier for after, earlier in zip(self.cells(plan), before, strict=True))
+                computed, cells = computed + made, cells + of
+                x_BCHW = scheduler.step(output, t, x_BCHW, return_dict=False)[0]
+                yield
+            if session is not None:
+                session.requests.end(key)
+        finally:
+            if session is not None:
+                session.requests.abort(key)
+        return Picture(png(to_images(x_BCHW)), computed / cells if cells else 1.0)
+
+    @torch.no_grad()
+    def _predict(self, scheduler: Any, x_BCHW: Tensor, t: Tensor, labels: Sequence[int], guidance: float) -> Tensor:
+        """The model's output for a step, guided where guidance is over 1; both halves are one call."""
+        model: Any = self.digits.transformer
+        y_B = torch.tensor(list(labels))
+        if guidance > 1:
+            y_B = torch.cat([y_B, torch.full_like(y_B, model.config.num_embeds_ada_norm)])
+        inputs = scheduler.scale_model_input(torch.cat([x_BCHW, x_BCHW]) if guidance > 1 else x_BCHW, t)
+        output = model(inputs, timestep=t.expand(len(inputs)), class_labels=y_B, return_dict=False)[0]
+        output = output[:, : model.config.in_channels]
+        if guidance <= 1:
+            return output
+        conditional, unconditional = output.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
     def cells(self, plan: str) -> tuple[int, int]:
         """Features computed so far, and features that would have been computed without the plan; zeros for no plan."""
@@ -137,9 +140,8 @@ class Plans:
         return stats.computed, stats.computed + stats.skipped + stats.partial
 
     def close(self) -> None:
-        """Disable every plan; the model is then unchanged."""
-        for name in self.sessions:
-            fc.disable(self.pipes[name])
+        """Take every plan off; the model is then unchanged."""
+        self._stack.close()
         self.sessions.clear()
 
 

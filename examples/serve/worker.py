@@ -1,17 +1,17 @@
-"""A worker thread that owns the model, and its bounded queue."""
+"""A worker thread that owns the model, its bounded queue, and the generations that take turns on it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
-from model import Picture
+from model import Generation, Picture
 
 LOGGER = logging.getLogger("forecache.serve")
 
@@ -32,15 +32,13 @@ class ClosedError(Exception):
 
 
 class StoppedError(Exception):
-    """The client has gone; raised between two steps to end its generation."""
+    """The client has gone; its generation was closed between two steps."""
 
 
 class Generate(Protocol):
-    """A function that samples an image. It calls on_step after every step; on_step may raise to end the generation."""
+    """A function that begins a generation, which makes one step at a time."""
 
-    def __call__(
-        self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int, on_step: Callable[[], None]
-    ) -> Picture: ...
+    def __call__(self, plan: str, labels: Sequence[int], steps: int, guidance: float, seed: int) -> Generation: ...
 
 
 @dataclass(frozen=True)
@@ -73,21 +71,35 @@ class Job:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-class Worker:
-    """Runs jobs one after the other, in the order of their submission, in a thread of its own.
+@dataclass(eq=False)
+class Turn:
+    """A job that has begun.
 
-    places: jobs that may wait beside the running one.
-    busy: whether a job is running.
+    seconds: time of the model so far.
+    """
+
+    job: Job
+    generation: Generation
+    seconds: float = 0.0
+
+
+class Worker:
+    """Runs jobs in a thread of its own: up to ``together`` at once, which take turns step by step; others wait.
+
+    Jobs begin in the order of their submission. With ``together`` = 1 they run one after the other.
+
+    places: jobs that may wait beside the running ones.
     closing: whether further jobs are refused; set by `close`, or earlier by a signal handler.
     """
 
-    def __init__(self, generate: Generate, places: int) -> None:
-        self._generate, self._places = generate, places
+    def __init__(self, generate: Generate, places: int, together: int = 1) -> None:
+        self._generate, self._places, self._together = generate, places, together
         self._waiting: deque[Job] = deque()
+        self._turns: deque[Turn] = deque()
         self._change = threading.Condition()
         self._typical_seconds = 1.0
         self._ended = False
-        self.busy = self.closing = False
+        self.closing = False
         self.thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self.thread.start()
 
@@ -114,6 +126,11 @@ class Worker:
         """The number of waiting jobs."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> bool:
+        """Whether jobs are running."""
+        return bool(self._turns)
+
     def close(self) -> None:
         """Finish every accepted job, then end the thread."""
         with self._change:
@@ -122,33 +139,41 @@ class Worker:
         self.thread.join()
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._run(job)
+        while self._begin():
+            for turn in list(self._turns):
+                if self._advance(turn):
+                    self._turns.remove(turn)
 
-    def _next(self) -> Job | None:
+    def _begin(self) -> bool:
+        """Begin as many jobs as may run; whether there are any. Waits for one unless the worker is closed."""
         with self._change:
-            self._change.wait_for(lambda: self._waiting or self._ended)
-            return self._waiting.popleft() if self._waiting else None
+            self._change.wait_for(lambda: self._waiting or self._turns or self._ended)
+            while self._waiting and len(self._turns) < self._together:
+                job = self._waiting.popleft()
+                if job.result.set_running_or_notify_cancel():
+                    generation = self._generate(job.plan, job.labels, job.steps, job.guidance, job.seed)
+                    self._turns.append(Turn(job, generation))
+            return bool(self._turns) or not self._ended
 
-    def _run(self, job: Job) -> None:
-        if not job.result.set_running_or_notify_cancel():
-            return
-
-        def on_step() -> None:
-            if job.stopped.is_set():
-                raise StoppedError
-
-        self.busy, started = True, perf_counter()
+    def _advance(self, turn: Turn) -> bool:
+        """Make one step of a job, unless its client has left; whether it is over."""
+        job, started = turn.job, perf_counter()
         try:
-            picture = self._generate(job.plan, job.labels, job.steps, job.guidance, job.seed, on_step)
+            if job.stopped.is_set():
+                turn.generation.close()
+                raise StoppedError
+            next(turn.generation)
+        except StopIteration as finished:
+            turn.seconds += perf_counter() - started
+            self._typical_seconds = 0.8 * self._typical_seconds + 0.2 * turn.seconds
+            job.result.set_result(Done(finished.value, turn.seconds))
+            return True
         except StoppedError as error:
             job.result.set_exception(error)
+            return True
         except Exception as error:
             LOGGER.exception("A request failed: plan %s, %d steps.", job.plan, job.steps)
             job.result.set_exception(error)
-        else:
-            seconds = perf_counter() - started
-            self._typical_seconds = 0.8 * self._typical_seconds + 0.2 * seconds
-            job.result.set_result(Done(picture, seconds))
-        finally:
-            self.busy = False
+            return True
+        turn.seconds += perf_counter() - started
+        return False

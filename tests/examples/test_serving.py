@@ -288,10 +288,9 @@ def leaving(app, order, leave):
 
 
 def kept(app):
-    """The lanes that any session holds."""
-    models = [model for session in app.state.plans.sessions.values() for model in session._models]
-    states = [state for model in models for state in model._generations.threads]
-    return [lane for state in states for lane in state.lanes.values()]
+    """The requests that any session holds, and their bytes."""
+    requests = [session.requests for session in app.state.plans.sessions.values()]
+    return [key for each in requests for key in each.keys] + [each.held_bytes for each in requests if each.held_bytes]
 
 
 def test_a_generation_stops_within_a_step_of_its_clients_leaving_and_leaves_nothing(start, digits):
@@ -368,22 +367,85 @@ def test_a_server_that_closes_finishes_what_it_took_and_refuses_what_comes(start
     assert outcomes(client) == {"ok": 2, "closing": 1}
 
 
-def test_a_worker_runs_jobs_in_their_order():
-    ran = []
-
-    def generate(plan, labels, steps, guidance, seed, on_step):
-        ran.append(seed)
-        return served.Picture(b"", 1.0)
-
-    worker = working.Worker(generate, 20)
-    jobs = [working.Job("none", (1,), 1, 1.0, seed) for seed in range(20)]
+def jobs_of(worker, count):
+    jobs = [working.Job("none", (1,), 3, 1.0, seed) for seed in range(count)]
     for job in jobs:
         worker.submit(job)
+    return jobs
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_jobs_begin_in_their_order_and_take_turns(together):
+    made, go = [], threading.Event()
+
+    def generate(plan, labels, steps, guidance, seed):
+        assert go.wait(30)
+        for step in range(steps):
+            made.append((seed, step))
+            yield
+        return served.Picture(b"", 1.0)
+
+    worker = working.Worker(generate, 20, together)
+    jobs = jobs_of(worker, 6)
+    go.set()
     worker.close()
-    assert all(job.result.done() for job in jobs)
-    assert ran == list(range(20))
+    assert all(job.result.result().picture.computed == 1 for job in jobs)
+    one_by_one = [(seed, step) for seed in range(6) for step in range(3)]
+    assert sorted(made) == one_by_one
+    assert [seed for seed, step in made if step == 0] == list(range(6))
+    assert (made == one_by_one) == (together == 1)
+    running = [sum(other in made[:at] and (other[0], 2) not in made[:at] for other in ((s, 0) for s in range(6)))
+               for at in range(len(made))]  # fmt: skip
+    assert max(running) == together
     with pytest.raises(working.ClosedError):
         worker.submit(jobs[0])
+
+
+def test_one_of_the_jobs_that_take_turns_fails_and_one_is_stopped():
+    ended = []
+
+    def generate(plan, labels, steps, guidance, seed):
+        try:
+            for step in range(steps):
+                if (seed, step) == (1, 1):
+                    raise RuntimeError("no")
+                if (seed, step) == (0, 1):
+                    jobs[2].stopped.set()
+                yield
+        finally:
+            ended.append(seed)
+        return served.Picture(b"", seed)
+
+    worker = working.Worker(generate, 20, 4)
+    with worker._change:
+        jobs = [working.Job("none", (1,), 3, 1.0, seed) for seed in range(4)]
+        worker._waiting.extend(jobs)
+        worker._change.notify()
+    worker.close()
+    assert [jobs[seed].result.result().picture.computed for seed in (0, 3)] == [0, 3]
+    assert isinstance(jobs[1].result.exception(), RuntimeError)
+    assert isinstance(jobs[2].result.exception(), working.StoppedError)
+    assert sorted(ended) == [0, 1, 2, 3]
+
+
+def test_images_of_requests_that_take_turns_are_those_of_the_library(start, digits):
+    asked = [("goc-50", "31", 6), ("taylor-67", "8", 9), ("none", "2", 5), ("goc-50", "7", 8)]
+    wanted = [
+        expected(digits, served.METHODS.get(plan), tuple(map(int, labels)), steps) for plan, labels, steps in asked
+    ]
+    client = start(together=4)
+    with (
+        Held(digits) as held,
+        in_background(
+            *(lambda order=order: post(client, plan=order[0], digits=order[1], steps=order[2]) for order in asked)
+        ) as answers,
+    ):
+        worker = client.app.state.worker
+        until(lambda: held.reached.is_set() and worker.waiting + len(worker._turns) == 4)
+        held.go.set()
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert all(np.array_equal(pixels(answer.content), image) for answer, image in zip(answers, wanted, strict=True))
+    assert kept(client.app) == []
 
 
 def check_the_load_test(address):

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -82,6 +83,28 @@ def test_three_interleaved_requests_and_a_cancelled_one_are_their_single_runs():
         wanted = alone(lengths[key], seed)
         assert len(runs[key].outputs) == (4 if key == "gone" else lengths[key])
         assert all(map(torch.equal, runs[key].outputs, wanted))
+
+
+def test_sessions_for_requests_share_a_model_and_its_runs_follow_their_own_plan():
+    methods, model = {"goc": METHOD, "fora": fc.fora(2)}, small_dit()
+    before = everything(model)
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(fc.apply(model, method, only_requests=True)) for name, method in methods.items()
+        }
+        runs = {name: Sampler(model, name, 8, 0, session.requests.call) for name, session in sessions.items()}
+        for name, session in sessions.items():
+            session.requests.begin(name, 8)
+        for _ in zip(*runs.values(), strict=True):
+            pass
+        for name, session in sessions.items():
+            session.requests.end(name)
+            assert (session.stats.generations, session.stats.calls) == (1, 16)
+        with pytest.raises(fc.errors.AlreadyAppliedError, match="already samples by a plan"), fc.apply(model, METHOD):
+            pass
+    assert everything(model) == before
+    for name, run in runs.items():
+        assert all(map(torch.equal, run.outputs, alone(8, 0, methods[name]))), name
 
 
 def test_interleaved_requests_decide_while_they_run_each_for_itself():

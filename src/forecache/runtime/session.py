@@ -253,11 +253,14 @@ class MountedModel:
         self._executables.clear()
 
     def _check_free(self) -> None:
-        """Raises AlreadyAppliedError if the model has a session; only sessions on pipelines share one, one each."""
-        model, pipe = self._layout.model, self._host.pipe
-        pipes = [other._host.pipe for other in _OPEN.get(model, [])]
-        can_share = pipe is not None and all(other is not None and other is not pipe for other in pipes)
-        if (pipes and not can_share) or (not pipes and any(map(is_mounted, model.modules()))):
+        """Raises AlreadyAppliedError if the model has a session; only those on pipelines, one each, or for requests
+        alone share one."""
+        model, host = self._layout.model, self._host
+        others = [other._host for other in _OPEN.get(model, [])]
+        can_share = host.is_shared and all(
+            other.is_shared and (other.pipe is None or other.pipe is not host.pipe) for other in others
+        )
+        if (others and not can_share) or (not others and any(map(is_mounted, model.modules()))):
             raise AlreadyAppliedError(
                 f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block, "
                 "or call forecache.disable, before applying another."
