@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from support.small import noise, small_dit
 
 import forecache as fc
 from forecache.plan.export import exported
+from forecache.plan.sampler import Sampler
 
 T = 10
 TIMES = [900 - 80 * step for step in range(T)]
@@ -162,6 +164,7 @@ def test_cache_dit_skips_the_steps_of_the_plan_and_estimates_by_its_weights(meth
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
+DDIM = Sampler(json.dumps({"class": "DDIMScheduler"}), 8)
 MIXED = fc.Method("two schedules", fc.parts.schedules.at(fc.parts.schedules.kind("mlp"), fc.parts.schedules.every(2),
                                                          fc.parts.schedules.every(3)))  # fmt: skip
 
@@ -189,11 +192,24 @@ MIXED = fc.Method("two schedules", fc.parts.schedules.at(fc.parts.schedules.kind
          "height of a DPCache request cannot be True"),
         (lambda: stack(line(fc.fora(2)), "output"), "sglang-dpcache", {"request": REQUEST | {"dtype": "float32"}},
          "bfloat16 alone"),
+        (lambda: stack(fc.easycache(0.1)), "steps", {}, r"decides while it runs.*session.decided\(\)"),
+        (lambda: stack(fc.easycache(0.1)), "steps", {"schedule_only": True}, r"decides while it runs"),
+        (lambda: replace(stack(fc.fora(2)), sampler=DDIM), "steps", {}, "brings a DDIMScheduler of 8 steps"),
     ],
 )  # fmt: skip
 def test_a_plan_that_says_more_than_a_format_can_is_refused(plan, format, options, words):
     with pytest.raises(fc.errors.PlanError, match=words):
         exported(plan(), format, **options)
+
+
+def test_what_a_run_decided_is_a_list_of_steps():
+    model = small_dit()
+    with fc.apply(model, stack(fc.easycache(5.0))) as session, torch.no_grad():
+        for step in range(T):
+            call(model, step)
+    decided = session.decided()
+    assert 0 < decided.picture().count("#") < T
+    assert json.loads(exported(decided, "steps")) == [int(sign == "#") for sign in decided.picture()]
 
 
 def test_the_steps_alone_of_a_plan_that_says_more():

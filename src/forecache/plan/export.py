@@ -74,6 +74,12 @@ def exported(
     if request is not None and format != "sglang-dpcache":
         raise PlanError(f"request= is for sglang-dpcache; {format} schedules name no request: leave it out.")
     computed = computed_steps(plan)
+    if plan.sampler is not None and not schedule_only:
+        raise PlanError(
+            f"The plan brings a {plan.sampler.name} of {plan.sampler.num_steps} steps with it, and no format for other "
+            "engines sets a scheduler: give the engine that scheduler, and export the steps alone (--schedule-only, "
+            "schedule_only=True)."
+        )
     if format == "steps":
         if not schedule_only:
             _check_cells(plan, format, lambda step, past: ({past[-1]: 1.0},), "is reused")
@@ -84,7 +90,12 @@ def exported(
 
 
 def computed_steps(plan: Plan) -> tuple[int, ...]:
-    """The steps at which a plan computes; PlanError where its sites do not all do the same."""
+    """The steps at which a plan computes; PlanError where sites differ, or the plan decides as it runs."""
+    if plan.is_undecided:
+        raise PlanError(
+            "The plan decides while it runs which steps are computed, and a schedule for other engines says it before: "
+            "export what a run decided, session.decided()."
+        )
     tables = {tuple(cell.computed for cell in row) for row in plan.rows}
     if len(tables) > 1:
         raise PlanError(
