@@ -36,15 +36,15 @@ def tuned(pipe):
         patch.setattr(plan_search, "FINALISTS", 2)
         patch.setattr(across, "SCREENED", 2)
         patch.setattr(across, "KEPT", 1)
-        before, announced, calls = pipe.scheduler, [], []
+        before, announced, calls, cost = pipe.scheduler, [], [], []
         tuned = fc.tune(
             pipe, LABELS, num_steps=5, samplers=NAMES, steps=(4, 5), budget=[fc.fit.Calls(3), 0.4],
             held_out=[3], number=3, longest=4, forecasts=["taylor 1"], correcting=False, refining=False,
-            on_start=announced.append, on_step=calls.append,
+            on_start=announced.append, on_step=calls.append, on_cost=cost.append,
         )  # fmt: skip
         assert pipe.scheduler is before
         assert 0 < len(calls) <= announced[0]
-        assert tuned.images > 2 * tuned.fine.num_steps / 5
+        assert 2 * tuned.fine.num_steps / 5 < tuned.images <= cost[0] < 3 * tuned.images
         return tuned
 
 

@@ -20,7 +20,7 @@ from forecache.errors import InputError
 from forecache.evaluate.images import EQUAL_DB
 from forecache.fit.tuning import proposals, refine, trial_runner
 from forecache.fit.tuning.budgets import AtLeast, Budget, BudgetConverter, Calls, Milliseconds
-from forecache.fit.tuning.effort import Meter
+from forecache.fit.tuning.effort import Meter, of_finding
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.plan_search import FINALISTS, PlanSearch
 from forecache.fit.tuning.result import Tuned, Uncached
@@ -31,6 +31,7 @@ from forecache.fit.tuning.trial_runner import ConvergedImages, TrialRunner
 from forecache.fit.tuning.trials import Trial
 from forecache.methods.explicit import explicit
 from forecache.plan.plan import Plan
+from forecache.sampling.fine import JUDGES
 from forecache.sampling.sources import Condition, OnStep, Sampling, Source
 
 SCREENED = 8
@@ -160,19 +161,41 @@ class Across:
 
     def most_calls(self, held_out: int) -> int:
         """The largest number of model calls of this process."""
-        noises, settings, fine = trial_runner.NOISES, self._settings, self._converged.run
-        assert fine is not None
+        settings, fine = self._settings, self._fine_steps
         tuned_on, judged_on = (
             len(batch_starts(self._world, samples, settings.batch)) for samples in (len(settings.conditions), held_out)
         )
-        budgets, longest = len(self._calls), max(entrant.run.num_steps for entrant in self._entrants)
-        rows = sum(run.calls for rivals in self._rivals.values() for run in rivals)
-        samplings = settings.trials + proposals.LAST + FINALISTS * noises + refine.most_samplings(longest, noises)
-        screens = sum(entrant.run.num_steps * (1 + SCREENED * budgets) for entrant in self._entrants)
-        searches = KEPT * budgets * longest * (samplings + noises)
-        return tuned_on * ((rows + fine.num_steps) * (1 + noises) + screens + searches) + judged_on * (
-            fine.num_steps + rows + 2 * longest * budgets
-        )
+        longest = max(entrant.run.num_steps for entrant in self._entrants)
+        computed = [longest] * len(self._calls)
+        return tuned_on * self._most(computed) + judged_on * (fine + self._rows + 2 * longest * len(computed))
+
+    def most_images(self) -> float:
+        """The largest cost of the whole search, in images of the pipeline's own steps without a cache."""
+        own, samples = self._settings.num_steps, len(self._settings.conditions)
+        counts = [[entrant.counts[number] or 0 for entrant in self._entrants] for number in range(len(self._calls))]
+        begun = of_finding(self._converged.run, own, min(JUDGES, samples))
+        return begun + samples * self._most([max(computed) for computed in counts]) / own
+
+    @property
+    def _fine_steps(self) -> int:
+        assert self._converged.run is not None
+        return self._converged.run.num_steps
+
+    @property
+    def _rows(self) -> int:
+        """Model calls of all samplers without a cache, at all budgets."""
+        return sum(run.calls for rivals in self._rivals.values() for run in rivals)
+
+    def _most(self, computed: Sequence[int]) -> int:
+        """The largest number of computed model calls of the search for one sample.
+
+        computed: of a plan of each budget.
+        """
+        noises, longest = trial_runner.NOISES, max(entrant.run.num_steps for entrant in self._entrants)
+        samplings = self._settings.trials + proposals.LAST + FINALISTS * noises + refine.most_samplings(longest, noises)
+        screens = sum(entrant.run.num_steps + SCREENED * sum(computed) for entrant in self._entrants)
+        searches = KEPT * sum(count * samplings + longest * noises for count in computed)
+        return (self._rows + self._fine_steps) * (1 + noises) + screens + searches
 
     def run(self, held_out: tuple[Condition, ...], held_out_seed: int) -> Tuned:
         """The best for each budget."""

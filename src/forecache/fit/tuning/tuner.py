@@ -177,8 +177,7 @@ def tune(
             on_step,
             on_trial,
         )
-        if on_start is not None:
-            on_start(wide.most_calls(len(judged_on)))
+        _announce(on_start, wide.most_calls(len(judged_on)), on_cost, wide.most_images())
         return wide.run(judged_on, held_out_seed)
     converter, meter = BudgetConverter(source, settings, world), Meter(num_steps)
     judges, noises, last = (1, 0, 0) if quick else (JUDGES, None, None)
@@ -193,9 +192,17 @@ def tune(
         settings = replace(settings, trials=trials - last)
     runner = TrialRunner(source, settings, world, file, on_step, on_trial, converged, meter=meter, noises=noises)
     search = PlanSearch(runner, converter.possible, correcting, refining and not quick, last)
-    if on_start is not None:
-        judging = search.most_calls(len(judged_on), 0) * (1 + len(goals))
-        on_start(search.most_calls(len(tuned_on), search.most_searches(goals)) + judging)
-    if on_cost is not None:
-        on_cost(search.most_images(goals, judges))
+    judging = search.most_calls(len(judged_on), 0) * (1 + len(goals))
+    calls = search.most_calls(len(tuned_on), search.most_searches(goals)) + judging
+    _announce(on_start, calls, on_cost, search.most_images(goals, judges))
     return replace(search.run(goals, judged_on, held_out_seed), images=meter.images)
+
+
+def _announce(
+    on_start: Callable[[int], None] | None, calls: int, on_cost: Callable[[float], None] | None, images: float
+) -> None:
+    """Say what a search makes at most."""
+    if on_start is not None:
+        on_start(calls)
+    if on_cost is not None:
+        on_cost(images)
