@@ -175,7 +175,7 @@ class Expression:
         return bool(self.given.get(WARMUP)) and self.method != "warmup"
 
     def _base(self, outer: Registered) -> str:
-        """The base that was named, else the one that a flag belongs to, else FORA."""
+        """The base that was named, else the one that a flag belongs to and that misses fewest others, else FORA."""
         if self.base is not None:
             if self.base not in bases():
                 raise InputError(f"--base is one of {', '.join(bases())}; {self.base!r} stands on a base itself.")
@@ -183,9 +183,15 @@ class Expression:
         table = flags()
         for name in self.given:
             owners = table[name].owners if name in table else {}
-            if outer.name not in owners and (owner := next((owner for owner in owners if owner in bases()), None)):
-                return owner
+            if outer.name not in owners and (found := [owner for owner in owners if owner in bases()]):
+                return min(found, key=self._missing)
         return DEFAULT_BASE
+
+    def _missing(self, name: str) -> int:
+        """The number of flags that a method requires and that were not given."""
+        entry = registry.registered(name)
+        names = names_of(entry)
+        return sum(parameter.required and names[parameter.name] not in self.given for parameter in entry.in_forms)
 
     def build(
         self, resolve: Resolve = lambda parameter, value: value, at_hand: AtHand = lambda parameter: None
