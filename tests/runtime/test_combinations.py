@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.slow import slow_but
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks/results/combinations.json").read_text())
@@ -26,12 +27,8 @@ def combined():
             del sys.modules[name]
 
 
-def slow_but(cells):
-    return [cell if cell in FAST else pytest.param(*cell, marks=pytest.mark.slow) for cell in cells]
-
-
 @pytest.mark.parametrize(
-    ("name", "level"), slow_but(key for key, cell in CELLS.items() if cell["verdict"] != "untested")
+    ("name", "level"), slow_but((key for key, cell in CELLS.items() if cell["verdict"] != "untested"), *FAST)
 )
 def test_a_cell_is_as_the_table_says(combined, name, level):
     verdict, reason = combined.cell(combined.COMBINATIONS[name], level)
