@@ -15,7 +15,7 @@ from support.tiny import TINY
 import forecache as fc
 from forecache.methods import flags, registry
 from forecache.parts.bounds import Decision
-from forecache.parts.decide import filtered_by_noise
+from forecache.parts.decide import FilteredInput, Now, filtered_by_noise
 
 TIMES = tuple(range(990, 0, -66))
 ONLINE = ("fbcache", "dbcache", "teacache", "easycache", "seacache", "dicache")
@@ -306,11 +306,13 @@ def test_a_calibrated_correction_and_chosen_tokens_are_refused_with_the_reason()
         fc.selective(fc.easycache(0.1), share=0.5).plan(grid)
 
 
-@pytest.mark.parametrize("name", ONLINE)
-def test_a_threshold_of_zero_computes_every_step_bit_for_bit(name):
-    method = registry.registered(name).function(0.0, first=1, last=0)
-    if name == "seacache":
-        pytest.skip("it needs a scheduler; see the test beside diffusers")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [*((name, {}) for name in ONLINE if name != "seacache"), ("teacache", {"coefficients": (-1.0, 0.0)})],
+)
+def test_a_threshold_of_zero_computes_every_step_bit_for_bit(name, arguments):
+    """Of a polynomial that is below zero as well."""
+    method = registry.registered(name).function(0.0, first=1, last=0, **arguments)
     model, labels = small_dit(3), torch.tensor([1, 2])
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -319,6 +321,16 @@ def test_a_threshold_of_zero_computes_every_step_bit_for_bit(name):
     session, own = by_plan(method, "branches")
     assert torch.equal(own, x)
     assert Decision.SKIP.value not in decided(session)
+
+
+def test_seacache_computes_every_step_at_a_threshold_of_zero():
+    rule, decisions = FilteredInput(0.0), []
+    state = rule.begin()
+    for step in range(6):
+        now = Now(step, 6, list(range(step)), sigma=1 - step / 6, sample=torch.ones(1, 4, 8, 8))
+        decision, state = rule.decide(state, now)
+        decisions.append(decision)
+    assert decisions == [Decision.COMPUTE] * 6
 
 
 # ---- a pattern that a run corrects -----------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ class ModulatedInput:
         for coefficient in self.coefficients:
             value = value * change + coefficient
         total = total + value
-        decision = _unless_forced(now, total < self.threshold)
+        decision = _unless_forced(now, self.threshold > 0 and total < self.threshold)  # p may be below 0
         return decision, (now.modulated, 0.0 if decision is Decision.COMPUTE else total)
 
 
