@@ -639,3 +639,16 @@ def test_a_terminal_that_knows_ascii_only_gets_question_marks(monkeypatch):
 def test_a_piped_table_is_not_cut(forecache):
     _, out, _ = forecache("models")
     assert "HunyuanVideoTransformer3DModel" in out
+
+
+@pytest.mark.parametrize("threshold", ["5", "0"])
+def test_sample_says_what_a_plan_decided(forecache, tmp_path, threshold):
+    asked = ("--labels", "3", "--steps", "8", "--method", "easycache", "--online-threshold", threshold)
+    code, out, err = forecache("sample", *asked, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "run.json").read_text())
+    decided, counts = record["decided"], record["stats"]
+    assert (set(decided), len(decided)) == ({"#", "."} if threshold == "5" else {"#"}, 8)
+    assert counts["computed"] / (counts["computed"] + counts["skipped"]) == decided.count("#") / 8
+    assert f"Decided while it ran: {decided.count('#') / 8:.1%} of features computed, {decided}" in out
+    assert ("Nothing was skipped: a higher threshold" in out) == (threshold == "0")

@@ -199,6 +199,8 @@ def _say_few(
         return
     if plan is not None:
         say(f"{_description(plan)}\n{unasked}{saved.cost or 'The cost is not known from shapes alone.'}")
+    if "decided" in saved.record:
+        say(_decided(saved.record))
     if "uncached" in saved.record:
         say(_comparison(saved.record))
     say(f"Wrote {len(saved.record['images'])} {nouns(source)} and run.json to {out}.")
@@ -206,6 +208,13 @@ def _say_few(
 
 def _description(plan: fc.Plan) -> str:
     return f"{plan.provenance.get('method', 'plan')}\n{plan.picture()}"
+
+
+def _decided(record: Mapping[str, Any]) -> str:
+    """What a plan that decides while it runs came to."""
+    computed, skipped = record["stats"]["computed"], record["stats"]["skipped"]
+    text = f"Decided while it ran: {computed / (computed + skipped):.1%} of features computed, {record['decided']}"
+    return text if skipped else f"{text}. Nothing was skipped: a higher threshold skips more."
 
 
 def _comparison(record: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def adaptive(
     largest calibrated change that the pattern skips. At a ratio up to the factor the pattern is followed exactly.
     Without a bound steps are added; with a budget those that are added early are missing at the end.
 
-    pattern: one entry a step, as of a tuned plan: ``"#...#..#"``
+    pattern: one entry a step, as of a tuned plan, such as #...#..#
     changes: calibrated changes of the output between all pairs of steps, `forecache.fit.Rules.changes`
     factor: the largest ratio that changes nothing
     max_gap: most steps skipped in a row

@@ -145,7 +145,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the images or videos, the plan as plan.json, and run.json; gives the contents of run.json.
 
-    What an earlier run wrote into the folder goes.
+    What an earlier run wrote into the folder goes. Of a plan that decides while it runs, ``decided`` in run.json is
+    what was decided in the last batch.
     uncached: the same run without a plan, for PSNR and SSIM; its images are kept in uncached.npz, as ADM's suite reads
     it. timing: latencies of `WITH_PLAN` and `UNCACHED_NAME` in turn, if they were measured. pipeline: as `described`.
     command: what was typed. errors: errors of the plan's estimates by step and site, as `fit.step_errors` has them.
@@ -172,6 +173,8 @@ def write(
             for entry, condition in zip(entries, settings.conditions, strict=True)
         ],
     }
+    if plan is not None and plan.is_undecided and run.stats is not None and run.stats.last is not None:
+        record["decided"] = run.stats.last.stretches[0].plan.picture()
     if errors is not None:
         record["errors"] = dict(errors)
     if uncached is not None:
