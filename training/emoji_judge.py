@@ -161,36 +161,14 @@ def judge_samples(args: argparse.Namespace) -> None:
     chosen = [int(i) for i in drawn]
     prompts = [emoji_data.caption(seen.names[i], seen.styles[i]) for i in chosen]
     pictures = torch.cat([task.paint(prompts[row : row + 50], args, row) for row in range(0, args.count, 50)])
-    record = {
-        "step": header["step"],
-        "samples": args.count,
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "shift": args.shift,
-        **accuracy(judge, pictures.clamp(-1, 1), [seen.subgroups[i] for i in chosen], [seen.names[i] for i in chosen]),
-    }
-    print(json.dumps(record, indent=2))
-    if args.write is not None:
-        args.write.write_text(json.dumps(record, indent=2) + "\n")
+    found = accuracy(judge, pictures.clamp(-1, 1), [seen.subgroups[i] for i in chosen], [seen.names[i] for i in chosen])
+    flow_options.tell(args, header["step"], found)
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = words.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("train", help="train a judge from nothing")
-    command.add_argument("--data", type=Path, default=Path(emoji.DEFAULTS["data"]), help="default: %(default)s")
-    command.add_argument("--to", type=Path, required=True, help="safetensors file to write")
-    command.add_argument("--images", type=int, default=100_000, help="images to see")
-    command.add_argument("--batch", type=int, default=64)
-    command.add_argument("--lr", type=float, default=2e-3)
-    command.add_argument("--log", type=int, default=100, help="steps between two lines")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--threads", type=int, default=2)
-    command = commands.add_parser("judge", help="judge samples of a checkpoint of emoji.py")
-    flow_options.add_common(command, emoji.DEFAULTS)
-    command.add_argument("--judge", type=Path, required=True, help="the file that train wrote")
-    flow_options.add_sampling(command, emoji.DEFAULTS)
-    command.add_argument("--write", type=Path, default=None, help="JSON file for the figures")
+    words, _ = flow_options.judge_parser(
+        __doc__, emoji.DEFAULTS, seen=("--images", 100_000, "images to see"), lr=2e-3, count=64
+    )
     args = words.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "train":

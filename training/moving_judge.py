@@ -214,37 +214,15 @@ def judge_samples(args: argparse.Namespace) -> None:
     header = flow.load_average(task.module, args.start or args.out / flow.CHECKPOINT)
     asked = made(task.digits, task.labels, args.count, flow.generator(args.seed + 3, 0))
     filmed = task.film(asked.captions, args).squeeze(1).clamp(-1, 1)
-    record = {
-        "step": header["step"],
-        "samples": args.count,
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "shift": args.shift,
-        **figures(judge, Clips(filmed, asked.digits, asked.directions, asked.found)),
-    }
-    print(json.dumps(record, indent=2))
-    if args.write is not None:
-        args.write.write_text(json.dumps(record, indent=2) + "\n")
+    found = figures(judge, Clips(filmed, asked.digits, asked.directions, asked.found))
+    flow_options.tell(args, header["step"], found)
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = words.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("train", help="train a judge from nothing")
-    command.add_argument("--data", type=Path, default=Path(moving_digits.DEFAULTS["data"]), help="default: %(default)s")
-    command.add_argument("--to", type=Path, required=True, help="safetensors file to write")
-    command.add_argument("--clips", type=int, default=100_000, help="clips to see a frame of")
-    command.add_argument("--count", type=int, default=500, help="clips of the test set that it is judged by")
-    command.add_argument("--batch", type=int, default=64)
-    command.add_argument("--lr", type=float, default=3e-3)
-    command.add_argument("--log", type=int, default=100, help="steps between two lines")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--threads", type=int, default=2)
-    command = commands.add_parser("judge", help="judge samples of a checkpoint of moving_digits.py")
-    flow_options.add_common(command, moving_digits.DEFAULTS)
-    command.add_argument("--judge", type=Path, required=True, help="the file that train wrote")
-    flow_options.add_sampling(command, {**moving_digits.DEFAULTS, "count": 500})
-    command.add_argument("--write", type=Path, default=None, help="JSON file for the figures")
+    words, commands = flow_options.judge_parser(
+        __doc__, moving_digits.DEFAULTS, seen=("--clips", 100_000, "clips to see a frame of"), lr=3e-3, count=500
+    )
+    commands.choices["train"].add_argument("--count", type=int, default=500, help="clips of the test set")
     args = words.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "train":
