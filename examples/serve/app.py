@@ -1,6 +1,6 @@
 """An HTTP service that samples digits; every request names its plan.
 
-    python examples/serve/app.py [--port 8000] [--queue 16] [--together 4] [--plan NAME=FILE ...]
+    python examples/serve/app.py [--port 8000] [--queue 16] [--together 1] [--plan NAME=FILE ...]
 
 POST /v1/images   {"digits": "314", "plan": "goc-50", "steps": 20, "guidance": 1.5, "seed": 7}   a PNG
 GET /v1/plans     the plans by name                GET /healthz   200, or 503 while it shuts down
@@ -52,7 +52,7 @@ class Settings:
     """
 
     queue: int = 16
-    together: int = 4
+    together: int = 1
     timeout: float = 60.0
     plans: Mapping[str, Path] = field(default_factory=dict)
 

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -329,7 +330,7 @@ def main() -> None:
     loads = itertools.product(args.clients, args.together)
     runs = [asyncio.run(measured(clients, together, wanted, args)) for clients, together in loads]
     document = {
-        "command": "python examples/serve/load_test.py",
+        "command": shlex.join(["python", "examples/serve/load_test.py", *sys.argv[1:]]),
         "environment": environment(),
         "threads": args.threads,
         "load_average": os.getloadavg()[2],
