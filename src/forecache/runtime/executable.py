@@ -184,6 +184,10 @@ class Executables:
             return self._one_call
         return self._of(self._plans.plan(num_steps), part)
 
+    def takes(self, num_steps: int) -> bool:
+        """Whether there is a plan of a run of ``num_steps`` model calls."""
+        return self._plans.takes(num_steps)
+
     def unannounced_steps(self) -> int:
         """The number of steps of a run that nothing announces; StepCountError where there is no plan for it."""
         plan = self._plans.own

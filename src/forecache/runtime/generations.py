@@ -133,10 +133,12 @@ class Generations:
         """One call of which a pipeline says that it is the step ``step`` of ``num_steps``; None if it does not.
 
         What a scheduler announced counts more, and a host's request knows its own length. A step that the lane has made
-        already, or another length, begins a new generation.
+        already, or another length, begins a new generation. A plan of another length is that of a part of the run, of
+        one of two transformers that share it: its calls are counted, as where nothing is told.
         """
         state = self.state()
-        if not isinstance(step, int) or not isinstance(num_steps, int) or state.announcement is not None:
+        is_told = isinstance(step, int) and isinstance(num_steps, int) and self._executables.takes(num_steps)
+        if not is_told or state.announcement is not None:
             yield
             return
         if state.run is not None:

@@ -58,6 +58,10 @@ class PlanSource(Protocol):
         """The scheduler that every run is to have instead of the pipeline's own; None for the pipeline's own."""
         ...
 
+    def takes(self, num_steps: int) -> bool:
+        """Whether there is a plan of a run of ``num_steps`` model calls."""
+        ...
+
     def plan(self, num_steps: int) -> Plan:
         """The plan of a run of ``num_steps`` model calls, the same object for equal runs."""
         ...
@@ -75,6 +79,9 @@ class Fixed:
     @property
     def sampler(self) -> Sampler | None:
         return self.own.sampler
+
+    def takes(self, num_steps: int) -> bool:
+        return num_steps == self.own.num_steps
 
     def plan(self, num_steps: int) -> Plan:
         if num_steps != self.own.num_steps and self.own.sampler is not None:
@@ -111,6 +118,9 @@ class _ByLength(ABC):
     @property
     def own(self) -> Plan | None:
         return None if self._num_steps is None else self.plan(self._num_steps)
+
+    def takes(self, num_steps: int) -> bool:
+        return num_steps > 0
 
     def plan(self, num_steps: int) -> Plan:
         grid = self._grid(num_steps)
