@@ -1,6 +1,6 @@
 """An HTTP service that samples digits; every request names its plan.
 
-    python examples/serve/app.py [--port 8000] [--queue 16] [--together 1] [--plan NAME=FILE ...]
+    python examples/serve/app.py [--port 8000] [--queue 16] [--together 1] [--max-drift 2] [--plan NAME=FILE ...]
 
 POST /v1/images   {"digits": "314", "plan": "goc-50", "steps": 20, "guidance": 1.5, "seed": 7}   a PNG
 GET /v1/plans     the plans by name                GET /healthz   200, or 503 while it shuts down
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import random
 import re
 import signal
@@ -49,12 +50,14 @@ class Settings:
     together: jobs that run at once and take turns, step by step.
     timeout: longest duration of a request in seconds, waiting included.
     plans: plan files by name.
+    max_drift: the most by which a request may change faster than what was calibrated; None for no limit.
     """
 
     queue: int = 16
     together: int = 1
     timeout: float = 60.0
     plans: Mapping[str, Path] = field(default_factory=dict)
+    max_drift: float | None = None
 
 
 class Order(BaseModel):
@@ -89,7 +92,7 @@ def make_app(settings: Settings = Settings(), digits: Digits | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.plans = plans = Plans(digits, settings.plans)
+        app.state.plans = plans = Plans(digits, settings.plans, settings.max_drift)
         app.state.worker = worker = Worker(plans.generate, settings.queue, settings.together)
         app.state.metrics = Metrics(plans, worker)
         LOGGER.info("Ready; plans: %s.", ", ".join(plans.names))
@@ -258,9 +261,16 @@ def arguments() -> argparse.Namespace:
         metavar="NAME=FILE",
         help="a further plan, a file of Plan.save; repeatable",
     )
+    parser.add_argument(
+        "--max-drift",
+        type=float,
+        help="compute the rest of a request that changes this many times as fast as what was calibrated",
+    )
     args = parser.parse_args()
     if args.together < 1:
         parser.error(f"--together is 1 or more: {args.together} was given")
+    if args.max_drift is not None and not 0 < args.max_drift < math.inf:
+        parser.error(f"--max-drift is a ratio over 0: {args.max_drift:g} was given")
     matches = [re.fullmatch(r"([a-z0-9][a-z0-9.-]{0,63})=(.+)", word) for word in args.plan]
     if not all(matches):
         parser.error("--plan takes NAME=FILE, and a name has lower-case letters, digits, dots and dashes")
@@ -273,7 +283,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    app = make_app(Settings(args.queue, args.together, args.timeout, args.plan))
+    app = make_app(Settings(args.queue, args.together, args.timeout, args.plan, args.max_drift))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             number, lambda *_: None

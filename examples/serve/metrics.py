@@ -62,6 +62,9 @@ class SessionCollector(Collector):
         )
         share = GaugeMetricFamily("forecache_computed_share", "Of the features, since the start.", labels=["plan"])
         peak = GaugeMetricFamily("forecache_cache_peak_bytes", "Kept by one generation at most.", labels=["plan"])
+        drifted = CounterMetricFamily(
+            "forecache_drifted", "Generations that left what was calibrated and were computed.", labels=["plan"]
+        )
         for name in self._plans.names:
             if name == NONE:
                 share.add_metric([name], 1.0)
@@ -73,6 +76,8 @@ class SessionCollector(Collector):
                 cells.add_metric([name, kind], count)
             share.add_metric([name], stats.computed / every if every else 1.0)
             peak.add_metric([name], stats.peak_cache_bytes)
+            drifted.add_metric([name], stats.drifted)
         yield cells
         yield share
         yield peak
+        yield drifted

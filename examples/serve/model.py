@@ -60,19 +60,26 @@ class Plans:
 
     digits: the model. Default: loaded.
     files: further plans by name, as files of `Plan.save`.
+    max_drift: the most by which a request may change faster than the samples at guidance 1.5 that are measured here at
+        the start; what is left of one that does is computed. None, the default, is no limit.
 
     Raises PlanError for a file that is not a plan, PlanMismatchError for a plan of another model or scheduler, and
     AlreadyAppliedError if the transformer already has plans.
     """
 
-    def __init__(self, digits: Digits | None = None, files: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self, digits: Digits | None = None, files: Mapping[str, Path] | None = None, max_drift: float | None = None
+    ) -> None:
         self.digits = digits or load_digits()
         self.sessions: dict[str, fc.Session] = {}
         self._stack = ExitStack()
         grid = fc.grid(self.digits, num_steps=PLAN_STEPS)
         plans = {name: method.plan(grid) for name, method in METHODS.items()}
         plans |= {name: fc.Plan.load(path) for name, path in (files or {}).items()}
-        guards = fc.runtime.Guards(same_model=True, same_scheduler=True)
+        changes: tuple[float, ...] = ()
+        if max_drift is not None:
+            changes = fc.fit.measure_rules(self.digits, range(10), num_steps=PLAN_STEPS, guidance=1.5).changes
+        guards = fc.runtime.Guards(max_drift=max_drift, changes=changes, same_model=True, same_scheduler=True)
         try:
             for name, plan in plans.items():
                 session = fc.apply(self.digits, plan, resample=True, guards=guards, only_requests=True)

@@ -15,7 +15,8 @@ ForecacheError
 ├── RunError (RuntimeError)         a sampling run that does not fit the plan or the session
 │   ├── StepCountError              more or fewer model calls than the plan has steps
 │   ├── AlreadyAppliedError         a second `apply` on a model that already has a session
-│   └── CacheBudgetError            a generation that needs more cache than it may have
+│   ├── CacheBudgetError            a generation that needs more cache than it may have
+│   └── DriftError                  a generation that changes faster than what was calibrated, where that is refused
 ├── InputError (ValueError)         a label, folder or option that cannot be used
 └── MissingExtraError (ImportError) an optional dependency that is not installed
 """
@@ -89,6 +90,10 @@ class AlreadyAppliedError(RunError):
 
 class CacheBudgetError(RunError):
     """A generation that needs more cache than it may have."""
+
+
+class DriftError(RunError):
+    """A generation that changes faster than what was calibrated, where that is refused."""
 
 
 class InputError(ForecacheError, ValueError):

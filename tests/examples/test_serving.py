@@ -334,6 +334,15 @@ def test_a_client_that_leaves_the_queue_gives_its_place_free(start, digits):
 # ---- metrics, health, the end -------------------------------------------------------------------------------------
 
 
+def test_a_request_that_leaves_what_was_calibrated_is_computed_and_counted(start, digits):
+    """At a limit far below what is normal, from the third step on; without a limit nothing is measured."""
+    client = start(max_drift=0.01)
+    answer = post(client, plan="fora-50")
+    assert answer.headers["x-computed-share"] == f"{5 / 6:.4f}"
+    assert figures(client)["forecache_drifted_total", "fora-50"] == 1
+    assert figures(client)["forecache_drifted_total", "goc-50"] == 0
+
+
 def test_metrics_count_what_was_done(start, digits):
     client = start()
     for plan in ("fora-50", "fora-50", "none"):

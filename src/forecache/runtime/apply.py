@@ -114,7 +114,7 @@ def apply(
                 "set the scheduler of your loop yourself, and apply dataclasses.replace(plan, sampler=None)."
             )
         scheduler = source.sampler.instead_of(scheduler)
-    options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error)
+    options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift)
     layouts: list[Layout] = []
     hosts: list[Host] = []
     for model, part in zip(models, parts, strict=True):

@@ -130,6 +130,16 @@ class Deciding:
             seen["sigma"] = sigma()
         return self._step(self.shared.decide(**seen))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the plan has undecided cells; else it repeats a run that was decided."""
+        return self._own.is_undecided
+
+    def compute(self) -> Step:
+        """The step of a model call that is computed, whatever the rule and its bounds say."""
+        self.shared.made[self.number :] = [Decision.COMPUTE]
+        return self._step(Decision.COMPUTE)
+
     def decide(self, **seen: Any) -> Step:
         """The step of a model call in which the rule has seen something."""
         return self._step(self.shared.decide(**seen))
@@ -142,7 +152,7 @@ class Deciding:
         """Note the output of a model call that this lane decided about."""
         is_computed = self.shared.made[self.number - 1] is Decision.COMPUTE
         if self.leads and is_computed and self.shared.sees.output:
-            self.shared.output = _own(_tensor_of(output))
+            self.shared.output = _own(output_of(output))
 
     def _step(self, decision: Decision) -> Step:
         ops, self._kept = self._program.step(self._kept, self.number, decision)
@@ -286,7 +296,7 @@ def _sample(arguments: Arguments, timestep: Any) -> Tensor:
     return first_tensor(values)
 
 
-def _tensor_of(output: Any) -> Tensor:
+def output_of(output: Any) -> Tensor:
     """The sample that a model gives out."""
     if isinstance(output, Tensor):
         return output

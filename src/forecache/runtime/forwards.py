@@ -18,6 +18,7 @@ from forecache.models.mount.contract import View
 from forecache.models.reads import reading_first
 from forecache.models.span import unseen_spans
 from forecache.runtime import calls
+from forecache.runtime.deciding import output_of
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.generations import Generations
 from forecache.runtime.graphs import (
@@ -341,6 +342,9 @@ class Forwards:
             lane.deciding.end(output)
         if step.is_computed:
             lane.computed.append(lane.step)
+            place = lane.run.indices.start + lane.step
+            if lane.drift is not None and lane.drift.sees(lane, place, output_of(output)):
+                self._counters.add_drifted()
         lane.step += 1
         if self._counters.timed and lane.record is not None:
             lane.record.end_call(lane.signature.device)

@@ -19,6 +19,7 @@ from forecache.runtime import calls, counting
 from forecache.runtime.cache import FeatureCache
 from forecache.runtime.calls import Call, LastSample
 from forecache.runtime.counting import Run
+from forecache.runtime.drift import drift_of
 from forecache.runtime.executable import Executables
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.host import Host
@@ -357,6 +358,7 @@ class Generations:
         )
         new = self._lane(state, name, call, lane.run.rest(lane.step), lane.is_announced)
         new.doubtful, new.first_timestep, new.record = lane.doubtful, lane.first_timestep, lane.record
+        new.drift = lane.drift
         if new.record is not None:
             new.record.add(name, new, call.arguments)
         state.lanes[name] = new
@@ -407,6 +409,7 @@ class Generations:
         first, leader = next(iter(state.lanes.items()), (name, lane))
         follows = first != name and leader.step == 1 and leader.run == run
         lane.deciding = executable.deciding(leader.deciding.shared if follows and leader.deciding else None)
+        lane.drift = leader.drift if follows else drift_of(executable.plan, options.drift, run.total)
         return lane
 
     def watched(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from forecache.runtime.cache import FeatureCache
 from forecache.runtime.calls import Call, CallSignature, LastSample
 from forecache.runtime.counting import Announcement, Run
 from forecache.runtime.deciding import Deciding
+from forecache.runtime.drift import Drift, computed_from
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.stats import Record
@@ -42,6 +43,7 @@ class Lane:
     last_sample: sample of the last call; None before the first.
     record: of the generation that the lane belongs to; None for a call that is no step of one.
     deciding: the steps of a plan that decides while it runs; None for any other.
+    drift: how far the generation has left what was calibrated; None where nothing limits it.
     inside: shapes of the tensors that the first site or block is called with; None before the first call.
     """
 
@@ -60,17 +62,29 @@ class Lane:
     last_sample: LastSample | None = None
     record: Record | None = None
     deciding: Deciding | None = None
+    drift: Drift | None = None
     inside: Sequence[torch.Size] | None = None
 
     @property
     def plan(self) -> Plan:
         """The plan of the generation, with what was decided so far."""
-        return self.executable.plan if self.deciding is None else self.deciding.plan
+        plan = self.executable.plan if self.deciding is None else self.deciding.plan
+        return plan if self.left_at is None or self.step < self.left_at else computed_from(plan, self.left_at)
 
     @property
     def rows(self) -> Sequence[tuple[Op, ...]]:
         """The operations of the generation, or of its steps so far where these are decided while it runs."""
-        return self.executable.rows if self.deciding is None else self.deciding.rows
+        rows = self.executable.rows if self.deciding is None else self.deciding.rows
+        if self.left_at is None or self.step < self.left_at:
+            return rows
+        return [(*row[: self.left_at], *[Op()] * (self.num_steps - self.left_at)) for row in rows]
+
+    @property
+    def left_at(self) -> int | None:
+        """The step from which all is computed, because the generation has left what was calibrated; None for none."""
+        if self.drift is None or self.drift.computed_from is None:
+            return None
+        return max(0, self.drift.computed_from - self.run.indices.start)
 
     @property
     def num_steps(self) -> int:

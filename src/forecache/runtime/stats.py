@@ -34,6 +34,7 @@ class Stats:
     peak_cache_bytes: peak memory of kept features, in bytes, of the thread that kept most.
     partial: cells of which some tokens were computed; 0 by default.
     fallbacks: estimates, of one sample at one site, that `Guards.max_error` turned into reuse; 0 by default.
+    drifted: generations that `Guards.max_drift` computed to their end; 0 by default.
     last: the generation that began last; None before the first.
     """
 
@@ -44,6 +45,7 @@ class Stats:
     peak_cache_bytes: int
     partial: int = 0
     fallbacks: int = 0
+    drifted: int = 0
     last: LastGeneration | None = field(default=None, compare=False, repr=False)
 
     def counts(self) -> dict[str, int]:
@@ -55,9 +57,10 @@ class Stats:
         share = self.computed / max(1, self.computed + self.skipped + self.partial)
         partial = f"some tokens of {self.partial}, " if self.partial else ""
         fallbacks = f"{self.fallbacks} estimates fell back to reuse, " if self.fallbacks else ""
+        drifted = f"{_counted(self.drifted, 'generation')} left what was calibrated, " if self.drifted else ""
         total = (
             f"{runs}, {share:.1%} of features computed, "
-            f"{partial}{fallbacks}{mib(self.peak_cache_bytes)} of cache at the peak"
+            f"{partial}{fallbacks}{drifted}{mib(self.peak_cache_bytes)} of cache at the peak"
         )
         return total if self.last is None else f"{total}\n{self.last}"
 
@@ -195,6 +198,7 @@ def merged(stats: Sequence[Stats], take_turns: bool = True) -> Stats:
         peak_cache_bytes=max(peaks) if take_turns else sum(peaks),
         partial=sum(part.partial for part in stats),
         fallbacks=sum(part.fallbacks for part in stats),
+        drifted=sum(part.drifted for part in stats),
         last=LastGeneration(stretches, sum(times) if times else None) if last else None,
     )
 
@@ -267,6 +271,7 @@ class Counters:
 
     timed: whether the seconds of generations are measured; False by default.
     fallbacks: the number of fallbacks as a tensor on its device, so that no GPU is waited for; None for none yet.
+    drifted: generations that left what was calibrated.
     calls_elsewhere: calls of the model that no call of the session's pipeline made.
     """
 
@@ -277,6 +282,7 @@ class Counters:
     partial: int = 0
     peak: int = 0
     fallbacks: Tensor | None = None
+    drifted: int = 0
     calls_elsewhere: int = 0
     _last: Record | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -300,6 +306,11 @@ class Counters:
             self._last = record
         return record
 
+    def add_drifted(self) -> None:
+        """Count a generation that has left what was calibrated."""
+        with self._lock:
+            self.drifted += 1
+
     def add_fallbacks(self, count: Tensor) -> None:
         with self._lock:
             self.fallbacks = count if self.fallbacks is None else self.fallbacks + count.to(self.fallbacks.device)
@@ -310,5 +321,14 @@ class Counters:
             skipped = self.calls * len(layout.sites) - self.computed - self.partial
             fallbacks = 0 if self.fallbacks is None else int(self.fallbacks)
             last = None if self._last is None else self._last.generation(layout)
-            counts = self.generations, self.calls, self.computed, skipped, self.peak, self.partial, fallbacks
+            counts = (
+                self.generations,
+                self.calls,
+                self.computed,
+                skipped,
+                self.peak,
+                self.partial,
+                fallbacks,
+                self.drifted,
+            )
             return Stats(*counts, last)

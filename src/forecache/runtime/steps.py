@@ -23,6 +23,8 @@ def begin_step(lane: Lane, local: Local, scheduler: Any) -> Step:
     sample = lane.signature.sample
     image = sample[0] if sample is not None else None
     deciding, executor = lane.deciding, lane.executor
+    if lane.left_at is not None and lane.step >= lane.left_at:
+        return _computed(lane, image)
     if deciding is None:
         step = lane.executable.steps[lane.step]
         executor.begin(step, image)
@@ -36,6 +38,17 @@ def begin_step(lane: Lane, local: Local, scheduler: Any) -> Step:
         assert lane.executable.first is not None
         executor.deferred = deciding.inside(executor, lane.executable.first)
     return executor.step
+
+
+def _computed(lane: Lane, image: Any) -> Step:
+    """Begin a step of a generation that has left what was calibrated: all is computed."""
+    if lane.deciding is not None and lane.deciding.is_open:
+        step = lane.deciding.compute()
+    else:
+        step = lane.executable.open_step
+        lane.clear()
+    lane.executor.begin(step, image)
+    return step
 
 
 def _noise(lane: Lane, call: Call, scheduler: Any) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from forecache.errors import RunError
 from forecache.models.rounded import restored, rounded
+from forecache.runtime.drift import DriftLimit
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class CacheOptions:
     device: device of kept features; None, the default, keeps each on its own.
     max_bytes: largest number of bytes that a generation may keep; None, the default, is no limit.
     max_error: see `Guards`; None, the default, is no limit.
+    drift: how far a run may leave what was calibrated, see `Guards`; None, the default, is no limit.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     max_bytes: int | None = None
     max_error: float | None = None
+    drift: DriftLimit | None = None
 
 
 @dataclass
