@@ -1,10 +1,8 @@
 """The node pack for ComfyUI, on a stand-in of the interfaces that it uses; benchmarks/comfyui.py runs the real ones."""
 
-import importlib.util
 import json
 import logging
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,22 +11,10 @@ from support.traces import everything
 
 import forecache as fc
 
-ROOT = Path(__file__).parent.parent.parent
-PACK = ROOT / "integrations" / "comfyui"
-
 
 @pytest.fixture
 def pack(monkeypatch):
-    """The pack as ComfyUI imports it: a folder, by its path."""
-    comfy.installed(monkeypatch)
-    how = {"submodule_search_locations": [str(PACK)]}
-    spec = importlib.util.spec_from_file_location("custom_forecache", PACK / "__init__.py", **how)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "custom_forecache", module)
-    spec.loader.exec_module(module)
-    yield module
-    for name in ("custom_forecache.nodes", "custom_forecache.sampling"):
-        sys.modules.pop(name, None)
+    return comfy.pack(monkeypatch)
 
 
 def patched(pack, patcher, method="fora", interval=2, cache="gpu", **more):
@@ -205,7 +191,7 @@ def test_a_speedup_takes_the_recipe_on_record(pack):
 
 def test_the_nodes_and_workflows_are_what_comfyui_reads(pack):
     assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == {"Forecache", "ForecacheSchedule"}
-    paths = sorted((PACK / "workflows").glob("*.json"))
+    paths = sorted((comfy.PACK / "workflows").glob("*.json"))
     assert paths
     for path in paths:
         nodes = json.loads(path.read_text())
@@ -224,5 +210,5 @@ def test_the_nodes_and_workflows_are_what_comfyui_reads(pack):
             for name, value in node["inputs"].items():
                 choices = {**types["required"], **types.get("optional", {})}[name][0]
                 assert not isinstance(choices, list) or value in choices
-    sources = [path.read_text() for path in PACK.glob("*.py")]
+    sources = [path.read_text() for path in comfy.PACK.glob("*.py")]
     assert not any("diffusers" in source for source in sources)

@@ -1,13 +1,17 @@
 """Forecache as one of diffusers' hooks, and steps that pipelines tell to cache_context."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UniPCMultistepScheduler
 from diffusers.hooks import FirstBlockCacheConfig, HookRegistry
 from support.tiny import TINY
 
 import forecache as fc
 from forecache.integrations.diffusers import remove_forecache, session_of
+from forecache.runtime.pipelines import PipelineHost
 
 TIMES = (990, 850, 700, 550, 400, 250)
 FLUX = TINY["FLUX.1"]
@@ -102,3 +106,67 @@ def test_told_steps_that_are_left_out_and_a_run_that_stops():
         assert torch.equal(call(0, "cond"), bare[0])  # the next run
         assert torch.equal(call(2, "uncond"), bare[2])
         assert session.stats.generations == 2
+
+
+# ---- timesteps and noise levels that are told -----------------------------------------------------------------------
+
+
+def test_a_told_timestep_is_read_and_not_that_of_the_model():
+    """The model gets the same sample and time again and again: only what is told says that the steps go on."""
+    model, x = FLUX.model(), torch.randn(FLUX.shape, generator=torch.Generator().manual_seed(0))
+
+    def sample(told):
+        with fc.apply(model, fc.fora(2), num_steps=6) as session, torch.no_grad():
+            for time in TIMES:
+                with model.cache_context("cond", timestep=torch.tensor(float(time)) if told else None):
+                    FLUX.predict(model, x, 500)
+            assert session.stats.last.computed_calls == 3
+
+    sample(told=True)
+    with pytest.raises(fc.errors.StepCountError, match="several times a step, at timestep 0.5 "):
+        sample(told=False)
+
+
+def test_a_told_sigma_is_the_noise_level_that_a_scheduler_would_say():
+    rule, decided = fc.seacache(0.4), {}
+    scheduler = FlowMatchEulerDiscreteScheduler()
+
+    def run(name, target, call, **how):
+        with fc.apply(target, rule, **how) as session, torch.no_grad():
+            if how.get("only_requests"):
+                session.requests.begin("a", len(TIMES))
+            else:
+                scheduler.set_timesteps(sigmas=[time / 1000 for time in TIMES])
+            x = torch.randn(FLUX.shape, generator=torch.Generator().manual_seed(0))
+            for step, time in enumerate(TIMES):
+                with call(session, step, time / 1000):
+                    x = x - 0.1 * FLUX.predict(model, x, time)
+            decided[name] = session.decided().rows, x
+
+    model = FLUX.model()
+    whole = SimpleNamespace(transformer=model, scheduler=scheduler)
+    run("scheduler", whole, lambda session, step, sigma: nullcontext())
+    run("told", model, lambda session, step, sigma: model.cache_context("x", sigma=sigma), num_steps=6)
+    run("request", model, lambda session, step, sigma: session.requests.call("a", sigma=sigma), only_requests=True)
+    rows, wanted = decided["scheduler"]
+    assert 0 < sum(bool(cell.reads) for cell in rows[0]) < len(TIMES)
+    for name in ("told", "request"):
+        assert decided[name][0] == rows
+        assert torch.equal(decided[name][1], wanted)
+    with pytest.raises(fc.errors.RunError, match="noise level of every step.*sigma="):
+        run("nothing", model, lambda session, step, sigma: model.cache_context("x"), num_steps=6)
+
+
+def test_noise_levels_are_those_of_the_samples_that_a_scheduler_makes():
+    """sample = a x + b noise has the share b / (a + b); a sigma is b / a, but in flow matching, where a = 1 - b."""
+    ddim, flow = DDIMScheduler(), UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    for time in (20, 500, 980):
+        one = torch.ones(1)
+        signal, noise = (ddim.add_noise(x, one - x, torch.tensor([time])).item() for x in (one, one * 0))
+        share = PipelineHost(FLUX.model(), None, ddim).noise
+        assert share(time, None) == pytest.approx(noise / (signal + noise), rel=1e-5)
+        assert share(None, noise / signal) == pytest.approx(noise / (signal + noise), rel=1e-5)
+        share = PipelineHost(FLUX.model(), None, flow).noise
+        assert share(time, None) == pytest.approx(time / 1000)
+        assert share(time, 0.3) == 0.3
+    assert PipelineHost(FLUX.model()).noise(500, None) is None

@@ -169,12 +169,12 @@ def test_the_advice_of_a_wrong_number_leads_to_one_that_works(name):
 
 def test_a_call_that_fills_a_kv_cache_is_told_by_its_arguments():
     layer = SimpleNamespace(mode="write")
-    assert counting.fills_kv_cache({"kv_caches": SimpleNamespace(caches=[layer])})
+    assert calls.fills_kv_cache({"kv_caches": SimpleNamespace(caches=[layer])})
     layer.mode = "read"
-    assert not counting.fills_kv_cache({"kv_caches": SimpleNamespace(caches=[layer])})
-    assert counting.fills_kv_cache({"kv_cache_flag": {"is_cache_step": True}})
-    assert not counting.fills_kv_cache({"kv_cache_flag": {"is_cache_step": False}, "kv_caches": None})
-    assert not counting.fills_kv_cache({"kv_cache": {}, "timestep": 1})
+    assert not calls.fills_kv_cache({"kv_caches": SimpleNamespace(caches=[layer])})
+    assert calls.fills_kv_cache({"kv_cache_flag": {"is_cache_step": True}})
+    assert not calls.fills_kv_cache({"kv_cache_flag": {"is_cache_step": False}, "kv_caches": None})
+    assert not calls.fills_kv_cache({"kv_cache": {}, "timestep": 1})
 
 
 def test_both_transformers_of_ideogram_are_cached():

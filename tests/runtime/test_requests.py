@@ -301,7 +301,7 @@ def test_threads_that_end_leave_nothing():
         thread.join()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(generate_images, pipe, T).result()
-    assert len(session._models[0]._generations.threads) <= 2
+    assert len(session._models[0].runs.threads) <= 2
     assert session.stats.generations == 9
     fc.disable(pipe)
 

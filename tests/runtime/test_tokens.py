@@ -292,7 +292,7 @@ def test_generations_share_nothing(dit, name):
         with pytest.raises(KeyboardInterrupt):
             interrupted(dit, 7)
         session.new_run()
-        held = [state.meter.held for model in session._models for state in model._generations.threads]
+        held = [state.meter.held for model in session._models for state in model.runs.threads]
         second = generate(dit, STEPS, seed=1)
     assert torch.equal(first, fresh[0])
     assert torch.equal(second, fresh[1])

@@ -5,13 +5,17 @@ A model patcher with wrappers and attachments, a guider whose ``sample`` runs wr
 """
 
 import copy
+import importlib.util
 import itertools
 import sys
 import types
 import uuid
+from pathlib import Path
 
 import torch
 from torch import nn
+
+PACK = Path(__file__).parents[2] / "integrations" / "comfyui"
 
 
 class WrappersMP:
@@ -25,6 +29,19 @@ def installed(monkeypatch):
     extension.WrappersMP = WrappersMP
     monkeypatch.setitem(sys.modules, "comfy", types.ModuleType("comfy"))
     monkeypatch.setitem(sys.modules, "comfy.patcher_extension", extension)
+
+
+def pack(monkeypatch):
+    """The node pack as ComfyUI imports it: a folder, by its path."""
+    installed(monkeypatch)
+    how = {"submodule_search_locations": [str(PACK)]}
+    spec = importlib.util.spec_from_file_location("custom_forecache", PACK / "__init__.py", **how)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "custom_forecache", module)
+    for name in ("custom_forecache.nodes", "custom_forecache.sampling"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Executor:

@@ -12,7 +12,7 @@ import warnings
 import diffusers
 
 import forecache as fc
-from forecache.runtime import counting
+from forecache.runtime import calls, counting
 from support import runs
 from support.pipelines import MASKED, PAIR, POOLED, SQUARE, pipeline
 from support.tiny import TINY
@@ -77,7 +77,7 @@ def counted(run: object, steps: int = STEPS) -> tuple[int, int, list[int]]:
         return found[-1]
 
     def note(module, args, kwargs):
-        if not counting.fills_kv_cache(kwargs):
+        if not calls.fills_kv_cache(kwargs):
             made.append(1)
 
     hook = run.pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)

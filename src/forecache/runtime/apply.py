@@ -21,9 +21,12 @@ from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.plan.stored import PlanPlace
 from forecache.runtime.asked import Asked, WithSampler
-from forecache.runtime.counting import PartOfRun, parts_of_run
+from forecache.runtime.counting import parts_of_run
 from forecache.runtime.guards import OPEN, Guards
-from forecache.runtime.host import Host, rescheduled, scheduler_of
+from forecache.runtime.host import Host
+from forecache.runtime.pipelines import host_of, rescheduled, scheduler_of
+from forecache.runtime.requests import RequestsHost
+from forecache.runtime.run import PartOfRun
 from forecache.runtime.session import Session
 from forecache.runtime.storage import CacheOptions
 
@@ -122,9 +125,11 @@ def apply(
         if isinstance(plan, Plan):
             guards.check(plan, functools.partial(grid_of, target, layout, plan.num_steps))
         layouts.append(layout)
-        hosts.append(Host(pipe, scheduler, optimized(model), tuple(lanes), part, only_requests))
+        host = host_of(layout.model, pipe, scheduler, tuple(lanes), part)
+        hosts.append(RequestsHost(host) if only_requests else host)
     around = functools.partial(rescheduled, target, scheduler) if source.sampler is not None else nullcontext
-    return Session(source, layouts, hosts, options, timed=timed, around=around)
+    wrappers = [optimized(model) for model in models]
+    return Session(source, layouts, hosts, options, wrappers=wrappers, timed=timed, around=around)
 
 
 def _check_options(lanes: object, cache_dtype: object, max_cache_bytes: int | None) -> None:

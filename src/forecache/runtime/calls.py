@@ -111,14 +111,34 @@ class LastSample:
         return sample is not None and sample is before._sample()
 
 
+class Told(NamedTuple):
+    """What a host tells of a model call beside its lane; a field is None where it does not.
+
+    step: number of the step in the whole run, from 0.
+    num_steps: model calls of the whole run in each lane.
+    timestep: in the scheduler's units, a number or a tensor.
+    sigma: noise level of the sample, a number or a tensor.
+    """
+
+    step: int | None = None
+    num_steps: int | None = None
+    timestep: Any = None
+    sigma: Any = None
+
+
+NOTHING = Told()
+"""What is told of a call by a host that names its lane alone."""
+
+
 class Call(NamedTuple):
     """A model call.
 
     arguments: its arguments.
-    value: its timestep as it was given; None if there is none.
+    value: its timestep as the model is given it; None if there is none.
     signature: its signature.
     sample: its sample.
     timestep: its timestep as a number; None if it is unknown, or was not read.
+    told: what its host told of it.
     """
 
     arguments: Arguments
@@ -126,6 +146,12 @@ class Call(NamedTuple):
     signature: CallSignature
     sample: LastSample
     timestep: float | None = None
+    told: Told = NOTHING
+
+    @property
+    def time(self) -> Any:
+        """Its timestep as the host told it, else as the model is given it; None if there is none."""
+        return self.value if self.told.timestep is None else self.told.timestep
 
 
 def timestep_finder(model: nn.Module) -> Callable[[Arguments], Any]:
@@ -152,3 +178,16 @@ def as_number(timestep: Any) -> float | None:
             return None
         timestep = float(timestep.detach().to(torch.float64).max())
     return float(timestep) if isinstance(timestep, int | float) else None
+
+
+def fills_kv_cache(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call only fills the model's own cache of keys and values, and is no step of a run.
+
+    AnyFlow makes such a call after every chunk of a video, GLM-Image one for every image that it is given. All blocks
+    have to run, or their keys and values are missing later.
+    """
+    flag = arguments.get("kv_cache_flag")
+    if isinstance(flag, Mapping):
+        return bool(flag.get("is_cache_step"))
+    layers = getattr(arguments.get("kv_caches"), "caches", None)
+    return isinstance(layers, list) and any(getattr(layer, "mode", None) == "write" for layer in layers)

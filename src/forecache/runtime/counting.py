@@ -8,18 +8,13 @@ in several lanes (`forecache.runtime.generations`); here it is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from forecache.errors import StepCountError
-from forecache.parts.grid import Cell, Grid, Site
-from forecache.plan.plan import Plan
-
-PartOfRun = Callable[[Sequence[float]], range]
-"""From the timesteps of a whole run, the steps at which one of its models is called."""
+from forecache.runtime.run import PartOfRun, Run
 
 LAST_IS_THE_END = frozenset({"SCMScheduler", "DDPMWuerstchenScheduler"})
 """Schedulers whose last timestep is where the run ends: they have no step from it, so no model is called for it."""
@@ -45,49 +40,6 @@ OWN_SCHEDULE = frozenset(
 
 UNCONDITIONAL = "unconditional_transformer"
 """The name of a pipeline's second transformer where both are called at every step, as in Ideogram 4."""
-
-EXACT = 1e-6
-"""Largest difference of fractions of timesteps that rounding to float32 explains."""
-
-FEW_STEPS = 4
-"""Plans of no more steps are for distilled models, which differ most from step to step."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The calls of one model in one run.
-
-    total: number of model calls of the whole run, of all models that take turns in it.
-    indices: which of these calls are the model's own.
-    timesteps: the scheduler's timesteps of the model's own calls; () where it did not announce them.
-    scale: number of the scheduler's timesteps in training, by which some models are given fractions of them.
-    """
-
-    total: int
-    indices: range
-    timesteps: tuple[float, ...] = ()
-    scale: float = 1000
-
-    @property
-    def num_calls(self) -> int:
-        """Number of the model's own calls."""
-        return len(self.indices)
-
-    def timestep(self, step: int) -> float | None:
-        """The scheduler's timestep of one of the model's own calls; None if it is unknown."""
-        return self.timesteps[step] if step < len(self.timesteps) else None
-
-    def expects(self, step: int, timestep: float) -> bool:
-        """Whether a model is given this timestep at a step: the scheduler's, or a fraction that falls or rises."""
-        announced = self.timestep(step)
-        if announced is None:
-            return False
-        fraction = announced / self.scale
-        return timestep == announced or min(abs(timestep - fraction), abs(timestep - 1 + fraction)) < EXACT
-
-    def rest(self, step: int) -> Run:
-        """The run without the model's own calls before ``step``."""
-        return replace(self, indices=self.indices[step:], timesteps=self.timesteps[step:])
 
 
 @dataclass(frozen=True)
@@ -176,47 +128,6 @@ def parts_of_run(pipe: Any) -> list[PartOfRun | None]:
         lambda timesteps: range(boundary(timesteps)),
         lambda timesteps: range(boundary(timesteps), len(timesteps)),
     ]
-
-
-def fills_kv_cache(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call only fills the model's own cache of keys and values, and is no step of a run.
-
-    AnyFlow makes such a call after every chunk of a video, GLM-Image one for every image that it is given. All blocks
-    have to run, or their keys and values are missing later.
-    """
-    flag = arguments.get("kv_cache_flag")
-    if isinstance(flag, Mapping):
-        return bool(flag.get("is_cache_step"))
-    layers = getattr(arguments.get("kv_caches"), "caches", None)
-    return isinstance(layers, list) and any(getattr(layer, "mode", None) == "write" for layer in layers)
-
-
-def one_call(sites: Sequence[Site]) -> Plan:
-    """The plan of a run of one call, which has nothing to reuse: everything is computed."""
-    return Plan(Grid(1, tuple(sites)), tuple((Cell(),) for _ in sites))
-
-
-def too_short(calls: int, num_steps: int) -> StepCountError:
-    """The error for a run that ended before its plan: ``calls`` of ``num_steps``."""
-    if calls == 1:
-        return StepCountError(
-            f"The last run made 1 model call, the plan has {num_steps} steps. A run of one call can reuse nothing: "
-            "make it outside of this block. If the run was stopped on purpose, call session.new_run()."
-        )
-    return StepCountError(
-        f"The last run made {calls} model calls, the plan has {num_steps} steps: make the plan with "
-        f"forecache.grid(model, num_steps={calls}). If the run was stopped on purpose, call session.new_run()."
-    )
-
-
-def few_steps(plan: Plan) -> str | None:
-    """A sentence about a plan that skips one of very few steps; None for any other plan."""
-    if plan.num_steps > FEW_STEPS or plan.computed_share == 1:
-        return None
-    return (
-        f"A plan of {plan.num_steps} steps skips some of them. The steps of distilled models differ most, and each is "
-        "a large part of the run: compare images with and without the plan before you keep it."
-    )
 
 
 def numbers(timesteps: Any) -> list[float]:

@@ -5,7 +5,6 @@ B batch, N tokens, D width.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -271,19 +270,6 @@ def first_undecided(layout: Layout, plan: Plan, sees: Sees) -> int:
             f'says {sees.tail}: make the grid with level="stack", ends=({sees.head}, {sees.tail}).'
         )
     return blocks[0]
-
-
-def noise_level(scheduler: Any, timestep: float | None) -> float | None:
-    """The share of noise at a timestep, b / (a + b) of a sample a x + b noise; None where no scheduler says it."""
-    if scheduler is None or timestep is None:
-        return None
-    total = int(getattr(scheduler.config, "num_train_timesteps", 1000))
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return min(1.0, max(0.0, timestep / total))
-    signal = float(alphas[min(max(round(timestep), 0), len(alphas) - 1)])
-    a, b = math.sqrt(signal), math.sqrt(1 - signal)
-    return b / (a + b)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from forecache.plan.ops import Op
 from forecache.plan.plan import Plan
 from forecache.plan.slots import num_slots, operations, peak_bytes
 from forecache.runtime.constants import DeviceConstants
-from forecache.runtime.counting import one_call
 from forecache.runtime.deciding import Deciding, Decisions, first_undecided
 from forecache.runtime.graphs import TraceContext, graphs
 from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.program import SkippedSpan, Step, step_of
+from forecache.runtime.run import one_call
 from forecache.runtime.storage import CacheOptions
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,27 +29,13 @@ from forecache.runtime.graphs import (
     keep_outputs,
     step_inputs,
 )
+from forecache.runtime.host import Mount
 from forecache.runtime.lanes import Lane
 from forecache.runtime.stats import Counters
-from forecache.runtime.steps import begin_step
+from forecache.runtime.steps import Noise, begin_step
 
 Watch = Callable[[int, int, Tensor], None]
 """``watch(step, site, feature)``: sees every feature of the first lane."""
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A function in the place of another.
-
-    owner, name: where it is set
-    function: the function
-    retire: makes it pass calls on to what it replaced, for those who wrapped it; None where it needs nothing
-    """
-
-    owner: object
-    name: str
-    function: Callable[..., Any]
-    retire: Callable[[], None] | None = None
 
 
 OUTSIDE = (
@@ -83,13 +68,15 @@ class Forwards:
     """The forwards of a model that samples by a plan, of its blocks, and of the wrapper that torch.compile gave for it.
 
     layout: layout of the model, as others have prepared it by now.
-    generations: the lanes of the session.
+    generations: the generations of the session.
     counters: counts model calls.
     shared: whether others call the model, too; they get the model's own forward.
+    noise: says the noise level to rules that ask for it.
     adapt: puts our forwards over what others have put on blocks; False if a generation in progress cannot go on so.
     view: what stood on the model when our forwards were put in place.
     watch: sees every feature of the first lane, if it is not None. Then no block is skipped or run as a whole.
-    is_open: whether the session is open; a forward that outlives it, under a wrapper of others, calls the model's own.
+
+    A forward that outlives the session, under a wrapper of others, calls the model's own.
     """
 
     def __init__(
@@ -98,24 +85,20 @@ class Forwards:
         generations: Generations,
         counters: Counters,
         shared: bool,
+        noise: Noise,
         adapt: Callable[[], bool],
         watch: Watch | None = None,
     ) -> None:
-        self.is_open = True
         self.layout = layout
         self.view: View | None = None
         self._generations, self._counters = generations, counters
-        self._shared, self._adapt, self._watch = shared, adapt, watch
-        self._local = generations.local
+        self._shared, self._noise, self._adapt, self._watch = shared, noise, adapt, watch
+        self._runs, self._local = generations.runs, generations.local
 
     @property
     def watches(self) -> bool:
         """Whether features are watched, so that no block is skipped or run as a whole."""
         return self._watch is not None
-
-    def is_ours(self) -> bool:
-        """Whether the model call in progress belongs to the pipeline (or model) the plan was applied to."""
-        return self.is_open and (not self._shared or self._local.pipeline_calls > 0)
 
     def run_site(self, site: int, compute: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         """The output of a site in this call; a `SiteHandler`."""
@@ -181,11 +164,11 @@ class Forwards:
             )
         lane = self._local.lane = self._generations.afresh(lane)
         lane.inside = inside
-        begin_step(lane, self._local, self._generations.scheduler)
+        begin_step(lane, self._local, self._noise)
         self._local.executor = lane.executor
 
     def _show(self, watch: Watch, site: int, output: Tensor) -> None:
-        state, lane = self._generations.state(), self._local.lane
+        state, lane = self._runs.state(), self._local.lane
         if lane is not None and state.lane == next(iter(state.lanes), None):
             watch(lane.step, site, output)
 
@@ -230,7 +213,7 @@ class Forwards:
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_retired:
                 return forward(*args, **kwargs)
-            if not self.is_ours():
+            if not self._runs.is_ours():
                 self._counters.calls_elsewhere += 1
                 return forward(*args, **kwargs)
             if kwargs.get("skip_layers"):
@@ -253,7 +236,7 @@ class Forwards:
         @functools.wraps(forward)
         def part(*args: Any, **kwargs: Any) -> Any:
             executor = self._local.executor
-            if executor is None and (self._shared or not self.is_open or self._local.is_bare):
+            if executor is None and (self._shared or not self._runs.is_open or self._local.is_bare):
                 return own(*args, **kwargs)
             if torch.compiler.is_compiling() and not (executor is not None and isinstance(executor.store, TracedStore)):
                 return hidden(*args, **kwargs)
@@ -271,7 +254,7 @@ class Forwards:
 
         @functools.wraps(own)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self.is_ours():
+            if not self._runs.is_ours():
                 self._counters.calls_elsewhere += 1
                 return own(*args, **kwargs)
             before, self._local.compiler = self._local.compiler, optimized.dynamo_ctx
@@ -292,7 +275,7 @@ class Forwards:
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
-        step = begin_step(lane, self._local, self._generations.scheduler)
+        step = begin_step(lane, self._local, self._noise)
         if lane.executable.layout is not self.layout or (lane.step and step.computed and self._blocks_have_changed()):
             self._fail()
             raise RunError(CHANGED)
@@ -352,7 +335,7 @@ class Forwards:
     def _fail(self) -> None:
         """Drop the generations of this thread: nothing of one outlives an exception."""
         self._local.executor = self._local.lane = self._local.call = None
-        self._generations.state().drop()
+        self._runs.state().drop()
 
 
 def _is_of_sizes(error: BaseException) -> bool:

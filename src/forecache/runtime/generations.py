@@ -5,25 +5,21 @@ Every thread has lanes of its own, and every lane one generation at a time, with
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from forecache.errors import RunError, StepCountError
 from forecache.models.arguments import Arguments
 from forecache.models.layout import Layout
-from forecache.runtime import calls, counting
+from forecache.runtime import calls
 from forecache.runtime.cache import FeatureCache
 from forecache.runtime.calls import Call, LastSample
-from forecache.runtime.counting import Run
 from forecache.runtime.drift import drift_of
 from forecache.runtime.executable import Executables
 from forecache.runtime.executor import StepExecutor
-from forecache.runtime.host import Host
-from forecache.runtime.lanes import UNNAMED, Lane, Local, ThreadState
+from forecache.runtime.host import Runs
+from forecache.runtime.lanes import UNNAMED, Lane, ThreadState
+from forecache.runtime.run import Run, few_steps, too_short
 from forecache.runtime.stats import Counters
 from forecache.runtime.tokens import TokenChooser
 
@@ -31,65 +27,40 @@ LOGGER = logging.getLogger("forecache")
 
 
 class Generations:
-    """The lanes of a session on one model, over all threads.
+    """The generations of a session on one model, in the lanes of all its runs.
 
     layout: layout of the model.
     executables: what a generation runs, by its number of calls.
-    local: thread-local state.
+    runs: what hosts tell of the model's runs.
+    names: names of the model calls of one step, in turn, where nothing else names them; () for none.
     counters: counts generations.
-    host: the objects around the model.
-    threads: the state of every thread that has called the model and is alive.
-    stopped: the error for a run that stopped too early while another one began, or whose thread has ended; None for
-        none.
     """
 
-    def __init__(self, layout: Layout, executables: Executables, local: Local, counters: Counters, host: Host) -> None:
-        self.local = local
-        self.threads: list[ThreadState] = []
-        self.stopped: StepCountError | None = None
-        self.scheduler = host.scheduler
+    def __init__(
+        self, layout: Layout, executables: Executables, runs: Runs, names: tuple[str, ...], counters: Counters
+    ) -> None:
+        self.runs, self.local = runs, runs.local
         self._layout, self._executables, self._counters = layout, executables, counters
-        self._names, self._part, self._pipe = host.lanes, host.part, host.pipe
-        self._lock = threading.Lock()
+        self._names = names
         self._find_timestep = calls.timestep_finder(layout.model)
         self._said: set[str] = set()
 
-    def state(self) -> ThreadState:
-        """The state of this thread."""
-        state = self.local.state
-        if state is None:
-            state = self.local.state = ThreadState(self._layout.rising)
-            with self._lock:
-                ended = [other for other in self.threads if not other.thread.is_alive()]
-                self.threads = [other for other in self.threads if other not in ended] + [state]
-                for other in ended:
-                    self.drop(other)
-        return state
-
-    def drop(self, state: ThreadState) -> None:
-        """Drop the lanes of a thread, and remember one that stopped too early."""
-        for lane in state.lanes.values():
-            if lane.is_short:
-                self.stopped = counting.too_short(lane.step, lane.num_steps)
-            elif lane.is_done and lane.doubtful and not lane.is_announced:
-                self.stopped = counting.too_short(lane.doubtful, lane.num_steps)
-        state.drop()
-
     def begin(self, arguments: Arguments) -> Lane:
         """The lane of this model call, at the step that the call is; a new generation starts with an empty cache."""
-        state = self.state()
+        state = self.runs.state()
         value = self._find_timestep(arguments)
-        call = Call(arguments, value, calls.signature_of(arguments, value), LastSample(arguments, value))
-        if counting.fills_kv_cache(arguments.kwargs):
+        sample = LastSample(arguments, value)
+        call = Call(arguments, value, calls.signature_of(arguments, value), sample, told=state.told)
+        if calls.fills_kv_cache(arguments.kwargs):
             return self._lane(state, state.lane, call, Run(1, range(1)), is_announced=True)
         if state.run is not None:
             lane = self._requested(state, state.run, call)
             self.local.call = call
             return lane
-        name = self._unnamed_lane(state, value) if self._names and state.lane == UNNAMED else state.lane
+        name = self._unnamed_lane(state, call.time) if self._names and state.lane == UNNAMED else state.lane
         lane = state.lanes.get(name)
         if lane is None or _is_read(lane, call):
-            call = call._replace(timestep=calls.as_number(value))
+            call = call._replace(timestep=calls.as_number(call.time))
         else:
             call = call._replace(timestep=lane.timestep)
         if lane is not None:
@@ -101,59 +72,6 @@ class Generations:
         return lane
 
     # ---- calls of which a host says what they are --------------------------------------------------------------------
-
-    def new_state(self, num_steps: int, timesteps: tuple[float, ...] = ()) -> ThreadState:
-        """The lanes, none yet, of a request of ``num_steps`` calls; timesteps: of these calls, () if unknown.
-
-        Raises StepCountError where the timesteps are needed: two models take turns in the run.
-        """
-        if self._part is not None and not timesteps:
-            raise StepCountError(
-                f"Two transformers take turns in this run of {num_steps} model calls, and its timesteps say where: "
-                "requests.begin(key, timesteps=[...])."
-            )
-        indices = range(num_steps) if self._part is None else self._part(timesteps)
-        run = Run(num_steps, indices, timesteps[indices.start : indices.stop])
-        return ThreadState(self._layout.rising, run=run)
-
-    @contextmanager
-    def inside(self, state: ThreadState, name: str, step: int | None) -> Iterator[None]:
-        """One call of a request: what this thread calls in the block belongs to this lane of its state."""
-        local, before = self.local, self.local.state
-        state.lane, state.step = name, step
-        local.state = state
-        local.pipeline_calls += 1
-        try:
-            yield
-        finally:
-            local.state = before
-            local.pipeline_calls -= 1
-
-    @contextmanager
-    def told(self, step: Any, num_steps: Any) -> Iterator[None]:
-        """One call of which a pipeline says that it is the step ``step`` of ``num_steps``; None if it does not.
-
-        What a scheduler announced counts more, and a host's request knows its own length. A step that the lane has made
-        already, or another length, begins a new generation. A plan of another length is that of a part of the run, of
-        one of two transformers that share it: its calls are counted, as where nothing is told.
-        """
-        state = self.state()
-        is_told = isinstance(step, int) and isinstance(num_steps, int) and self._executables.takes(num_steps)
-        if not is_told or state.announcement is not None:
-            yield
-            return
-        if state.run is not None:
-            state.step = step
-            yield
-            return
-        lane = state.lanes.get(state.lane)
-        if lane is not None and (step < lane.run.indices.start + lane.step or lane.run.total != num_steps):
-            state.drop()
-        state.run, state.step = Run(num_steps, range(num_steps)), step
-        try:
-            yield
-        finally:
-            state.run = state.step = None
 
     def _requested(self, state: ThreadState, run: Run, call: Call) -> Lane:
         """The lane of a call whose step a host knows.
@@ -187,7 +105,7 @@ class Generations:
     def _unnamed_lane(self, state: ThreadState, value: Any) -> str:
         """The lane of a call that nothing named: the calls at one timestep take the names in turn."""
         before, turn = state.unnamed_turn
-        if state.announcement is not None and state.lanes and not calls.is_at_hand(value):  # no GPU is waited for
+        if state.announced is not None and state.lanes and not calls.is_at_hand(value):  # no GPU is waited for
             turn = (turn + 1) % len(self._names)
             state.unnamed_turn = before, turn
             return self._names[turn]
@@ -240,7 +158,7 @@ class Generations:
             return self._after_alike(state, name, lane, call)
         if lane.is_complete:
             return self._ended(lane)
-        call = call._replace(timestep=calls.as_number(call.value))
+        call = call._replace(timestep=calls.as_number(call.time))
         if self._is_again(lane, call) or (lane.is_announced and _repeats_a_step(lane, call)):
             raise self._several_times(state, call)
         if self._goes_on_unlike(state, lane, call):
@@ -257,7 +175,7 @@ class Generations:
             # a pipeline's calls are of the run that it announced, and some samplers go up on their way
             if _is_read(lane, call) and self._is_again(lane, call):
                 raise self._several_times(state, call)
-            if self.local.pipeline_calls:
+            if self.local.hosted:
                 return lane
             if lane.run.expects(lane.step, timestep):
                 state.rising = timestep > before or (state.rising and timestep == before)
@@ -315,7 +233,7 @@ class Generations:
 
     def _stop(self, count: int, num_steps: int) -> None:
         """Tell of a run that was stopped after ``count`` calls; the run that begins now does not suffer for it."""
-        self.stopped = counting.too_short(count, num_steps)
+        self.runs.stopped = too_short(count, num_steps)
         LOGGER.warning(
             "A run stopped after %d of %d model calls, and another one began: nothing of it is reused. If it was "
             "stopped on purpose, call session.new_run(); else make a plan of as many steps as the run has calls.",
@@ -331,7 +249,7 @@ class Generations:
         In a pipeline it does, as where guidance ends, and half of the batch with it. In a loop of the user's own it
         does where the sample stays as it is, and time goes on.
         """
-        if lane.is_announced and self.local.pipeline_calls > 0:
+        if lane.is_announced and self.local.hosted > 0:
             return True
         if call.timestep is None or lane.timestep is None:
             return False
@@ -342,7 +260,7 @@ class Generations:
 
     def afresh(self, lane: Lane) -> Lane:
         """The lane for the rest of a lane's run, in a call that finds other tokens inside the model than before."""
-        state, call = self.state(), self.local.call
+        state, call = self.runs.state(), self.local.call
         assert call is not None
         name = next(name for name, other in state.lanes.items() if other is lane)
         new = self._rest_of_run(state, name, lane, call, "the tokens inside the model")
@@ -373,12 +291,12 @@ class Generations:
     # ---- a new generation -------------------------------------------------------------------------------------------
 
     def _new_generation(self, state: ThreadState, name: str, call: Call) -> Lane:
-        if state.announcement is None:
+        if state.announced is None:
             own = self._executables.unannounced_steps()
             run = Run(own, range(own))
         else:
-            run = counting.run_of(state.announcement, call.timestep, self.scheduler, self._pipe, self._part)
-        lane = self._lane(state, name, call, run, state.announcement is not None)
+            run = state.announced(call.timestep)
+        lane = self._lane(state, name, call, run, state.announced is not None)
         self._record(state, name, lane, call)
         return lane
 
@@ -389,7 +307,7 @@ class Generations:
         record = lane.record if name == first else state.lanes[first].record
         lane.record = record or self._counters.begin_generation(call.signature.device)
         lane.record.add(name, lane, call.arguments)
-        if (sentence := counting.few_steps(lane.executable.plan)) is not None:
+        if (sentence := few_steps(lane.executable.plan)) is not None:
             self._say_once(sentence)
 
     def _lane(self, state: ThreadState, name: str, call: Call, run: Run, is_announced: bool) -> Lane:
@@ -411,18 +329,6 @@ class Generations:
         lane.deciding = executable.deciding(leader.deciding.shared if follows and leader.deciding else None)
         lane.drift = leader.drift if follows else drift_of(executable.plan, options.drift, run.total)
         return lane
-
-    def watched(self, set_timesteps: Callable[..., Any], is_ours: Callable[[], bool]) -> Callable[..., Any]:
-        """The scheduler's set_timesteps, which every pipeline calls when a generation starts."""
-
-        @functools.wraps(set_timesteps)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = set_timesteps(*args, **kwargs)
-            if is_ours():
-                self.state().announce(counting.announced(self.scheduler, self._pipe))
-            return result
-
-        return call
 
     # ---- errors -----------------------------------------------------------------------------------------------------
 
@@ -460,7 +366,7 @@ def _is_read(lane: Lane, call: Call) -> bool:
 
     Reading it may wait for a GPU. There is no need where a scheduler has announced how long the generation is.
     """
-    return not lane.is_announced or lane.is_done or calls.is_at_hand(call.value)
+    return not lane.is_announced or lane.is_done or calls.is_at_hand(call.time)
 
 
 def _are_first_calls(state: ThreadState) -> bool:

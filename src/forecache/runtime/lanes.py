@@ -12,12 +12,12 @@ import torch
 from forecache.plan.ops import Op
 from forecache.plan.plan import Plan
 from forecache.runtime.cache import FeatureCache
-from forecache.runtime.calls import Call, CallSignature, LastSample
-from forecache.runtime.counting import Announcement, Run
+from forecache.runtime.calls import NOTHING, Call, CallSignature, LastSample, Told
 from forecache.runtime.deciding import Deciding
 from forecache.runtime.drift import Drift, computed_from
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
+from forecache.runtime.run import Announced, Run
 from forecache.runtime.stats import Record
 from forecache.runtime.storage import CacheMeter
 
@@ -121,7 +121,9 @@ class ThreadState:
     lane: name of the lane that model calls belong to now.
     run: the model's calls in the run, where a host says which step a call is; None where calls are told apart here.
     step: number of the step, in the whole run, that the next call is; None for the one after the last of its lane.
-    announcement: what a scheduler announced for the run; None if none did.
+    announced: gives the run from the timestep of its first call; None if no host announced one.
+    told: what the host tells of the next call.
+    is_keyed: whether the run has a key of its host's.
     unnamed_turn: timestep of the last call that nothing named, and the number of calls at it before.
     meter: counts the bytes of all lanes.
     thread: the thread.
@@ -132,7 +134,9 @@ class ThreadState:
     lane: str = UNNAMED
     run: Run | None = None
     step: int | None = None
-    announcement: Announcement | None = None
+    announced: Announced | None = None
+    told: Told = NOTHING
+    is_keyed: bool = False
     unnamed_turn: tuple[float | None, int] = (None, -1)
     meter: CacheMeter = field(default_factory=CacheMeter)
     thread: threading.Thread = field(default_factory=threading.current_thread)
@@ -144,10 +148,11 @@ class ThreadState:
         self.lanes.clear()
         self.unnamed_turn = (None, -1)
 
-    def announce(self, announcement: Announcement | None) -> None:
-        """Start a new generation; the announcement is None if no scheduler made one."""
+    def begin(self, known: Run | Announced | None) -> None:
+        """Start a new generation, of which this is known; see `forecache.runtime.host.Runs.begin`."""
         self.drop()
-        self.announcement = announcement
+        is_run = isinstance(known, Run)
+        self.run, self.step, self.announced = known if is_run else None, None, None if is_run else known
 
     def is_before(self, timestep: float, other: float) -> bool:
         """Whether a run comes to one timestep before it comes to the other."""
@@ -162,7 +167,7 @@ class Local(threading.local):
     call: the model call in progress.
     lane: lane of the model call in progress.
     compiler: compiles the steps of the call in progress; None where they run eagerly.
-    pipeline_calls: calls of the session's pipeline, or of a request's model, in progress, one inside another.
+    hosted: blocks in progress, one inside another, in which the calls of this thread are a host's.
     is_bare: whether the call in progress runs without the plan.
     """
 
@@ -171,5 +176,5 @@ class Local(threading.local):
     call: Call | None = None
     lane: Lane | None = None
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
-    pipeline_calls: int = 0
+    hosted: int = 0
     is_bare: bool = False

@@ -14,28 +14,31 @@ with forecache.apply(model, method, only_requests=True) as session:
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+
+from torch import nn
 
 from forecache.errors import RunError, StepCountError
 from forecache.io.text import short
-from forecache.runtime.generations import Generations
-from forecache.runtime.lanes import UNNAMED, ThreadState
+from forecache.runtime.calls import Told
+from forecache.runtime.host import Host, Mount, Runs, removed
+from forecache.runtime.lanes import UNNAMED
+from forecache.runtime.run import PartOfRun, Run
+from forecache.runtime.stats import Counters
 
 
 @dataclass(eq=False)
 class _Request:
-    """A request in progress.
+    """A request in progress; it is the key of its run, so that nothing is left of one before with the same name.
 
     num_steps: model calls of its run, in each lane.
-    states: its lanes, per model.
     is_called: whether a model call of it is in progress.
     is_over: whether it was aborted during that call.
     """
 
     num_steps: int
-    states: list[ThreadState]
     is_called: bool = False
     is_over: bool = False
 
@@ -47,8 +50,12 @@ class Requests:
     come in any order. What a request leaves is nothing, however it ends.
     """
 
-    def __init__(self, generations: Sequence[Generations]) -> None:
-        self._generations = generations
+    def __init__(self, runs: Sequence[Runs]) -> None:
+        """The requests of a session.
+
+        runs: of its models.
+        """
+        self._runs = runs
         self._requests: dict[Hashable, _Request] = {}
         self._lock = threading.Lock()
 
@@ -67,21 +74,27 @@ class Requests:
                 f"A request begins with the number of its model calls, or a timestep for each: num_steps="
                 f"{short(num_steps)} and {len(timesteps)} timesteps were given."
             )
-        states = [generations.new_state(steps, tuple(timesteps)) for generations in self._generations]
+        known = [_run(steps, tuple(timesteps), runs.part) for runs in self._runs]
         with self._lock:
             if key in self._requests:
                 raise RunError(
                     f"The request {short(key)} is in progress: end or abort it, or begin one of another key."
                 )
-            self._requests[key] = _Request(steps, states)
+            request = self._requests[key] = _Request(steps)
+            for runs, run in zip(self._runs, known, strict=True):
+                runs.begin(request, run)
 
     @contextmanager
-    def call(self, key: Hashable, lane: str = UNNAMED, step: int | None = None) -> Iterator[None]:
+    def call(
+        self, key: Hashable, lane: str = UNNAMED, step: int | None = None, sigma: float | None = None
+    ) -> Iterator[None]:
         """One model call of a request, which this thread makes in the block.
 
         lane: name of the call among those of one step, such as "cond" and "uncond"; each lane has a history of its own.
         step: number of the step that the call is, from 0; by default the one after the last call of the lane. Where
             steps are left out, the next call is computed.
+        sigma: noise level of the sample, for rules that ask for it where no scheduler says it; in flow matching the
+            share of noise.
 
         Raises RunError for a request that has not begun, or is being called by another thread. The model call raises
         StepCountError for a step that the lane has made already.
@@ -93,14 +106,15 @@ class Requests:
             request.is_called = True
         try:
             with ExitStack() as stack:
-                for generations, state in zip(self._generations, request.states, strict=True):
-                    stack.enter_context(generations.inside(state, lane, step))
+                for runs in self._runs:
+                    stack.enter_context(runs.inside(request))
+                    stack.enter_context(runs.call(lane, Told(step, sigma=sigma)))
                 yield
         finally:
             with self._lock:
                 request.is_called = False
                 if request.is_over:
-                    _drop(request)
+                    self._abort(request)
 
     def end(self, key: Hashable) -> None:
         """End a request that has made its calls, and drop its histories.
@@ -110,12 +124,12 @@ class Requests:
         """
         with self._lock:
             request = self._of(key)
-            steps = [lane.run.indices.start + lane.step for state in request.states for lane in state.lanes.values()]
+            made = max(runs.reached(request) for runs in self._runs)
             self._close(key)
-        if max(steps, default=0) < request.num_steps:
+        if made < request.num_steps:
             raise StepCountError(
-                f"The request {short(key)} ended after {max(steps, default=0)} of {request.num_steps} model calls: "
-                "begin it with the number of calls that it makes, or abort it if it was stopped on purpose."
+                f"The request {short(key)} ended after {made} of {request.num_steps} model calls: begin it with the "
+                "number of calls that it makes, or abort it if it was stopped on purpose."
             )
 
     def abort(self, key: Hashable) -> None:
@@ -142,7 +156,7 @@ class Requests:
     def held_bytes(self) -> int:
         """The bytes that all requests hold now."""
         with self._lock:
-            return sum(state.meter.held for request in self._requests.values() for state in request.states)
+            return sum(runs.held_bytes(request) for request in self._requests.values() for runs in self._runs)
 
     def _of(self, key: Hashable) -> _Request:
         if key not in self._requests:
@@ -156,9 +170,50 @@ class Requests:
         request = self._requests.pop(key)
         request.is_over = True
         if not request.is_called:
-            _drop(request)
+            self._abort(request)
+
+    def _abort(self, request: _Request) -> None:
+        for runs in self._runs:
+            runs.abort(request)
 
 
-def _drop(request: _Request) -> None:
-    for state in request.states:
-        state.drop()
+def _run(num_steps: int, timesteps: tuple[float, ...], part: PartOfRun | None) -> Run:
+    """The calls of one model in a request; StepCountError where two take turns and nothing says where."""
+    if part is not None and not timesteps:
+        raise StepCountError(
+            f"Two transformers take turns in this run of {num_steps} model calls, and its timesteps say where: "
+            "requests.begin(key, timesteps=[...])."
+        )
+    indices = range(num_steps) if part is None else part(timesteps)
+    return Run(num_steps, indices, timesteps[indices.start : indices.stop])
+
+
+@dataclass(frozen=True)
+class RequestsHost:
+    """Requests alone: the calls of all others run as they are.
+
+    around: the host that the model would have without requests; what it hears inside a request counts there.
+    """
+
+    around: Host
+    lanes: tuple[str, ...] = ()
+    is_shared: bool = True
+
+    @property
+    def part(self) -> PartOfRun | None:
+        return self.around.part
+
+    def allows(self, other: Host) -> bool:
+        return True
+
+    def mounts(self, model: nn.Module, runs: Runs) -> Iterable[Mount]:
+        return self.around.mounts(model, runs)
+
+    def opened(self, runs: Runs, renew: Callable[[bool], None]) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def noise(self, timestep: float | None, sigma: float | None) -> float | None:
+        return self.around.noise(timestep, sigma)
+
+    def complaint(self, model: nn.Module, is_in_place: bool, counters: Counters) -> str | None:
+        return None if is_in_place else removed(model)

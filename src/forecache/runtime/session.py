@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -14,18 +12,17 @@ import torch
 from torch import nn
 
 from forecache.errors import AlreadyAppliedError, RunError
-from forecache.models.find import find, transformers
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View, layout_among_others, refuse_patched, view
 from forecache.models.mount.replace import is_in_place, is_mounted, is_on_top, replaced
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
-from forecache.runtime.counting import too_short
 from forecache.runtime.executable import Executables
-from forecache.runtime.forwards import Forwards, Mount, Watch
+from forecache.runtime.forwards import Forwards, Watch
 from forecache.runtime.generations import Generations
-from forecache.runtime.host import Host, calls_of, scheduler_of
+from forecache.runtime.host import Host, Mount, Runs
 from forecache.runtime.lanes import Local
+from forecache.runtime.pipelines import host_of
 from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.requests import Requests
 from forecache.runtime.stats import Counters, Stats, merged
@@ -48,8 +45,9 @@ class Session(ContextDecorator):
 
     plans: where the plan of a run comes from.
     layouts: layout of every model, in the order in which a run calls them.
-    hosts: the objects around every model; by default there are none.
+    hosts: who calls every model; by default a loop of the user's own.
     options: how features are kept, and how far estimates may lie off.
+    wrappers: the wrapper that torch.compile gave for every model; by default there are none.
     timed: whether the seconds of generations are measured, which waits for a GPU at their ends; False by default.
     watch: ``watch(step, site, feature)`` sees every feature of the first lane; None, the default, sees none.
     around: a block that is entered before the models and left after them, such as one with another scheduler.
@@ -62,17 +60,19 @@ class Session(ContextDecorator):
         hosts: Sequence[Host] | None = None,
         options: CacheOptions = CacheOptions(),  # noqa: B008 - it is frozen
         *,
+        wrappers: Sequence[nn.Module | None] | None = None,
         timed: bool = False,
         watch: Watch | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._plans, self._around = plans, around
-        self._take_turns = all(host.part is not None for host in hosts or [])
+        hosts = [host_of(layout.model) for layout in layouts] if hosts is None else hosts
+        self._take_turns = all(host.part is not None for host in hosts)
         self._models = tuple(
-            MountedModel(plans, layout, host, options, timed, watch)
-            for layout, host in zip(layouts, hosts or [Host()] * len(layouts), strict=True)
+            MountedModel(plans, layout, host, options, wrapper, timed, watch)
+            for layout, host, wrapper in zip(layouts, hosts, wrappers or [None] * len(layouts), strict=True)
         )
-        self._requests = Requests([model.generations for model in self._models])
+        self._requests = Requests([model.runs for model in self._models])
         self._stack, self._outside = ExitStack(), ExitStack()
         self._is_open = False
         self._unused = warning_if_unused(self, type(layouts[0].model).__name__)
@@ -159,7 +159,7 @@ class Session(ContextDecorator):
     def new_run(self) -> None:
         """Start a new generation with the next model call of this thread; the features of the last are dropped."""
         for model in self._models:
-            model.new_run()
+            model.runs.restart()
 
     @contextmanager
     def lane(self, name: str) -> Iterator[None]:
@@ -170,17 +170,20 @@ class Session(ContextDecorator):
         """
         with ExitStack() as stack:
             for model in self._models:
-                stack.enter_context(model.lane(name))
+                stack.enter_context(model.runs.call(name))
             yield
 
     def check_complete(self) -> None:
         """Raises StepCountError if the last generation of this thread made fewer calls than the plan has steps."""
         for model in self._models:
-            model.check_complete()
+            model.runs.check_complete()
 
 
 class MountedModel:
-    """Plans on one model: while its block lasts, the model's forwards are ours. The fields are those of `Session`."""
+    """Plans on one model: while its block lasts, the model's forwards are ours. The fields are those of `Session`.
+
+    runs: what hosts tell of the model's runs.
+    """
 
     def __init__(
         self,
@@ -188,16 +191,18 @@ class MountedModel:
         layout: Layout,
         host: Host,
         options: CacheOptions,
+        wrapper: nn.Module | None,
         timed: bool,
         watch: Watch | None,
     ) -> None:
         self._layout = layout
-        self._host = host
-        self._local = Local()
+        self._host, self._wrapper = host, wrapper
+        local = Local()
         self._counters = Counters(timed)
-        self._executables = Executables(layout, plans, options, self._local, self._look)
-        self._generations = Generations(layout, self._executables, self._local, self._counters, host)
-        self._forwards = Forwards(layout, self._generations, self._counters, host.is_shared, self._adapt, watch)
+        self._executables = Executables(layout, plans, options, local, self._look)
+        self.runs = Runs(local, host, layout.rising, self._executables.takes)
+        generations = Generations(layout, self._executables, self.runs, host.lanes, self._counters)
+        self._forwards = Forwards(layout, generations, self._counters, host.is_shared, host.noise, self._adapt, watch)
         self._mounts: list[Mount] = []
         self._view: View | None = None
         self._lock = threading.RLock()
@@ -206,13 +211,12 @@ class MountedModel:
     def __enter__(self) -> Self:
         self._check_free()
         _keep_freed_memory()
-        self._forwards.is_open = True
+        self.runs.is_open = True
         sessions = _OPEN.setdefault(self._layout.model, [])
         sessions.append(self)
         with ExitStack() as stack:
             stack.callback(sessions.remove, self)
-            if self._host.pipe is not None:
-                stack.enter_context(calls_of(self._host.pipe, self._pipeline_call))
+            stack.enter_context(self._host.opened(self.runs, self._renew))
             stack.push(self._unmount)
             self._mount()
             self._stack = stack.pop_all()
@@ -226,40 +230,26 @@ class MountedModel:
         forwards = [mount for mount in self._mounts if mount.owner is model and mount.name == "forward"]
         in_place = all(is_in_place(mount.owner, mount.name, mount.function) for mount in forwards)
         self.close()
-        if not in_place and self._host.pipe is None:
-            raise RunError(
-                f"Something in this block has put the forward of {type(self._layout.model).__name__} back, as CPU "
-                "offload does after each image, so the plan did nothing from then on: apply the plan to the pipeline."
-            )
-        if self._counters.calls_elsewhere and not self._counters.calls and self._host.pipe is not None:
-            raise RunError(
-                f"The plan is on a {type(self._host.pipe).__name__}, and its transformer was called "
-                f"{self._counters.calls_elsewhere} times in this block, but never by that pipeline, so the plan did "
-                "nothing: call the pipeline, or apply the plan to the transformer itself, "
-                "forecache.apply(pipe.transformer, plan), for a loop of your own."
-            )
+        if (complaint := self._host.complaint(model, in_place, self._counters)) is not None:
+            raise RunError(complaint)
 
     def close(self) -> None:
         """Restore the model and drop all features; raises StepCountError if a run stopped too early."""
         self._leave()
-        if (stopped := self._generations.stopped) is not None:
+        if (stopped := self.runs.stopped) is not None:
             raise stopped
 
     def _leave(self) -> None:
-        self._forwards.is_open = False
+        self.runs.is_open = False
         self._stack.close()
-        for state in list(self._generations.threads):
-            self._generations.drop(state)
+        self.runs.close()
         self._executables.clear()
 
     def _check_free(self) -> None:
-        """Raises AlreadyAppliedError if the model has a session; only those on pipelines, one each, or for requests
-        alone share one."""
+        """Raises AlreadyAppliedError if the model has a session already, and the hosts of both do not share it."""
         model, host = self._layout.model, self._host
         others = [other._host for other in _OPEN.get(model, [])]
-        can_share = host.is_shared and all(
-            other.is_shared and (other.pipe is None or other.pipe is not host.pipe) for other in others
-        )
+        can_share = all(host.allows(other) and other.allows(host) for other in others)
         if (others and not can_share) or (not others and any(map(is_mounted, model.modules()))):
             raise AlreadyAppliedError(
                 f"This {type(model).__name__} already samples by a plan: leave its `with forecache.apply(...)` block, "
@@ -268,7 +258,7 @@ class MountedModel:
 
     def _mount(self) -> None:
         """Put our forwards in place, over what is there now."""
-        model, forwards, host = self._layout.model, self._forwards, self._host
+        model, forwards = self._layout.model, self._forwards
         layout = layout_among_others(self._layout)
         if forwards.watches:
             refuse_patched(self._layout, "measuring")
@@ -279,13 +269,9 @@ class MountedModel:
         )
         self._mounts = [forwards.of_part(module, forward) for module, forward in parts]
         self._mounts.append(forwards.of_model(model))
-        if host.optimized is not None:
-            self._mounts.append(forwards.of_compiled(host.optimized, model))
-        if host.scheduler is not None:
-            watched = self._generations.watched(host.scheduler.set_timesteps, forwards.is_ours)
-            self._mounts.append(Mount(host.scheduler, "set_timesteps", watched))
-        if callable(cache_context := getattr(model, "cache_context", None)):
-            self._mounts.append(Mount(model, "cache_context", self._naming_lanes(cache_context)))
+        if (wrapper := self._wrapper) is not None:
+            self._mounts.append(forwards.of_compiled(wrapper, model))
+        self._mounts += self._host.mounts(model, self.runs)
         self._mounted = ExitStack()
         for mount in self._mounts:
             self._mounted.enter_context(replaced(mount.owner, mount.name, mount.function))
@@ -325,54 +311,11 @@ class MountedModel:
         modules = [mount for mount in self._mounts if isinstance(mount.owner, nn.Module)]
         return all(is_on_top(mount.owner, mount.name, mount.function) for mount in modules)
 
-    @contextmanager
-    def _pipeline_call(self) -> Iterator[None]:
-        """One call of the pipeline, which shares no features with the calls before and after it."""
-        self._follow_pipeline()
+    def _renew(self, is_changed: bool) -> None:
+        """Put our functions in place again where others have moved them, or where they have changed."""
         with self._lock:
-            if not (self._is_on_top() and self._is_mounted()):
+            if is_changed or not (self._is_on_top() and self._is_mounted()):
                 self._remount()
-        state = self._generations.state()
-        state.announce(None)
-        self._local.pipeline_calls += 1
-        try:
-            yield
-            short = next((lane for lane in state.lanes.values() if lane.is_short), None)
-        finally:
-            self._local.pipeline_calls -= 1
-            state.announce(None)
-        if short is not None:
-            raise too_short(short.step, short.num_steps)
-
-    def _follow_pipeline(self) -> None:
-        """Watch a scheduler that the pipeline got since; RunError if it got another transformer."""
-        pipe = self._host.pipe
-        if all(find(transformer) is not self._layout.model for transformer in transformers(pipe)):
-            raise RunError(
-                f"The transformer of this {type(pipe).__name__} is another one than when the plan was applied, so the "
-                "plan would do nothing: leave the block or call forecache.disable, and apply the plan again."
-            )
-        if (scheduler := scheduler_of(pipe)) is not self._host.scheduler:
-            self._unmount()
-            self._host = replace(self._host, scheduler=scheduler)
-            self._generations.scheduler = scheduler
-            self._mount()
-
-    def _naming_lanes(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
-        """diffusers' cache_context, in which pipelines name the calls of a step, as the name of a lane, too."""
-
-        @functools.wraps(cache_context)
-        @contextmanager
-        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            with cache_context(name, *args, **kwargs) as value:
-                if self._forwards.is_ours():
-                    told = (kwargs.get(field) for field in ("step_index", "num_inference_steps"))
-                    with self.lane(name), self._generations.told(*told):
-                        yield value
-                else:
-                    yield value
-
-        return named
 
     @property
     def plan(self) -> Plan | None:
@@ -396,31 +339,9 @@ class MountedModel:
         return self._counters.stats(self._forwards.layout)
 
     @property
-    def generations(self) -> Generations:
-        """The lanes of all threads."""
-        return self._generations
-
-    @property
     def held_bytes(self) -> int:
         """The bytes that all threads hold now."""
-        return sum(state.meter.held for state in self._generations.threads)
-
-    def new_run(self) -> None:
-        self._generations.state().drop()
-
-    @contextmanager
-    def lane(self, name: str) -> Iterator[None]:
-        state = self._generations.state()
-        before, state.lane = state.lane, name
-        try:
-            yield
-        finally:
-            state.lane = before
-
-    def check_complete(self) -> None:
-        for lane in self._generations.state().lanes.values():
-            if lane.is_short:
-                raise too_short(lane.step, lane.num_steps)
+        return sum(state.meter.held for state in self.runs.threads)
 
 
 def _keep_freed_memory() -> None:

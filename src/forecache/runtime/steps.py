@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,16 +10,18 @@ import torch
 from forecache.errors import RunError
 from forecache.runtime import calls
 from forecache.runtime.calls import Call
-from forecache.runtime.deciding import noise_level
 from forecache.runtime.lanes import Lane, Local
 from forecache.runtime.program import Step
 
+Noise = Callable[[float | None, float | None], float | None]
+"""The share of noise in a sample, from the timestep and the sigma of a call, as `forecache.runtime.host.Host.noise`."""
 
-def begin_step(lane: Lane, local: Local, scheduler: Any) -> Step:
+
+def begin_step(lane: Lane, local: Local, noise: Noise) -> Step:
     """Begin the step of the model call in progress, which belongs to this lane.
 
     All that is decided at a step is decided here, or where the call reaches the first block that may be skipped.
-    scheduler: says the noise level to rules that ask for it; None where there is none.
+    noise: says the noise level to rules that ask for it.
     """
     sample = lane.signature.sample
     image = sample[0] if sample is not None else None
@@ -31,7 +34,7 @@ def begin_step(lane: Lane, local: Local, scheduler: Any) -> Step:
         return step
     call = local.call
     assert call is not None
-    decided = deciding.begin(call.arguments, call.value, lambda: _noise(lane, call, scheduler))
+    decided = deciding.begin(call.arguments, call.value, lambda: _noise(lane, call, noise))
     executor.begin(decided or lane.executable.open_step, image)
     if decided is None:
         _check_eager(lane, local)
@@ -51,14 +54,16 @@ def _computed(lane: Lane, image: Any) -> Step:
     return step
 
 
-def _noise(lane: Lane, call: Call, scheduler: Any) -> float:
+def _noise(lane: Lane, call: Call, noise: Noise) -> float:
     """The share of noise in the sample of a call, for rules that filter by it."""
-    timestep = lane.run.timestep(lane.step)
-    level = noise_level(scheduler, calls.as_number(call.value) if timestep is None else timestep)
+    known = call.told.timestep is None and lane.run.timestep(lane.step) is not None
+    timestep = lane.run.timestep(lane.step) if known else calls.as_number(call.time)
+    level = noise(timestep, calls.as_number(call.told.sigma))
     if level is None:
         raise RunError(
             "This plan's rule needs the noise level of every step, and no scheduler says it: apply the plan to the "
-            "pipeline, or to an object with the `transformer` and the `scheduler` of the loop."
+            "pipeline, or to an object with the `transformer` and the `scheduler` of the loop, or tell it, "
+            "requests.call(key, sigma=...)."
         )
     return level
 
