@@ -17,6 +17,7 @@ from forecache.fit.gains.sampler import response
 from forecache.fit.gains.solve import Moved, best_schedule, solve
 from forecache.parts.forecasts import Reuse, Taylor
 from forecache.sampling.loop import generators
+from forecache.sampling.sources import Sampling
 from forecache.zoo.digits import Digits
 
 STEPS = 5
@@ -172,12 +173,48 @@ def test_the_prediction_of_one_skipped_step_is_exact_on_an_affine_model(step, le
     assert gains.projections(plan) == pytest.approx(errors_by_hand(own, gains, plan), rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("around", "other"),
+    [
+        ("#.#.#", "#.###"),
+        ("##.#.", "##..."),
+        ("#..#.", "##.#."),
+        ("##...", "##..#"),
+    ],
+)
+@pytest.mark.parametrize("scheduler", [diffusers.DDIMScheduler(clip_sample=False), diffusers.UniPCMultistepScheduler()])
+def test_around_a_plan_the_prediction_is_exact_where_one_step_changes_on_an_affine_model(around, other, scheduler):
+    """Later estimates answer to the features that they read, and not to the sample of their step: that is linear."""
+    own = source(scheduler, straight_dit(nn.Identity))
+    whole = fc.grid(own, STEPS)
+    plans = [fc.explicit(pattern=pattern).plan(whole) for pattern in (around, other)]
+    changed = next(step for step in range(STEPS) if around[step] != other[step])
+    cells = [row[changed] for row in plans[1].rows]
+    rows = tuple(
+        tuple(cell if step == changed else cell_of for step, cell_of in enumerate(row))
+        for row, cell in zip(plans[0].rows, cells, strict=True)
+    )
+    mixed = replace(plans[0], rows=rows)
+    gains = measure_gains(own, LABELS, num_steps=STEPS, directions=2, batch=1, around=plans[0])
+    images = [own.generate(LABELS, Sampling(STEPS, 1.5, 0))]
+    with fc.apply(own, plans[0]):
+        images.append(own.generate(LABELS, Sampling(STEPS, 1.5, 0)))
+    measured = -10 * np.log10((images[0] - images[1]).double().square().mean().item())
+    assert gains.predict(plans[0]) == pytest.approx(measured, abs=1e-3)
+    by_hand = errors_by_hand(own, gains, plans[0])
+    assert np.abs(by_hand).max() > 1e-6
+    assert gains.projections(plans[0]) == pytest.approx(by_hand, rel=1e-5, abs=1e-9)
+    assert gains.projections(mixed) == pytest.approx(errors_by_hand(own, gains, mixed), rel=1e-4, abs=1e-9)
+
+
 def random_gains(steps=7, samples=8, sites=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     places = tuple(fc.parts.Site(f"blocks.{depth}.block", depth, "block") for depth in range(sites))
     about = Origin("M", "", "", 1.5, 0, 2, steps - 1, tuple(range(samples)))
     products = torch.randn(samples, 2, steps, sites, steps, generator=generator, dtype=torch.float64)
-    return Gains(places, steps, about, products, 0.5)
+    base = torch.zeros(steps, sites, steps, dtype=torch.float64)
+    base[..., 0] = 1.0
+    return Gains(places, steps, about, products, 0.5, base, torch.zeros(samples, 2, dtype=torch.float64))
 
 
 def test_a_predictions_error_is_that_of_the_sums_written_out():

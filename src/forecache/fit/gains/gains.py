@@ -28,7 +28,7 @@ from forecache.parts.identity import is_same, scheduler_differences
 from forecache.plan.plan import Plan
 
 Array = NDArray[np.float64]
-DOCUMENT = Document("forecache-gains", 1)
+DOCUMENT = Document("forecache-gains", 2)
 TYPES = {"sites": list, "num_steps": int, "scale": float, "origin": dict}
 MAX_BYTES = 16 * 2**30
 
@@ -61,7 +61,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Gains:
-    """What errors of estimates do to the samples, measured on a run without a cache.
+    """What errors of estimates do to the samples, measured around a run without a cache, or with a plan.
 
     sites: in the order of the third but last axis.
     num_steps: T.
@@ -69,7 +69,9 @@ class Gains:
     products: (B, D, T, S, R + 1), float64: what the contribution to the stream of a site at a step, made of the feature
         of r steps before, adds to a random projection of the last sample, whose mean square over directions is the
         mean square of the sample's entries.
-    scale: of the images by the last samples.
+    scale: of the images by the last samples; around a plan, the one with which its own prediction is what it measured.
+    base: (T, S, R + 1), float64: the weight in the run of the feature of r steps before; 1 at r = 0 without a cache.
+    offset: (B, D), float64: the projections of what the run's last samples are off those without a cache.
     """
 
     sites: tuple[Site, ...]
@@ -77,12 +79,16 @@ class Gains:
     origin: Origin
     products: Tensor
     scale: float
+    base: Tensor
+    offset: Tensor
 
     @classmethod
-    def empty(cls, whole: Grid, origin: Origin) -> Gains:
-        """The gains of no samples."""
-        shape = (0, origin.directions, whole.num_steps, len(whole.sites), origin.reach + 1)
-        return cls(whole.sites, whole.num_steps, origin, torch.zeros(shape, dtype=torch.float64), 0.0)
+    def empty(cls, whole: Grid, origin: Origin, around: Plan | None = None) -> Gains:
+        """The gains of no samples. around: the plan of the run, none by default."""
+        shape = (origin.directions, whole.num_steps, len(whole.sites), origin.reach + 1)
+        products = torch.zeros(0, *shape, dtype=torch.float64)
+        offset = torch.zeros(0, origin.directions, dtype=torch.float64)
+        return cls(whole.sites, whole.num_steps, origin, products, 0.0, _base(whole, origin.reach, around), offset)
 
     @property
     def count(self) -> int:
@@ -100,22 +106,27 @@ class Gains:
             differ.append("fingerprint")
         if (self.sites, self.num_steps) != (other.sites, other.num_steps):
             differ.append("sites or steps")
+        elif not torch.equal(self.base, other.base):
+            differ.append("around")
         if differ:
             raise StatisticsError(
                 f"These gains are of two measurements ({', '.join(differ)} differ): merge equal ones."
             )
         whole = self.count + other.count
         scale = (self.scale * self.count + other.scale * other.count) / whole if whole else 0.0
+        if (errors := [float(one.offset.square().sum()) for one in (self, other)]) != [0.0, 0.0]:
+            scale = ((self.scale**2 * errors[0] + other.scale**2 * errors[1]) / sum(errors)) ** 0.5
         origin = self.origin
         if other.origin != origin:
             origin = replace(origin, conditions=(*origin.conditions, *other.origin.conditions))
-        return replace(self, origin=origin, products=torch.cat([self.products, other.products]), scale=scale)
+        products, offset = torch.cat([self.products, other.products]), torch.cat([self.offset, other.offset])
+        return replace(self, origin=origin, products=products, scale=scale, offset=offset)
 
     def part(self, samples: slice) -> Gains:
         """The gains of some of the samples."""
-        return replace(self, products=self.products[samples])
+        return replace(self, products=self.products[samples], offset=self.offset[samples])
 
-    def check_same(self, whole: Grid, origin: Origin, path: Path) -> None:
+    def check_same(self, whole: Grid, origin: Origin, path: Path, around: Plan | None = None) -> None:
         """Raises StatisticsError unless a measurement of this grid and origin can be continued from the file."""
         names = [one.name for one in fields_of(Origin) if one.name != "fingerprint"]
         differ = [name for name in names if getattr(self.origin, name) != getattr(origin, name)]
@@ -123,6 +134,8 @@ class Gains:
             differ.append("fingerprint")
         if (self.sites, self.num_steps) != (whole.sites, whole.num_steps):
             differ.append("sites or steps")
+        elif not torch.equal(self.base, _base(whole, origin.reach, around)):
+            differ.append("around")
         if differ:
             raise StatisticsError(
                 f"{path} holds gains of another measurement ({', '.join(differ)} differ): write to another file, or "
@@ -152,6 +165,16 @@ class Gains:
         """(T, R + 1, B * D), summed over the sites, for estimates with the same weights at every site."""
         return self._by_site.sum(0)
 
+    @cached_property
+    def start(self) -> Array:
+        """(B * D,), the projections of the error that these gains expect of a run that computes everything.
+
+        Exactly 0 around a run without a cache; around one with a plan, what is left of second order.
+        """
+        computed = torch.zeros_like(self.base)
+        computed[..., 0] = 1.0
+        return (self.offset + torch.einsum("bdtsr,tsr->bd", self.products, computed - self.base)).flatten().numpy()
+
     def projections(self, plan: Plan) -> Array:
         """(B * D,), the projections of the error of the samples under a plan.
 
@@ -159,15 +182,12 @@ class Gains:
         reach back farther than was measured.
         """
         self.check(plan.grid)
-        if any(cell.constants or cell.tokens is not None for row in plan.rows for cell in row):
-            raise PlanMismatchError(
-                "Gains predict plans of forecasts alone: this one corrects, or computes some tokens."
-            )
-        error = np.zeros(self.count * self.origin.directions)
+        _check_plan(plan)
+        error = self.start.copy()
         whole = all(row == plan.rows[0] for row in plan.rows)
         tables = [self.pooled] if whole else list(self._by_site)
         for row, table in zip(plan.rows, tables, strict=False):
-            for step, weights in _estimates(row):
+            for step, weights in estimates_in(row):
                 error += self.change(table, step, weights)
         return error
 
@@ -191,7 +211,7 @@ class Gains:
                 self.change(self.pooled, step, weights)
                 for step, weights in estimates_of(pattern, forecast, self.sites[0])
             ),
-            start=np.zeros(self.count * self.origin.directions),
+            start=self.start,
         )
 
     def decibels(self, projections: Array) -> float:
@@ -211,7 +231,8 @@ class Gains:
             "scale": self.scale,
             "origin": asdict(self.origin) | {"conditions": list(self.origin.conditions)},
         }
-        tensor_files.write(Path(path), DOCUMENT, values, {"products": self.products.contiguous()})
+        tensors = {name: getattr(self, name).contiguous() for name in ("products", "base", "offset")}
+        tensor_files.write(Path(path), DOCUMENT, values, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Gains:
@@ -226,16 +247,50 @@ class Gains:
             if not all(type(condition) in (int, str) for condition in about["conditions"]):
                 raise ValueError("the conditions of its origin must be numbers or texts")
             origin = Origin(**{**about, "conditions": tuple(about["conditions"])})
-            products, steps = tensors.get("products"), values["num_steps"]
-            if set(tensors) != {"products"} or products is None or products.dtype != torch.float64:
-                raise ValueError("it must have the tensor products, of float64, and no other")
-            if products.ndim != 5 or products.shape[1:] != (origin.directions, steps, len(sites), origin.reach + 1):
+            names, steps = ("products", "base", "offset"), values["num_steps"]
+            if set(tensors) != set(names) or any(one.dtype != torch.float64 for one in tensors.values()):
+                raise ValueError(f"it must have the tensors {', '.join(names)}, of float64, and no other")
+            products, base, offset = (tensors[name] for name in names)
+            inner = (steps, len(sites), origin.reach + 1)
+            if products.ndim != 5 or products.shape[1:] != (origin.directions, *inner):
                 raise ValueError(
                     f"its products have the shape {tuple(products.shape)}, which does not belong to its sites"
                 )
-            if not (bool(products.isfinite().all()) and math.isfinite(values["scale"])):
+            if base.shape != inner or offset.shape != products.shape[:2]:
+                raise ValueError("its base and offset do not belong to its products")
+            if not (all(bool(one.isfinite().all()) for one in tensors.values()) and math.isfinite(values["scale"])):
                 raise ValueError("it has numbers that are not finite")
-            return cls(sites, steps, origin, products, values["scale"])
+            return cls(sites, steps, origin, products, values["scale"], base, offset)
+
+
+def _check_plan(plan: Plan) -> None:
+    if plan.online is not None or any(cell.constants or cell.tokens is not None for row in plan.rows for cell in row):
+        raise PlanMismatchError(
+            "Gains predict plans of forecasts alone: this one corrects, decides while it runs, or computes some tokens."
+        )
+
+
+def _base(whole: Grid, reach: int, around: Plan | None) -> Tensor:
+    """The weights (T, S, R + 1) of features in a run with a plan, or without a cache.
+
+    Raises PlanMismatchError for a plan that gains cannot predict.
+    """
+    base = torch.zeros(whole.num_steps, len(whole.sites), reach + 1, dtype=torch.float64)
+    base[..., 0] = 1.0
+    if around is not None:
+        _check_plan(around)
+        for site, row in enumerate(around.rows):
+            for step, weights in estimates_in(row):
+                base[step, site] = 0.0
+                for source, weight in weights.items():
+                    if weight and step - source > reach:
+                        raise PlanMismatchError(
+                            f"The plan's estimate of step {step} reads step {source}, and the gains are to reach back "
+                            f"{reach} steps: give a larger reach."
+                        )
+                    if weight:
+                        base[step, site, step - source] = weight
+    return base
 
 
 def estimates_of(pattern: str, forecast: Forecast, site: Site) -> list[tuple[int, dict[int, float]]]:
@@ -253,7 +308,8 @@ def estimates_of(pattern: str, forecast: Forecast, site: Site) -> list[tuple[int
     return skipped
 
 
-def _estimates(row: Sequence[Cell]) -> list[tuple[int, dict[int, float]]]:
+def estimates_in(row: Sequence[Cell]) -> list[tuple[int, dict[int, float]]]:
+    """The same for a site's row of a plan."""
     emitted: dict[int, dict[int, float]] = {}
     skipped = []
     for step, cell in enumerate(row):

@@ -150,7 +150,7 @@ def _score(gains: Gains, pattern: str, forecast: Forecast, longest: int) -> floa
     """The predicted squared error; infinite where an interval is too long or gains do not reach."""
     if max(map(len, pattern.split("#"))) >= longest:
         return float("inf")
-    total = np.zeros(gains.count * gains.origin.directions)
+    total = gains.start.copy()
     for step, weights in estimates_of(pattern, forecast, gains.sites[0]):
         if any(step - source > gains.origin.reach for source, weight in weights.items() if weight):
             return float("inf")
