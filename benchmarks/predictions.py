@@ -5,10 +5,10 @@
 
 Random schedules of 20 steps with 10, 7 and 5 of them computed, intervals of at most 6, Taylor's forecast of order 1.
 Gains are measured on some samples: around a run without a cache, around the even schedule of each number of computed
-steps, and around the schedule that those find best. The PSNR, of the mean squared error, is to the same samples without
-a cache; it is measured on the samples of the gains and on as many others. No time is involved, so that it may run
-beside other work; interrupted, it continues. Writes benchmarks/results/predictions-MODEL.json, the picture and the
-table in docs/tuning.md.
+steps, and, with --twice, around the schedule that those find best. The PSNR, of the mean squared error, is to the same
+samples without a cache; it is measured on the samples of the gains and on as many others. No time is involved, so that
+it may run beside other work; interrupted, it continues. Writes benchmarks/results/predictions-MODEL.json, the picture
+and the table in docs/tuning.md.
 """
 
 from __future__ import annotations
@@ -110,34 +110,40 @@ class Study:
         return known
 
 
-def measured(model: str, samples: int, directions: int, number: int) -> dict[str, Any]:
+def measured(model: str, samples: int, directions: int, number: int, twice: bool) -> dict[str, Any]:
     """The predictions and the measurements of a model."""
     study = Study(model, samples, directions)
-    none, rows = study.gains(None), {}
+    ways: dict[int, dict[str, list[Gains]]] = {}
+    best: dict[int, str] = {}
     for count in COUNTS:
-        schedules = random_schedules(count, number)
         around = study.gains(even(count))
-        best = best_schedule(around, count, FORECAST, longest=LONGEST)
-        again = study.gains(best)
-        errors = study.measured([*schedules, even(count), best])
-        ways = {"none": [none], "even": [around], "best": [again], "mean": [around, again]}
-        rows[str(count)] = {
+        best[count] = best_schedule(around, count, FORECAST, longest=LONGEST)
+        ways[count] = {"none": [study.gains(None)], "even": [around]}
+        if twice:
+            again = study.gains(best[count])
+            ways[count] |= {"best": [again], "mean": [around, again]}
+    schedules = {count: random_schedules(count, number) for count in COUNTS}
+    every = [pattern for count in COUNTS for pattern in (even(count), best[count])]
+    errors = study.measured([*every, *(schedules[count][place] for place in range(number) for count in COUNTS)])
+    rows = {
+        str(count): {
             "even": {"pattern": even(count), "measured": [_decibels(error) for error in errors[even(count)]]},
             "best": {
-                "pattern": best,
-                "predicted": around.decibels(around.projections_of(best, FORECAST)),
-                "measured": [_decibels(error) for error in errors[best]],
+                "pattern": best[count],
+                "predicted": _predicted(ways[count]["even"], best[count]),
+                "measured": [_decibels(error) for error in errors[best[count]]],
             },
             "schedules": [
                 {
                     "pattern": pattern,
                     "measured": [_decibels(error) for error in errors[pattern]],
-                    **{way: _predicted(gains, pattern) for way, gains in ways.items()},
+                    **{way: _predicted(gains, pattern) for way, gains in ways[count].items()},
                 }
-                for pattern in schedules
+                for pattern in schedules[count]
             ],
         }
-        print(model, count, {way: statistics(rows[str(count)], way) for way in WAYS}, flush=True)
+        for count in COUNTS
+    }
     return {
         "samples": samples,
         "directions": directions,
@@ -155,6 +161,10 @@ def _predicted(gains: list[Gains], pattern: str) -> float:
 
 def _decibels(error: float) -> float:
     return round(float(-10 * np.log10(max(error, 1e-10))), 3)
+
+
+def _ways(row: Mapping[str, Any]) -> list[str]:
+    return [way for way in WAYS if way in row["schedules"][0]]
 
 
 def statistics(row: Mapping[str, Any], way: str) -> dict[str, float]:
@@ -178,8 +188,8 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for model, record in records.items():
         for count, row in record["rows"].items():
-            for way, name in WAYS.items():
-                told = statistics(row, way)
+            for way in _ways(row):
+                told, name = statistics(row, way), WAYS[way]
                 yield (
                     f"| {model} | {count} | {name} | {told['same']:.2f}, {told['same dB']:.1f} dB | "
                     f"{told['others']:.2f}, {told['others dB']:.1f} dB |"
@@ -202,13 +212,13 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def draw(records: Mapping[str, Mapping[str, Any]]) -> None:
-    """The picture: a panel a model, measured over predicted, the gains around both schedules."""
+    """The picture: a panel a model, measured over predicted, the last linearisation."""
     size = (5.2 * len(records), 4.6)
     canvas, panels = pyplot().subplots(1, len(records), figsize=size, squeeze=False, layout="constrained")
     for panel, (model, record) in zip(panels[0], records.items(), strict=True):
         ends = []
         for count, row in record["rows"].items():
-            x, y = ([one[way] for one in row["schedules"]] for way in ("mean", "measured"))
+            x, y = ([one[way] for one in row["schedules"]] for way in (_ways(row)[-1], "measured"))
             panel.plot(x, [both[1] for both in y], ".", markersize=3, label=f"{count} computed")
             ends += [*x, *(both[1] for both in y)]
         panel.plot([min(ends), max(ends)], [min(ends), max(ends)], color="grey", linewidth=0.8)
@@ -223,11 +233,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--directions", type=int, default=4)
     parser.add_argument("--schedules", type=int, default=67, help="of each number of computed steps")
+    parser.add_argument("--twice", action="store_true", help="also around the best schedule that was so found")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not args.show:
-        common.save(f"{NAME}-{args.model}", measured(args.model, args.samples, args.directions, args.schedules))
+        record = measured(args.model, args.samples, args.directions, args.schedules, args.twice)
+        common.save(f"{NAME}-{args.model}", record)
     records = {model: record for model in MODELS if (record := common.load(f"{NAME}-{model}"))}
     draw(records)
     common.fill_page(NAME, list(table(records)))
