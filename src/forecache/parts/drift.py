@@ -30,8 +30,8 @@ class Changes:
         steps = self.num_steps
         if steps < 2 or steps * (steps - 1) // 2 != len(self.values):
             raise PlanError(
-                f"Calibrated changes are a number for every pair of steps, such as 190 for 20 steps; "
-                f"{len(self.values)} were given: measure them, forecache.fit.measure_rules(pipe, conditions, num_steps=20).changes."
+                "Calibrated changes are a number for every pair of steps, such as 190 for 20 steps; "
+                f"{len(self.values)} were given: take those of forecache.fit.measure_rules(pipe, ..., num_steps=20)."
             )
         if not all(0 <= value < math.inf for value in self.values):
             raise PlanError(

@@ -51,6 +51,7 @@ def apply(
     max_cache_bytes: int | None = None,
     timed: bool = False,
     only_requests: bool = False,
+    per_sample: bool = False,
 ) -> Session:
     """A session in which ``target`` samples with fewer computed features: ``with forecache.apply(pipe) as session:``
 
@@ -90,6 +91,9 @@ def apply(
         model call; False by default.
     only_requests: whether the calls of ``session.requests`` alone follow the plan, and all others run as they are, for
         engines that sample several requests in turn. False by default.
+    per_sample: whether every sample of a batch decides for itself, with a plan that decides while it runs, so that an
+        image does not depend on its batch. Samples that do the same at a step share a model call, the halves of a
+        guidance pair are one sample. False, the default, decides once for the batch.
 
     Raises PlanMismatchError for a plan of another model, and AlreadyAppliedError for a second session on the model.
     Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
@@ -109,6 +113,8 @@ def apply(
             max_cache_bytes //= len(models)
     else:
         models = [target]
+    if per_sample:
+        check_per_sample(cache_dtype, cache_device, guards, list(map(optimized, models)))
     scheduler = scheduler_of(target)
     if source.sampler is not None:
         if only_requests:
@@ -117,7 +123,9 @@ def apply(
                 "set the scheduler of your loop yourself, and apply dataclasses.replace(plan, sampler=None)."
             )
         scheduler = source.sampler.instead_of(scheduler)
-    options = CacheOptions(cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift)
+    options = CacheOptions(
+        cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift, per_sample
+    )
     layouts: list[Layout] = []
     hosts: list[Host] = []
     for model, part in zip(models, parts, strict=True):
@@ -130,6 +138,20 @@ def apply(
     around = functools.partial(rescheduled, target, scheduler) if source.sampler is not None else nullcontext
     wrappers = [optimized(model) for model in models]
     return Session(source, layouts, hosts, options, wrappers=wrappers, timed=timed, around=around)
+
+
+def check_per_sample(cache_dtype: object, cache_device: object, guards: Guards, compiled: Sequence[object]) -> None:
+    """Raises PlanError for what samples that decide each for itself cannot go with."""
+    odd = {
+        "cache_dtype=": cache_dtype is not None,
+        "cache_device=": cache_device is not None,
+        "Guards(max_drift=)": guards.max_drift is not None,
+        "torch.compile": any(wrapper is not None for wrapper in compiled),
+    }
+    if found := [name for name, is_given in odd.items() if is_given]:
+        raise PlanError(
+            f"per_sample=True does not go with {found[0]}, which is of whole batches here: leave out one of them."
+        )
 
 
 def _check_options(lanes: object, cache_dtype: object, max_cache_bytes: int | None) -> None:

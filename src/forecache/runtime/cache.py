@@ -39,6 +39,17 @@ class FeatureCache:
                     self.meter.held -= entry.feature.nbytes
                     slots[slot] = None
 
+    def taken(self) -> list[tuple[int, int, Tensor]]:
+        """All features with their sites and slots; from now on another holds them."""
+        found = [
+            (site, slot, self.read(site, slot))
+            for site, slots in enumerate(self._slots)
+            for slot, entry in enumerate(slots)
+            if entry is not None
+        ]
+        self.clear()
+        return found
+
     def entry(self, site: int, slot: int) -> StoredFeature | None:
         return self._slots[site][slot]
 

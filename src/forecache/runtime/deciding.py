@@ -69,7 +69,9 @@ class Deciding:
     program: the operations of its steps.
     layout: of the model.
     make: the step of the layout's model with these operations, one a kind of site.
-    shared: the decisions of the generation.
+    shared: the decisions of the generation; None for those of its own.
+    keeps: whether what the rule is shown at the first step is kept; False by default.
+    seen: what the rule was shown at the first step, where that is kept; else nothing.
     leads: whether this lane makes the decisions, and the others follow it.
     """
 
@@ -80,12 +82,15 @@ class Deciding:
         layout: Layout,
         make: Callable[[tuple[Op, ...]], Step],
         shared: Decisions | None,
+        keeps: bool = False,
     ) -> None:
         assert plan.online is not None
         self.leads = shared is None
         self.shared = Decisions(plan.online, plan.rows) if shared is None else shared
         self._own, self._program, self._layout, self._make = plan, program, layout, make
         self._kept = program.start
+        self.seen: dict[str, Any] = {}
+        self._keeps = keeps
         self._ops: list[tuple[Op, ...]] = []
 
     @property
@@ -101,6 +106,11 @@ class Deciding:
     def rows(self) -> list[tuple[Op, ...]]:
         """The operations of the steps so far, [site][step]."""
         return [tuple(ops) for ops in zip(*map(self._program.of_sites, self._ops), strict=True)]
+
+    @property
+    def last(self) -> tuple[Op, ...]:
+        """The operations of the last step, one a site."""
+        return self._program.of_sites(self._ops[-1])
 
     @property
     def number(self) -> int:
@@ -124,15 +134,19 @@ class Deciding:
             return None
         seen: dict[str, Any] = {}
         if sees.sample:
-            seen["sample"] = _own(_sample(arguments, value))
+            seen["sample"] = _own(sample_of(arguments, value))
         if sees.sigma:
             seen["sigma"] = sigma()
-        return self._step(self.shared.decide(**seen))
+        return self.decide(**seen)
 
     @property
     def is_open(self) -> bool:
         """Whether the plan has undecided cells; else it repeats a run that was decided."""
         return self._own.is_undecided
+
+    def follow(self) -> Step:
+        """The step that another has decided about."""
+        return self._step(self.shared.made[self.number])
 
     def compute(self) -> Step:
         """The step of a model call that is computed, whatever the rule and its bounds say."""
@@ -141,11 +155,13 @@ class Deciding:
 
     def decide(self, **seen: Any) -> Step:
         """The step of a model call in which the rule has seen something."""
+        if self._keeps and self.number == 0:
+            self.seen = seen
         return self._step(self.shared.decide(**seen))
 
     def inside(self, executor: StepExecutor, first: int) -> Inside:
         """What decides in the middle of a model call. first: number of the first undecided block."""
-        return Inside(self, executor, self._layout, self.shared.sees, first)
+        return Inside(self.decide, executor, self._layout, self.shared.sees, first)
 
     def end(self, output: Any) -> None:
         """Note the output of a model call that this lane decided about."""
@@ -162,15 +178,17 @@ class Deciding:
 class Inside:
     """A decision in the middle of a model call, at the first block that may be skipped.
 
-    deciding: of the lane.
+    decide: gives the step of the call from what is seen.
     executor: which is given the step.
     layout: of the model.
     sees: what the rule looks at.
     first: number of the first block that may be skipped.
     """
 
-    def __init__(self, deciding: Deciding, executor: StepExecutor, layout: Layout, sees: Sees, first: int) -> None:
-        self._deciding, self._executor, self._layout, self._sees, self._first = deciding, executor, layout, sees, first
+    def __init__(
+        self, decide: Callable[..., Step], executor: StepExecutor, layout: Layout, sees: Sees, first: int
+    ) -> None:
+        self._decide, self._executor, self._layout, self._sees, self._first = decide, executor, layout, sees, first
         self._before: Tensor | None = None
         self._looks = False
 
@@ -194,7 +212,7 @@ class Inside:
                 self._looks = False
                 self._executor.open_spans.clear()
         self._executor.deferred = None
-        self._executor.step = self._deciding.decide(**seen)
+        self._executor.step = self._decide(**seen)
         return False
 
 
@@ -276,7 +294,7 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def _sample(arguments: Arguments, timestep: Any) -> Tensor:
+def sample_of(arguments: Arguments, timestep: Any) -> Tensor:
     """The first tensor of a model call besides the timestep; a list of samples as one batch."""
     values = [value for value in (*arguments.args, *arguments.kwargs.values()) if value is not timestep]
     return first_tensor(values)

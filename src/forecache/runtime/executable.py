@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from forecache.errors import CacheBudgetError, StepCountError
+from forecache.errors import CacheBudgetError, PlanError, StepCountError
 from forecache.io.text import mib
 from forecache.methods.replan import part_of
 from forecache.models.arguments import Arguments
@@ -97,7 +97,8 @@ class Executable:
         """
         if self._program is None:
             return None
-        return Deciding(self.plan, self._program, self.layout, self._step_of, shared)
+        keeps = self.options.per_sample
+        return Deciding(self.plan, self._program, self.layout, self._step_of, shared, keeps)
 
     def _step_of(self, ops: tuple[Op, ...]) -> Step:
         """The step with these operations, one a kind of site; made once."""
@@ -216,6 +217,12 @@ class Executables:
         if known is not None and known[0] is plan:
             return known[1]
         self._layout.check_tokens(plan.rows)
+        if self._options.per_sample and not plan.is_undecided:
+            name = plan.provenance.get("method", "this plan")
+            raise PlanError(
+                f"per_sample= is for a plan that decides while it runs, and {name} does not: leave it out, as an image "
+                "does not depend on its batch there."
+            )
         executable = Executable(self._layout, part_of(plan, part), self._options, self._local)
         self._compiled[plan.num_steps, part] = plan, executable
         return executable

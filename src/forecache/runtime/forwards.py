@@ -31,6 +31,7 @@ from forecache.runtime.graphs import (
 )
 from forecache.runtime.host import Mount
 from forecache.runtime.lanes import Lane
+from forecache.runtime.per_sample import DividedError, Samples, divided, joined
 from forecache.runtime.stats import Counters
 from forecache.runtime.steps import Noise, begin_step
 
@@ -56,6 +57,10 @@ SIZES = (
     "A skipped part of this call does not fit the others ({error}). If the number of tokens changed inside the model "
     "in the middle of a run, features from before are of another length: call session.new_run() where it changes, or "
     "sample without a plan."
+)
+APART = (
+    "The samples of this batch have calls of their own, and their features do not fit together ({error}), as where a "
+    "model pads texts to the longest of a batch: sample texts of one length together, or leave out per_sample=."
 )
 COMPILE_FIRST = (
     "a model that samples by a plan keeps features between its steps: call torch.compile(model, fullgraph=True) before "
@@ -162,6 +167,11 @@ class Forwards:
                 "sites of this call had run, and features from before do not fit: call session.new_run() where they "
                 "change, or sample without a plan."
             )
+        if lane.samples is not None:
+            raise RunError(
+                f"The tokens of {self.layout.sites[0].name} became {inside[0]} in the middle of a run whose samples "
+                "decide each for itself: call session.new_run() where they change, or leave out per_sample=."
+            )
         lane = self._local.lane = self._generations.afresh(lane)
         lane.inside = inside
         begin_step(lane, self._local, self._noise)
@@ -197,7 +207,10 @@ class Forwards:
             lane = self._begin(args, kwargs)
             self._local.executor = lane.executor
             try:
-                output = followed(*args, **kwargs)
+                if lane.samples is None:
+                    output = followed(*args, **kwargs)
+                else:
+                    output = self._of_samples(lane, lane.samples, followed, Arguments(args, kwargs))
                 lane = self._local.lane or lane  # it may have started afresh
                 self._end(lane, lane.executor.missed(), output)
             except BaseException as error:
@@ -273,6 +286,34 @@ class Forwards:
         finally:
             self._local.is_bare = False
 
+    def _of_samples(self, lane: Lane, samples: Samples, forward: Callable[..., Any], arguments: Arguments) -> Any:
+        """The output of a call whose samples decide each for itself; RunError where they have no calls of their own."""
+        try:
+            return self._in_groups(lane, samples, forward, arguments)
+        except RuntimeError as error:
+            if not (_is_of_sizes(error) or str(error).startswith("Sizes of tensors must match")):
+                raise
+            raise RunError(APART.format(error=str(error).splitlines()[0])) from error
+
+    def _in_groups(self, lane: Lane, samples: Samples, forward: Callable[..., Any], arguments: Arguments) -> Any:
+        """The output of a call of samples: one call for each thing that they do."""
+        if not samples.is_divided:
+            try:
+                return forward(*arguments.args, **arguments.kwargs)
+            except DividedError:
+                pass
+        self._local.lane = None  # the parts of a batch have other shapes than the batch
+        outputs, rows = [], []
+        for group in samples.groups():
+            rows.append(sorted(place for sample in group for place in sample.places))
+            own = divided(arguments, rows[-1], samples.num_rows, self.layout.model)
+            assert group[0].now is not None
+            lane.executor = self._local.executor = samples.executor(group, group[0].now, None)
+            outputs.append(forward(*own.args, **own.kwargs))
+            self._check_ran(lane.executor.missed())
+            self._count_fallbacks(lane.executor)
+        return joined(outputs, rows, samples.num_rows)
+
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
         step = begin_step(lane, self._local, self._noise)
@@ -289,6 +330,12 @@ class Forwards:
     ) -> tuple[TracedStep, TraceContext, StepInputs]:
         """The step of this call as a pure function, compiled if that is our part, its context and its inputs."""
         lane = self._begin(args, kwargs)
+        if lane.executable.options.per_sample:
+            self._fail()
+            raise RunError(
+                "Samples that decide each for itself make calls of their own, and a compiled step is one graph: do not "
+                "compile the model, or leave out per_sample=."
+            )
         step = lane.executor.step
         run = lane.executable.graphs.of(step, self._local.compiler)
         try:
@@ -305,25 +352,22 @@ class Forwards:
         self._local.lane = self._local.call = None
 
     def _end(self, lane: Lane, missed: int | None, output: Any) -> None:
-        if missed is not None:
-            raise RunError(
-                f"{self.layout.sites[missed].name} did not run in this model call: a site must run once in every "
-                "call; choose other sites, and leave off what makes the model skip it (layer-skip guidance, another "
-                "cache, a patched forward of the model)."
-            )
+        self._check_ran(missed)
         executor = lane.executor
         step = executor.step
+        computed, partial, is_computed = step.computed, step.partial, step.is_computed
+        if lane.samples is not None:
+            computed, partial = lane.samples.end(output, output_of)
+            is_computed = computed == len(step.ops)
+        elif lane.deciding is not None:
+            lane.deciding.end(output)
         is_last = lane.step + 1 == lane.num_steps
         # what a call changes itself, as where hooks leave after the first, does no harm to that call
         if (step.computed or is_last) and self._blocks_have_changed() and not (step.computed and self._adapt()):
             raise RunError(CHANGED)
-        self._counters.add_call(step.computed, step.partial, lane.cache.meter.peak)
-        if executor.fallbacks is not None:
-            self._counters.add_fallbacks(executor.fallbacks)
-            executor.fallbacks = None
-        if lane.deciding is not None:
-            lane.deciding.end(output)
-        if step.is_computed:
+        self._counters.add_call(computed, partial, lane.cache.meter.peak)
+        self._count_fallbacks(executor)
+        if is_computed:
             lane.computed.append(lane.step)
             place = lane.run.indices.start + lane.step
             if lane.drift is not None and lane.drift.sees(lane, place, output_of(output)):
@@ -331,6 +375,20 @@ class Forwards:
         lane.step += 1
         if self._counters.timed and lane.record is not None:
             lane.record.end_call(lane.signature.device)
+
+    def _check_ran(self, missed: int | None) -> None:
+        """Raises RunError for a site that did not run in a call."""
+        if missed is not None:
+            raise RunError(
+                f"{self.layout.sites[missed].name} did not run in this model call: a site must run once in every "
+                "call; choose other sites, and leave off what makes the model skip it (layer-skip guidance, another "
+                "cache, a patched forward of the model)."
+            )
+
+    def _count_fallbacks(self, executor: StepExecutor) -> None:
+        if executor.fallbacks is not None:
+            self._counters.add_fallbacks(executor.fallbacks)
+            executor.fallbacks = None
 
     def _fail(self) -> None:
         """Drop the generations of this thread: nothing of one outlives an exception."""

@@ -17,6 +17,7 @@ from forecache.runtime.deciding import Deciding
 from forecache.runtime.drift import Drift, computed_from
 from forecache.runtime.executable import Executable
 from forecache.runtime.executor import StepExecutor
+from forecache.runtime.per_sample import Samples
 from forecache.runtime.run import Announced, Run
 from forecache.runtime.stats import Record
 from forecache.runtime.storage import CacheMeter
@@ -43,6 +44,8 @@ class Lane:
     last_sample: sample of the last call; None before the first.
     record: of the generation that the lane belongs to; None for a call that is no step of one.
     deciding: the steps of a plan that decides while it runs; None for any other.
+    leader: the lane that decides for this one; None for a lane that decides itself.
+    samples: the samples that decide each for itself, from the second call on; None where the lane decides for all.
     drift: how far the generation has left what was calibrated; None where nothing limits it.
     inside: shapes of the tensors that the first site or block is called with; None before the first call.
     """
@@ -62,6 +65,8 @@ class Lane:
     last_sample: LastSample | None = None
     record: Record | None = None
     deciding: Deciding | None = None
+    leader: Lane | None = None
+    samples: Samples | None = None
     drift: Drift | None = None
     inside: Sequence[torch.Size] | None = None
 
@@ -109,6 +114,8 @@ class Lane:
     def clear(self) -> None:
         """Drop the kept features, scores and ages."""
         self.cache.clear()
+        if self.samples is not None:
+            self.samples.clear()
         self.executor.chooser.clear()
 
 

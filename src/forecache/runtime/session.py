@@ -332,6 +332,11 @@ class MountedModel:
                 f"The last run was made in {len(last.stretches)} parts, because its inputs changed on the way, and one "
                 "plan is for one part: sample without such a change."
             )
+        if len({stretch.plan.provenance.get("decided") for stretch in last.stretches}) > 1:
+            raise RunError(
+                f"The last run has {len(last.stretches)} plans, because its images decided each for itself: print "
+                "session.stats for what they decided, or sample one image at a time."
+            )
         return plan
 
     @property

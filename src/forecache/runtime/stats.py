@@ -245,6 +245,14 @@ class Record:
         """Add a lane, which begins with a call of these arguments."""
         self._lanes.append((name, lane, shapes_of(arguments)))
 
+    def divide(self, lane: Ran, samples: Sequence[tuple[Ran, Arguments]]) -> None:
+        """Put the samples of a lane in its place, each with the arguments of its calls alone."""
+        place, name = next((at, own) for at, (own, other, _) in enumerate(self._lanes) if other is lane)
+        self._lanes[place : place + 1] = [
+            (f"{name}, image {number}", sample, shapes_of(arguments))
+            for number, (sample, arguments) in enumerate(samples)
+        ]
+
     def end_call(self, device: torch.device | None) -> None:
         """Note the end of a model call, after its device has finished it."""
         synchronize(device)

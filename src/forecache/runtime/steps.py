@@ -10,7 +10,9 @@ import torch
 from forecache.errors import RunError
 from forecache.runtime import calls
 from forecache.runtime.calls import Call
+from forecache.runtime.deciding import Deciding, sample_of
 from forecache.runtime.lanes import Lane, Local
+from forecache.runtime.per_sample import divided, samples_of
 from forecache.runtime.program import Step
 
 Noise = Callable[[float | None, float | None], float | None]
@@ -34,6 +36,13 @@ def begin_step(lane: Lane, local: Local, noise: Noise) -> Step:
         return step
     call = local.call
     assert call is not None
+    if lane.executable.options.per_sample and lane.step == 1 and deciding.is_open:
+        _decide_apart(lane, deciding, call)
+    if lane.samples is not None:
+        if not lane.samples.begin(call.arguments, call.value, lambda: _noise(lane, call, noise)):
+            _check_eager(lane, local)
+        lane.executor = lane.samples.whole(image)
+        return lane.executor.step
     decided = deciding.begin(call.arguments, call.value, lambda: _noise(lane, call, noise))
     executor.begin(decided or lane.executable.open_step, image)
     if decided is None:
@@ -41,6 +50,23 @@ def begin_step(lane: Lane, local: Local, noise: Noise) -> Step:
         assert lane.executable.first is not None
         executor.deferred = deciding.inside(executor, lane.executable.first)
     return executor.step
+
+
+def _decide_apart(lane: Lane, deciding: Deciding, call: Call) -> None:
+    """Let the samples of a lane decide each for itself, from its second call on: now it shows which rows are one."""
+    leaders = lane.leader.samples if lane.leader is not None else None
+    if lane.leader is not None and leaders is None:
+        return
+    whole = sample_of(call.arguments, call.value)
+    lane.samples = samples_of(lane.executable.layout, lane.executable, deciding, leaders, whole, lane.cache)
+    if lane.samples is not None and lane.record is not None:
+        lane.record.divide(
+            lane,
+            [
+                (sample, divided(call.arguments, sample.places, len(whole), lane.executable.layout.model))
+                for sample in lane.samples.samples
+            ],
+        )
 
 
 def _computed(lane: Lane, image: Any) -> Step:

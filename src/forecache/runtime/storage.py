@@ -27,6 +27,7 @@ class CacheOptions:
     device: device of kept features; None, the default, keeps each on its own.
     max_bytes: largest number of bytes that a generation may keep; None, the default, is no limit.
     max_error: see `Guards`; None, the default, is no limit.
+    per_sample: whether every sample of a batch decides for itself; False by default.
     drift: how far a run may leave what was calibrated, see `Guards`; None, the default, is no limit.
     """
 
@@ -35,6 +36,7 @@ class CacheOptions:
     max_bytes: int | None = None
     max_error: float | None = None
     drift: DriftLimit | None = None
+    per_sample: bool = False
 
 
 @dataclass
