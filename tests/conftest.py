@@ -22,7 +22,7 @@ from support.small import small_dit, small_facebook_dit, small_flux, small_pixar
 from transformers.utils import logging as transformers_logging
 
 from forecache import cli
-from forecache.fit.tuning import plan_search, proposals, refine, trial_runner
+from forecache.fit.tuning import across, plan_search, proposals, refine, trial_runner
 from forecache.sampling import fine
 
 logging.disable_progress_bar()
@@ -129,6 +129,8 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(proposals, "LAST", 2)
     monkeypatch.setattr(plan_search, "FINALISTS", 2)
     monkeypatch.setattr(trial_runner, "NOISES", 1)
+    monkeypatch.setattr(across, "SCREENED", 1)
+    monkeypatch.setattr(across, "KEPT", 1)
     monkeypatch.setattr(fine, "LEAST_STEPS", 8)
     monkeypatch.setattr(fine, "MOST_STEPS", 32)
 

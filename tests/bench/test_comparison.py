@@ -130,7 +130,7 @@ def test_a_reference_is_not_timed(tmp_path):
     assert [steps for *_, steps in source.calls] == [4, 4, 6, 4, 4]
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 4, 11, 13])
+@pytest.mark.parametrize("stop_at", [0, 4, 13])
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, stop_at):
     source = Counting(stop_at=stop_at)
     rounds = comparison(source, tmp_path)

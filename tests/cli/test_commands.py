@@ -362,7 +362,7 @@ generate = zoo.Digits.generate
 def stopping(self, labels, how, first_index=0, on_step=None):
     def step(number):
         on_step(number)
-        if first_index == 16 and number == 5:
+        if first_index == 8 and number == 2:
             os.kill(os.getpid(), signal.SIGINT)
     return generate(self, labels, how, first_index, step)
 
@@ -376,18 +376,18 @@ cli.main()
 @pytest.mark.slow
 def test_an_interrupted_calibration_goes_on(tmp_path):
     """The same command then ends with the same numbers to the last bit."""
-    words = ["calibrate", "--steps", "8", "--samples", "32", "--batch", "8", "--out"]
+    words = ["calibrate", "--steps", "4", "--samples", "16", "--batch", "4", "--out"]
     command = [sys.executable, "-c", STOPPING]
     done = subprocess.run([*command, "stop", *words, tmp_path / "a"], capture_output=True, timeout=300)  # noqa: PLW1510
     assert done.returncode == 130
-    assert b"16 samples are kept" in done.stdout
+    assert b"8 samples are kept" in done.stdout
     assert b"the same command continues" in done.stdout
     assert b"Traceback" not in done.stderr
     assert fc.Statistics.load(tmp_path / "a").is_partial
     for name in "ab":
         subprocess.run([*command, "go", *words, tmp_path / name], check=True, capture_output=True, timeout=300)
     a, b = (fc.Statistics.load(tmp_path / name) for name in "ab")
-    assert a.count == b.count == 32
+    assert a.count == b.count == 16
     assert all(torch.equal(x, y) for x, y in zip((*a.means, a.changes), (*b.means, b.changes), strict=True))
 
 

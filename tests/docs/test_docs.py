@@ -101,7 +101,7 @@ def test_commands_run_in_the_order_they_stand(
         if words[0] == "calibrate":
             words += ["--samples", "4"]
         if words[0] == "bench":
-            words += ["--steps", "4", "--rounds", "1"]
+            words += ["--model", "digits", "--steps", "4", "--rounds", "1"]
         if words[0] == "train-router":
             words += ["--iterations", "1", "--batch", "1"]
         if words[0] == "reproduce" and len(words) > 1:

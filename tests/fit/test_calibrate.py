@@ -12,7 +12,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from support import reference
-from support.slow import slow_but
 from support.small import CLASSES, small_dit
 from support.sources import Mine
 from support.statistics import same
@@ -536,15 +535,10 @@ with started() as world:
 """
 
 BIN = Path(sys.executable).parent
-LAUNCHERS = {
-    "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
-    # without a GPU, --multi_gpu starts the processes all the same, and --cpu starts a single one
-    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
-}
+TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.mark.parametrize("launcher", slow_but(LAUNCHERS, "torchrun"))
-def test_two_processes_measure_what_one_does(digits, tmp_path, launcher):
+def test_two_processes_measure_what_one_does(digits, tmp_path):
     """Five batches for two: one process has a round without a batch. One file is new, the others were interrupted."""
     options = {"num_steps": T, "batch": 2, "gaps": GAPS, "seed": 7}
     digits.transformer.save_pretrained(tmp_path)
@@ -553,14 +547,11 @@ def test_two_processes_measure_what_one_does(digits, tmp_path, launcher):
         with pytest.raises(KeyboardInterrupt):
             fc.calibrate(digits, LABELS, **options, path=tmp_path / name, on_step=stop_at(call))
     whole = fc.calibrate(digits, LABELS, **options)
-    names = ["new", "early", "middle"] if launcher == "torchrun" else ["new"]
+    names = ["new", "early", "middle"]
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     words = [tmp_path, json.dumps(names), json.dumps(LABELS), json.dumps(options)]
-    command, *flags = LAUNCHERS[launcher]
-    done = subprocess.run(
-        [BIN / command, *flags, script, *words], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([*TORCHRUN, script, *words], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     worlds = [json.loads((tmp_path / f"world{rank}").read_text()) for rank in (0, 1)]
     # three batches and two; a first batch that was begun is made again; of the four left after it, two each

@@ -382,7 +382,7 @@ def test_any_model_by_any_plan_is_right_or_refused(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, suppress_health_check=SUPPRESSED)
+@settings(max_examples=500, suppress_health_check=SUPPRESSED)
 @given(cases())
-def test_two_thousand_models_by_any_plan_are_right_or_refused(case):
+def test_hundreds_of_models_by_any_plan_are_right_or_refused(case):
     check(case)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from forecache.errors import ModelError, RunError
 from forecache.models.arguments import positions
+from forecache.models.regional import forward_of
 from forecache.models.writes import Given, Place, Writes
 
 Forward = Callable[..., Any]
@@ -259,7 +260,7 @@ class Block:
         number: index of the block
         first_site: index of the site of its first branch
         """
-        own = self.module.forward
+        own = forward_of(self.module)
         take = taking(self.module, self.inputs)
         whole = residual(self.module, self.inputs, self.outputs).forward(number, first_site, on_site, None)
 
@@ -297,7 +298,7 @@ class Residual(Block):
         return True
 
     def forward(self, number: int, first_site: int, on_site: SiteHandler, on_block: BlockHandler | None) -> Forward:
-        own = self.module.forward
+        own = forward_of(self.module)
         take = taking(self.module, self.inputs)
         writes = Writes(places_of(self.module, self.inputs))
         (branch,) = self.branches

@@ -38,6 +38,7 @@ from forecache.models.blocks import (
     taking,
 )
 from forecache.models.reads import is_seen
+from forecache.models.regional import forward_of
 from forecache.models.structure import BlockCall, Observer, learn, parts_of
 from forecache.models.writes import Given, Place, Writes
 from forecache.parts.grid import Site
@@ -143,7 +144,7 @@ class _Calls:
 
     def forward(self, index: int) -> Forward:
         """The forward of one of the blocks."""
-        own = self._span.parts[index].module.forward
+        own = forward_of(self._span.parts[index].module)
         is_first, is_last = index == 0, index + 1 == len(self._span.parts)
 
         @functools.wraps(own)

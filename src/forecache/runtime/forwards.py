@@ -15,6 +15,7 @@ from forecache.models.blocks import Forward, Streams, Untouched, Whole
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View
 from forecache.models.reads import reading_first
+from forecache.models.regional import forward_of
 from forecache.models.span import unseen_spans
 from forecache.runtime import calls
 from forecache.runtime.deciding import output_of
@@ -243,7 +244,7 @@ class Forwards:
 
     def of_part(self, module: nn.Module, forward: Callable[..., Any]) -> Mount:
         """A site's or block's forward; a compiler sees it inside a traced step, or not at all."""
-        own = module.forward
+        own = forward_of(module)
         hidden = torch.compiler.disable(forward, reason="forecache: compile the whole model, not its blocks")
 
         @functools.wraps(forward)
@@ -259,7 +260,7 @@ class Forwards:
             nonlocal forward, hidden
             forward = hidden = own
 
-        return Mount(module, "forward", part, retire)
+        return Mount(module, "forward", part, retire, module)
 
     def of_compiled(self, optimized: Any, model: nn.Module) -> Mount:
         """The forward of torch.compile's wrapper: the model's own call, with steps compiled as the wrapper says."""

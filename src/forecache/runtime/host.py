@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
 
 from forecache.errors import StepCountError
+from forecache.models.mount.replace import replaced
+from forecache.models.regional import called_plainly
 from forecache.runtime.calls import NOTHING, Told
 from forecache.runtime.lanes import Local, ThreadState
 from forecache.runtime.run import Announced, PartOfRun, Run, too_short
@@ -35,12 +37,21 @@ class Mount:
     owner, name: where it is set
     function: the function
     retire: makes it pass calls on to what it replaced, for those who wrapped it; None where it needs nothing
+    part: the site's or block's module whose forward it is; None for others
     """
 
     owner: object
     name: str
     function: Callable[..., Any]
     retire: Callable[[], None] | None = None
+    part: nn.Module | None = None
+
+    @contextmanager
+    def put(self) -> Iterator[None]:
+        """Put the function in its place in this block."""
+        plainly = nullcontext() if self.part is None else called_plainly(self.part)
+        with replaced(self.owner, self.name, self.function), plainly:
+            yield
 
 
 class Host(Protocol):

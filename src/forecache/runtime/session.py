@@ -14,7 +14,7 @@ from torch import nn
 from forecache.errors import AlreadyAppliedError, RunError
 from forecache.models.layout import Layout
 from forecache.models.mount.contract import View, layout_among_others, refuse_patched, view
-from forecache.models.mount.replace import is_in_place, is_mounted, is_on_top, replaced
+from forecache.models.mount.replace import is_in_place, is_mounted, is_on_top
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.runtime.executable import Executables
@@ -274,7 +274,7 @@ class MountedModel:
         self._mounts += self._host.mounts(model, self.runs)
         self._mounted = ExitStack()
         for mount in self._mounts:
-            self._mounted.enter_context(replaced(mount.owner, mount.name, mount.function))
+            self._mounted.enter_context(mount.put())
         self._view = forwards.view = view(self._layout)
 
     def _unmount(self, *_: object) -> None:

@@ -127,7 +127,7 @@ def test_a_patch_on_a_block_of_every_family(name):
 
 @pytest.mark.parametrize(
     ("name", "put"),
-    [("DiT", instance), ("DiT", by_diffusers), ("Qwen-Image", lambda block: block.register_forward_hook(double))],
+    [("DiT", by_diffusers), ("Qwen-Image", lambda block: block.register_forward_hook(double))],
 )
 def test_a_compiled_model_with_a_patched_block(name, put):
     family, model = FAMILIES[name], FAMILIES[name].model()

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from forecache.models.blocks import Forward
+from forecache.models.regional import called_plainly
 
 
 @dataclass(eq=False)
@@ -42,6 +43,7 @@ def mounted(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
     with ExitStack() as stack:
         for module, forward in forwards:
             stack.enter_context(replaced(module, "forward", forward))
+            stack.enter_context(called_plainly(module))
         yield
 
 
