@@ -29,6 +29,7 @@ from forecache.methods.explicit import explicit, warmup
 from forecache.methods.fbcache import dbcache, fbcache
 from forecache.methods.fora import fora, fora_paper
 from forecache.methods.goc import goc, goc_paper_steps
+from forecache.methods.hindsight import hindsight
 from forecache.methods.l2c import l2c
 from forecache.methods.magcache import magcache
 from forecache.methods.parameters import Range
@@ -57,6 +58,7 @@ __all__ = [
     "fora_paper",
     "goc",
     "goc_paper_steps",
+    "hindsight",
     "l2c",
     "magcache",
     "procache",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from forecache.errors import ForecacheError, InputError
 from forecache.models.arguments import Arguments
@@ -39,6 +39,7 @@ class CallCost:
     condition_macs: by skipped block, the MACs of its condition
     gate_macs: by skipped block, the MACs of its gates
     site_vectors: number of vectors of every site's feature, along its last dimension
+    output_bytes: bytes of the call's output
     """
 
     site_macs: tuple[int, ...]
@@ -51,6 +52,7 @@ class CallCost:
     condition_macs: Mapping[int, int]
     gate_macs: Mapping[int, int]
     site_vectors: tuple[int, ...]
+    output_bytes: int = 0
 
     def kept_bytes(self, dtype: torch.dtype | None) -> tuple[int, ...]:
         """Bytes of every site's feature stored in ``dtype``; None for its own."""
@@ -113,7 +115,7 @@ def count(
     with torch.no_grad(), texts, FlopCounterMode(display=False) as counter:
         counts = _Counts(layout, request, counter)
         with mounted(layout.forwards(counts.value, counts.block)), counts.of_spans():
-            _run(layout.model, args, kwargs)
+            output = _run(layout.model, args, kwargs)
     outputs = [counts.outputs.get(site) for site in range(len(layout.sites))]
     return CallCost(
         tuple(counts.macs.get(site, 0) for site in range(len(layout.sites))),
@@ -126,12 +128,13 @@ def count(
         counts.condition_macs,
         counts.gate_macs,
         tuple(0 if output is None else output.numel() // max(1, output.shape[-1]) for output in outputs),
+        sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor)),
     )
 
 
-def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
-        model(*args, **kwargs)
+        return model(*args, **kwargs)
     except ForecacheError:
         raise
     except Exception as error:  # of the model's own code, which may fail in any way where tensors have no values

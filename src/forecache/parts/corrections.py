@@ -5,6 +5,7 @@ N tokens, D width.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,10 @@ class RowCorrector(Protocol):
 
     def correct(self, step: int, cell: Cell) -> Cell:
         """The cell with its correction. Every step has to be passed in order, computed ones too."""
+        ...
+
+    def looked_at(self, step: int, cell: Cell) -> Cell:
+        """The estimate of a computed step with the correction that it would have; the step is still to be passed."""
         ...
 
 
@@ -149,6 +154,11 @@ class _DriftCorrector:
             self._cached = cached = self._named(step, corrected)
         self._emitted.append(cached.mean)
         return replace(cached.cell, tokens=cell.tokens)
+
+    def looked_at(self, step: int, cell: Cell) -> Cell:
+        other = copy.copy(self)  # it names its constants where this one does
+        other._emitted = list(self._emitted)
+        return other.correct(step, cell)
 
     def _average(self, step: int) -> Tensor:
         return self._rule.stats.mean(step, self._site, self._rule.per)

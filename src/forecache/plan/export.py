@@ -96,6 +96,11 @@ def computed_steps(plan: Plan) -> tuple[int, ...]:
             "The plan decides while it runs which steps are computed, and a schedule for other engines says it before: "
             "export what a run decided, session.decided()."
         )
+    if plan.looks:
+        raise PlanError(
+            "The plan corrects the sample in hindsight, by the scheduler, which no other engine does: make a plan "
+            "without hindsight."
+        )
     tables = {tuple(cell.computed for cell in row) for row in plan.rows}
     if len(tables) > 1:
         raise PlanError(

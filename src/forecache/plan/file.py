@@ -16,7 +16,9 @@ Sites with equal rows share one. A cell is ``"#"`` (computed), a list of [step, 
 * ``{"reads": [[0, 1.0]], "tokens": {"share": 0.25, "importance": "attn_norm", "site": "blocks.0.attn"}}`` is a partial
   cell, with the fields of `Tokens` that differ from their defaults.
 
-A plan that brings a scheduler has one more key, ``"sampler": {"scheduler": "...", "num_steps": 20}``.
+A plan that brings a scheduler has one more key, ``"sampler": {"scheduler": "...", "num_steps": 20}``. So has one that
+is corrected in hindsight, ``looks``. Each is a computed step, what is paid back for every skipped step before it, and
+its estimate at every site: ``{"step": 2, "shares": [[1, 0.25]], "cells": [{"sites": [0, 1], "cell": [[0, 1.0]]}]}``.
 
 A plan that decides while it runs has version 3 and a key more, ``online``: the rule, its bounds and the forecast, each
 by name and numbers (`forecache.plan.online`). Its undecided cells are ``"?"``, or ``"?."`` where a skipped cell is
@@ -40,7 +42,8 @@ from forecache.io import files
 from forecache.io.document import Document, refusing
 from forecache.io.text import short
 from forecache.parts.grid import IMPORTANCES, Cell, Grid, Site, Tokens, check_reads
-from forecache.plan import online, recipe
+from forecache.plan import looks, online, recipe
+from forecache.plan.looks import Look
 from forecache.plan.online import Online
 from forecache.plan.recipe import Recipe
 from forecache.plan.sampler import Sampler
@@ -77,6 +80,7 @@ class Contents(NamedTuple):
     recipe: Recipe | None
     sampler: Sampler | None = None
     online: Online | None = None
+    looks: tuple[Look, ...] = ()
 
 
 def encode(contents: Contents) -> bytes:
@@ -98,6 +102,8 @@ def encode(contents: Contents) -> bytes:
     }
     if contents.sampler is not None:
         values["sampler"] = contents.sampler.as_document()
+    if contents.looks:
+        values["looks"] = [look.as_document(_encode) for look in contents.looks]
     if contents.online is not None:
         return _layout(DECIDING.wrap(values | {"online": online.encode(contents.online)})).encode()
     return _layout(DOCUMENT.wrap(values)).encode()
@@ -132,7 +138,7 @@ def _layout(document: Mapping[str, Any]) -> str:
     """JSON with one line a key, a site and a row: short, and readable in a diff."""
     lines = []
     for key, value in document.items():
-        if key in ("sites", "rows"):
+        if key in ("sites", "rows", "looks"):
             inner = ",\n    ".join(json.dumps(entry) for entry in value)
             lines.append(f'  "{key}": [\n    {inner}\n  ]')
         else:
@@ -148,7 +154,7 @@ def read(path: Path) -> Contents:
 
 def decode(document: Any) -> Contents:
     """The contents of a parsed document; every key and value is checked."""
-    more = ("sampler",) if isinstance(document, dict) and "sampler" in document else ()
+    more = tuple(key for key in ("sampler", "looks") if isinstance(document, dict) and key in document)
     decides = isinstance(document, Mapping) and document.get("version") == DECIDING.version
     (DECIDING if decides else DOCUMENT).check(document)
     more = (*more, "online") if decides else more
@@ -165,7 +171,10 @@ def decode(document: Any) -> Contents:
     expression = None if values["recipe"] is None else recipe.checked(values["recipe"])
     sampler = Sampler.from_document(values["sampler"]) if "sampler" in more else None
     deciding = online.decode(values["online"]) if decides else None
-    return Contents(grid, rows, provenance, beside, expression, sampler, deciding)
+    back = tuple(
+        looks.look_of(look, len(sites), _cell) for look in _list(values["looks"] if "looks" in more else [], "looks")
+    )
+    return Contents(grid, rows, provenance, beside, expression, sampler, deciding, back)
 
 
 def _constants_file(value: Any) -> ConstantsFile | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -15,7 +15,9 @@ from forecache.parts.decide import Decider
 from forecache.parts.forecasts import Forecast, Reuse
 from forecache.parts.gates import Drawn, always
 from forecache.parts.grid import Action, Cell, Gate, Grid, Schedule, Selector, Site, Tokens
+from forecache.parts.hindsight import Gap, Hindsight, gaps, shares
 from forecache.plan.constants import Constants
+from forecache.plan.looks import Look
 from forecache.plan.online import Online
 from forecache.plan.plan import Plan
 from forecache.plan.recipe import Recipe
@@ -37,6 +39,7 @@ class Method:
         between computed and estimated tokens is added to every later estimate until the next full computation.
     decider: decides while the plan runs about the cells that the schedule leaves open, None where it leaves none
     bounds: what the decider has no choice about
+    hindsight: how much of an error that a computed step has found is paid back, None for nothing
     recipe: the same expression as data, set by `with_recipe`; None for a method that was composed by hand.
         `dataclasses.replace` drops it, because the parts that it replaces are not the recipe's
     """
@@ -49,6 +52,7 @@ class Method:
     tokens: Selector | None = None
     decider: Decider | None = None
     bounds: Bounds = Bounds()  # noqa: RUF009 - it is frozen
+    hindsight: Hindsight | None = None
     recipe: Recipe | None = field(default=None, init=False, hash=False)
 
     def __repr__(self) -> str:
@@ -80,7 +84,9 @@ class Method:
             )
         opened: set[int] = set()
         constants: dict[str, Tensor] = {}
-        rows = {site: self._row(site, grid, opened, constants) for site in grid.sites}
+        paid = self._paid_gaps(grid)
+        looks: dict[int, list[Cell]] = {gap.after: [] for gap, _ in paid}
+        rows = {site: self._row(site, grid, opened, constants, looks) for site in grid.sites}
         skipped = {step for row in rows.values() for step, cell in enumerate(row) if not cell.computed}
         listed = getattr(self.gate, "steps", ())
         if idle := [step for step in listed if step not in opened]:
@@ -100,7 +106,8 @@ class Method:
         provenance = {"method": self.name, "forecache": __version__}
         if isinstance(self.gate, Drawn) and (picture := self.gate.show(grid)):
             provenance["gate"] = picture
-        plan = Plan(grid, tuple(rows.values()), provenance, Constants(constants), online=online)
+        back = tuple(_look(gap, theta, looks[gap.after]) for gap, theta in paid)
+        plan = Plan(grid, tuple(rows.values()), provenance, Constants(constants), online=online, looks=back)
         return plan.with_recipe(self.recipe)
 
     def with_forecast(self, name: str, forecast: Forecast, gate: Gate = always) -> Method:
@@ -108,6 +115,28 @@ class Method:
         if not isinstance(self.forecast, Reuse):
             raise PlanError(f"{self.name} has a forecast already: {name} takes a schedule with plain reuse as base.")
         return replace(self, name=name, forecast=forecast, gate=gate)
+
+    def _paid_gaps(self, grid: Grid) -> list[tuple[Gap, float]]:
+        """The gaps whose errors are paid back, and how much of each.
+
+        Raises PlanError for a schedule that is not the same for all sites, or that is decided while the plan runs.
+        """
+        if self.hindsight is None:
+            return []
+        actions = [{self.schedule(step, site, grid) for site in grid.sites} for step in range(grid.num_steps)]
+        if self.decider is not None or any(Action.COMPUTE in kinds and len(kinds) > 1 for kinds in actions):
+            raise PlanError(
+                f"{self.name} does not compute all sites at the same steps, known before the run, and hindsight pays "
+                "back at steps that are computed as a whole: take a base such as fora, spread or explicit."
+            )
+        every = gaps([kinds == {Action.COMPUTE} for kinds in actions])
+        if not every and grid.num_steps > 1 and any(Action.COMPUTE not in kinds for kinds in actions):
+            raise PlanError(
+                f"No computed step of {self.name} follows a skipped one, so hindsight has nothing to pay back: leave "
+                "it out."
+            )
+        thetas = self.hindsight.of_gaps(every)
+        return [(gap, theta) for gap, theta in zip(every, thetas, strict=True) if theta]
 
     def _online(self, rows: Collection[tuple[Cell, ...]], grid: Grid) -> Online | None:
         """What decides about the undecided cells; PlanError where there is none, or nothing to decide."""
@@ -146,7 +175,15 @@ class Method:
                 "another theta, or the base alone."
             )
 
-    def _row(self, site: Site, grid: Grid, opened: set[int], constants: dict[str, Tensor]) -> tuple[Cell, ...]:
+    def _row(
+        self,
+        site: Site,
+        grid: Grid,
+        opened: set[int],
+        constants: dict[str, Tensor],
+        looks: Mapping[int, list[Cell]],
+    ) -> tuple[Cell, ...]:
+        """The cells of a site; the estimates of computed steps that are looked back from are added to looks."""
         corrector = self.correction.corrector(site, grid) if self.correction is not None else None
         row: list[Cell] = []
         computed: list[int] = []  # newest first
@@ -162,6 +199,11 @@ class Method:
                 continue
             if action is Action.COMPUTE:
                 cell = Cell()
+                if step in looks:  # as the last step of the gap would be estimated, if the gap were longer
+                    is_open = self.gate(step - 1, site, grid)
+                    forecast = self._forecast(step, row, computed, site) if is_open else {computed[0]: 1.0}
+                    estimate = Cell(_pairs(_sum(forecast, difference)))
+                    looks[step].append(estimate if corrector is None else corrector.looked_at(step, estimate))
                 computed.insert(0, step)
                 difference = {}
             elif not computed:
@@ -196,6 +238,13 @@ class Method:
                 "not say which: give Method(tokens=...), such as forecache.parts.tokens.top(0.25)."
             )
         return self.tokens(step, site, grid)
+
+
+def _look(gap: Gap, theta: float, cells: Sequence[Cell]) -> Look:
+    """What is paid back after a gap; cells: one a site, the estimate of the step after it."""
+    points = max(sum(step in gap.before for step, _ in cell.reads) for cell in cells)
+    paid = [theta * share for share in shares(gap, points)]
+    return Look(gap.after, tuple(zip(gap.steps, paid, strict=True)), tuple(cells))
 
 
 def _sum(reads: Reads, others: Reads, factor: float = 1.0) -> Reads:

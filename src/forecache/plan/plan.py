@@ -24,6 +24,7 @@ from forecache.plan import file as file_module
 from forecache.plan import hub, online, slots
 from forecache.plan.constants import Constants
 from forecache.plan.cost import Cost, count_request, macs
+from forecache.plan.looks import Columns, Look, expanded
 from forecache.plan.online import Online
 from forecache.plan.ops import Op
 from forecache.plan.recipe import Recipe
@@ -45,6 +46,7 @@ class Plan:
     online: what decides about undecided cells while the plan runs, and how skipped ones are estimated; None for a plan
         whose cells are all known. Where there is such a rule and no undecided cell, the plan is that of a run that was
         decided, and repeats it bit for bit
+    looks: the computed steps at which the sample is corrected in hindsight, in order; () by default
     """
 
     grid: Grid
@@ -54,6 +56,7 @@ class Plan:
     recipe: Recipe | None = field(default=None, init=False, hash=False)
     sampler: Sampler | None = None
     online: Online | None = None
+    looks: tuple[Look, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for pair in self.provenance.items() for text in pair):
@@ -78,7 +81,9 @@ class Plan:
         if self.online is not None:
             self.online.check(self.rows)
         self._check_tokens()
-        named = {name for row in self.rows for cell in row for name in cell.constants}
+        self._check_looks()
+        cells = (*self.rows, *(look.cells for look in self.looks))
+        named = {name for row in cells for cell in row for name in cell.constants}
         if named != set(self.constants):
             odd = sorted(named ^ set(self.constants))
             raise PlanError(f"The cells of a plan name its constants, no more and no less; {odd[:3]} do not match.")
@@ -93,6 +98,16 @@ class Plan:
                     f"The tokens of {site.name} are chosen by what {odd.pop()!r} gives out, which is no site before it."
                 )
             before.add(site.name)
+
+    def _check_looks(self) -> None:
+        """Looks are of computed steps, in order, and what is decided while a plan runs has none."""
+        if not self.looks:
+            return
+        steps = [look.step for look in self.looks]
+        if self.online is not None or steps != sorted(set(steps)):
+            raise PlanError(f"Looks are in order of their steps, and of plans that decide nothing; not {steps}.")
+        for look in self.looks:
+            look.check(self.rows)
 
     def with_recipe(self, recipe: Recipe | None, provenance: Mapping[str, str] | None = None) -> Plan:
         """This plan with the recipe of the method that made it, and with more provenance."""
@@ -200,9 +215,11 @@ class Plan:
         sizes = parts.kept_bytes(cache_dtype)
         full = parts.fixed_macs + sum(parts.site_macs)
         costs: list[Cost] = []
+        columns = Columns.of(self.num_steps, self.looks)
         for ops in runs[:2]:
-            step_macs = tuple(macs(parts, step, layout.spans) for step in zip(*ops, strict=True))
-            by_step = slots.peak_bytes(ops, sizes, parts.site_tokens)
+            step_macs = columns.merged([macs(parts, step, layout.spans) for step in zip(*ops, strict=True)], sum)
+            peaks = columns.with_outputs(slots.peak_bytes(ops, sizes, parts.site_tokens), parts.output_bytes)
+            by_step = columns.merged(peaks, max)
             costs.append(
                 Cost(sum(step_macs), full * self.num_steps, max(by_step), step_macs, by_step, self.constants.nbytes)
             )
@@ -213,9 +230,9 @@ class Plan:
         return replace(most, cache_bytes=peak, least=least)
 
     def _runs(self) -> list[list[tuple[Op, ...]]]:
-        """The operations, [site][step], of the run; of an undecided plan those of several, see `extreme_runs`."""
+        """The operations, [site][column], of the run; of an undecided plan those of several, see `extreme_runs`."""
         if self.online is None:
-            return [slots.operations(self.grid.sites, self.rows)]
+            return [slots.operations(self.grid.sites, expanded(self.rows, self.looks))]
         program = online.Program(self.grid.sites, self.rows, self.online.forecast)
         if not self.is_undecided:
             return [program.operations(online.known_decisions(self.rows))]
@@ -232,7 +249,7 @@ class Plan:
         if self.constants:
             tensors, digest = constants_module.encode(self.constants)
             beside = file_module.ConstantsFile(file.name, digest)
-        known = self.grid, self.rows, dict(self.provenance), beside, self.recipe, self.sampler, self.online
+        known = self.grid, self.rows, dict(self.provenance), beside, self.recipe, self.sampler, self.online, self.looks
         contents = file_module.Contents(*known)
         text = file_module.encode(contents)  # before a file is written: a plan that has none leaves none
         if self.constants:
@@ -243,10 +260,10 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file; raises PlanFileError with what is wrong and where."""
         path = Path(path)
-        grid, rows, provenance, beside, recipe, sampler, deciding = file_module.read(path)
+        grid, rows, provenance, beside, recipe, sampler, deciding, looks = file_module.read(path)
         constants = constants_module.read(path.with_name(beside.file), beside.sha256) if beside else Constants()
         try:
-            return cls(grid, rows, provenance, constants, sampler, deciding).with_recipe(recipe)
+            return cls(grid, rows, provenance, constants, sampler, deciding, looks).with_recipe(recipe)
         except PlanError as error:
             raise PlanFileError(f"{path} is not a readable plan file: {str(error)[:300]}") from error
 

@@ -20,6 +20,8 @@ from forecache.plan.method import Method
 from forecache.plan.online import Online, decided_rows, known_decisions
 from forecache.plan.plan import Plan
 
+LOOKS = "This plan corrects the sample in hindsight and {what}: make it by its method, or take one without hindsight."
+
 HIGHEST_ORDER = 4
 """Of the Taylor forecasts that are recognised."""
 
@@ -34,6 +36,8 @@ def stretched(plan: Plan, num_steps: int, forecast: Forecast | None = None) -> P
 
     Raises PlanError for a plan whose weights are of no known forecast.
     """
+    if plan.looks:
+        raise PlanError(LOOKS.format(what=f"is for {plan.num_steps} steps and not for {num_steps}"))
     method, opened = _method(plan, forecast)
     old = dict(zip(plan.grid.sites, plan.rows, strict=True))
     sources = {site: stretched_row(row, num_steps) for site, row in old.items()}
@@ -55,6 +59,8 @@ def part_of(plan: Plan, steps: range, forecast: Forecast | None = None) -> Plan:
     """
     if steps == range(plan.num_steps):
         return plan
+    if plan.looks:
+        raise PlanError(LOOKS.format(what="pays back within whole runs, and this run is made in parts"))
     grid = replace(plan.grid, num_steps=len(steps))
     if plan.online is not None:
         return _part_of_online(plan, plan.online, steps, grid)

@@ -17,6 +17,7 @@ from forecache.models.layout import Layout, Level
 from forecache.models.levels import AskedSites
 from forecache.models.rounded import is_known
 from forecache.models.span import Of
+from forecache.parts.responses import check_linear
 from forecache.plan.method import Method
 from forecache.plan.plan import Plan
 from forecache.plan.stored import PlanPlace
@@ -25,6 +26,7 @@ from forecache.runtime.counting import parts_of_run
 from forecache.runtime.guards import OPEN, Guards
 from forecache.runtime.host import Host
 from forecache.runtime.pipelines import host_of, rescheduled, scheduler_of
+from forecache.runtime.plan_source import may_look_back
 from forecache.runtime.requests import RequestsHost
 from forecache.runtime.run import PartOfRun
 from forecache.runtime.session import Session
@@ -123,6 +125,13 @@ def apply(
                 "set the scheduler of your loop yourself, and apply dataclasses.replace(plan, sampler=None)."
             )
         scheduler = source.sampler.instead_of(scheduler)
+    if isinstance(plan, Plan | Method) and may_look_back(source):
+        check_linear(scheduler)
+        if only_requests:
+            raise PlanError(
+                "Hindsight moves the sample in the step of a pipeline's scheduler, and requests have schedulers of "
+                "their host: leave hindsight out."
+            )
     options = CacheOptions(
         cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift, per_sample
     )

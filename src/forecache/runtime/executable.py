@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from forecache.models.arguments import Arguments
 from forecache.models.blocks import Gates
 from forecache.models.find import measure
 from forecache.models.layout import Layout
+from forecache.plan.looks import Columns, expanded
 from forecache.plan.online import Online, Program, extreme_runs, known_decisions
 from forecache.plan.ops import Op
 from forecache.plan.plan import Plan
@@ -38,6 +39,8 @@ class Executable:
     local: thread-local state that carries the executor of a step to the model's blocks; None where nothing runs.
     rows: the operations of every site, [site][step]; where the plan decides while it runs, those of the same run.
     steps: the steps of the plan; where it decides while it runs, those of the run that computes least.
+    looks: the operations of estimates beside computed steps, by step.
+    look_steps: the same, ready to run.
     num_steps: model calls of a generation.
     num_slots: slots of kept features, per site.
     first: of a plan that decides in the middle of a call, the number of the block at which it does; else None.
@@ -58,20 +61,30 @@ class Executable:
         self._made: dict[tuple[Op, ...], Step] = {}
         self._among = layout.rows_among_others(plan.rows)
         self._program: Program | None = None
+        self._columns = Columns.of(plan.num_steps, plan.looks)
+        self._column_ops: Sequence[tuple[Op, ...]] = ()
+        self.looks: Mapping[int, tuple[Op, ...]] = {}
         if plan.online is None:
-            self.rows = operations(plan.grid.sites, self._among, folded=not guarded)
-            self.num_slots = [num_slots(ops) for ops in self.rows]
+            columns = operations(
+                plan.grid.sites, layout.rows_among_others(expanded(plan.rows, plan.looks)), not guarded
+            )
+            self.num_slots = [num_slots(ops) for ops in columns]
+            self._column_ops = columns
+            self.rows = [tuple(self._columns.of_steps(ops)) for ops in columns]
+            self.looks = self._columns.of_looks(list(zip(*columns, strict=True)))
         else:
             self.rows = self._decided(plan.online)
             self.num_slots = [self.num_steps] * len(plan.grid.sites)
         self._guarded = guarded
         self.steps = [step_of(ops, layout, guarded) for ops in zip(*self.rows, strict=True)]
+        self.look_steps = {step: step_of(ops, layout, guarded) for step, ops in self.looks.items()}
         self.gates: dict[tuple[int, int], Gates] = {}
         self.constants = DeviceConstants(plan.constants)
         self.graphs = graphs(layout, guarded)
         self.context = TraceContext(local, layout, self.gates, options.dtype, options.max_error)
         self._weights_version: object = None
-        spans = {span.key for step in self.steps for span in step.blocks if isinstance(span, SkippedSpan)}
+        steps = [*self.steps, *self.look_steps.values()]
+        spans = {span.key for step in steps for span in step.blocks if isinstance(span, SkippedSpan)}
         self._spans = [range(first, last + 1) for first, last in sorted(spans)]
         self._cache_bytes: dict[object, int] = {}
 
@@ -143,15 +156,14 @@ class Executable:
         if key not in self._cache_bytes:
             cost = measure(self.layout.model, self.plan.grid, 0, arguments)
             sizes = cost.kept_bytes(self.options.dtype)
-            self._cache_bytes[key] = max(
-                peak for rows in self._runs() for peak in peak_bytes(rows, sizes, cost.site_tokens)
-            )
+            peaks = [peak_bytes(rows, sizes, cost.site_tokens) for rows in self._runs()]
+            self._cache_bytes[key] = max(max(self._columns.with_outputs(run, cost.output_bytes)) for run in peaks)
         return self._cache_bytes[key]
 
     def _runs(self) -> list[Sequence[tuple[Op, ...]]]:
-        """The operations, [site][step], of runs of which one keeps as much as any."""
+        """The operations, [site][column], of runs of which one keeps as much as any."""
         if self._program is None or self.plan.online is None or not self.plan.is_undecided:
-            return [self.rows]
+            return [self._column_ops or self.rows]
         return [self._program.operations(run) for run in extreme_runs(self.plan.online, self._among)]
 
 

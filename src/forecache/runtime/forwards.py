@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from forecache.errors import RunError
 from forecache.models.arguments import Arguments
@@ -28,13 +29,15 @@ from forecache.runtime.graphs import (
     TracedStep,
     TracedStore,
     keep_outputs,
+    own_memory,
     step_inputs,
 )
 from forecache.runtime.host import Mount
+from forecache.runtime.known import Known, nbytes, with_estimate
 from forecache.runtime.lanes import Lane
 from forecache.runtime.per_sample import DividedError, Samples, divided, joined
 from forecache.runtime.stats import Counters
-from forecache.runtime.steps import Noise, begin_step
+from forecache.runtime.steps import Noise, begin_look, begin_step, look_of
 
 Watch = Callable[[int, int, Tensor], None]
 """``watch(step, site, feature)``: sees every feature of the first lane."""
@@ -190,17 +193,18 @@ class Forwards:
         is_retired = False
         disable: Callable[..., Any] = torch.compiler.disable
         begin, end, fail = disable(self._begin_traced), disable(self._end_traced), disable(self._fail)
+        kept = disable(self._kept_estimate)
 
         def step(*args: Any, **kwargs: Any) -> Any:
             """torch.compile traces only `run`; the bookkeeping around it stays outside of the graph."""
-            run, context, inputs = begin(args, kwargs)
+            run, context, inputs, look = begin(args, kwargs)
             try:
+                estimate = None if look is None else kept(look[0](context, forward, args, kwargs, look[1])[0])
                 output, outputs = run(context, forward, args, kwargs, inputs)
-                end(outputs, output)
+                return end(outputs, output, estimate)
             except BaseException:
                 fail()
                 raise
-            return output
 
         traced = disable(step, recursive=False, reason=COMPILE_FIRST)
 
@@ -208,12 +212,13 @@ class Forwards:
             lane = self._begin(args, kwargs)
             self._local.executor = lane.executor
             try:
+                estimate = self._estimated(lane, followed, args, kwargs)
                 if lane.samples is None:
                     output = followed(*args, **kwargs)
                 else:
                     output = self._of_samples(lane, lane.samples, followed, Arguments(args, kwargs))
                 lane = self._local.lane or lane  # it may have started afresh
-                self._end(lane, lane.executor.missed(), output)
+                output = self._end(lane, lane.executor.missed(), output, estimate)
             except BaseException as error:
                 self._fail()
                 if _is_of_sizes(error) and not lane.executor.step.is_computed:
@@ -317,19 +322,34 @@ class Forwards:
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lane:
         lane = self._local.lane = self._generations.begin(Arguments(args, kwargs))
+        if lane.executable.plan.looks:
+            self._check_looks(args, kwargs)
         step = begin_step(lane, self._local, self._noise)
         if lane.executable.layout is not self.layout or (lane.step and step.computed and self._blocks_have_changed()):
             self._fail()
             raise RunError(CHANGED)
         return lane
 
+    def _check_looks(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raises RunError for a run in which nothing is paid back."""
+        if any(isinstance(value, Known) for value in (*args, *kwargs.values())):
+            self._fail()
+            raise RunError(
+                "A prediction came back to the model without passing through the scheduler of the pipeline, whose step "
+                "pays back in hindsight: sample by pipe.scheduler.step, give forecache.apply an object with your "
+                "loop's `transformer` and `scheduler`, or leave hindsight out."
+            )
+
     def _blocks_have_changed(self) -> bool:
         return self.view is not None and self.view.blocks_have_changed
 
     def _begin_traced(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[TracedStep, TraceContext, StepInputs]:
-        """The step of this call as a pure function, compiled if that is our part, its context and its inputs."""
+    ) -> tuple[TracedStep, TraceContext, StepInputs, tuple[TracedStep, StepInputs] | None]:
+        """The step of this call as a pure function, compiled if that is our part, its context and its inputs.
+
+        The last is the estimate of the step in the same way; None where there is none.
+        """
         lane = self._begin(args, kwargs)
         if lane.executable.options.per_sample:
             self._fail()
@@ -340,19 +360,50 @@ class Forwards:
         step = lane.executor.step
         run = lane.executable.graphs.of(step, self._local.compiler)
         try:
-            return run, lane.executable.context, step_inputs(step, lane.cache, lane.executor.chooser)
+            inputs = step_inputs(step, lane.cache, lane.executor.chooser)
+            return run, lane.executable.context, inputs, self._look_traced(lane)
         except BaseException:
             self._fail()
             raise
 
-    def _end_traced(self, outputs: StepOutputs, output: Any) -> None:
+    def _estimated(self, lane: Lane, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The model's output where the step of this call, which is computed afterwards, is estimated; None for none."""
+        if (look := look_of(lane)) is None:
+            return None
+        begin_look(lane, look)
+        output = forward(*args, **kwargs)
+        if (missed := lane.executor.missed()) is not None or self._local.lane is not lane:
+            raise RunError(
+                f"{self.layout.sites[missed or 0].name} did not run where step {lane.step} was estimated for "
+                "hindsight: a site must run once in every call; choose other sites, or leave hindsight out."
+            )
+        self._runs.state().hold_look(nbytes(output))
+        begin_step(lane, self._local, self._noise)
+        return output
+
+    def _look_traced(self, lane: Lane) -> tuple[TracedStep, StepInputs] | None:
+        step = look_of(lane)
+        if step is None:
+            return None
+        inputs = step_inputs(step, lane.cache, lane.executor.chooser)
+        lane.cache.free([(site, slot) for site, op in enumerate(step.ops) for slot in op.frees])
+        return lane.executable.graphs.of(step, self._local.compiler), inputs
+
+    def _kept_estimate(self, output: Any) -> Any:
+        """The estimate of a step, in memory that the graph of the step itself does not write into."""
+        self._runs.state().hold_look(nbytes(output))
+        return tree_map_only(Tensor, own_memory, output)
+
+    def _end_traced(self, outputs: StepOutputs, output: Any, estimate: Any) -> Any:
         lane = self._local.lane
         assert lane is not None
         keep_outputs(outputs, lane.cache, lane.executor)
-        self._end(lane, outputs.missed, output)
+        output = self._end(lane, outputs.missed, output, estimate)
         self._local.lane = self._local.call = None
+        return output
 
-    def _end(self, lane: Lane, missed: int | None, output: Any) -> None:
+    def _end(self, lane: Lane, missed: int | None, output: Any, estimate: Any = None) -> Any:
+        """End the call; returns its output, with the estimate of it where there is one."""
         self._check_ran(missed)
         executor = lane.executor
         step = executor.step
@@ -376,6 +427,7 @@ class Forwards:
         lane.step += 1
         if self._counters.timed and lane.record is not None:
             lane.record.end_call(lane.signature.device)
+        return output if estimate is None else with_estimate(output, estimate)
 
     def _check_ran(self, missed: int | None) -> None:
         """Raises RunError for a site that did not run in a call."""

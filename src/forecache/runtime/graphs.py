@@ -313,17 +313,17 @@ def keep_outputs(outputs: StepOutputs, cache: FeatureCache, executor: StepExecut
     meter.peak = max(meter.peak, meter.held + new)  # the step holds what it reads until it ends
     for site, op in enumerate(step.ops):
         sums = outputs.kept.get(site, ())
-        cache.keep_stored(site, op, (cache.storage.put(_own_memory(total), dtype) for total, dtype in sums))
-    scores = {key: _own_memory(scores_BN) for key, scores_BN in outputs.scores.items()}
-    ages = {site: _own_memory(age_BN) for site, age_BN in outputs.ages.items()}
+        cache.keep_stored(site, op, (cache.storage.put(own_memory(total), dtype) for total, dtype in sums))
+    scores = {key: own_memory(scores_BN) for key, scores_BN in outputs.scores.items()}
+    ages = {site: own_memory(age_BN) for site, age_BN in outputs.ages.items()}
     executor.chooser.update(step.ops, scores, ages)
     if outputs.fallbacks is not None:
-        count = _own_memory(outputs.fallbacks)
+        count = own_memory(outputs.fallbacks)
         executor.fallbacks = count if executor.fallbacks is None else executor.fallbacks + count
     meter.peak = max(meter.peak, meter.held)
 
 
-def _own_memory(output: Tensor) -> Tensor:
+def own_memory(output: Tensor) -> Tensor:
     """An output of a graph in memory of its own, whose version tells of writes.
 
     The replay of a CUDA graph overwrites the graph's outputs, and inference tensors have no version.

@@ -123,6 +123,7 @@ class Runs:
     stopped: the error for a run that stopped too early while another one began, or whose thread has ended; None for
         none.
     is_open: whether the session is open.
+    may_look_back: whether a plan may correct samples in hindsight, which a host does where its sampler takes a step.
     """
 
     def __init__(self, local: Local, host: Host, rising: bool, takes: Callable[[int], bool]) -> None:
@@ -135,6 +136,7 @@ class Runs:
         self.threads: list[ThreadState] = []
         self.stopped: StepCountError | None = None
         self.is_open = True
+        self.may_look_back = False
         self._is_shared, self._rising, self._takes = host.is_shared, rising, takes
         self._keyed: dict[Hashable, ThreadState] = {}
         self._lock = threading.Lock()

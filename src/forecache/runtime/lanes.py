@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,11 @@ class Lane:
         return max(0, self.drift.computed_from - self.run.indices.start)
 
     @property
+    def looks(self) -> Mapping[int, Sequence[Op]]:
+        """The operations of estimates beside computed steps, by step."""
+        return self.executable.looks
+
+    @property
     def num_steps(self) -> int:
         """Model calls of the generation."""
         return self.executable.num_steps
@@ -133,6 +138,8 @@ class ThreadState:
     is_keyed: whether the run has a key of its host's.
     unnamed_turn: timestep of the last call that nothing named, and the number of calls at it before.
     meter: counts the bytes of all lanes.
+    payback: the correction in hindsight of the run; None before its first step, and where there is none.
+    look_bytes: bytes of estimates that wait for the scheduler's step.
     thread: the thread.
     """
 
@@ -146,6 +153,8 @@ class ThreadState:
     is_keyed: bool = False
     unnamed_turn: tuple[float | None, int] = (None, -1)
     meter: CacheMeter = field(default_factory=CacheMeter)
+    payback: Any = None
+    look_bytes: int = 0
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
     def drop(self) -> None:
@@ -153,7 +162,20 @@ class ThreadState:
         for lane in self.lanes.values():
             lane.clear()
         self.lanes.clear()
+        self.payback = None
+        self.forget_looks()
         self.unnamed_turn = (None, -1)
+
+    def hold_look(self, size: int) -> None:
+        """Count the bytes of an estimate that waits for the scheduler's step."""
+        self.look_bytes += size
+        self.meter.held += size
+        self.meter.peak = max(self.meter.peak, self.meter.held)
+
+    def forget_looks(self) -> None:
+        """Count no estimates any more."""
+        self.meter.held -= self.look_bytes
+        self.look_bytes = 0
 
     def begin(self, known: Run | Announced | None) -> None:
         """Start a new generation, of which this is known; see `forecache.runtime.host.Runs.begin`."""

@@ -66,6 +66,11 @@ class Sample:
         """The operations of its steps so far, [site][step]."""
         return self.deciding.rows
 
+    @property
+    def looks(self) -> Mapping[int, Sequence[Op]]:
+        """Estimates beside computed steps, of which a plan that decides while it runs has none."""
+        return {}
+
 
 @dataclass(eq=False)
 class Kept:

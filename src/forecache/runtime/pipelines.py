@@ -22,6 +22,7 @@ from forecache.runtime import counting
 from forecache.runtime.calls import Told
 from forecache.runtime.host import Host, Mount, Runs, removed
 from forecache.runtime.loop import LoopHost, share_of_noise
+from forecache.runtime.payback import PayingScheduler
 from forecache.runtime.run import PartOfRun, Run
 from forecache.runtime.stats import Counters
 
@@ -51,6 +52,9 @@ class PipelineHost:
     def mounts(self, model: nn.Module, runs: Runs) -> Iterator[Mount]:
         if self.scheduler is not None:
             yield Mount(self.scheduler, "set_timesteps", self._announcing(self.scheduler.set_timesteps, runs))
+            if runs.may_look_back:
+                paying = PayingScheduler(runs.state, runs.is_ours)
+                yield Mount(self.scheduler, "step", paying.step_of(self.scheduler, self.scheduler.step))
         if callable(cache_context := getattr(model, "cache_context", None)):
             yield Mount(model, "cache_context", _naming_lanes(cache_context, runs))
 

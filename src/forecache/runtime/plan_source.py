@@ -67,6 +67,13 @@ class PlanSource(Protocol):
         ...
 
 
+def may_look_back(source: PlanSource) -> bool:
+    """Whether a plan of this source may correct the sample in hindsight."""
+    if source.own is not None:
+        return bool(source.own.looks)
+    return source.method is None or source.method.hindsight is not None
+
+
 @dataclass(frozen=True)
 class Fixed:
     """One plan; StepCountError for a run of another length."""

@@ -23,7 +23,7 @@ from forecache.runtime.generations import Generations
 from forecache.runtime.host import Host, Mount, Runs
 from forecache.runtime.lanes import Local
 from forecache.runtime.pipelines import host_of
-from forecache.runtime.plan_source import PlanSource
+from forecache.runtime.plan_source import PlanSource, may_look_back
 from forecache.runtime.requests import Requests
 from forecache.runtime.stats import Counters, Stats, merged
 from forecache.runtime.storage import CacheOptions
@@ -201,6 +201,7 @@ class MountedModel:
         self._counters = Counters(timed)
         self._executables = Executables(layout, plans, options, local, self._look)
         self.runs = Runs(local, host, layout.rising, self._executables.takes)
+        self.runs.may_look_back = may_look_back(plans)
         generations = Generations(layout, self._executables, self.runs, host.lanes, self._counters)
         self._forwards = Forwards(layout, generations, self._counters, host.is_shared, host.noise, self._adapt, watch)
         self._mounts: list[Mount] = []

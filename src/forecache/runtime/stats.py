@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -75,6 +75,7 @@ class Stretch:
     rows: the operations of the plan, [site][step].
     calls: model calls that were made.
     inputs: arguments of the first call, on the meta device; None where they could not be kept.
+    looks: the operations of estimates beside computed steps, by step; none by default.
     """
 
     layout: Layout
@@ -83,6 +84,7 @@ class Stretch:
     rows: Sequence[tuple[Op, ...]]
     calls: int
     inputs: Arguments | None
+    looks: Mapping[int, Sequence[Op]] = field(default_factory=dict)
 
     @property
     def signs(self) -> str:
@@ -94,13 +96,16 @@ class Stretch:
         if self.inputs is None:
             return None
         try:
-            request = count_request(self.rows, self.layout.spans)
+            looks = list(zip(*self.looks.values(), strict=True)) or [()] * len(self.rows)
+            rows = [(*ops, *more) for ops, more in zip(self.rows, looks, strict=True)]
+            request = count_request(rows, self.layout.spans)
             parts = measure(self.layout.model, self.plan.grid, 0, self.inputs, request)
         except ForecacheError:
             return None
-        steps = list(zip(*self.rows, strict=True))[: self.calls]
+        steps: Sequence[Sequence[Op]] = list(zip(*self.rows, strict=True))[: self.calls]
+        looks = [ops for step, ops in self.looks.items() if step < self.calls]
         full = parts.fixed_macs + sum(parts.site_macs)
-        return sum(macs(parts, step, self.layout.spans) for step in steps), full * len(steps)
+        return sum(macs(parts, ops, self.layout.spans) for ops in [*steps, *looks]), full * len(steps)
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,8 @@ class Ran(Protocol):
     @property
     def rows(self) -> Sequence[tuple[Op, ...]]: ...
     @property
+    def looks(self) -> Mapping[int, Sequence[Op]]: ...
+    @property
     def step(self) -> int: ...
 
 
@@ -261,7 +268,8 @@ class Record:
     def generation(self, layout: Layout) -> LastGeneration:
         """The generation so far."""
         stretches = tuple(
-            Stretch(layout, name, lane.plan, lane.rows, lane.step, inputs) for name, lane, inputs in self._lanes
+            Stretch(layout, name, lane.plan, lane.rows, lane.step, inputs, lane.looks)
+            for name, lane, inputs in self._lanes
         )
         return LastGeneration(stretches, self.ended - self.began if self.ended else None)
 

@@ -80,6 +80,18 @@ def _computed(lane: Lane, image: Any) -> Step:
     return step
 
 
+def look_of(lane: Lane) -> Step | None:
+    """The estimate of the lane's step, which is computed afterwards; None where nothing is to be estimated."""
+    has_left = lane.left_at is not None and lane.step >= lane.left_at
+    return None if has_left else lane.executable.look_steps.get(lane.step)
+
+
+def begin_look(lane: Lane, look: Step) -> None:
+    """Begin the estimate of the lane's step, which is computed afterwards."""
+    sample = lane.signature.sample
+    lane.executor.begin(look, sample[0] if sample is not None else None)
+
+
 def _noise(lane: Lane, call: Call, noise: Noise) -> float:
     """The share of noise in the sample of a call, for rules that filter by it."""
     known = call.told.timestep is None and lane.run.timestep(lane.step) is not None

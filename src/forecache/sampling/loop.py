@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forecache.errors import InputError
+from forecache.runtime.payback import followed
 
 
 def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -72,7 +73,7 @@ def sample(
     check_labels(labels, config.num_embeds_ada_norm)
     if num_steps < 1:
         raise InputError(f"A run has at least one step; {num_steps} were asked for.")
-    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler = followed(type(scheduler).from_config(scheduler.config), scheduler)
     try:
         scheduler.set_timesteps(num_steps, device=model.device)
     except ValueError as error:
