@@ -8,7 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from support.pipelines import PIPELINES, pipeline
 from support.small import noise, small_dit
+from support.tiny import TINY, normal
 from support.traces import everything
 
 import forecache as fc
@@ -201,6 +203,35 @@ def test_a_request_of_another_shape_in_the_middle_starts_afresh():
             assert output.shape[0] == count
         session.requests.end("a")
         assert session.stats.last.computed_calls == 2
+
+
+def test_requests_alone_leave_their_pipeline_as_it_is_and_a_scheduler_announces_nothing_to_them():
+    kind, how = PIPELINES["FLUX.1"]
+    model = TINY["FLUX.1"].model()
+    pipe = pipeline(kind, model)
+
+    def latents():
+        return pipe(**how, num_inference_steps=4, output_type="latent", generator=torch.Generator().manual_seed(0))[0]
+
+    def outputs(session):
+        session.requests.begin("a", 4)
+        found = []
+        for step in range(4):
+            with session.requests.call("a"), torch.no_grad():
+                pipe.scheduler.set_timesteps(2 + step)  # as an engine may that shares one among its requests
+                found.append(TINY["FLUX.1"].predict(model, normal(*TINY["FLUX.1"].shape, seed=step), 900 - 200 * step))
+        session.requests.end("a")
+        return torch.stack(found)
+
+    bare = latents()
+    with fc.apply(model, fc.fora(2), only_requests=True) as session:
+        wanted = outputs(session)
+    with fc.apply(pipe, fc.fora(2), only_requests=True) as session:
+        assert torch.equal(latents(), bare)
+        assert torch.equal(outputs(session), wanted)
+        assert (session.stats.generations, session.stats.last.skipped_calls) == (1, 2)
+        with fc.apply(pipe, fc.fora(2)):
+            assert not torch.equal(latents(), bare)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
