@@ -1,18 +1,21 @@
 """What computed model calls are best spent on: plans, other tuners and samplers without a cache, side by side.
 
-    python benchmarks/budgets.py --model digits --calls 10 --calls 7
+    python benchmarks/budgets.py --model digits --calls 10 --calls 7 --held-out 16
     python benchmarks/budgets.py --show                             the table again, from the record
 
 Rows of a model and a number of calls, each with its PSNR in dB to the converged samples of the same noise and to the
 pipeline's own run without a cache, mean over held-out samples, and with what its search cost in images without a cache:
 
     tuned            `fc.tune` over samplers (own, DPM-Solver++, UniPC), on --samples samples, without refinement
-    quick            `fc.tune(..., quick=True)` for the pipeline's own sampler
+    quick            `fc.tune(..., quick=True)` over the same samplers
     DPCache's rule   the schedule that dynamic programming finds over the errors of reusing the last feature, with reuse
+    annealed         a schedule with reuse by simulated annealing on the error of the final images, as BudCache searches
+    SeaCache, TeaCache   these rules, at the threshold with which they compute as many steps in the mean
     even, Taylor 1   evenly spread steps
     NAME, no cache   a sampler without a cache
 
-BudCache's annealing is not among them. The differences to the best sampler without a cache are paired, and have a
+`--samples` and `--held-out` set what a run costs; no time is measured, so that it may run beside other work. The
+differences to the best sampler without a cache are paired, and have a
 standard error. A model and a number of calls that are in benchmarks/results/budgets.json are not measured again. Writes
 that file, with command, hardware and versions, and the table in docs/tuning.md.
 """
@@ -35,12 +38,17 @@ from forecache.fit.tuning.gram import measure_gram
 from forecache.fit.tuning.optimal import OptimalSchedules
 from forecache.fit.tuning.samplers import SamplerRun, schedulers, steps_for
 from forecache.parts.forecasts import Reuse
+from forecache.parts.grid import Grid
 from forecache.sampling.sources import Condition, Sampling, Source, all_conditions, as_source, in_batches
 
 STEPS, SEED, LONGEST = 20, 4000, 8
 SAMPLERS = ("own", "dpmsolver++", "unipc")
 UNCACHED = (*SAMPLERS, "euler", "heun")
 NAME = "budgets"
+TRIES = 6
+"""Thresholds that are tried for a rule."""
+ANNEALED, HOT, COLD = 60, 0.3, 0.02
+"""Schedules that annealing samples with, and its first and last temperature, of the logarithm of the error."""
 
 
 @dataclass
@@ -67,12 +75,45 @@ class Bench:
         self.rows.append(row)
         print(f"{name:24}{float(decibels.mean()):7.2f} {own:7.2f}  {search:5.0f}  {text}", flush=True)
 
+    def decided(self, name: str, rule: fc.Method, calls: int, given: list[Condition], fitting: float) -> None:
+        """A row of a rule that decides for each sample, at so many computed steps in the mean. fitting: its images."""
+        found = fc.fit.threshold_for(
+            rule, self.source, given, computed=calls, num_steps=STEPS, guidance=self.guidance, seed=1000, tries=TRIES
+        )
+        with fc.apply(self.source.target, found.method, num_steps=STEPS):
+            images = in_batches(self.source, self.conditions, Sampling(STEPS, self.guidance, SEED), 1)
+        search = fitting + TRIES * len(given) * calls / STEPS
+        self.add(name, f"threshold {found.threshold:.3g}, {found.computed:g} steps when set", images, search)
+
     def planned(self, name: str, plan: fc.Plan, search: float, text: str) -> None:
         """A row of a plan."""
         steps = plan.sampler.num_steps if plan.sampler is not None else plan.num_steps
         with fc.apply(self.source.target, plan):
             images = in_batches(self.source, self.conditions, Sampling(steps, self.guidance, SEED), 32)
         self.add(name, text, images, search)
+
+
+def annealed(source: Source, given: list[Condition], how: Sampling, start: str, grid: Grid) -> str:
+    """The schedule with reuse that simulated annealing finds, by the mean squared error of the final images."""
+    rng, calls = np.random.default_rng(0), start.count("#")
+    bare = in_batches(source, given, how, 32)
+
+    def error(pattern: str) -> float:
+        with fc.apply(source.target, fc.explicit(pattern=pattern).plan(grid)):
+            return float((in_batches(source, given, how, 32) - bare).double().square().mean())
+
+    best = here = (error(start), start)
+    for temperature in np.geomspace(HOT, COLD, ANNEALED):
+        computed = set(fc.parts.patterns.computed(here[1]))
+        out = int(rng.choice(sorted(computed - {0})))
+        put = int(rng.choice([step for step in range(1, STEPS) if step not in computed]))
+        other = fc.parts.patterns.from_steps(computed - {out} | {put}, STEPS)
+        assert other.count("#") == calls
+        moved = (error(other), other)
+        if np.log(moved[0] / here[0]) < -temperature * np.log(rng.uniform()):
+            here = moved
+        best = min(best, here)
+    return best[1]
 
 
 def measured(model: str, calls: int, samples: int, held_out: int) -> dict[str, object]:
@@ -97,9 +138,24 @@ def measured(model: str, calls: int, samples: int, held_out: int) -> dict[str, o
     gram, _ = measure_gram(source, given, how, 32, sites=stack)
     pattern = OptimalSchedules(gram, Reuse(), LONGEST).pattern(np.ones(STEPS), calls)
     bench.planned("DPCache's rule", fc.explicit(pattern=pattern).plan(grid), samples, pattern)
+    pattern = annealed(source, given, how, even, grid)
+    cost = samples * (1 + (1 + ANNEALED) * calls / STEPS)
+    bench.planned("annealed", fc.explicit(pattern=pattern).plan(grid), cost, pattern)
+    fits = fc.fit.measure_rules(source, given, num_steps=STEPS, guidance=record.guidance, seed=1000)
+    bench.decided("SeaCache", fc.seacache(0.3), calls, given, 0.0)
+    bench.decided("TeaCache", fc.teacache(0.3, fits.coefficients), calls, given, samples)
     budget, guidance = fc.fit.Calls(calls), record.guidance
-    quick = fc.tune(source, given, num_steps=STEPS, budget=budget, guidance=guidance, longest=LONGEST, quick=True)
-    bench.planned("quick", quick.plan, quick.images, f"{quick.best[0].pattern}  {quick.best[0].forecast}")
+    quick = fc.tune(
+        source,
+        given,
+        num_steps=STEPS,
+        samplers=SAMPLERS,
+        budget=budget,
+        guidance=guidance,
+        longest=LONGEST,
+        quick=True,
+    )
+    bench.planned("quick", quick.plan, quick.images, quick.title(0))
     tuned = fc.tune(
         source,
         given,
@@ -137,7 +193,7 @@ def table(record: dict[str, dict]) -> Iterable[str]:
             error = ahead.std(ddof=1) / len(ahead) ** 0.5
             cost = f"{row['search']:.0f}" if row["search"] else "-"
             mean = float(np.mean(row["converged"]))
-            text = row["name"] + (f": {row['plan']}" if row["name"] == "tuned" else "")
+            text = row["name"] + (f": {row['plan']}" if row["name"] in ("tuned", "quick") else "")
             yield f"| {text} | {mean:.1f} | {row['own']:.1f} | {ahead.mean():+.1f} (se {error:.1f}) | {cost} |"
         yield ""
     first = next(iter(record.values()))

@@ -36,6 +36,7 @@ def tuned(pipe):
         patch.setattr(plan_search, "FINALISTS", 2)
         patch.setattr(across, "SCREENED", 2)
         patch.setattr(across, "KEPT", 1)
+        patch.setattr(across, "FEW", 2)
         before, announced, calls, cost = pipe.scheduler, [], [], []
         tuned = fc.tune(
             pipe, LABELS, num_steps=5, samplers=NAMES, steps=(4, 5), budget=[fc.fit.Calls(3), 0.4],
@@ -150,11 +151,79 @@ def test_the_cost_in_images_is_what_the_model_computed(pipe, monkeypatch, quick)
         assert not any(trial.forecast.is_refined or trial.noise for trial in tuned.best)
         best = max(trial.psnr for trial in tuned.trials if trial.computed == 2)
         assert tuned.best[0].psnr == best
-    with pytest.raises(fc.errors.InputError, match="for one sampler in one number of steps: leave out quick"):
-        fc.tune(pipe, [1], num_steps=4, steps=(4, 5), quick=True)
     monkeypatch.setattr(effort, "QUICK_IMAGES", 10)
     with pytest.raises(fc.errors.InputError, match=r"leaves 0 trials for each of 1 searches, .* give fewer budgets"):
         fc.tune(pipe, [1, 2, 3], num_steps=4, budget=fc.fit.Calls(2), longest=4, quick=True)
+
+
+@pytest.fixture
+def small_search(monkeypatch):
+    """A search with little to sample."""
+    for module, name, value in [
+        (fine, "LEAST_STEPS", 4), (fine, "MOST_STEPS", 8), (trial_runner, "NOISES", 0), (plan_search, "FINALISTS", 2),
+        (proposals, "LAST", 0), (across, "SCREENED", 1), (across, "KEPT", 1),
+    ]:  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    return monkeypatch
+
+
+HOW = {"num_steps": 4, "longest": 4, "forecasts": ["taylor 1"], "correcting": False, "refining": False}
+
+
+def test_a_quick_search_over_samplers_keeps_to_its_images(pipe, small_search):
+    small_search.setattr(effort, "QUICK_IMAGES", 60)
+    rows, announced = [], []
+    attention = pipe.transformer.transformer_blocks[0].attn1
+    hook = attention.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    try:
+        tuned = fc.tune(
+            pipe, [1, 2], samplers=("own", "dpmsolver++"), steps=(4, 5), budget=fc.fit.Calls(2), quick=True, **HOW,
+            on_cost=announced.append,
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert tuned.images == pytest.approx(sum(rows) / 2 / 4)
+    assert tuned.images <= announced[0] <= 60
+    assert [row.sampler for row in tuned.uncached[0]] == ["own", "dpmsolver++"]
+    small_search.setattr(effort, "QUICK_IMAGES", 10)
+    with pytest.raises(fc.errors.InputError, match="give fewer budgets, samplers or numbers of steps"):
+        fc.tune(pipe, [1, 2], samplers=("own", "unipc"), budget=fc.fit.Calls(2), quick=True, **HOW)
+
+
+def test_at_least_so_many_decibels_take_the_fewest_calls_of_any_sampler(pipe, small_search):
+    """The PSNR of the best for every number of calls, each tuned for alone, says which are enough."""
+    small_search.setattr(across, "FEW", 0)
+    how = {"samplers": ("own", "dpmsolver++"), "number": 1, **HOW}
+    best = [fc.tune(pipe, [1], budget=fc.fit.Calls(count), **how).best[0] for count in (1, 2, 3)]
+    assert best[0].psnr < best[1].psnr < best[2].psnr
+    for goal, trial in [(best[1].psnr - 0.01, best[1]), (best[1].psnr + 0.01, best[2])]:
+        tuned = fc.tune(pipe, [1], budget=fc.fit.tuning.AtLeast(goal), **how)
+        assert (tuned.best[0].pattern, tuned.best[0].psnr) == (trial.pattern, pytest.approx(trial.psnr))
+        assert {row.calls for row in tuned.uncached[0]} == {trial.computed}
+    with pytest.raises(fc.errors.InputError, match=r"At least 99 dB were asked for.*Ask for less, or give more steps"):
+        fc.tune(pipe, [1], budget=fc.fit.tuning.AtLeast(99), **how)
+
+
+@pytest.mark.parametrize("grid", ["karras", "exponential", "linspace"])
+def test_at_few_calls_the_timesteps_move_too(pipe, small_search, grid):
+    """The rows are those of diffusers' own settings; elsewhere only the grids that were asked for are there."""
+    small_search.setattr(across, "FEW", 2)
+    tuned = fc.tune(pipe, [1], samplers=("dpmsolver++",), budget=[fc.fit.Calls(2), fc.fit.Calls(3)], number=1, **HOW)
+    few, more = ({row.sampler: row for row in rows} for rows in tuned.uncached)
+    assert set(more) == {"dpmsolver++"}
+    assert set(few) == {"dpmsolver++", *(f"dpmsolver++ {name}" for name in samplers.GRIDS[1:])}
+    moved = {"timestep_spacing": grid} if grid in samplers.SPACINGS else {f"use_{grid}_sigmas": True}
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_start=0.0001, beta_end=0.02, **{"timestep_spacing": "trailing", "final_sigmas_type": "zero", **moved}
+    )
+    by_hand = decibels(pipe, scheduler, [1], 2, (1000,), tuned)
+    assert few[f"dpmsolver++ {grid}"].psnr == pytest.approx(by_hand, abs=0.01)
+    flow = type(
+        "Source", (), {"target": type("Pipe", (), {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler()})}
+    )()
+    assert samplers.on_other_grids(flow, {"unipc": None}) == {}
+    with pytest.raises(fc.errors.InputError, match="whose grid is its shift: give 'unipc'"):
+        samplers.schedulers(flow, ["unipc karras"])
 
 
 # ---- a plan that brings its sampler ----------------------------------------------------------------------------------
@@ -257,7 +326,7 @@ def test_a_solver_of_the_same_process_has_its_settings(name, kind, flow):
         ({"samplers": ()}, "Tuning needs a sampler"),
         ({"steps": (6, 0)}, "numbers of steps from 1 on"),
         ({"steps": (6, 8), "reference": "own"}, "leave out reference='own'"),
-        ({"steps": (6, 8), "budget": fc.fit.tuning.AtLeast(30)}, "give a budget in computed calls"),
+        ({"steps": (6, 8), "budget": fc.fit.tuning.AtLeast(-1)}, "decibels are a number over 0"),
         ({"steps": (6, 8), "budget": fc.fit.Calls(8)}, r"Calls\(value=8\) comes to 8 model calls, and no plan of 6, 8"),
         ({"steps": (6, 8), "budget": fc.fit.Calls(0)}, "is less than one model call: ask for more"),
         ({"budget": fc.fit.Calls(6)}, "6 computed calls were asked for; of 6 steps"),

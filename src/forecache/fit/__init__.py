@@ -6,7 +6,7 @@ from forecache.fit.gains import Gains, gains_bytes, measure_gains
 from forecache.fit.routers import train_router
 from forecache.fit.rules import Rules, Threshold, measure_rules, threshold_for
 from forecache.fit.search import Candidate, SearchResult, search
-from forecache.fit.tuning import Calls, Tuned, tune
+from forecache.fit.tuning import Calls, Tuned, retarget, tune
 
 __all__ = [
     "Calls",
@@ -22,6 +22,7 @@ __all__ = [
     "gains_bytes",
     "measure_gains",
     "measure_rules",
+    "retarget",
     "scores",
     "search",
     "threshold_for",

@@ -13,6 +13,7 @@ budgets       MACs, milliseconds or quality as a number of computed steps
 plan_search   proposes, samples and learns until the budget of samples is used up
 samplers      the samplers to choose from
 across        the same over samplers and numbers of steps, with every sampler without a cache beside it
+retarget      a tuned plan for another number of steps, guidance or resolution
 tuner         the function
 """
 
@@ -21,8 +22,21 @@ from __future__ import annotations
 from forecache.fit.tuning.budgets import AtLeast, Calls, Milliseconds
 from forecache.fit.tuning.forecasts import ForecastSpec
 from forecache.fit.tuning.result import Tuned, Uncached
+from forecache.fit.tuning.retarget import Retargeted, retarget
 from forecache.fit.tuning.settings import Settings
 from forecache.fit.tuning.trials import Trial
 from forecache.fit.tuning.tuner import tune
 
-__all__ = ["AtLeast", "Calls", "ForecastSpec", "Milliseconds", "Settings", "Trial", "Tuned", "Uncached", "tune"]
+__all__ = [
+    "AtLeast",
+    "Calls",
+    "ForecastSpec",
+    "Milliseconds",
+    "Retargeted",
+    "Settings",
+    "Trial",
+    "Tuned",
+    "Uncached",
+    "retarget",
+    "tune",
+]

@@ -54,12 +54,19 @@ def quick_trials(run: FineRun | None, num_steps: int, samples: int, counts: Sequ
 
     counts: computed steps, one for each search. Raises InputError where fewer than `FEWEST` are left.
     """
-    begun = fixed(run, num_steps, 1, samples, 0)
+    return trials_left(fixed(run, num_steps, 1, samples, 0), counts, num_steps, samples)
+
+
+def trials_left(begun: float, counts: Sequence[int], num_steps: int, samples: int) -> int:
+    """The trials of each search of a quick one, after what it begins with.
+
+    begun: in images. counts: computed steps, one for each search. Raises InputError where fewer than `FEWEST` are left.
+    """
     trials = int((QUICK_IMAGES - begun) / (samples * sum(counts) / num_steps))
     if trials < FEWEST:
         raise InputError(
             f"A quick search of {QUICK_IMAGES} images leaves {max(0, trials)} trials for each of {len(counts)} "
-            f"searches, after {begun:.0f} images for what they are compared with: give fewer budgets, or tune without "
-            "quick (--no-quick)."
+            f"searches, after {begun:.0f} images for what they are compared with: give fewer budgets, samplers or "
+            "numbers of steps, or tune without quick (--no-quick)."
         )
     return trials

@@ -38,6 +38,9 @@ SAMPLERS = (OWN, *CLASSES)
 """The names of samplers, each but the first also with a timestep spacing behind it, such as ``unipc leading``."""
 SPACINGS = ("trailing", "linspace", "leading")
 """Timestep spacings of models of noise; the first is the default (arXiv 2305.08891 says why)."""
+SIGMAS = ("karras", "exponential")
+"""Grids of noise levels in the place of a spacing: Karras et al.'s (arXiv 2206.00364, Eq. 5), and even logarithms."""
+GRIDS = (*SPACINGS, *SIGMAS)
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,11 @@ def schedulers(source: Source, names: Sequence[str]) -> dict[str, Any]:
 
     Raises InputError for a name that does not exist, and for a pipeline without a scheduler if others are asked for.
     """
-    spaced = [f"{name} {spacing}" for name in CLASSES for spacing in SPACINGS]
+    spaced = [f"{name} {grid}" for name in CLASSES for grid in GRIDS]
     if unknown := [name for name in names if name not in (*SAMPLERS, *spaced)]:
         raise InputError(
             f"There is no sampler {unknown[0]!r}; there are: {', '.join(SAMPLERS)}, and all but the first also with a "
-            f"timestep spacing, {' or '.join(SPACINGS)}, such as {spaced[-1]!r}."
+            f"grid of timesteps, {' or '.join(GRIDS)}, such as {spaced[-1]!r}."
         )
     found: dict[str, Any] = {}
     known: set[str] = set()
@@ -113,16 +116,36 @@ def schedulers(source: Source, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def on_other_grids(source: Source, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The solvers of these names on all grids that are not among them; none for flow matching, whose grid is its shift.
+
+    kinds: schedulers by name, as `schedulers` gives them.
+    """
+    if is_flow(scheduler_of(source)):
+        return {}
+    names = {name.split(" ")[0] for name in kinds if name != OWN}
+    wide = schedulers(source, [*kinds, *(f"{name} {grid}" for name in CLASSES if name in names for grid in GRIDS)])
+    return {name: kind for name, kind in wide.items() if name not in kinds}
+
+
 def _scheduler(own: Any, name: str) -> Any:
     import diffusers
 
     config, flow = dict(own.config), is_flow(own)
-    name, _, spacing = name.partition(" ")
+    name, _, grid = name.partition(" ")
     kind = getattr(diffusers, CLASSES[name][flow])
     if flow and name in ("euler", "heun"):
         return kind.from_config(config)
     settings = {**config, **GRID, **(PLAIN if name == "dpmsolver++" else {})}
-    settings["timestep_spacing"] = spacing or SPACINGS[0]
+    if grid in SIGMAS:
+        if flow:
+            raise InputError(
+                f"{name} {grid} is a grid of models of noise, and the pipeline's scheduler is one of flow matching, "
+                f"whose grid is its shift: give {name!r}."
+            )
+        settings[f"use_{grid}_sigmas"] = True
+        grid = SPACINGS[0]
+    settings["timestep_spacing"] = grid or SPACINGS[0]
     if flow:
         settings |= {
             "prediction_type": "flow_prediction",

@@ -75,7 +75,7 @@ def tune(
     target: a DiTPipeline, a text-to-image pipeline, a bundled model, or any `sources.Source`.
     conditions: class labels or texts, one for each sample.
     samplers: the samplers to choose from, of `samplers.SAMPLERS`: "own", the pipeline's, and solvers of the same
-        process, also with another timestep spacing than "trailing", as "unipc leading". With others than the pipeline's
+        process, also on another grid of timesteps than "trailing", as "unipc karras". With others than the pipeline's
         own, or with several numbers of steps, the result is a plan together with the sampler that it is for, which
         `forecache.enable` sets, or a sampler without a cache where no plan is nearer to the converged samples; and
         every sampler without a cache at the same calls stands beside it.
@@ -90,9 +90,9 @@ def tune(
         good solver (`sampling.converged`); the steps that it needs are found first, and told in the result and the log.
         "own": the pipeline's own samples without a cache, for those who want the images of before. Both are measured
         for every plan; this one ranks.
-    quick: whether the whole search, for all budgets, keeps to the cost of 100 images without a cache. Fewer trials on
-        three samples, of one noise and without refinement, choose the plan; like those of a full search, they are all
-        sampled and compared with the reference.
+    quick: whether the whole search, for all budgets and samplers, keeps to the cost of 100 images without a cache.
+        Fewer trials on three samples, of one noise and without refinement, choose the plan; like those of a full
+        search, they are all sampled and compared with the reference.
     correcting: whether EOC's correction is tried, which brings tensors into the plan.
     refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
         refined weights, fitted weights or a correction cannot be stretched to another number of steps.
@@ -135,11 +135,6 @@ def tune(
             "Samplers and numbers of steps are compared by the converged samples, which are the same for all: leave "
             "out reference='own' (--reference own), or tune for the pipeline's own sampler in one number of steps."
         )
-    if across and quick:
-        raise InputError(
-            "A quick search is for one sampler in one number of steps: leave out quick (--no-quick), or choose them "
-            "first, with a search over samplers of few trials (number=, --schedules)."
-        )
     if not samplers or min(steps, default=1) < 1:
         raise InputError(f"Tuning needs a sampler, and numbers of steps from 1 on; {samplers=}, {steps=} were given.")
 
@@ -173,6 +168,7 @@ def tune(
             world,
             correcting,
             refining,
+            quick,
             file,
             on_step,
             on_trial,
