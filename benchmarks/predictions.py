@@ -5,17 +5,17 @@
 
 Random schedules of 20 steps with 10, 7 and 5 of them computed, intervals of at most 6, Taylor's forecast of order 1.
 Gains are measured on some samples: around a run without a cache, around the even schedule of each number of computed
-steps, and, with --twice, around the schedule that those find best. The PSNR, of the mean squared error, is to the same
-samples without a cache; it is measured on the samples of the gains and on as many others. No time is involved, so that
-it may run beside other work; interrupted, it continues. Writes benchmarks/results/predictions-MODEL.json, the picture
-and the table in docs/tuning.md.
+steps, and, with --twice, around the schedule that their mean finds best. The PSNR, of the mean squared error, is to the
+same samples without a cache; it is measured on the samples of the gains and on as many others. No time is involved, so
+that it may run beside other work; interrupted, it continues. Writes benchmarks/results/predictions-MODEL.json, the
+picture and the table in docs/tuning.md.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import common
@@ -38,8 +38,9 @@ FORECAST = Taylor(1)
 WAYS = {
     "none": "no cache",
     "even": "the even schedule",
-    "best": "the best schedule so found",
-    "mean": "both schedules, averaged",
+    "both": "both, averaged",
+    "all": "no cache and the three even schedules, averaged",
+    "best": "no cache, the even schedule and the best one so found, averaged",
 }
 """What gains are measured around."""
 MODELS = ("digits", "digits-text")
@@ -113,15 +114,15 @@ class Study:
 def measured(model: str, samples: int, directions: int, number: int, twice: bool) -> dict[str, Any]:
     """The predictions and the measurements of a model."""
     study = Study(model, samples, directions)
-    ways: dict[int, dict[str, list[Gains]]] = {}
+    ways: dict[int, dict[str, Gains]] = {}
+    none, around = study.gains(None), {count: study.gains(even(count)) for count in COUNTS}
     best: dict[int, str] = {}
     for count in COUNTS:
-        around = study.gains(even(count))
-        best[count] = best_schedule(around, count, FORECAST, longest=LONGEST)
-        ways[count] = {"none": [study.gains(None)], "even": [around]}
+        both = none.averaged(around[count])
+        best[count] = best_schedule(both, count, FORECAST, longest=LONGEST)
+        ways[count] = {"none": none, "even": around[count], "both": both, "all": none.averaged(*around.values())}
         if twice:
-            again = study.gains(best[count])
-            ways[count] |= {"best": [again], "mean": [around, again]}
+            ways[count]["best"] = none.averaged(around[count], study.gains(best[count]))
     schedules = {count: random_schedules(count, number) for count in COUNTS}
     every = [pattern for count in COUNTS for pattern in (even(count), best[count])]
     errors = study.measured([*every, *(schedules[count][place] for place in range(number) for count in COUNTS)])
@@ -130,7 +131,7 @@ def measured(model: str, samples: int, directions: int, number: int, twice: bool
             "even": {"pattern": even(count), "measured": [_decibels(error) for error in errors[even(count)]]},
             "best": {
                 "pattern": best[count],
-                "predicted": _predicted(ways[count]["even"], best[count]),
+                "predicted": _predicted(ways[count]["both"], best[count]),
                 "measured": [_decibels(error) for error in errors[best[count]]],
             },
             "schedules": [
@@ -153,14 +154,17 @@ def measured(model: str, samples: int, directions: int, number: int, twice: bool
     }
 
 
-def _predicted(gains: list[Gains], pattern: str) -> float:
-    """The PSNR of the mean squared error that several gains predict."""
-    errors = [10 ** (-one.decibels(one.projections_of(pattern, FORECAST)) / 10) for one in gains]
-    return _decibels(float(np.mean(errors)))
+def _predicted(gains: Gains, pattern: str) -> float:
+    return round(gains.decibels(gains.projections_of(pattern, FORECAST)), 3)
 
 
 def _decibels(error: float) -> float:
     return round(float(-10 * np.log10(max(error, 1e-10))), 3)
+
+
+def _measured(row: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Of every random schedule, the PSNR on the samples of the gains and on the others."""
+    return [tuple(one["measured"]) for one in row["schedules"]]
 
 
 def _ways(row: Mapping[str, Any]) -> list[str]:
@@ -173,13 +177,16 @@ def statistics(row: Mapping[str, Any], way: str) -> dict[str, float]:
     found = {}
     for name, place in (("same", 0), ("others", 1)):
         told = np.array([one["measured"][place] for one in row["schedules"]])
-        found[name] = round(float(np.corrcoef(_ranks(predicted), _ranks(told))[0, 1]), 3)
+        found[name] = round(_rank_correlation(predicted, told), 3)
         found[f"{name} dB"] = round(float(np.median(np.abs(predicted - told))), 2)
     return found
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    return values.argsort().argsort().astype(float)
+def _rank_correlation(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> float:
+    """Spearman's correlation."""
+    ranks = np.stack([np.argsort(np.argsort(values)) for values in (one, other)])
+    table: np.ndarray = np.corrcoef(ranks)
+    return float(table[0, 1])
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -196,6 +203,7 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 )
     yield ""
     for model, record in records.items():
+        halves = [f"{_rank_correlation(*zip(*_measured(row), strict=True)):.2f}" for row in record["rows"].values()]
         best = [
             f"{count} computed: {row['best']['predicted']:.1f} predicted, {row['best']['measured'][1]:.1f} measured, "
             f"even {row['even']['measured'][1]:.1f}"
@@ -204,25 +212,27 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         schedules = len(next(iter(record["rows"].values()))["schedules"])
         yield (
             f"{model}: {schedules} random schedules each; gains of {record['samples']} samples with "
-            f"{record['directions']} directions. The schedule that is best under the gains around the even one, in dB "
-            f"on the other samples: {'; '.join(best)}. `{record['command']}`; {common.machine(record['environment'])}."
+            f"{record['directions']} directions. The schedule that is best under the averaged gains, in dB "
+            f"on the other samples: {'; '.join(best)}. What was measured on the other samples has rank correlations of "
+            f"{', '.join(halves)} with what was measured on the same ones, which is as far as a prediction from so few "
+            f"samples can go. `{record['command']}`; {common.machine(record['environment'])}."
         )
         yield ""
     yield common.picture(NAME, f"{NAME}.png", "Predicted against measured PSNR of random schedules.")
 
 
 def draw(records: Mapping[str, Mapping[str, Any]]) -> None:
-    """The picture: a panel a model, measured over predicted, the last linearisation."""
+    """The picture: a panel a model, measured over predicted, all gains averaged."""
     size = (5.2 * len(records), 4.6)
     canvas, panels = pyplot().subplots(1, len(records), figsize=size, squeeze=False, layout="constrained")
     for panel, (model, record) in zip(panels[0], records.items(), strict=True):
         ends = []
         for count, row in record["rows"].items():
             x, y = ([one[way] for one in row["schedules"]] for way in (_ways(row)[-1], "measured"))
-            panel.plot(x, [both[1] for both in y], ".", markersize=3, label=f"{count} computed")
-            ends += [*x, *(both[1] for both in y)]
+            panel.plot(x, [told[0] for told in y], ".", markersize=4, label=f"{count} computed")
+            ends += [*x, *(told[0] for told in y)]
         panel.plot([min(ends), max(ends)], [min(ends), max(ends)], color="grey", linewidth=0.8)
-        panel.set(title=model, xlabel="predicted, dB", ylabel="measured on other samples, dB")
+        panel.set(title=model, xlabel="predicted, dB", ylabel="measured on the same samples, dB")
         panel.legend()
     save_figure(canvas, common.IMAGES / f"{NAME}.png", 110)
 

@@ -133,6 +133,7 @@ def short_tuning(monkeypatch):
     monkeypatch.setattr(across, "KEPT", 1)
     monkeypatch.setattr(fine, "LEAST_STEPS", 8)
     monkeypatch.setattr(fine, "MOST_STEPS", 32)
+    monkeypatch.setattr(across, "FEW", 2)
 
 
 @pytest.fixture(scope="session")

@@ -235,6 +235,20 @@ def test_a_predictions_error_is_that_of_the_sums_written_out():
     assert gains.decibels(projections) == pytest.approx(-10 * np.log10((error**2).mean().item() / 4))
 
 
+def test_averaged_gains_predict_the_mean_of_the_projected_errors():
+    one, other = random_gains(), random_gains(seed=1)
+    offset = torch.randn(8, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    base = torch.zeros_like(other.base)
+    base[:5, :, 0], base[5:, :, 2] = 1.0, 1.0
+    other = replace(other, offset=offset, base=base, scale=0.7)
+    both, pattern = one.averaged(other), "##.#..."
+    mean = sum(gains.scale * gains.projections_of(pattern, Taylor(1)) for gains in (one, other)) / 2
+    assert both.scale * both.projections_of(pattern, Taylor(1)) == pytest.approx(mean)
+    assert both.decibels(both.projections_of(pattern, Taylor(1))) == pytest.approx(-10 * np.log10((mean**2).mean()))
+    with pytest.raises(fc.errors.StatisticsError, match="average those of the same samples"):
+        one.averaged(one.part(slice(3)))
+
+
 def test_the_best_schedule_is_that_of_all_schedules():
     gains = random_gains()
     scores = {}

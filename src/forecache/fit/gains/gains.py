@@ -122,6 +122,25 @@ class Gains:
         products, offset = torch.cat([self.products, other.products]), torch.cat([self.offset, other.offset])
         return replace(self, origin=origin, products=products, scale=scale, offset=offset)
 
+    def averaged(self, *others: Gains) -> Gains:
+        """The mean of gains that were measured on the same samples around other runs.
+
+        What gains around one run leave out has about the opposite sign around another, so that their mean predicts
+        schedules between these runs better than each. Raises StatisticsError for gains of other samples.
+        """
+        every, count = (self, *others), 1 + len(others)
+        if any((one.origin, one.sites, one.count) != (self.origin, self.sites, self.count) for one in others):
+            raise StatisticsError(
+                "These gains are of several measurements: average those of the same samples, directions and seed, "
+                "around different runs."
+            )
+        scale = sum(one.scale for one in every) / count
+        products = torch.stack([one.products * (one.scale / scale) for one in every]).mean(0)
+        starts = torch.stack([torch.from_numpy(one.start) * (one.scale / scale) for one in every]).mean(0)
+        base = torch.zeros_like(self.base)
+        base[..., 0] = 1.0
+        return replace(self, products=products, scale=scale, base=base, offset=starts.reshape(self.offset.shape))
+
     def part(self, samples: slice) -> Gains:
         """The gains of some of the samples."""
         return replace(self, products=self.products[samples], offset=self.offset[samples])
