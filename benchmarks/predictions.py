@@ -185,8 +185,7 @@ def statistics(row: Mapping[str, Any], way: str) -> dict[str, float]:
 def _rank_correlation(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> float:
     """Spearman's correlation."""
     ranks = np.stack([np.argsort(np.argsort(values)) for values in (one, other)])
-    table: np.ndarray = np.corrcoef(ranks)
-    return float(table[0, 1])
+    return float(np.asarray(np.corrcoef(ranks)).reshape(2, 2)[0, 1])
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
