@@ -283,7 +283,8 @@ class Gains:
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.online is not None or any(cell.constants or cell.tokens is not None for row in plan.rows for cell in row):
+    corrects = any(cell.constants or cell.tokens is not None for row in plan.rows for cell in row)
+    if corrects or plan.online is not None or plan.looks:
         raise PlanMismatchError(
             "Gains predict plans of forecasts alone: this one corrects, decides while it runs, or computes some tokens."
         )
