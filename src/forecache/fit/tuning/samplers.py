@@ -35,7 +35,7 @@ CLASSES: Mapping[str, tuple[str, str]] = {
 }
 """The classes of a name in diffusers: for models of noise, and for flow matching."""
 SAMPLERS = (OWN, *CLASSES)
-"""The names of samplers, each but the first also with a timestep spacing behind it, such as ``unipc leading``."""
+"""The names of samplers, each but the first also with a grid behind it, such as ``unipc leading``."""
 SPACINGS = ("trailing", "linspace", "leading")
 """Timestep spacings of models of noise; the first is the default (arXiv 2305.08891 says why)."""
 SIGMAS = ("karras", "exponential")
