@@ -49,13 +49,13 @@ figures: $(READY)
 DIGITS := src/forecache/zoo/assets/digits
 statistics: $(READY)
 	for steps in 20 50; do \
-	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --out out/statistics-$$steps.safetensors && \
+	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --signals 16 --out out/statistics-$$steps.safetensors && \
 	  cp out/statistics-$$steps.safetensors $(DIGITS)/statistics-$$steps.safetensors && \
-	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
+	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --signals 16 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
-	$(BIN)/forecache calibrate --model digits-text --samples 300 --out out/digits-text-statistics-20.safetensors
+	$(BIN)/forecache calibrate --model digits-text --samples 300 --signals 16 --out out/digits-text-statistics-20.safetensors
 	cp out/digits-text-statistics-20.safetensors $(DIGITS)-text/statistics-20.safetensors
-	$(BIN)/forecache calibrate --model digits-text --samples 300 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
+	$(BIN)/forecache calibrate --model digits-text --samples 300 --signals 16 --keep channel --out $(DIGITS)-text/statistics-20.safetensors
 
 # the tables of docs/methods/eoc.md, docs/methods/l2c.md, docs/measured/methods.md, docs/methods/procache.md, docs/measured/digits-text.md, docs/calibration.md, docs/evaluation.md and
 # docs/sampling.md, docs/reproduce.md (four hours on two cores, after make statistics)

@@ -12,7 +12,7 @@ plan = method.plan(forecache.grid(pipe, num_steps=20))  # for those who want to 
 from forecache import errors, evaluate, fit, methods, models, parts, plan, runtime, sampling, zoo
 from forecache._version import __version__
 from forecache.errors import ForecacheError
-from forecache.fit import calibrate, retarget, search, train_router, tune
+from forecache.fit import calibrate, retarget, search, threshold_for, train_router, tune
 from forecache.integrations.diffusers import ForecacheConfig, apply_forecache
 from forecache.methods import (
     adaptive,
@@ -89,6 +89,7 @@ __all__ = [
     "search",
     "tune",
     "retarget",
+    "threshold_for",
     # the rest
     "ForecacheError",
     "__version__",

@@ -152,7 +152,7 @@ def test_every_bundled_file_of_a_format_of_ours_says_it():
             document = tensor_files.read_document(path, 2**30)
             found.setdefault((document["format"], document["version"]), set()).add(path.name)
     assert found == {
-        ("forecache-statistics", 2): {"statistics-20.safetensors", "statistics-50.safetensors"},
+        ("forecache-statistics", 3): {"statistics-20.safetensors", "statistics-50.safetensors"},
         ("forecache-router", 2): {"router-22.safetensors", "router-40.safetensors"},
     }
 

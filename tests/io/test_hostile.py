@@ -663,7 +663,11 @@ def test_an_archive_of_many_parts_is_no_router(tmp_path):
 
 def test_tensors_of_absurd_shapes_get_no_memory(tmp_path):
     """safetensors holds every offset against the length of the file; a shape of no elements overflows nothing."""
-    metadata = {"forecache": json.dumps({"format": "forecache-statistics", "version": 2, "sites": [], "origin": {}})}
+    metadata = {
+        "forecache": json.dumps(
+            {"format": "forecache-statistics", "version": 3, "sites": [], "origin": {}, "signals": {}}
+        )
+    }
     for number, shape in enumerate([[2**62], [2**40, 2**40], [2**63, 0], [0, 2**62, 2**62]]):
         header = {"__metadata__": metadata, "means.0": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
         data = json.dumps(header).encode()

@@ -349,56 +349,79 @@ def outputs_of(scale):
     return values
 
 
-def calibrated(factor=1.0):
-    values = outputs_of(0.1)
-    return [
-        factor * ((later - earlier).abs().mean() / later.abs().mean()).item()
-        for number, earlier in enumerate(values)
-        for later in values[number + 1 :]
-    ]
+def squares_of(values):
+    """Mean squares of differences of outputs, of all pairs of steps, as `Signals.mean_squares` has them."""
+    pairs = [(s, t) for s in range(len(values)) for t in range(s, len(values))]
+    return [(values[t] - (values[s] if s < t else 0)).square().mean().item() for s, t in pairs]
 
 
-def test_adaptive_follows_its_pattern_where_the_run_is_as_calibrated():
-    session, sample = by_plan(fc.adaptive(PATTERN, calibrated()), "blocks")
-    assert decided(session) == PATTERN
-    _, static = by_plan(fc.explicit(pattern=PATTERN), "blocks")
+FORECASTS = {
+    "reuse": (lambda base: base, lambda v, c, step: v[c[-1]]),
+    "taylor": (
+        lambda base: fc.taylorseer(base, 1),
+        lambda v, c, step: (
+            v[c[-1]] if len(c) == 1 else torch.lerp(v[c[-2]], v[c[-1]], (step - c[-2]) / (c[-1] - c[-2]))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORECASTS)
+def test_adaptive_follows_its_pattern_where_the_run_is_as_calibrated(name):
+    wrap, _ = FORECASTS[name]
+    for more in ({}, {"budget": PATTERN.count("#")}, {"at_most": 12}):
+        session, sample = by_plan(wrap(fc.adaptive(PATTERN, squares=squares_of(outputs_of(0.1)), **more)), "blocks")
+        assert decided(session) == PATTERN
+    _, static = by_plan(wrap(fc.explicit(pattern=PATTERN)), "blocks")
     assert torch.equal(sample, static)
 
 
-def test_adaptive_adds_steps_where_a_run_changes_faster_than_calibrated():
-    """The rule written out, on the outputs of the run itself; within a budget, what is added early is missing later."""
-    changes = calibrated(0.4)
-    at = {pair: changes[number] for number, pair in enumerate(
-        (s, t) for s in range(len(TIMES)) for t in range(s + 1, len(TIMES)))}  # fmt: skip
-    tolerance = max(
-        at[max(s for s in range(t) if PATTERN[s] == "#"), t] for t, sign in enumerate(PATTERN) if sign == "."
-    )
-    seen = []
-    model = small_dit(3)
-    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.sample.clone()))
-    labels, x = torch.tensor([1, 2]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with fc.apply(model, fc.adaptive(PATTERN, changes), num_steps=len(TIMES)) as session, torch.no_grad():
-        for time in TIMES:
-            x = x - 0.1 * model(x, timestep=torch.full((2,), time), class_labels=labels).sample[:, :4]
-    handle.remove()
-    computed, ratio, made = [], 1.0, ""
-    for step, sign in enumerate(PATTERN):
-        if len(computed) > 1:
-            newest, before = computed[-1], computed[-2]
-            own = ((seen[newest] - seen[before]).abs().mean() / seen[newest].abs().mean()).item()
-            ratio = own / at[before, newest]
-        skips = sign == "." and ratio * at[computed[-1], step] <= 1.5 * tolerance
-        made += "." if skips else "#"
-        computed += [] if skips else [step]
-    assert decided(session) == made
-    assert made.count("#") > PATTERN.count("#")
-    exact, _ = by_plan(fc.adaptive(PATTERN, changes, budget=PATTERN.count("#")))
-    assert decided(exact).count("#") == PATTERN.count("#")
-    assert decided(exact) != PATTERN
+@pytest.mark.parametrize("name", FORECASTS)
+def test_adaptive_computes_earlier_where_the_forecast_errs_more_than_calibrated(name):
+    """The rule written out, on the outputs of the run itself. Its calibration is of a run that is nearer to a line."""
+    wrap, forecast = FORECASTS[name]
+    own, last = outputs_of(0.1), len(TIMES) - 1
+    slow = [torch.lerp(torch.lerp(own[0], own[last], step / last), value, 0.4) for step, value in enumerate(own)]
+
+    def error(v, computed, step):
+        return ((v[step] - forecast(v, computed, step)).norm() / v[step].norm()).item()
+
+    def tolerance(step):
+        gap = range(PATTERN.rfind("#", 0, step) + 1, (PATTERN + "#").index("#", PATTERN.rfind("#", 0, step) + 1))
+        planned = [s for s in range(gap.start) if PATTERN[s] == "#"]
+        return max((error(slow, planned, skipped) for skipped in gap), default=0.0)
+
+    for budget in (None, PATTERN.count("#")):
+        seen = []
+        model = small_dit(3)
+        handle = model.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.sample.clone()))
+        labels, x = torch.tensor([1, 2]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        method = wrap(fc.adaptive(PATTERN, squares=squares_of(slow), factor=1.2, budget=budget))
+        with fc.apply(model, method, num_steps=len(TIMES)) as session, torch.no_grad():
+            for time in TIMES:
+                x = x - 0.1 * model(x, timestep=torch.full((2,), time), class_labels=labels).sample[:, :4]
+        handle.remove()
+        computed, made = [0], "#"
+        for step in range(1, len(TIMES)):
+            ratio = 1.0
+            if len(computed) > 1:
+                ratio = error(seen, computed[:-1], computed[-1]) / error(slow, computed[:-1], computed[-1])
+            drifts = ratio * error(slow, computed, step) > 1.2 * tolerance(step)
+            ahead = budget is not None and len(computed) > PATTERN.count("#", 0, step)
+            computes = drifts if PATTERN[step] == "." or ahead else True
+            if budget is not None:
+                computes = (computes and len(computed) < budget) or len(computed) + len(TIMES) - step <= budget
+            made += "#" if computes else "."
+            computed += [step] if computes else []
+        assert decided(session) == made
+        assert made != PATTERN
+        assert made.count("#") == budget if budget else made.count("#") > PATTERN.count("#")
 
 
 def test_adaptive_is_for_the_length_that_was_calibrated():
-    with pytest.raises(fc.errors.PlanError, match="Calibrated changes of 15 steps are 105 numbers"):
-        fc.adaptive(PATTERN, [0.1] * 10)
+    with pytest.raises(fc.errors.PlanError, match="Calibrated squares of 15 steps are 120 numbers"):
+        fc.adaptive(PATTERN, squares=[0.1] * 10)
+    with pytest.raises(fc.errors.PlanError, match="give stats=, the statistics"):
+        fc.adaptive(PATTERN)
     with pytest.raises(fc.errors.PlanError, match="The pattern has 15 entries, the run 12 steps"):
-        fc.adaptive(PATTERN, [0.1] * 105).plan(fc.grid(small_dit(3), 12))
+        fc.adaptive(PATTERN, squares=[0.1] * 120).plan(fc.grid(small_dit(3), 12))

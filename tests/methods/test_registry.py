@@ -119,7 +119,8 @@ def test_every_method_makes_a_plan_with_a_recipe(name, schedule_file):
     own = {parameter.name: given.get(parameter.name, parameter.range.usual) for parameter in entry.parameters
            if parameter.required and parameter.kind != "base"}  # fmt: skip
     own |= {"pattern": "#..." * 5} if name in ("explicit", "adaptive") else {}
-    own |= {"changes": [0.1] * (T * (T - 1) // 2)} if name == "adaptive" else {}
+    own |= {"squares": [0.1] * (T * (T + 1) // 2)} if name == "adaptive" else {}
+    own |= {"ratios": [1.0]} if name == "magcache" else {}
     base = {"base": fc.fora(4)} if entry.takes_base else {}
     method = entry.function(**own, **base)
     plan = method.plan(LONG if name == "procache_paper" else GRID)

@@ -332,7 +332,32 @@ def put(name, value):
     return tensors(lambda t: t[name].view(-1).__setitem__(5, value))
 
 
+def older(read):
+    """The document of the version before, which had no signals."""
+    read.pop("signals")
+    read["version"] = 2
+
+
+def test_a_file_of_the_version_before_is_read_and_has_no_signals(tmp_path):
+    path, stats = tmp_path / "statistics.safetensors", measured()
+    stats.save(path)
+    document(older)(path)
+    loaded = Statistics.load(path)
+    assert same(loaded, stats)
+    assert loaded.signals is None
+    with pytest.raises(fc.errors.StatisticsError, match="calibrate again, into another file"):
+        loaded.known_signals()
+
+
 DAMAGED = {
+    "signals without their power": (tensors(lambda t: t.update({"signals.outputs": torch.ones(1, 21)})), "lacks power"),
+    "signals of other steps": (
+        lambda path: (
+            document(lambda d: d.update(signals={"power": 2.0}))(path),
+            tensors(lambda t: t.update({"signals.outputs": torch.ones(1, 20)}))(path),
+        ),
+        "does not belong to 6 steps",
+    ),
     "empty": (lambda path: path.write_bytes(b""), "length of a safetensors header"),
     "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(500)), "length of a safetensors header"),
     "a plan": (lambda path: fc.fora(2).plan(GRID).save(path), "length of a safetensors header"),
@@ -351,8 +376,8 @@ DAMAGED = {
         "format is 'forecache-router', not 'forecache-statistics'",
     ),
     "no format": (document(lambda d: d.pop("format")), "it lacks format"),
-    "another version": (document(lambda d: d.update(version=1)), "version is 1; this forecache reads version 2"),
-    "version true": (document(lambda d: d.update(version=True)), "version is True; this forecache reads version 2"),
+    "another version": (document(lambda d: d.update(version=1)), "version is 1; this forecache reads version 3"),
+    "version true": (document(lambda d: d.update(version=True)), "version is True; this forecache reads version 3"),
     "version 2.0": (document(lambda d: d.update(version=2.0)), r"version is 2\.0; this forecache reads version 2"),
     "an unknown key": (document(lambda d: d.update(pickle="x")), "unknown keys .*pickle"),
     "no origin": (document(lambda d: d.pop("origin")), "it lacks origin"),

@@ -31,7 +31,13 @@ def measured(grid=GRID, tokens=N, width=D, seed=0, inverse=None):
 
 def same(a, b):
     """Whether two statistics agree in everything, bit for bit."""
-    tables = [(x.changes, x.inverse, x.counts, *x.means) for x in (a, b)]
+    signals = [{} if x.signals is None else dict(x.signals.tables) for x in (a, b)]
+    tables = [
+        (x.changes, x.inverse, x.counts, *x.means, *(own[name] for name in sorted(own)))
+        for x, own in zip((a, b), signals, strict=True)
+    ]
+    if signals[0].keys() != signals[1].keys():
+        return False
     pairs = list(zip(*tables, strict=True))
     return (a.sites, a.origin) == (b.sites, b.origin) and all(
         x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs

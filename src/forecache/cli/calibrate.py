@@ -25,7 +25,7 @@ from forecache.cli.parameters import (
 )
 from forecache.cli.pipelines import PipelineOptions, guidance_of, takes_pipeline_options
 from forecache.cli.terminal import app, emit, interruptible, progress, say
-from forecache.fit.calibrate import with_resolution
+from forecache.fit.calibrate import SIGNALS, with_resolution
 from forecache.io.text import mib
 from forecache.models.levels import AskedSites
 from forecache.parts.gates import proposed
@@ -62,6 +62,9 @@ def calibrate_command(
     ] = False,
     batch: Batch = 32,
     gaps: Annotated[int, typer.Option(min=1, help="Measure changes over 1 to this many steps.")] = 3,
+    signals: Annotated[
+        int, typer.Option(min=0, help="Samples whose signals are kept, for rules that decide while a plan runs.")
+    ] = SIGNALS,
     rows: Annotated[RowsName | None, typer.Option(help="Half of a guidance pair [the conditional one].")] = None,
     keep: Annotated[
         KeepName, typer.Option(help="Means per token in float32 or float16, or per channel.")
@@ -72,7 +75,8 @@ def calibrate_command(
     pipeline: PipelineOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model's mean features and their changes without a cache, for GOC's gate, EOC and SmoothCache.
+    """Measure a model's mean features and their changes without a cache, for GOC's gate, EOC and SmoothCache, and what
+    TeaCache, MagCache, adaptive and the thresholds of rules need.
 
     Ctrl-C keeps what was measured, and the same command continues. Several GPUs share the work:
     `torchrun --nproc-per-node 8 -m forecache calibrate ...`, or `accelerate launch -m forecache calibrate ...`.
@@ -101,6 +105,7 @@ def calibrate_command(
                 seed=seed,
                 batch=batch,
                 gaps=gaps,
+                signals=signals,
                 rows=rows.value if rows is not None else None,
                 shared_noise=shared_noise,
                 keep_on=keep_on,
@@ -115,7 +120,7 @@ def calibrate_command(
                 emit({"statistics": str(out), **summary(stats)})
             say(
                 f"{stats.count} samples, one mean per {stats.resolution}. N: share of sites with an inverse gradient.\n"
-                f"{proposed(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n"
+                f"{proposed(stats).show(fc.Grid(stats.num_steps, stats.sites))}\n{_rules(stats)}"
                 f"Wrote {out} ({mib(out.stat().st_size)}). See it: forecache show {out}"
             )
 
@@ -127,6 +132,21 @@ def _memory(source: Source, steps: int, batch: int, gaps: int, sites: AskedSites
     except fc.errors.InputError:  # its arguments are known to its pipeline alone
         return "How much memory the means take is not known from shapes alone; --keep-on cpu keeps them off the GPU."
     return f"Memory: {mib(memory.means)} of means and {mib(memory.recent)} of features, for any number of samples."
+
+
+def _rules(stats: fc.Statistics) -> str:
+    """What the statistics fit for rules that decide while a plan runs, as a sentence."""
+    r2 = _r2(stats)
+    fit = "" if r2 is None else f" TeaCache's polynomial explains {r2:.0%} of the changes of the output."
+    return "" if stats.signals is None else f"Signals of {len(stats.signals.samples)} samples for rules.{fit}\n"
+
+
+def _r2(stats: fc.Statistics) -> float | None:
+    """R2 of TeaCache's polynomial; None where the model does not show its modulated input."""
+    try:
+        return stats.known_signals().polynomial()[1]
+    except fc.errors.StatisticsError:
+        return None
 
 
 def _kept_samples(out: Path) -> str:
@@ -145,4 +165,6 @@ def summary(stats: fc.Statistics) -> dict[str, Any]:
         "samples": stats.count,
         "of": len(stats.origin.conditions),
         "resolution": stats.resolution,
+        "signals": len(stats.signals.samples) if stats.signals is not None else 0,
+        "teacache_r2": _r2(stats),
     }

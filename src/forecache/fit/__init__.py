@@ -4,15 +4,14 @@ from forecache.fit import gains, scores, tuning
 from forecache.fit.calibrate import calibrate, calibration_bytes
 from forecache.fit.gains import Gains, gains_bytes, measure_gains
 from forecache.fit.routers import train_router
-from forecache.fit.rules import Rules, Threshold, measure_rules, threshold_for
 from forecache.fit.search import Candidate, SearchResult, search
+from forecache.fit.thresholds import Threshold, threshold_for
 from forecache.fit.tuning import Calls, Tuned, retarget, tune
 
 __all__ = [
     "Calls",
     "Candidate",
     "Gains",
-    "Rules",
     "SearchResult",
     "Threshold",
     "Tuned",
@@ -21,7 +20,6 @@ __all__ = [
     "gains",
     "gains_bytes",
     "measure_gains",
-    "measure_rules",
     "retarget",
     "scores",
     "search",

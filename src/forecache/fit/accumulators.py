@@ -104,6 +104,11 @@ class Accumulators:
             self._free[site] = [Cell(0, mean, change) for mean, change in zip(means, changes, strict=True)]
         return self._free[site].pop()
 
+    @property
+    def fewest(self) -> int:
+        """The samples of the cell that has fewest."""
+        return min(cell.samples if cell is not None else 0 for row in self.cells for cell in row)
+
     def shapes(self) -> list[torch.Size | None]:
         """The shape of every site's mean; None for a site that was never called."""
         columns = zip(*self.cells, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from forecache import distributed
 from forecache._version import __version__
 from forecache.errors import InputError, StatisticsError
 from forecache.fit.accumulators import Accumulators, Recent
+from forecache.fit.signals import Recorder
 from forecache.io.text import dtype_name
 from forecache.methods.explicit import explicit
 from forecache.models.find import find, grid_at, layout_for, measure
@@ -27,6 +28,7 @@ from forecache.models.levels import AskedSites
 from forecache.models.span import Of
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
+from forecache.parts.signals import Signals
 from forecache.parts.statistics import Origin, Statistics
 from forecache.runtime.plan_source import Fixed
 from forecache.runtime.session import Session
@@ -35,6 +37,8 @@ from forecache.sampling import sources
 Rows = Literal["first", "second", "all"]
 CHECKPOINT_SECONDS = 60.0
 """Seconds between two files of one process."""
+SIGNALS = 32
+"""Samples of which signals are kept."""
 CHECKPOINT_ROUNDS = 16
 """Batches of each of several processes between two files, which they have to write together."""
 
@@ -83,6 +87,7 @@ def calibrate(
     seed: int = 0,
     batch: int = 32,
     gaps: int = 3,
+    signals: int = SIGNALS,
     rows: Rows | None = None,
     shared_noise: bool = False,
     keep_on: str | torch.device | None = None,
@@ -103,6 +108,8 @@ def calibrate(
     seed: of the noise.
     batch: samples of a generation.
     gaps: changes over 1 to ``gaps`` steps are measured.
+    signals: samples, the first ones, of which is kept what rules look at that decide while a plan runs
+        (`Statistics.signals`); 0 for none.
     rows: in a batch with a guidance pair, the half that is averaged: "first", "second" or "all"; by default the
         conditional one, which is the first in DiT and the second in PixArt. A pipeline that calls the model twice a
         step, such as Wan's, has no pair: its first call is measured.
@@ -122,10 +129,10 @@ def calibrate(
     labels = sources.check_conditions(source, conditions)
     is_chosen = rows is not None
     rows = getattr(source, "conditional", "first") if rows is None else rows
-    if not labels or batch < 1 or gaps < 1:
+    if not labels or batch < 1 or gaps < 1 or signals < 0:
         raise InputError(
-            "Calibration needs at least one condition, and a batch and gaps of at least 1; there are "
-            f"{len(labels)} conditions, batch={batch} and gaps={gaps}."
+            "Calibration needs at least one condition, a batch and gaps of at least 1, and signals of 0 samples or "
+            f"more; there are {len(labels)} conditions, batch={batch}, gaps={gaps} and signals={signals}."
         )
     if rows not in ("first", "second", "all"):
         raise InputError(f"rows must be 'first', 'second' or 'all', not {rows!r}.")
@@ -134,7 +141,8 @@ def calibrate(
     dtype = next(find(source.target).parameters()).dtype
     options = sources.options_of(source) | ({} if dtype is torch.float32 else {"dtype": dtype_name(dtype)})
     origin = Origin(*about, labels, __version__, options)
-    run = _Calibration(source, whole, origin, gaps, keep_on, Path(path) if path is not None else None, is_chosen)
+    where = Path(path) if path is not None else None
+    run = _Calibration(source, whole, origin, gaps, min(signals, len(labels)), keep_on, where, is_chosen)
     return run.finish(on_start, on_step)
 
 
@@ -159,6 +167,7 @@ class _Calibration:
         whole: Grid,
         origin: Origin,
         gaps: int,
+        signals: int,
         keep_on: str | torch.device | None,
         path: Path | None,
         rows_are_chosen: bool,
@@ -166,11 +175,17 @@ class _Calibration:
         self._source, self._grid, self._origin, self._path = source, whole, origin, path
         self._rows_are_chosen = rows_are_chosen
         self._gaps = gaps
+        self._count = signals
+        self._signals: dict[str, Tensor] = {}  # of the samples that this process measured; zeros elsewhere
+        self._power = 2.0
         self._world = distributed.current()
         self._accumulators = Accumulators(whole, gaps, keep_on)
         self._earlier = self._load()
         if self._earlier is not None and self._world.leads:
             self._accumulators.continue_from(self._earlier)
+            if self._earlier.signals is not None and self._earlier.is_partial:
+                self._signals = {name: table.clone() for name, table in self._earlier.signals.tables.items()}
+                self._power = self._earlier.signals.power
         self._batch = _Batch(0, 0)
         self._recent = [Recent(gaps) for _ in whole.sites]
 
@@ -214,8 +229,26 @@ class _Calibration:
         session.new_run()
         how = sources.Sampling(self._grid.num_steps, origin.guidance, origin.seed, origin.shared_noise)
         labels = list(origin.conditions[batch.first : batch.first + batch.count])
-        self._source.generate(labels, how, batch.first, on_step)
-        session.check_complete()
+        if batch.first >= self._count:
+            self._source.generate(labels, how, batch.first, on_step)
+            session.check_complete()
+            return
+        before = self._accumulators.fewest
+        with Recorder(self._source.target, find(self._source.target)) as recorder:
+            try:
+                self._source.generate(labels, how, batch.first, on_step)
+                session.check_complete()
+            finally:  # an interruption after the last model call has measured the batch as well
+                if self._accumulators.fewest == before + batch.count:
+                    self._keep(recorder, batch)
+
+    def _keep(self, recorder: Recorder, batch: _Batch) -> None:
+        """Keep the signals of a batch."""
+        self._power = recorder.power
+        last = min(batch.first + batch.count, self._count)
+        for name, table in recorder.tables(batch.count, self._grid.num_steps).items():
+            whole = self._signals.setdefault(name, torch.zeros(self._count, table.shape[1]))
+            whole[batch.first : last] = table[: last - batch.first]
 
     def _record(self, step: int, site: int, feature: Tensor) -> None:
         """Adds the rows of a feature that count, unless the file of an earlier run has them."""
@@ -248,9 +281,26 @@ class _Calibration:
 
     def _save(self) -> Statistics | None:
         merged = self._accumulators.merged(self._origin, self._world)
+        signals = self._merged_signals()
+        if merged is not None:
+            merged = replace(merged, signals=signals)
         if merged is not None and self._path is not None and self._world.leads:
             merged.save(self._path)
         return merged
+
+    def _merged_signals(self) -> Signals | None:
+        """The signals of all processes, each of which has its own samples. A collective call of all processes."""
+        widths = {name: table.shape[1] for name, table in self._signals.items()}
+        power = self._power
+        if self._world.size > 1:
+            widths, power = self._world.agree([widths or None, power if widths else None])
+        if not widths:
+            return None
+        tables = {name: self._signals.get(name, torch.zeros(self._count, width)) for name, width in widths.items()}
+        if self._world.size > 1:
+            tables = {name: table.clone() for name, table in tables.items()}
+            self._world.sum_([tables[name] for name in sorted(tables)])
+        return Signals(tables, power)
 
     def _load(self) -> Statistics | None:
         if self._path is None or not self._path.exists():
@@ -264,6 +314,9 @@ class _Calibration:
             differ.insert(0, "sites or steps")
         if earlier.changes.shape[2] != self._gaps:
             differ.append("gaps")
+        kept = earlier.signals
+        if kept is not None and earlier.is_partial and len(kept.tables["outputs"]) != self._count:
+            differ.append("signals")
         compact = earlier.resolution == "channel" or any(mean.dtype is not torch.float32 for mean in earlier.means)
         if differ or (earlier.is_partial and compact):
             what = f"of another run ({', '.join(differ)} differ)" if differ else "compact and partial"

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from forecache.errors import PlanError
+from forecache.methods.ingredients import statistics_of
 from forecache.methods.parameters import Range
 from forecache.methods.registry import register
 from forecache.parts.grid import Action, Grid, Schedule, Site
+from forecache.parts.statistics import Statistics
 from forecache.plan.method import Method
 
 
-@register
+def _of_statistics(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The ratios that statistics have in the place of these, so that a recipe holds numbers."""
+    return arguments | {"stats": None, "ratios": _ratios(arguments["stats"], arguments["ratios"])}
+
+
+def _ratios(stats: Statistics | None, ratios: Sequence[float] | None) -> tuple[float, ...]:
+    if ratios is None and stats is None:
+        raise PlanError(
+            "magcache skips by ratios that are measured before: give stats=, the statistics of forecache.calibrate, or "
+            "ratios=."
+        )
+    if ratios is not None:
+        return tuple(map(float, ratios))
+    assert stats is not None
+    return stats.known_signals().magnitude_ratios()
+
+
+@register(rewrite=_of_statistics)
 def magcache(
-    ratios: Annotated[Sequence[float], Range(usual=(1.0,))],
+    ratios: Sequence[float] | None = None,
     threshold: Annotated[float, Range(least=0, slider=(0, 1, 0.01))] = 0.06,
     *,
+    stats: Annotated[Statistics | str | os.PathLike[str] | None, Range(unless="ratios")] = None,
     max_gap: Annotated[int, Range(least=0)] = 3,
     retention: Annotated[float, Range(least=0, most=1, slider=(0, 1, 0.05))] = 0.2,
 ) -> Method:
@@ -26,12 +47,14 @@ def magcache(
     plan is static. As published, by the rule and the defaults of diffusers; ratios of another number of steps are
     stretched to the run's, the nearest ones.
 
-    ratios: g_t of every step: the mean ratio of what the blocks add to a token to what they added at the step before
+    ratios: g_t of every step: the mean ratio of what the blocks add to a token to what they added at the step before;
+        by default those of stats
     threshold: of the accumulated error E; 0 computes every step
+    stats: statistics of `forecache.calibrate`, which measures the ratios
     max_gap: most steps skipped in a row
     retention: share of the run, from its start, in which every step is computed
     """
-    values = tuple(map(float, ratios))
+    values = _ratios(None if stats is None else statistics_of(stats), ratios)
     if not values or min(values) <= 0:
         raise PlanError(f"Ratios of magnitudes are over 0, one a step; {values[:4]} were given.")
     return Method("magcache", by_ratios(values, threshold, max_gap, retention))

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from forecache.methods.deciding import First, Last, Steps, deciding
+from forecache.methods.ingredients import statistics_of
 from forecache.methods.parameters import Range
 from forecache.methods.registry import register
 from forecache.parts.decide import ModulatedInput
+from forecache.parts.statistics import Statistics
 from forecache.plan.method import Method
 
 
-@register
+def _of_statistics(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The coefficients that statistics fit in the place of these, so that a recipe holds numbers."""
+    return arguments | {"stats": None, "coefficients": _fitted(arguments["stats"], arguments["coefficients"])}
+
+
+def _fitted(stats: Statistics | None, coefficients: Sequence[float] | None) -> tuple[float, ...]:
+    if coefficients is not None:
+        return tuple(map(float, coefficients))
+    return (1.0, 0.0) if stats is None else stats.known_signals().polynomial()[0]
+
+
+@register(rewrite=_of_statistics)
 def teacache(
     threshold: Annotated[float, Range(least=0, usual=0.25, slider=(0, 2, 0.01))],
-    coefficients: Sequence[float] = (1.0, 0.0),
+    coefficients: Annotated[Sequence[float] | None, Range(usual=(1.0, 0.0))] = None,
     *,
+    stats: Annotated[Statistics | str | os.PathLike[str] | None, Range(unless="coefficients")] = None,
     first: First = 1,
     last: Last = 1,
     max_gap: Steps = None,
@@ -30,7 +45,8 @@ def teacache(
     published with the coefficients of a model.
 
     threshold: of the accumulated change A; 0 computes every step
-    coefficients: of the polynomial p, the highest power first; 1,0 takes the change as it is
+    coefficients: of the polynomial p, the highest power first; by default those of stats, else 1,0, the change as it is
+    stats: statistics of `forecache.calibrate`, which fit the polynomial
     first: steps computed at the start
     last: steps computed at the end
     max_gap: most steps skipped in a row
@@ -40,7 +56,7 @@ def teacache(
     """
     return deciding(
         "teacache",
-        ModulatedInput(threshold, tuple(map(float, coefficients))),
+        ModulatedInput(threshold, _fitted(None if stats is None else statistics_of(stats), coefficients)),
         first,
         last,
         max_gap,

@@ -10,15 +10,25 @@ B batch, N tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forecache.errors import PlanError
 from forecache.parts.bounds import Decision
+from forecache.parts.forecasts import Forecast, Reuse, of_computed
+from forecache.parts.grid import Site
+
+OUTPUT = Site("output", 0, "")
+"""The model's output as a site, for rules that forecast it."""
+SMALLEST = 1e-30
+"""The smallest mean square that is divided by."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Now:
     computed: the steps that were computed so far, oldest first
     forced: what the bounds leave; None for a free choice
     sigma: share of noise in the sample, 0 to 1; None if it is not known
+    forecast: of the skipped steps
     sample: the model's input (B, ...)
     output: the model's output (B, ...) at the newest computed step; None before there is one
     modulated: the normed and modulated input (B, N, D) of the first block's attention
@@ -68,6 +79,7 @@ class Now:
     computed: Sequence[int] = ()
     forced: Decision | None = None
     sigma: float | None = None
+    forecast: Forecast = Reuse()  # noqa: RUF009 - it is frozen
     sample: Tensor | None = None
     output: Tensor | None = None
     modulated: Tensor | None = None
@@ -333,71 +345,110 @@ class Probe:
 
 @dataclass(frozen=True)
 class Followed:
-    """Follows a pattern of steps, and computes more of them where a run changes faster than it was calibrated (ours).
+    """Follows a pattern of steps, and computes earlier where the forecast errs more than it was calibrated to (ours).
 
-    The run's ratio is mean|v_c - v_c'| / mean|v_c| of the model's outputs at its last two computed steps c' < c, over
-    the calibrated one of these two steps; 1 before there are two. A step that the pattern skips is skipped while ratio
-    * changes(c, step) <= factor * tolerance, with the tolerance the largest calibrated change that the pattern skips. A
-    run whose ratio never exceeds the factor follows the pattern exactly.
+    At every computed step c the run's own error is known, |v_c - e_c| / |v_c|, with v the model's output and e_c what
+    the plan's forecast makes of the outputs at the computed steps before c (L2 norms). The run's ratio is this error
+    over the calibrated one of the same forecast from the same steps; 1 before there are two computed steps.
+
+    A step that the pattern skips is computed iff ratio * error(step) > factor * tolerance, with the calibrated error of
+    the forecast from the steps that were computed, and the tolerance the largest one that the pattern itself accepts in
+    this gap. If ``moves``, a step that was computed beyond the pattern takes the place of the pattern's next one, which
+    is skipped unless the same is true there. A run whose ratio never exceeds the factor follows the pattern exactly.
 
     pattern: of the plan, "#" computed and "." skipped
-    changes: calibrated mean|v_t - v_s| / mean|v_t| of all steps s < t: (0, 1), (0, 2), ..., (1, 2), ...
-    factor: the largest ratio that changes nothing, over 0
+    squares: calibrated mean of (v_t - v_s)^2 of all steps s < t, and of v_t^2 where s = t, of any scale: (0, 0), (0,
+        1), ..., (1, 1), (1, 2), ...
+    factor: the largest ratio that changes nothing, at least 1
+    moves: whether the number of computed steps stays that of the pattern
     """
 
     pattern: str
-    changes: tuple[float, ...]
+    squares: tuple[float, ...]
     factor: float = 1.5
+    moves: bool = False
 
     def __post_init__(self) -> None:
         steps = len(self.pattern)
         if not self.pattern.startswith("#") or set(self.pattern) - {"#", "."}:
             raise PlanError(f"A pattern starts with '#' and goes on with '#' and '.'; {self.pattern!r} does not.")
-        if len(self.changes) != steps * (steps - 1) // 2 or not all(0 <= change < math.inf for change in self.changes):
+        if len(self.squares) != steps * (steps + 1) // 2 or not all(0 <= one < math.inf for one in self.squares):
             raise PlanError(
-                f"Calibrated changes of {steps} steps are {steps * (steps - 1) // 2} numbers from 0 on, and "
-                f"{len(self.changes)} were given: measure them for this number of steps, forecache.fit.measure_rules."
+                f"Calibrated squares of {steps} steps are {steps * (steps + 1) // 2} numbers from 0 on, and "
+                f"{len(self.squares)} were given: calibrate for this number of steps, forecache.calibrate."
             )
-        if not 0 < self.factor < math.inf:
-            raise PlanError(f"The factor of a drift is over 0, such as 1.5; {self.factor!r} was given.")
+        if not 1 <= self.factor < math.inf:
+            raise PlanError(f"The factor of a drift is at least 1, such as 1.5; {self.factor!r} was given.")
 
     @property
     def sees(self) -> Sees:
         return Sees(output=True)
 
-    def change(self, earlier: int, later: int) -> float:
-        """The calibrated change of the output between two steps."""
+    @cached_property
+    def _differences(self) -> NDArray[np.float64]:
+        """(T, T): mean squares of differences; 0 where s = t."""
         steps = len(self.pattern)
-        return self.changes[earlier * steps - earlier * (earlier + 1) // 2 + later - earlier - 1]
+        square = np.zeros((steps, steps))
+        square[np.triu_indices(steps)] = self.squares
+        square = square + np.triu(square, 1).T
+        return square - np.diag(np.diag(square))
 
-    @property
-    def tolerance(self) -> float:
-        """The largest calibrated change over which the pattern skips."""
-        newest, most = 0, 0.0
-        for step, sign in enumerate(self.pattern):
-            if sign == "#":
-                newest = step
-            else:
-                most = max(most, self.change(newest, step))
-        return most
+    @cached_property
+    def _sizes(self) -> NDArray[np.float64]:
+        """(T,): mean squares of the outputs."""
+        ends = np.cumsum([0, *range(len(self.pattern), 1, -1)])
+        return np.asarray(self.squares)[ends]
 
-    def begin(self) -> tuple[Tensor | None, int, Tensor | float]:
-        """The output at the newest computed step but one that was looked at, that step, and the run's ratio."""
-        return None, 0, 1.0
+    @cached_property
+    def _tolerances(self) -> dict[tuple[Forecast, int], float]:
+        return {}
 
-    def decide(self, state: tuple[Tensor | None, int, Tensor | float], now: Now) -> tuple[Decision, Any]:
-        before, earlier, ratio = state
+    def error(self, forecast: Forecast, step: int, computed: Sequence[int]) -> float:
+        """The calibrated relative error of a forecast at a step. computed: the steps before it, newest first."""
+        weights = of_computed(forecast, step, computed, OUTPUT)
+        steps, shares = [*weights, step], np.array([*weights.values(), -1.0])
+        square = shares.sum() * (shares @ self._sizes[steps])
+        square -= shares @ self._differences[np.ix_(steps, steps)] @ shares / 2
+        return math.sqrt(max(0.0, float(square)) / max(float(self._sizes[step]), SMALLEST))
+
+    def tolerance(self, forecast: Forecast, step: int) -> float:
+        """The largest calibrated error that the pattern accepts in the gap of a step; of the gap before a computed one.
+
+        0 where there is no gap.
+        """
+        if (forecast, step) not in self._tolerances:
+            start = self.pattern.rfind("#", 0, step)
+            end = self.pattern.find("#", start + 1)
+            gap = range(start + 1, end if end >= 0 else len(self.pattern))
+            computed = [number for number in range(start, -1, -1) if self.pattern[number] == "#"]
+            most = max((self.error(forecast, skipped, computed) for skipped in gap), default=0.0)
+            self._tolerances[forecast, step] = most
+        return self._tolerances[forecast, step]
+
+    def begin(self) -> tuple[Mapping[int, Tensor], Tensor | float]:
+        """The outputs at the computed steps that were looked at, and the run's ratio."""
+        return {}, 1.0
+
+    def decide(self, state: tuple[Mapping[int, Tensor], Tensor | float], now: Now) -> tuple[Decision, Any]:
+        outputs, ratio = state
         newest = now.computed[-1] if now.computed else 0
-        if now.output is not None and (before is None or newest != earlier):
-            calibrated = self.change(earlier, newest) if before is not None else 0.0
-            if before is not None and calibrated > 0:
-                ratio = (now.output - before).abs().mean() / now.output.abs().mean() / calibrated
-            before, earlier = now.output, newest
-        state = before, earlier, ratio
-        if now.forced is not None or self.pattern[now.step] == "#":
+        if now.output is not None and newest not in outputs:
+            earlier = sorted(outputs, reverse=True)
+            expected = self.error(now.forecast, newest, earlier) if earlier else 0.0
+            if expected > 0:
+                estimate = torch.zeros_like(now.output)
+                for source, weight in of_computed(now.forecast, newest, earlier, OUTPUT).items():
+                    estimate.add_(outputs[source], alpha=weight)
+                ratio = (now.output - estimate).norm() / now.output.norm() / expected
+            outputs = {**outputs, newest: now.output}
+        state = outputs, ratio
+        is_planned = self.pattern[now.step] == "#"
+        spent = len(now.computed) - self.pattern.count("#", 0, now.step)
+        if now.forced is not None or (is_planned and not (self.moves and spent > 0)):
             return now.forced or Decision.COMPUTE, state
-        expected = ratio * self.change(newest, now.step)
-        return (Decision.SKIP if bool(expected <= self.factor * self.tolerance) else Decision.COMPUTE), state
+        expected = self.error(now.forecast, now.step, tuple(reversed(now.computed)))
+        drifts = ratio * expected > self.factor * self.tolerance(now.forecast, now.step)
+        return (Decision.COMPUTE if bool(drifts) else Decision.SKIP), state
 
 
 DECIDERS: dict[str, type[Any]] = {

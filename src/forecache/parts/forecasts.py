@@ -86,6 +86,28 @@ def needed(forecast: Forecast, computed: Sequence[int]) -> Sequence[int]:
     return range(computed[0], -1, -1) if own is None else own(computed)
 
 
+def of_computed(forecast: Forecast, step: int, computed: Sequence[int], site: Site) -> Mapping[int, float]:
+    """The weights of computed features in an estimate; those of estimates that it reads are followed back to them.
+
+    step: the skipped step. computed: the steps before it that were computed, newest first, at least one. A history of
+    one feature is reused.
+    """
+    known: dict[int, Mapping[int, float]] = {}
+
+    def followed(own: int) -> Mapping[int, float]:
+        if own not in known:
+            earlier = [source for source in computed if source < own]
+            total: dict[int, float] = {}
+            for source, weight in forecast.reads(own, earlier, site).items():
+                back = {source: 1.0} if source in computed else followed(source)
+                for origin, share in back.items():
+                    total[origin] = total.get(origin, 0.0) + weight * share
+            known[own] = total
+        return known[own]
+
+    return followed(step)
+
+
 @dataclass(frozen=True)
 class Reuse(Multistep):
     """The last computed feature, unchanged: ghat(c) = g(c0) (FORA, arXiv 2407.01425)."""

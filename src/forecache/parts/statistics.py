@@ -21,8 +21,12 @@ from forecache.io import tensor_files
 from forecache.io.document import Document, fields, refusing
 from forecache.parts.grid import Grid, Site
 from forecache.parts.identity import is_same, scheduler_differences
+from forecache.parts.signals import Signals
+from forecache.parts.signals import check as check_signals
 
-DOCUMENT = Document("forecache-statistics", 2)
+DOCUMENT = Document("forecache-statistics", 3)
+BEFORE = Document("forecache-statistics", 2)
+"""The version before, which has no signals and is read as well."""
 TYPES = {"sites": list, "origin": dict}
 MAX_BYTES = 64 * 2**30
 Resolution = Literal["token", "channel"]
@@ -76,6 +80,7 @@ class Statistics:
     inverse: (T, S) bool, whether the last change of the averages points the wrong way (`inverse_gradient`).
     counts: (T, S) int64, samples of each cell.
     origin: where they come from.
+    signals: of the first samples, for rules that decide while a plan runs; None in files of before.
     """
 
     sites: tuple[Site, ...]
@@ -84,6 +89,7 @@ class Statistics:
     inverse: Tensor
     counts: Tensor
     origin: Origin
+    signals: Signals | None = None
 
     @property
     def num_steps(self) -> int:
@@ -130,6 +136,15 @@ class Statistics:
     @cached_property
     def _shares(self) -> tuple[float, ...]:
         return tuple(self.inverse.double().mean(1).tolist())
+
+    def known_signals(self) -> Signals:
+        """The signals; StatisticsError where they were not measured."""
+        if self.signals is None:
+            raise StatisticsError(
+                "These statistics have no signals for rules that decide while a plan runs, because they are of an "
+                "older version or of a model whose calls do not show them: calibrate again, into another file."
+            )
+        return self.signals
 
     def mean(self, step: int, site: Site, per: Resolution = "token") -> Tensor:
         """A(step, site), float32: (N, D) per token, or (D,) per channel, the mean over tokens."""
@@ -186,7 +201,10 @@ class Statistics:
         tensors = {f"means.{index}": mean for index, mean in enumerate(self.means)}
         tensors |= {"changes": self.changes, "inverse": self.inverse, "counts": self.counts}
         sites = [asdict(site) for site in self.sites]
-        values = {"sites": sites, "origin": self.origin.document()}
+        values = {"sites": sites, "origin": self.origin.document(), "signals": {}}
+        if self.signals is not None:
+            values["signals"] = {"power": self.signals.power}
+            tensors |= {f"signals.{name}": table for name, table in self.signals.tables.items()}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         tensor_files.write(Path(path), DOCUMENT, values, tensors)
 
@@ -195,9 +213,15 @@ class Statistics:
         """The statistics of a file; raises StatisticsFileError with what is wrong."""
         advice = "Make it with forecache.calibrate"
         with refusing(Path(path), StatisticsFileError, "statistics file", advice):
-            values, tensors = tensor_files.read(Path(path), DOCUMENT, TYPES, MAX_BYTES)
+            document = tensor_files.read_document(Path(path), MAX_BYTES)
+            is_older = isinstance(document, dict) and document == {**document, **BEFORE.wrap({})}
+            types = TYPES if is_older else TYPES | {"signals": dict}
+            values, tensors = tensor_files.read(Path(path), BEFORE if is_older else DOCUMENT, types, MAX_BYTES)
             sites, origin = _decode(values)
-            return cls(sites, *_tensors(tensors, sites), origin)
+            own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("signals.")}
+            means, changes, inverse, counts = _tensors(tensors, sites)
+            signals = _signals(values.get("signals", {}), own, len(counts))
+            return cls(sites, means, changes, inverse, counts, origin, signals)
 
 
 def _described(sites: Sequence[Site]) -> str:
@@ -235,6 +259,18 @@ def _decode(values: Mapping[str, Any]) -> tuple[tuple[Site, ...], Origin]:
         raise ValueError("the conditions of its origin must be numbers or texts")
     origin["conditions"] = tuple(origin["conditions"])
     return sites, Origin(**origin)
+
+
+def _signals(values: Mapping[str, Any], tensors: Mapping[str, Tensor], steps: int) -> Signals | None:
+    """The signals of a file; None where it has none."""
+    tables = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    if not values and not tables:
+        return None
+    power = fields(dict(values), {"power": float})["power"]
+    check_signals(tables, steps)
+    if not 0 < power < 100:
+        raise ValueError(f"the power of its signals must be over 0, not {power!r}")
+    return Signals(tables, power)
 
 
 def _tensors(tensors: dict[str, Tensor], sites: Sequence[Site]) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:

@@ -349,7 +349,8 @@ def _checked(name: str, value: Any, kind: str) -> Any:
         if not isinstance(value, list) or not all(type(entry) in (int, float) for entry in value):
             raise ValueError(f"{name} must list numbers")
         return tuple(map(float, value))
-    allowed: Collection[type] = (int, float) if "float" in kind else (int,) if kind == "int" else (str,)
+    known: Mapping[str, Collection[type]] = {"int": (int,), "bool": (bool,)}
+    allowed = (int, float) if "float" in kind else known.get(kind, (str,))
     if type(value) not in allowed:
         raise ValueError(f"{name} must be of type {kind}")
     return value

@@ -56,7 +56,8 @@ class Decisions:
         computed = [earlier for earlier, decision in enumerate(self.made) if decision is Decision.COMPUTE]
         forced = self._online.bounds.forced(step, computed, self._num_steps, self._fixed)
         decider: Decider = self._online.decider
-        now = Now(step, self._num_steps, computed, forced, output=self.output, **seen)
+        known = {"forecast": self._online.forecast, "output": self.output}
+        now = Now(step, self._num_steps, computed, forced, **known, **seen)
         decision, self._state = decider.decide(self._state, now)
         self.made.append(decision)
         return decision
