@@ -34,6 +34,7 @@ from forecache.environment import environment
 from forecache.evaluate import psnr
 from forecache.sampling import sources
 from forecache.sampling.sources import Sampling
+from forecache.zoo.open import open_source
 
 STEPS, LONG, CONVERGED, OTHER = 20, 30, 100, 4.0
 SEED, HELD_OUT, BATCH = 0, 5000, 16
@@ -87,7 +88,7 @@ class Bench:
     def __init__(self, name: str, samples: int, calibration: int, words: Sequence[str]) -> None:
         self.name, self.samples, self.calibration = name, samples, calibration
         self.record = zoo.record(name)
-        self.source = sources.as_source(self.record.open())
+        self.source = open_source(name, "cpu", "float32")
         self.home = settings(self.record.guidance)[0]
         self.file = f"online-{name}"
         about = {"command": common.command("online.py", words), "environment": environment(), "samples": samples}
@@ -154,7 +155,8 @@ class Bench:
             for start in range(first, first + count, size):
                 numbers = range(start, min(start + size, first + count))
                 images += self.generate(source, setting, numbers)
-                rows = session.decided().rows if alone else session.plan.rows
+                plan = session.decided() if alone else session.plan
+                rows = plan.rows if plan is not None else ()
                 steps = sum(all(cell.computed for cell in cells) for cells in zip(*rows, strict=True))
                 computed += [steps] * len(numbers)
         result = {"psnr": near(images, self.bare(setting, first, count)), "computed": computed}

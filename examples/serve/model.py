@@ -78,7 +78,8 @@ class Plans:
         plans |= {name: fc.Plan.load(path) for name, path in (files or {}).items()}
         changes: tuple[float, ...] = ()
         if max_drift is not None:
-            changes = fc.fit.measure_rules(self.digits, range(10), num_steps=PLAN_STEPS, guidance=1.5).changes
+            stats = fc.Statistics.load(fc.zoo.record("digits").statistics_path(PLAN_STEPS))
+            changes = stats.known_signals().output_changes()
         guards = fc.runtime.Guards(max_drift=max_drift, changes=changes, same_model=True, same_scheduler=True)
         try:
             for name, plan in plans.items():

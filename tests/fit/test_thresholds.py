@@ -1,6 +1,7 @@
 """Signals of a calibration, beside diffusers' calibration and numbers taken by hand; and thresholds from them."""
 
 import ast
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -54,6 +55,11 @@ def of_sample(values, sample):
     return [value[[sample, sample + 2]] for value in values]
 
 
+def changes_of(values):
+    """mean|v_t - v_s| / mean|v_t| of all pairs of steps."""
+    return [((b - a).abs().mean() / b.abs().mean()).item() for a, b in combinations(values, 2)]
+
+
 def test_ratios_are_those_of_diffusers_calibration(digits, stats, capsys):
     model = digits.transformer
     mag_cache.apply_mag_cache(model, MagCacheConfig(calibrate=True, num_inference_steps=STEPS))
@@ -87,6 +93,8 @@ def test_the_polynomial_and_the_squares_are_those_of_the_run(stats, shown):
     own = np.asarray(stats.signals.mean_squares())
     by_hand = np.mean(squares, axis=0)
     np.testing.assert_allclose(own / own[0], by_hand / by_hand[0], rtol=1e-4)
+    changes = np.mean([changes_of(of_sample(shown["v"], sample)) for sample in range(2)], axis=0)
+    np.testing.assert_allclose(stats.signals.output_changes(), changes, rtol=1e-4)
     assert fc.teacache(0.1, stats=stats).recipe == fc.teacache(0.1, coefficients).recipe
     assert fc.adaptive("#.##.#.#", stats).recipe == fc.adaptive("#.##.#.#", squares=own.tolist()).recipe
 

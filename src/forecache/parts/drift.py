@@ -31,7 +31,8 @@ class Changes:
         if steps < 2 or steps * (steps - 1) // 2 != len(self.values):
             raise PlanError(
                 "Calibrated changes are a number for every pair of steps, such as 190 for 20 steps; "
-                f"{len(self.values)} were given: take those of forecache.fit.measure_rules(pipe, ..., num_steps=20)."
+                f"{len(self.values)} were given: measure them, "
+                "forecache.calibrate(pipe, conditions, num_steps=20).known_signals().output_changes()."
             )
         if not all(0 <= value < math.inf for value in self.values):
             raise PlanError(

@@ -92,6 +92,15 @@ class Signals:
         """MagCache's ratio of every step (arXiv 2506.09045), the mean over samples; 1 for the first."""
         return tuple(map(float, self.steps("ratios").mean(0)))
 
+    def output_changes(self) -> tuple[float, ...]:
+        """mean|v_t - v_s| / mean|v_t| of the model's output v at all pairs of steps s < t, the mean over samples.
+
+        In the order (0, 1), (0, 2), ..., (1, 2), ...: what `forecache.runtime.Guards` takes as ``changes``.
+        """
+        outputs = self.pairs("outputs")
+        earlier, later = np.triu_indices(self.num_steps, 1)
+        return tuple(map(float, (outputs[:, earlier, later] / outputs[:, later, later]).mean(0)))
+
     def mean_squares(self) -> tuple[float, ...]:
         """The mean over samples of (v_t - v_s)^2 of the model's output, over that of v_t^2 of the samples and steps.
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from forecache.errors import DriftError
-from forecache.parts.decide import Followed
 from forecache.parts.drift import Changes, change_of_sample
 from forecache.parts.grid import Cell
 from forecache.plan.constants import Constants
@@ -19,12 +18,12 @@ class DriftLimit:
     """How far the generations of a session may leave what was calibrated; see `Guards`.
 
     most: largest ratio of a run's change to the calibrated one.
-    changes: the calibrated changes; None where the plan has them.
+    changes: the calibrated changes.
     raises: whether a generation that exceeds it fails; else what is left of it is computed.
     """
 
     most: float
-    changes: Changes | None
+    changes: Changes
     raises: bool
 
 
@@ -69,14 +68,11 @@ class Drift:
         return True
 
 
-def drift_of(plan: Plan, limit: DriftLimit | None, num_steps: int) -> Drift | None:
-    """The drift of a new generation by a plan; None where nothing limits it. num_steps: model calls of the run."""
+def drift_of(limit: DriftLimit | None, num_steps: int) -> Drift | None:
+    """The drift of a new generation; None where nothing limits it. num_steps: model calls of the run."""
     if limit is None or num_steps < 2:
         return None
-    changes = limit.changes
-    if changes is None and plan.online is not None and isinstance(plan.online.decider, Followed):
-        changes = Changes(plan.online.decider.changes)
-    return None if changes is None else Drift(limit, changes, num_steps)
+    return Drift(limit, limit.changes, num_steps)
 
 
 def computed_from(plan: Plan, step: int) -> Plan:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from forecache.errors import PlanError, PlanMismatchError
-from forecache.parts.decide import Followed
 from forecache.parts.drift import Changes
 from forecache.parts.grid import Grid
 from forecache.parts.identity import is_same
@@ -30,9 +29,8 @@ class Guards:
     max_drift: the most by which a run may change faster than the runs that were calibrated, as the ratio of what the
         model's output changes between two computed steps to the calibrated change; the sample that changes most
         counts. None, the default, is no limit. It reads one number off the device at every computed step.
-    changes: the calibrated changes for it, as `forecache.fit.measure_rules` measures them; () by default, for a plan
-        of `forecache.adaptive`, which has its own. A run of another number of steps is compared at equal shares of the
-        run.
+    changes: the calibrated changes for it, `Signals.output_changes` of the statistics of `forecache.calibrate`. A run
+        of another number of steps is compared at equal shares of the run.
     on_drift: "compute", the default, computes what is left of a run that exceeds ``max_drift``, and counts it in
         ``session.stats.drifted``; "raise" raises DriftError.
     min_computed: the least share of cells that a plan computes, 0 to 1; 0 by default.
@@ -95,10 +93,10 @@ class Guards:
 
     def _check_drift(self, plan: Plan) -> None:
         """Raises PlanError for a plan whose drift cannot be seen."""
-        if not self.changes and (plan.online is None or not isinstance(plan.online.decider, Followed)):
+        if not self.changes:
             raise PlanError(
                 f"max_drift={self.max_drift:g} compares a run with calibrated changes, and there are none: give "
-                "changes=forecache.fit.measure_rules(pipe, conditions, num_steps=20).changes."
+                "changes=forecache.calibrate(pipe, conditions, num_steps=20).known_signals().output_changes()."
             )
         computed = sum(all(cell.computed for cell in cells) for cells in zip(*plan.rows, strict=True))
         if computed < 2 and plan.num_steps > 1 and not plan.is_undecided:
@@ -110,11 +108,9 @@ class Guards:
     @property
     def drift(self) -> DriftLimit | None:
         """What the runs of a session are held to; None for nothing."""
-        if self.max_drift is None:
+        if self.max_drift is None or not self.changes:  # what is missing is refused by `check`
             return None
-        return DriftLimit(
-            self.max_drift, Changes(tuple(self.changes)) if self.changes else None, self.on_drift == "raise"
-        )
+        return DriftLimit(self.max_drift, Changes(tuple(self.changes)), self.on_drift == "raise")
 
 
 OPEN = Guards()
