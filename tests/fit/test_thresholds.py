@@ -14,6 +14,7 @@ from forecache.fit.replayed import computed_steps
 from forecache.parts import decide
 from forecache.parts.bounds import Bounds, Decision
 from forecache.parts.signals import polynomial
+from forecache.runtime.pipelines import noise_at
 from forecache.sampling.sources import Sampling
 from forecache.zoo import load_digits
 
@@ -119,7 +120,7 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_a_replay_decides_as_the_rule_does_on_the_same_tensors(name, stats, shown, digits):
     digits.scheduler.set_timesteps(STEPS)
-    levels = [fc.runtime.deciding.noise_level(digits.scheduler, float(time)) for time in digits.scheduler.timesteps]
+    levels = [noise_at(digits.scheduler, float(time)) for time in digits.scheduler.timesteps]
     pictures = set()
     for threshold in (0.02, 0.08, 0.2, 0.5, 1.5):
         rule = RULES[name](threshold)

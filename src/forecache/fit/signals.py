@@ -20,7 +20,8 @@ from forecache.models.arguments import named_arguments
 from forecache.models.blocks import Residual
 from forecache.models.chain import chain_of
 from forecache.parts.decide import filtered_by_noise
-from forecache.runtime.deciding import first_attention, first_tensor, noise_level, stream_of
+from forecache.runtime.deciding import first_attention, first_tensor, stream_of
+from forecache.runtime.pipelines import noise_at
 
 MOST = 2**16
 """Numbers of a row that are looked at."""
@@ -109,7 +110,7 @@ class Recorder:
             return None
         value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         nearest = min(known.tolist(), key=lambda time: min(abs(time - value), abs(time - 1000 * value)))
-        return noise_level(self._scheduler, nearest)
+        return noise_at(self._scheduler, nearest)
 
     def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
         named = output.values() if isinstance(output, Mapping) else output
