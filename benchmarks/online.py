@@ -202,7 +202,7 @@ def rules(bench: Bench, steps: int, computed: float) -> dict[str, fc.Method]:
         "fbcache": fc.fbcache(0.2, last=1),
         "teacache": fc.teacache(0.3, stats=stats),
         "easycache": fc.easycache(0.2, first=2),
-        "seacache": fc.seacache(0.3, max_gap=None),
+        "seacache": fc.seacache(0.3, max_gap=99),
         "dicache": fc.dicache(0.1, first=2),
     }
     made = {name: fc.threshold_for(rule, stats, computed=computed).method for name, rule in makers.items()}
