@@ -141,9 +141,9 @@ def measured(model: str, calls: int, samples: int, held_out: int) -> dict[str, o
     pattern = annealed(source, given, how, even, grid)
     cost = samples * (1 + (1 + ANNEALED) * calls / STEPS)
     bench.planned("annealed", fc.explicit(pattern=pattern).plan(grid), cost, pattern)
-    fits = fc.fit.measure_rules(source, given, num_steps=STEPS, guidance=record.guidance, seed=1000)
+    fits = fc.calibrate(source, given, num_steps=STEPS, guidance=record.guidance, seed=1000)
     bench.decided("SeaCache", fc.seacache(0.3), calls, given, 0.0)
-    bench.decided("TeaCache", fc.teacache(0.3, fits.coefficients), calls, given, samples)
+    bench.decided("TeaCache", fc.teacache(0.3, stats=fits), calls, given, samples)
     budget, guidance = fc.fit.Calls(calls), record.guidance
     quick = fc.tune(
         source,
