@@ -95,6 +95,9 @@ def tune_command(
     refine: Annotated[
         bool, typer.Option(help="Refine the weights of the best plans by their effect on the images.")
     ] = True,
+    hindsight: Annotated[
+        bool, typer.Option(help="Try hindsight on the best plans, with a share for every gap.")
+    ] = False,
     sites: AskedSites,
     batch: Batch = 32,
     out: Annotated[Path, out_folder("Folder for the plans, tune.json and tune.png.")] = Path("out/tune"),
@@ -151,6 +154,7 @@ def tune_command(
                 quick=quick,
                 correcting=correct,
                 refining=refine,
+                hindsight=hindsight,
                 **sites.options,
                 path=out / "tune.json",
                 on_start=lambda calls: bar.update(task, description="sampling", total=calls),

@@ -3,6 +3,7 @@
 from forecache.fit import gains, scores, tuning
 from forecache.fit.calibrate import calibrate, calibration_bytes
 from forecache.fit.gains import Gains, gains_bytes, measure_gains
+from forecache.fit.hindsight import PaidBack, fit_hindsight
 from forecache.fit.routers import train_router
 from forecache.fit.search import Candidate, SearchResult, search
 from forecache.fit.thresholds import Threshold, threshold_for
@@ -12,11 +13,13 @@ __all__ = [
     "Calls",
     "Candidate",
     "Gains",
+    "PaidBack",
     "SearchResult",
     "Threshold",
     "Tuned",
     "calibrate",
     "calibration_bytes",
+    "fit_hindsight",
     "gains",
     "gains_bytes",
     "measure_gains",

@@ -23,6 +23,7 @@ from forecache.parts import patterns
 from forecache.parts.corrections import Drift
 from forecache.parts.forecasts import Feedback, Forecast, Gradient, Reuse, Taylor
 from forecache.parts.grid import Site
+from forecache.parts.hindsight import Hindsight
 from forecache.plan.method import Method
 
 Way = Literal["shift", "scale"]
@@ -175,6 +176,8 @@ class ForecastSpec:
     shifts: for every skipped step of a pattern, how much weight goes from the older to the newest feature; empty if
         the weights are not refined.
     scales: for every skipped step, by what share all weights grow; empty if the weights are not refined.
+    thetas: for every gap of a pattern that a computed step follows, the share that is paid back in hindsight; empty
+        without hindsight.
     """
 
     rule: str
@@ -182,6 +185,7 @@ class ForecastSpec:
     theta: float | None = None
     shifts: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
+    thetas: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, rule: str, numbers: Mapping[str, Any], theta: float | None = None) -> ForecastSpec:
@@ -226,7 +230,7 @@ class ForecastSpec:
         words += [f"{name} {value:g}" for name, value in self.parameters if name not in behind_the_rule]
         if self.theta is not None:
             words.append(f"{THETA.name} {self.theta:g}")
-        return ", ".join([*words, "refined"] if self.is_refined else words)
+        return ", ".join([*words, *["refined"] * self.is_refined, *["hindsight"] * bool(self.thetas)])
 
     def as_document(self) -> dict[str, Any]:
         """The forecast as plain data: the rule, its numbers by name, ``eoc``, ``shifts`` and ``scales``."""
@@ -235,6 +239,8 @@ class ForecastSpec:
             document[THETA.name] = self.theta
         if self.is_refined:
             document |= {"shifts": list(self.shifts), "scales": list(self.scales)}
+        if self.thetas:
+            document["thetas"] = list(self.thetas)
         return document
 
     @classmethod
@@ -243,16 +249,16 @@ class ForecastSpec:
         if not isinstance(document, dict) or not isinstance(document.get("rule"), str):
             raise ValueError(f"a forecast is an object with a rule, not {short(document)}")
         numbers = dict(document)
-        adjustments = [numbers.pop(name, []) for name in ("shifts", "scales")]
+        adjustments = [numbers.pop(name, []) for name in ("shifts", "scales", "thetas")]
         for values in adjustments:
             if not isinstance(values, list) or not all(type(value) is float for value in values):
-                raise ValueError(f"shifts and scales are lists of numbers, not {short(values)}")
-        shifts, scales = map(tuple, adjustments)
+                raise ValueError(f"shifts, scales and thetas are lists of numbers, not {short(values)}")
+        shifts, scales, thetas = map(tuple, adjustments)
         if len(shifts) != len(scales):
             raise ValueError(f"there are {len(shifts)} shifts for {len(scales)} scales")
         rule, theta = numbers.pop("rule"), numbers.pop(THETA.name, None)
         spec = cls.of(rule, numbers, theta)
-        return replace(spec, shifts=shifts, scales=scales)
+        return replace(spec, shifts=shifts, scales=scales, thetas=thetas)
 
     @property
     def is_refined(self) -> bool:
@@ -261,8 +267,8 @@ class ForecastSpec:
 
     @property
     def unrefined(self) -> ForecastSpec:
-        """The forecast before its weights were refined."""
-        return replace(self, shifts=(), scales=())
+        """The forecast before its weights were refined, without hindsight."""
+        return replace(self, shifts=(), scales=(), thetas=())
 
     def forecast(self, gram: Gram) -> Forecast:
         """The forecast without refined weights and without correction."""
@@ -284,8 +290,10 @@ class ForecastSpec:
             base.schedule,
             Adjusted(forecast, adjustments) if adjustments else forecast,
             correction=correction,
+            hindsight=Hindsight(0.0, self.thetas) if self.thetas else None,
         )
-        plain = with_forecast(base, forecast) if not adjustments and correction is None else None
+        is_plain = not adjustments and correction is None and not self.thetas
+        plain = with_forecast(base, forecast) if is_plain else None
         return method.with_recipe(method.name, plain.recipe if plain is not None else None)
 
     def strengthened(self, by: float) -> ForecastSpec | None:

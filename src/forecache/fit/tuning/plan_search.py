@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from forecache.errors import InputError
-from forecache.fit.tuning import proposals, refine
+from forecache.fit.tuning import hindsight, proposals, refine
 from forecache.fit.tuning.budgets import AtLeast
 from forecache.fit.tuning.effort import fixed
 from forecache.fit.tuning.proposals import ScheduleSearch, TrialHistory
@@ -28,14 +28,22 @@ class PlanSearch:
 
     possible: numbers of computed steps that the longest interval allows.
     last: largest number of trials of a search after its schedules, `proposals.LAST` by default.
+    pays_back: whether the best plan is tried with hindsight, False by default.
     """
 
     def __init__(
-        self, runner: TrialRunner, possible: range, correcting: bool, refining: bool, last: int | None = None
+        self,
+        runner: TrialRunner,
+        possible: range,
+        correcting: bool,
+        refining: bool,
+        last: int | None = None,
+        pays_back: bool = False,
     ) -> None:
         self._last = proposals.LAST if last is None else last
         self._runner, self._settings = runner, runner.settings
         self._possible, self._correcting, self._refining = possible, correcting, refining
+        self._pays_back = pays_back
         self._searched: dict[int, tuple[Trial, Trial]] = {}
         self._own_history: TrialHistory | None = None
 
@@ -66,6 +74,8 @@ class PlanSearch:
         samplings = self._settings.trials + self._last + FINALISTS * noises
         if self._refining:
             samplings += refine.most_samplings(self._settings.num_steps - self._possible[0], noises)
+        if self._pays_back:
+            samplings += hindsight.most_samplings(self._possible[-1], noises)
         return samplings
 
     def most_images(self, goals: Sequence[int | AtLeast], judges: int) -> float:
@@ -150,6 +160,8 @@ class PlanSearch:
                 schedules = search.best_by_schedule(refine.SCHEDULES)
                 others = [trial for trial in schedules if trial.pattern != best.pattern]
                 best = Refiner(runner).best(best, others)
+            if self._pays_back:
+                best = hindsight.with_hindsight(runner, best)
             self._searched[count] = best, max(even, key=lambda trial: trial.psnr)
         return self._searched[count]
 

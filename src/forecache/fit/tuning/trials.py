@@ -20,6 +20,7 @@ from forecache.io import files
 from forecache.io.document import Document, fields, refusing
 from forecache.io.text import short
 from forecache.parts import patterns
+from forecache.parts.hindsight import gaps
 
 DOCUMENT = Document("forecache-tuning", 3)
 MAX_BYTES = 16 * 2**20
@@ -90,6 +91,8 @@ def _trial(row: Any) -> Trial:
         raise ValueError(f"{short(pattern)} is not a pattern")
     if forecast.is_refined and len(forecast.shifts) != len(patterns.skipped(pattern)):
         raise ValueError(f"the forecast of {short(pattern)} has {len(forecast.shifts)} shifts")
+    if forecast.thetas and len(forecast.thetas) != len(gaps([sign == "#" for sign in pattern])):
+        raise ValueError(f"the forecast of {short(pattern)} has {len(forecast.thetas)} thetas")
     if not (math.isfinite(values["psnr"]) and math.isfinite(values["own"])):
         raise ValueError(f"the PSNR of {short(pattern)} is not finite")
     return Trial(pattern, forecast, values["psnr"], values["noise"], values["own"])

@@ -24,6 +24,7 @@ from forecache.fit.tuning.trials import Trial
 from forecache.models.layout import Level
 from forecache.models.levels import AskedSites
 from forecache.models.span import Of
+from forecache.parts.responses import check_linear
 from forecache.sampling.fine import JUDGES, REFERENCES, Reference
 from forecache.sampling.sources import Condition, OnStep, Source, as_source, check_conditions
 
@@ -54,6 +55,7 @@ def tune(
     quick: bool = False,
     correcting: bool = True,
     refining: bool = True,
+    hindsight: bool = False,
     level: Level | None = None,
     group: int | None = None,
     of: Of = "residual",
@@ -96,6 +98,9 @@ def tune(
     correcting: whether EOC's correction is tried, which brings tensors into the plan.
     refining: whether the weights of the best plans are refined by their effect on the images (`refine`). A plan with
         refined weights, fitted weights or a correction cannot be stretched to another number of steps.
+    hindsight: whether the best plan of a budget is tried with correction in hindsight (`forecache.hindsight`) as well,
+        with a share for every gap that is measured under the plan's own forecast. For one sampler in one number of
+        steps; False by default.
     level, group, of, blocks: what sites are, as `forecache.grid` takes them.
     path: a file, written after every trial; an interrupted tuning continues from it.
     on_start: called with the number of model calls to come, at most. on_cost: called with the cost of the search to
@@ -135,6 +140,13 @@ def tune(
             "Samplers and numbers of steps are compared by the converged samples, which are the same for all: leave "
             "out reference='own' (--reference own), or tune for the pipeline's own sampler in one number of steps."
         )
+    if hindsight and across:
+        raise InputError(
+            "Hindsight is tried for one sampler in one number of steps: leave it out, or tune for the chosen sampler "
+            "alone afterwards."
+        )
+    if hindsight:
+        check_linear(getattr(source.target, "scheduler", None))
     if not samplers or min(steps, default=1) < 1:
         raise InputError(f"Tuning needs a sampler, and numbers of steps from 1 on; {samplers=}, {steps=} were given.")
 
@@ -187,7 +199,7 @@ def tune(
         last = trials // LAST_SHARE
         settings = replace(settings, trials=trials - last)
     runner = TrialRunner(source, settings, world, file, on_step, on_trial, converged, meter=meter, noises=noises)
-    search = PlanSearch(runner, converter.possible, correcting, refining and not quick, last)
+    search = PlanSearch(runner, converter.possible, correcting, refining and not quick, last, hindsight)
     judging = search.most_calls(len(judged_on), 0) * (1 + len(goals))
     calls = search.most_calls(len(tuned_on), search.most_searches(goals)) + judging
     _announce(on_start, calls, on_cost, search.most_images(goals, judges))
