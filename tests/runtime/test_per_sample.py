@@ -154,7 +154,7 @@ def test_what_does_not_go_together_is_refused(model):
     with pytest.raises(fc.errors.PlanError, match=r"fora\(interval=2\) does not: leave it out"):
         fc.apply(model, fc.fora(2), **options)
     with pytest.raises(fc.errors.PlanError, match=r"does not go with torch.compile"):
-        check_per_sample(None, None, fc.runtime.Guards(), [model])
+        check_per_sample(None, None, fc.runtime.Guards(), None, [model])
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import forecache as fc
 from forecache.distributed import launched
 from forecache.sampling import samples_file, shard_file
 from forecache.sampling.loop import noise, random_labels
-from forecache.sampling.sources import DiTSource
+from forecache.sampling.sources import DiTSource, Sampling, as_source
 from forecache.zoo import Digits, load_digits
 
 
@@ -685,3 +686,26 @@ def test_texts_come_from_a_file_in_turn(forecache, tmp_path, pixart_folder):
     code, _, err = forecache(*words[:-2], "--random-classes", "--out", tmp_path / "c")
     assert code == 1
     assert "with --prompts" in err
+
+
+def test_what_was_decided_is_recorded_over_all_shards_and_continuations(tmp_path):
+    """Each generation of four decides for itself; shards that were there already count as well."""
+    target = tiny()
+    plan = fc.teacache(0.3).plan(fc.grid(target, 6))
+    options = {"plan": plan, "num_steps": 6}
+    done = run(target, tmp_path, **options)
+    pictures, source = Counter(), as_source(target)
+    with fc.apply(target, plan) as session:
+        for first in range(0, COUNT, 4):
+            labels = LABELS[first : first + 4]
+            labels += labels[-1:] * (4 - len(labels))
+            source.generate(labels, Sampling(6, 1.5, 7), first)
+            pictures[session.decided().picture()] += 1
+    assert done.record["decided"] == pictures
+    assert sum(pictures.values()) == 6
+    assert len(pictures) == 2
+    for path in (tmp_path / "run.json", tmp_path / "samples.npz", shard(tmp_path, 1)):
+        path.unlink()
+    again = run(target, tmp_path, **options)
+    assert again.made == (1,)
+    assert again.record["decided"] == pictures

@@ -326,5 +326,9 @@ def _say_shards(sampled: fc.sampling.Sampled, plan: fc.Plan | None, unasked: str
         say("The shards come from different hardware or versions, so their bytes may differ by rounding:")
         for place, shards in record["made_on"].items():
             say(f"  {shards} shards: {place}")
+    if decided := record.get("decided"):
+        picture, count = next(iter(decided.items()))
+        kinds = f"{len(decided)} ways" if len(decided) > 1 else "one way"
+        say(f"Decided while it ran, in {kinds}; {count} of {sum(decided.values())} generations:\n{picture}")
     size = "x".join(map(str, record["shape"]))
     say(f"{sampled.images}: {size} uint8 and labels ({seconds:.1f} s).")

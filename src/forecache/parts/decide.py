@@ -10,7 +10,7 @@ B batch, N tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -56,6 +56,11 @@ class Sees:
         return self.modulated or self.head > 0
 
 
+def alone(means: Tensor) -> Tensor:
+    """The means (...) themselves, where one process has all of a request."""
+    return means
+
+
 @dataclass(frozen=True)
 class Now:
     """A step that is to be decided about.
@@ -64,6 +69,8 @@ class Now:
     num_steps: model calls of the run
     computed: the steps that were computed so far, oldest first
     forced: what the bounds leave; None for a free choice
+    over: turns means over what this process has of a request into means over all of it, where several processes sample
+        it together, such as halves of its tokens; by default there is one
     sigma: share of noise in the sample, 0 to 1; None if it is not known
     forecast: of the skipped steps
     sample: the model's input (B, ...)
@@ -78,6 +85,7 @@ class Now:
     num_steps: int
     computed: Sequence[int] = ()
     forced: Decision | None = None
+    over: Callable[[Tensor], Tensor] = alone
     sigma: float | None = None
     forecast: Forecast = Reuse()  # noqa: RUF009 - it is frozen
     sample: Tensor | None = None
@@ -110,9 +118,24 @@ class Decider(Protocol):
 # ---- deciders --------------------------------------------------------------------------------------------------------
 
 
-def _change(now: Tensor, before: Tensor) -> Tensor:
+def _change(now: Tensor, before: Tensor, over: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean absolute difference of two tensors as a share of the mean absolute value of the second."""
-    return (now - before).abs().mean() / before.abs().mean()
+    return _ratio((now - before).abs().mean(), before.abs().mean(), over)
+
+
+def _ratio(mean: Tensor, other: Tensor, over: Callable[[Tensor], Tensor]) -> Tensor:
+    """The ratio of two means over all of a request."""
+    if over is alone:
+        return mean / other
+    mean, other = over(torch.stack([mean, other])).unbind()
+    return mean / other
+
+
+def _norms(difference: Tensor, whole: Tensor, over: Callable[[Tensor], Tensor]) -> Tensor:
+    """The ratio of two L2 norms over all of a request."""
+    if over is alone:
+        return difference.norm() / whole.norm()
+    return _ratio(difference.square().mean(), whole.square().mean(), over).sqrt()
 
 
 def _threshold(value: object) -> None:
@@ -167,7 +190,9 @@ class FirstBlocks:
         if now.forced is not None or state is None or self.threshold == 0:
             decision = now.forced or Decision.COMPUTE
         else:
-            decision = Decision.SKIP if bool(_change(residual_BND, state) <= self.threshold) else Decision.COMPUTE
+            decision = (
+                Decision.SKIP if bool(_change(residual_BND, state, now.over) <= self.threshold) else Decision.COMPUTE
+            )
         return decision, residual_BND if decision is Decision.COMPUTE else state
 
 
@@ -202,7 +227,7 @@ class ModulatedInput:
         before, total = state
         if now.forced is Decision.COMPUTE or before is None or now.modulated is None:
             return now.forced or Decision.COMPUTE, (now.modulated, 0.0)
-        change = _change(now.modulated, before)
+        change = _change(now.modulated, before, now.over)
         value = torch.zeros_like(change)
         for coefficient in self.coefficients:
             value = value * change + coefficient
@@ -238,14 +263,14 @@ class TransformationRate:
         computed_x, computed_v, before, rate, total = state
         if now.output is not None and now.computed and now.computed[-1] == now.step - 1:
             if computed_x is not None:
-                rate = (now.output - computed_v).abs().mean() / (before - computed_x).abs().mean()
+                rate = _ratio((now.output - computed_v).abs().mean(), (before - computed_x).abs().mean(), now.over)
             computed_x, computed_v = before, now.output
         if now.sample is None or computed_v is None or rate is None:
             decision = now.forced or Decision.COMPUTE
         elif now.forced is Decision.COMPUTE:
             decision = Decision.COMPUTE
         else:
-            total = total + rate * ((now.sample - before).abs().mean() / computed_v.abs().mean())
+            total = total + rate * _ratio((now.sample - before).abs().mean(), computed_v.abs().mean(), now.over)
             decision = _unless_forced(now, total < self.threshold)
         total = 0.0 if decision is Decision.COMPUTE else total
         return decision, (computed_x, computed_v, now.sample, rate, total)
@@ -287,7 +312,7 @@ class FilteredInput:
             return now.forced or Decision.COMPUTE, (filtered, 0.0)
         axes = tuple(range(1, filtered.ndim))
         change_B = (filtered - before).abs().mean(axes) / (before.abs().mean(axes) + 1e-16)
-        total = total + change_B.mean()
+        total = total + now.over(change_B.mean())
         decision = _unless_forced(now, total < self.threshold)
         return decision, (filtered, 0.0 if decision is Decision.COMPUTE else total)
 
@@ -338,7 +363,7 @@ class Probe:
         x_BND, y_BND, total = state
         if now.forced is Decision.COMPUTE or x_BND is None or now.before is None or now.after is None:
             return now.forced or Decision.COMPUTE, (now.before, now.after, 0.0)
-        total = total + (_change(now.after, y_BND) - _change(now.before, x_BND)).abs()
+        total = total + (_change(now.after, y_BND, now.over) - _change(now.before, x_BND, now.over)).abs()
         decision = _unless_forced(now, total < self.threshold)
         return decision, (now.before, now.after, 0.0 if decision is Decision.COMPUTE else total)
 
@@ -439,7 +464,7 @@ class Followed:
                 estimate = torch.zeros_like(now.output)
                 for source, weight in of_computed(now.forecast, newest, earlier, OUTPUT).items():
                     estimate.add_(outputs[source], alpha=weight)
-                ratio = (now.output - estimate).norm() / now.output.norm() / expected
+                ratio = _norms(now.output - estimate, now.output, now.over) / expected
             outputs = {**outputs, newest: now.output}
         state = outputs, ratio
         is_planned = self.pattern[now.step] == "#"

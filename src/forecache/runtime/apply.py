@@ -27,6 +27,7 @@ from forecache.runtime.guards import OPEN, Guards
 from forecache.runtime.host import Host
 from forecache.runtime.pipelines import host_of, rescheduled, scheduler_of
 from forecache.runtime.plan_source import may_look_back
+from forecache.runtime.ranks import ranks_of
 from forecache.runtime.requests import RequestsHost
 from forecache.runtime.run import PartOfRun
 from forecache.runtime.session import Session
@@ -54,6 +55,7 @@ def apply(
     timed: bool = False,
     only_requests: bool = False,
     per_sample: bool = False,
+    process_group: Any = None,
 ) -> Session:
     """A session in which ``target`` samples with fewer computed features: ``with forecache.apply(pipe) as session:``
 
@@ -96,6 +98,10 @@ def apply(
     per_sample: whether every sample of a batch decides for itself, with a plan that decides while it runs, so that an
         image does not depend on its batch. Samples that do the same at a step share a model call, the halves of a
         guidance pair are one sample. False, the default, decides once for the batch.
+    process_group: the processes of torch.distributed that sample equal parts of one request, such as the halves of its
+        tokens or of a guidance pair: a plan that decides while it runs measures over all of them, and they decide
+        alike. None, the default, is the group of diffusers' context parallelism where the model has that, else this
+        process alone.
 
     Raises PlanMismatchError for a plan of another model, and AlreadyAppliedError for a second session on the model.
     Inside the block, StepCountError is raised for a run that is longer or shorter than the plan, PlanError or
@@ -116,7 +122,7 @@ def apply(
     else:
         models = [target]
     if per_sample:
-        check_per_sample(cache_dtype, cache_device, guards, list(map(optimized, models)))
+        check_per_sample(cache_dtype, cache_device, guards, process_group, list(map(optimized, models)))
     scheduler = scheduler_of(target)
     if source.sampler is not None:
         if only_requests:
@@ -133,12 +139,13 @@ def apply(
                 "their host: leave hindsight out."
             )
     options = CacheOptions(
-        cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift, per_sample
+        cache_dtype, _device(cache_device), max_cache_bytes, guards.max_error, guards.drift, per_sample, process_group
     )
     layouts: list[Layout] = []
     hosts: list[Host] = []
     for model, part in zip(models, parts, strict=True):
         layout = layout_for(find(model), grid)
+        ranks_of(process_group, layout.model)  # refuses what is no group
         if isinstance(plan, Plan):
             guards.check(plan, functools.partial(grid_of, target, layout, plan.num_steps))
         layouts.append(layout)
@@ -149,12 +156,15 @@ def apply(
     return Session(source, layouts, hosts, options, wrappers=wrappers, timed=timed, around=around)
 
 
-def check_per_sample(cache_dtype: object, cache_device: object, guards: Guards, compiled: Sequence[object]) -> None:
+def check_per_sample(
+    cache_dtype: object, cache_device: object, guards: Guards, process_group: object, compiled: Sequence[object]
+) -> None:
     """Raises PlanError for what samples that decide each for itself cannot go with."""
     odd = {
         "cache_dtype=": cache_dtype is not None,
         "cache_device=": cache_device is not None,
         "Guards(max_drift=)": guards.max_drift is not None,
+        "process_group=": process_group is not None,
         "torch.compile": any(wrapper is not None for wrapper in compiled),
     }
     if found := [name for name, is_given in odd.items() if is_given]:

@@ -17,13 +17,14 @@ from forecache.errors import PlanMismatchError, RunError
 from forecache.models.arguments import Arguments, positions
 from forecache.models.layout import Layout
 from forecache.parts.bounds import Decision
-from forecache.parts.decide import Decider, Now, Sees
+from forecache.parts.decide import Decider, Now, Sees, alone
 from forecache.parts.grid import Cell
 from forecache.plan.online import Online, Program, fixed_steps, known_decisions
 from forecache.plan.ops import Op
 from forecache.plan.plan import Plan
 from forecache.runtime.executor import StepExecutor
 from forecache.runtime.program import Step
+from forecache.runtime.ranks import Ranks
 
 STREAM = "hidden_states"
 """The argument of a block that rules look at; where no argument has this name, it is the first tensor."""
@@ -35,15 +36,17 @@ class Decisions:
     """What was decided in one generation, with the state of the rule; all lanes of the generation share it.
 
     online: the rule, its bounds and its forecast.
+    ranks: the processes that sample the request together; None for this one alone.
     rows: of the plan. Where no cell of it is undecided, these are the decisions.
     """
 
-    def __init__(self, online: Online, rows: Sequence[Sequence[Cell]]) -> None:
+    def __init__(self, online: Online, rows: Sequence[Sequence[Cell]], ranks: Ranks | None = None) -> None:
         is_known = not any(cell.undecided for row in rows for cell in row)
         self.made: list[Decision] = list(known_decisions(rows)) if is_known else []
         self.output: Tensor | None = None
         self._online, self._num_steps, self._fixed = online, len(rows[0]), fixed_steps(rows)
         self._state: Any = online.decider.begin()
+        self._ranks = ranks
 
     @property
     def sees(self) -> Sees:
@@ -58,7 +61,14 @@ class Decisions:
         decider: Decider = self._online.decider
         known = {"forecast": self._online.forecast, "output": self.output}
         now = Now(step, self._num_steps, computed, forced, **known, **seen)
-        decision, self._state = decider.decide(self._state, now)
+        if self._ranks is not None:
+            now = replace(now, over=self._ranks.over)
+        decision, state = decider.decide(self._state, now)
+        if self._ranks is not None and forced is None:
+            computes = self._ranks.any(decision is Decision.COMPUTE, _device_of(now))
+            if computes and decision is Decision.SKIP:  # a rule that does not look at all of a request
+                decision, state = decider.decide(self._state, replace(now, forced=Decision.COMPUTE, over=alone))
+        self._state = state
         self.made.append(decision)
         return decision
 
@@ -71,6 +81,7 @@ class Deciding:
     layout: of the model.
     make: the step of the layout's model with these operations, one a kind of site.
     shared: the decisions of the generation; None for those of its own.
+    ranks: the processes that sample the request together; None, the default, for this one alone.
     keeps: whether what the rule is shown at the first step is kept; False by default.
     seen: what the rule was shown at the first step, where that is kept; else nothing.
     leads: whether this lane makes the decisions, and the others follow it.
@@ -83,11 +94,12 @@ class Deciding:
         layout: Layout,
         make: Callable[[tuple[Op, ...]], Step],
         shared: Decisions | None,
+        ranks: Ranks | None = None,
         keeps: bool = False,
     ) -> None:
         assert plan.online is not None
         self.leads = shared is None
-        self.shared = Decisions(plan.online, plan.rows) if shared is None else shared
+        self.shared = Decisions(plan.online, plan.rows, ranks) if shared is None else shared
         self._own, self._program, self._layout, self._make = plan, program, layout, make
         self._kept = program.start
         self.seen: dict[str, Any] = {}
@@ -289,6 +301,12 @@ def first_undecided(layout: Layout, plan: Plan, sees: Sees) -> int:
             f'says {sees.tail}: make the grid with level="stack", ends=({sees.head}, {sees.tail}).'
         )
     return blocks[0]
+
+
+def _device_of(now: Now) -> torch.device | None:
+    """The device of what a rule has seen; None where it has seen nothing."""
+    seen = now.sample, now.output, now.modulated, now.after
+    return next((tensor.device for tensor in seen if tensor is not None), None)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from forecache.parts.drift import Changes, change_of_sample
 from forecache.parts.grid import Cell
 from forecache.plan.constants import Constants
 from forecache.plan.plan import Plan
+from forecache.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Drift:
     limit: how far it may go.
     changes: the calibrated changes.
     num_steps: model calls of the whole run.
+    ranks: the processes that sample the request together; None for this one alone.
     computed_from: the step of the run from which all is computed; None while it has not drifted.
     """
 
-    def __init__(self, limit: DriftLimit, changes: Changes, num_steps: int) -> None:
+    def __init__(self, limit: DriftLimit, changes: Changes, num_steps: int, ranks: Ranks | None) -> None:
         self.computed_from: int | None = None
         self._limit, self._changes, self._num_steps = limit, changes, num_steps
+        self._ranks = ranks
         self._lane: object = None
         self._before: tuple[int, Tensor] | None = None
 
@@ -56,7 +59,10 @@ class Drift:
         earlier, other = before
         expected = self._changes.between(earlier, step, self._num_steps)
         change = float(change_of_sample(other, output))
-        if change <= self._limit.most * expected:  # False where it is not a number
+        is_left = not change <= self._limit.most * expected  # also where it is not a number
+        if self._ranks is not None:
+            is_left = self._ranks.any(is_left, output.device)
+        if not is_left:
             return False
         self._before, self.computed_from = None, step + 1
         if self._limit.raises:
@@ -68,11 +74,14 @@ class Drift:
         return True
 
 
-def drift_of(limit: DriftLimit | None, num_steps: int) -> Drift | None:
-    """The drift of a new generation; None where nothing limits it. num_steps: model calls of the run."""
+def drift_of(limit: DriftLimit | None, num_steps: int, ranks: Ranks | None) -> Drift | None:
+    """The drift of a new generation; None where nothing limits it.
+
+    num_steps: model calls of the run. ranks: the processes that sample it together; None for this one alone.
+    """
     if limit is None or num_steps < 2:
         return None
-    return Drift(limit, limit.changes, num_steps)
+    return Drift(limit, limit.changes, num_steps, ranks)
 
 
 def computed_from(plan: Plan, step: int) -> Plan:

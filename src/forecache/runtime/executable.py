@@ -26,6 +26,7 @@ from forecache.runtime.deciding import Deciding, Decisions, first_undecided
 from forecache.runtime.graphs import TraceContext, graphs
 from forecache.runtime.plan_source import PlanSource
 from forecache.runtime.program import SkippedSpan, Step, step_of
+from forecache.runtime.ranks import Ranks, ranks_of
 from forecache.runtime.run import one_call
 from forecache.runtime.storage import CacheOptions
 
@@ -103,6 +104,11 @@ class Executable:
         """The step of a call until it is decided: every site is computed, and nothing is kept."""
         return step_of((Op(),) * len(self.plan.grid.sites), self.layout, self._guarded)
 
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that sample a request together; None for this one alone."""
+        return ranks_of(self.options.process_group, self.layout.model)
+
     def deciding(self, shared: Decisions | None) -> Deciding | None:
         """The steps of a new generation of a plan that decides while it runs; None for any other plan.
 
@@ -111,7 +117,7 @@ class Executable:
         if self._program is None:
             return None
         keeps = self.options.per_sample
-        return Deciding(self.plan, self._program, self.layout, self._step_of, shared, keeps)
+        return Deciding(self.plan, self._program, self.layout, self._step_of, shared, self.ranks, keeps)
 
     def _step_of(self, ops: tuple[Op, ...]) -> Step:
         """The step with these operations, one a kind of site; made once."""

@@ -328,7 +328,7 @@ class Generations:
         follows = first != name and leader.step == 1 and leader.run == run
         lane.deciding = executable.deciding(leader.deciding.shared if follows and leader.deciding else None)
         lane.leader = leader if follows else None
-        lane.drift = leader.drift if follows else drift_of(options.drift, run.total)
+        lane.drift = leader.drift if follows else drift_of(options.drift, run.total, executable.ranks)
         return lane
 
     # ---- errors -----------------------------------------------------------------------------------------------------

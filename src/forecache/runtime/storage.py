@@ -28,6 +28,8 @@ class CacheOptions:
     max_bytes: largest number of bytes that a generation may keep; None, the default, is no limit.
     max_error: see `Guards`; None, the default, is no limit.
     per_sample: whether every sample of a batch decides for itself; False by default.
+    process_group: the processes of torch.distributed that sample a request together; None, the default, for this one
+        alone, or those of diffusers' context parallelism.
     drift: how far a run may leave what was calibrated, see `Guards`; None, the default, is no limit.
     """
 
@@ -37,6 +39,7 @@ class CacheOptions:
     max_error: float | None = None
     drift: DriftLimit | None = None
     per_sample: bool = False
+    process_group: Any = None
 
 
 @dataclass

@@ -6,7 +6,7 @@ shards.json, versioned JSON, checked when it is read:
      "settings": {"model": "DiTTransformer2DModel", ..., "count": 50000, "shard_size": 256, "call_size": 16}}
 
 shards/00000.safetensors: ``images`` (count, H, W, C) uint8, and in its metadata the run, the first sample, the SHA-256
-of the images, how long they took, where, and what they cost.
+of the images, how long they took, where, what they cost, and what was decided while they were sampled.
 
 Every file appears at once, complete and on the disk, or not at all.
 """
@@ -29,7 +29,7 @@ from forecache.io.document import Document, fields, items, refusing
 from forecache.io.text import short
 
 MANIFEST = Document("forecache-shards", 2)
-SHARD = Document("forecache-shard", 3)
+SHARD = Document("forecache-shard", 4)
 MAX_BYTES = 16 * 2**30
 KEYS = {"forecache": str, "settings": dict}
 SETTINGS = {
@@ -37,7 +37,10 @@ SETTINGS = {
     "num_steps": int, "guidance": float, "seed": int, "conditions": str, "count": int, "shard_size": int,
     "options": dict,
 }  # fmt: skip
-SHARD_TYPES = {"run": str, "first": int, "sha256": str, "seconds": float, "made_on": str, "cost": dict}
+SHARD_TYPES = {
+    "run": str, "first": int, "sha256": str, "seconds": float, "made_on": str, "cost": dict,
+    "decided": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,15 @@ class Shard:
     seconds: latency of sampling them
     made_on: hardware and versions of torch and diffusers
     cost: MACs of an image and cache bytes of a call, as `costs.image_cost`; empty without a plan
+    decided: what was decided while they were sampled, as pictures of plans, with the number of generations of each;
+        empty for a plan that decides nothing
     """
 
     images: Tensor
     seconds: float
     made_on: str
     cost: Mapping[str, Any] = field(default_factory=dict)
+    decided: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_manifest(path: Path, settings: Settings) -> None:
@@ -123,6 +129,7 @@ def write_shard(path: Path, settings: Settings, number: int, shard: Shard) -> No
         "seconds": shard.seconds,
         "made_on": shard.made_on,
         "cost": dict(shard.cost),
+        "decided": dict(shard.decided),
     }
     tensor_files.write(path, SHARD, values, {"images": shard.images})
 
@@ -139,7 +146,10 @@ def read_shard(path: Path, settings: Settings, number: int) -> Shard:
             raise ValueError(f"it does not hold {len(part)} images")
         if _digest(images) != values["sha256"]:
             raise ValueError("its images do not match their checksum")
-        return Shard(images, values["seconds"], values["made_on"], values["cost"])
+        decided = values["decided"]
+        if not all(type(count) is int and count > 0 for count in decided.values()):
+            raise ValueError("what was decided is not counted in whole generations")
+        return Shard(images, values["seconds"], values["made_on"], values["cost"], decided)
 
 
 def _digest(images: Tensor) -> str:

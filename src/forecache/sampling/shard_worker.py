@@ -145,6 +145,11 @@ class ShardRun:
                 "cost_per_image": dict(next((shard.cost for shard in seen if shard.cost), {})),
                 "forecache": __version__,
             }
+            decided: Counter[str] = Counter()
+            for shard in seen:
+                decided.update(shard.decided)
+            if decided:
+                record["decided"] = dict(decided.most_common())
             files.write_json(self.folder.path / "run.json", record)
         self.folder.sweep()
         return self.folder.samples
@@ -172,15 +177,25 @@ class ShardRun:
         settings, path = self.folder.settings, self.folder.shard(number)
         part, started = settings.part(number), time.monotonic()
         calls: list[Tensor] = []
+        decided: Counter[str] = Counter()
         for first in range(part.start, part.stop, self.call):
             calls.append(self._counted(range(first, min(first + self.call, part.stop))))
+            if (picture := self._decided()) is not None:
+                decided[picture] += 1
             if path.exists():  # another process was faster
                 return
             left = sum(len(settings.part(other)) for other in self.folder.missing())
             self.tell("sampling", min(settings.count, settings.count - left + len(calls) * self.call))
-        shard = Shard(torch.cat(calls), time.monotonic() - started, self._made_on(), self._cost)
+        shard = Shard(torch.cat(calls), time.monotonic() - started, self._made_on(), self._cost, decided)
         shard_file.write_shard(path, settings, number, shard)
         self.made.append(number)
+
+    def _decided(self) -> str | None:
+        """What was decided in the last generation, as the picture of a plan; None where nothing is decided."""
+        if self.plan is None or not self.plan.is_undecided or self.session is None:
+            return None
+        last = self.session.stats.last
+        return None if last is None else last.stretches[0].plan.picture()
 
     def _counted(self, part: range) -> Tensor:
         """The samples of one call; the cost of an image is counted at the first."""

@@ -50,7 +50,8 @@ class Sampled:
     images: the ``.npz`` of all samples; None on all processes but the first
     record: contents of run.json; None on all processes but the first. It has the settings, shape (N, H, W, C) and
         sha256 of the ``.npz``, seconds of sampling summed over shards, and made_on, the number of shards by hardware;
-        bytes can only be compared between runs on the same hardware
+        bytes can only be compared between runs on the same hardware; of a plan that decides while it runs also decided,
+        the pictures of what was decided with the number of generations of each, the most frequent first
     """
 
     folder: Path
