@@ -47,4 +47,4 @@ def test_two_processes_decide_alike_and_as_one(tmp_path):
 
 def test_what_is_no_group_is_refused():
     with pytest.raises(fc.errors.PlanError, match=r"torch.distributed is not initialised"):
-        fc.apply(small_dit(1), fc.fbcache(0.2), num_steps=9, process_group="all")
+        fc.apply(small_dit(1), fc.easycache(0.2), num_steps=9, process_group="all")
