@@ -88,6 +88,7 @@ def test_every_message_says_what_was_found_or_what_to_do():
 
 
 READ_BY_OTHERS = {
+    "parts.signals",  # of a statistics file
     "evaluate.estimates", "fit.tuning.forecasts", "plan.recipe", "methods.parameters", "methods.registry",
     "plan.online", "reproduce.recipes",
 }  # fmt: skip
