@@ -95,6 +95,31 @@ PICKED = {
         {"base": "fora_paper", "values": {"caching_level": 50}, "correction": "none"},
         lambda: fc.methods.fora_paper(50),
     ),
+    "fbcache": (
+        {"base": "fbcache", "values": {"online_threshold": 0.3, "max_gap": 3}},
+        lambda: fc.goc(fc.fbcache(0.3, max_gap=3), 0.8, **GATE),
+    ),
+    "dbcache": (
+        {"base": "dbcache", "values": {"online_threshold": 0.3, "tail": 1}, "correction": "none"},
+        lambda: fc.dbcache(0.3, tail=1),
+    ),
+    **{
+        name: (
+            {"base": name, "values": {"online_threshold": 0.3}, "correction": "none"},
+            lambda method=method: method(0.3),
+        )
+        for name, method in {"easycache": fc.easycache, "seacache": fc.seacache, "dicache": fc.dicache}.items()
+    },
+    "teacache": (
+        {"base": "teacache", "values": {"online_threshold": 0.3}, "correction": "none"},
+        lambda: fc.teacache(0.3, **GATE),
+    ),
+    "magcache": ({"base": "magcache", "correction": "none"}, lambda: fc.magcache(**GATE)),
+    "adaptive": (
+        {"base": "adaptive", "values": {"pattern": "#." * 10}, "correction": "none"},
+        lambda: fc.adaptive("#." * 10, **GATE),
+    ),
+    "hindsight": ({"correction": "hindsight"}, lambda: fc.hindsight(fc.fora(2))),
 }
 
 
@@ -108,14 +133,27 @@ def test_every_base_and_correction_can_be_picked():
     picked = [Selection(**given) for given, _ in PICKED.values()]
     assert {each.base for each in picked} == set(bases("digits")) - {"procache_paper"}  # of 50 steps
     assert {each.correction for each in picked} == set(corrections("digits"))
-    assert not {"easycache", "fbcache", "magcache"} & set(bases("digits"))  # their cost is known after a run
+
+
+def test_what_a_plan_decided_is_what_is_shown_and_counted(comparer):
+    picked = Selection(**FEW | {"steps": 10}, base="easycache", correction="none", values={"online_threshold": 2.0})
+    found = comparer.compare(picked)
+    assert found.plan.is_undecided
+    assert not found.ran.is_undecided
+    assert found.ran.computed_share < 1
+    figures = {name: values for name, *values in found.figures()}
+    assert figures["features computed"][1] == f"{found.ran.computed_share:.1%}"
+    assert figures["MACs"][2] == f"{found.ran.cost(load_digits().transformer).speedup:.2f}x fewer"
 
 
 def test_the_other_models_have_what_they_have():
     """No router is bundled for digits-text, and no statistics for a model of one's own."""
     assert "l2c" not in bases("digits-text")
     assert "eoc" in corrections("digits-text")
-    assert set(bases("facebook/DiT-XL-2-256")) == {"fora", "fora_paper", "explicit", "procache_paper", "spread"}
+    assert set(bases("facebook/DiT-XL-2-256")) == {
+        "fora", "fora_paper", "explicit", "procache_paper", "spread",
+        "fbcache", "dbcache", "teacache", "easycache", "seacache", "dicache",
+    }  # fmt: skip
     assert "eoc" not in corrections("facebook/DiT-XL-2-256")
     grid = fc.grid(load_digits_text(), 20)
     picked = Selection(model="digits-text", images="two fives", correction="eoc", guidance=2.0)
@@ -123,7 +161,7 @@ def test_the_other_models_have_what_they_have():
 
 
 REFUSED = {
-    "base": ({"base": "nothing"}, "the base is one of explicit, fora, fora_paper, l2c"),
+    "base": ({"base": "nothing"}, "the base is one of adaptive, dicache"),
     "of another model": ({"model": "digits-text", "base": "l2c"}, "For digits-text the base is one of"),
     "correction": ({"correction": "x" * 500}, "the correction is one of"),
     "router": ({"base": "l2c", "values": {"router": "../../secret"}}, "The router is one of digits-22, digits-40"),

@@ -138,6 +138,16 @@ def test_the_recipe_of_an_expression():
     assert plan.recipe == {"method": "goc", "eta": 0.8, "base": {"method": "fora", "interval": 2}}
 
 
+def test_none_in_the_place_of_another_default_is_held():
+    """A rule that is not bounded stays so when its plan is planned again."""
+    method = fc.seacache(0.3, max_gap=None)
+    assert "max_gap=None" in method.name
+    assert method.recipe["max_gap"] is None
+    assert registry.build(method.recipe).plan(GRID).online == method.plan(GRID).online
+    assert method.plan(GRID).online.bounds.max_gap is None
+    assert fc.seacache(0.3).plan(GRID).online.bounds.max_gap == 2
+
+
 @pytest.mark.parametrize(
     "method",
     [

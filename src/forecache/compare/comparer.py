@@ -48,8 +48,8 @@ class Comparison:
 
     selection: the selection that was compared.
     settings: the sampling settings that it stands for.
-    plan: the plan of the cached run.
-    cost: the plan's cost; None where the model's cost is not known from shapes.
+    plan: the plan of the cached run; one that decides while it runs is undecided here.
+    cost: the cost of what was run; None where the model's cost is not known from shapes.
     uncached: the run without a plan.
     cached: the run with the plan.
     timing: times of further runs of both, in turn; None if one pair took longer than `PATIENCE`, or if cancelled.
@@ -62,6 +62,11 @@ class Comparison:
     uncached: runs.Run
     cached: runs.Run
     timing: Turns | None
+
+    @property
+    def ran(self) -> Plan:
+        """The plan of what the cached run did, where its plan decided while it ran."""
+        return self.cached.ran(self.plan)
 
     @property
     def psnr(self) -> tuple[float, ...]:
@@ -91,7 +96,7 @@ class Comparison:
             rows.append(("MACs", _macs(cost.macs_uncached), _macs(cost.macs), f"{cost.speedup:.2f}x fewer"))
         if stats is not None:
             rows.append(("peak cache memory", "0", mib(stats.peak_cache_bytes), ""))
-        share = f"{self.plan.computed_share:.1%}"
+        share = f"{self.ran.computed_share:.1%}"
         return [*rows, ("features computed", "100.0%", share, ""), ("PSNR", "", *_psnr_summary(self.psnr))]
 
     def _times(self) -> tuple[str, str, str, str]:
@@ -200,7 +205,9 @@ class Comparer:
             pair = {runs.UNCACHED_NAME: None, runs.WITH_PLAN: plan}
             with suppress(_StoppedError):  # the images are finished
                 timing = runs.time_in_turn(source, pair, settings, ROUNDS, lambda _: _check(stopped))
-        return Comparison(selection, settings, plan, cost(source, plan, cached.call), uncached, cached, timing)
+        return Comparison(
+            selection, settings, plan, cost(source, cached.ran(plan), cached.call), uncached, cached, timing
+        )
 
     @contextmanager
     def _request(self, user: str) -> Iterator[threading.Event]:

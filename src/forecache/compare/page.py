@@ -177,7 +177,7 @@ def _shown(comparison: Comparison, folder: Path) -> list[Any]:
         table(comparison),
         gr.DownloadButton(value=plan, interactive=True),
         gr.DownloadButton(value=constants[0] if constants else None, visible=bool(constants)),
-        gr.HTML(cells(comparison.plan), visible=True),
+        gr.HTML(cells(comparison.ran), visible=True),
         gr.Code(comparison.command, visible=True),
     ]
 

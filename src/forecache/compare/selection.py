@@ -45,14 +45,12 @@ def corrections(model: str) -> dict[str, str]:
 
 
 def _is_offered(name: str, model: str) -> bool:
-    """Whether the page has a method: everything that it requires is bundled, and its cost is known before it runs."""
+    """Whether the page has a method: everything that it requires is bundled."""
     own = bundled.record(model) if model in bundled.models() else None
     there = {"statistics": bool(own and own.statistics), "router": bool(own and own.routers), "file": False}
-    there["numbers"] = False  # measured ones, which nobody types
-    if registry.registered(name).decides:
-        return False
+    there["numbers"] = there["statistics"]  # measured ones, which nobody types
     return all(there.get(parameter.kind, True) for parameter in registry.registered(name).parameters
-               if parameter.required)  # fmt: skip
+               if parameter.required or (parameter.kind == "numbers" and parameter.start is None))  # fmt: skip
 
 
 def controls(name: str) -> dict[str, Flag]:
@@ -65,8 +63,8 @@ def controls(name: str) -> dict[str, Flag]:
 
 
 def _shown(parameter: Parameter) -> bool:
-    """Statistics are those of the model, so that no control asks for them, nor for what needs optional ones."""
-    return parameter.kind not in ("statistics", "file", "words") and not parameter.range.needs
+    """Whether a control asks for it: not for what is measured, which is the model's, nor for what needs it."""
+    return parameter.kind not in ("statistics", "numbers", "file", "words") and not parameter.range.needs
 
 
 def limits(parameter: Parameter) -> tuple[float, float]:

@@ -201,12 +201,12 @@ def _signed(entry: Registered, method: Method, arguments: Mapping[str, Any], nam
         if parameter.kind == "base":
             shown.append(value.name)
             continue
-        if value is None or (not parameter.main and _is_default(parameter, value)):
+        if value is parameter.default is None or (not parameter.main and _is_default(parameter, value)):
             continue
-        entered = _entered(parameter, value, named.get(parameter.name))
-        text = "custom" if entered is None else _text(entered)
+        entered = None if value is None else _entered(parameter, value, named.get(parameter.name))
+        text = "custom" if entered is None and value is not None else _text(entered)
         shown.append(f"{parameter.name}={text}")
-        if entered is None:
+        if entered is None and value is not None:
             recipe = None
         elif recipe is not None:
             recipe[parameter.name] = entered

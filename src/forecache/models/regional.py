@@ -33,8 +33,10 @@ def forward_of(module: nn.Module) -> Callable[..., Any]:
     through decisions of the run, so the module is called plainly (`called_plainly`), and its own forward is compiled.
     """
     compiled = vars(module).get(NAME)
-    options = None if compiled is None else inspect.getclosurevars(compiled).nonlocals.get("self")
-    return options(module.forward) if callable(options) else module.forward
+    if compiled is None:
+        return module.forward
+    options: Any = inspect.getclosurevars(compiled).nonlocals.get("self")
+    return options(module.forward) if options is not None else module.forward
 
 
 @contextmanager

@@ -79,6 +79,12 @@ class Run:
     stats: Stats | None
     call: Arguments | None = None
 
+    def ran(self, plan: Plan) -> Plan:
+        """The plan of what was run under a plan: where it decides while it runs, what it decided in the last batch."""
+        if not plan.is_undecided or self.stats is None or self.stats.last is None:
+            return plan
+        return self.stats.last.stretches[0].plan
+
 
 def generate(source: Source, plan: Plan | None, settings: Settings, on_step: OnStep | None = None) -> Run:
     """Sample with a plan, or with everything computed if it is None."""
@@ -173,8 +179,8 @@ def write(
             for entry, condition in zip(entries, settings.conditions, strict=True)
         ],
     }
-    if plan is not None and plan.is_undecided and run.stats is not None and run.stats.last is not None:
-        record["decided"] = run.stats.last.stretches[0].plan.picture()
+    if plan is not None and run.ran(plan) is not plan:
+        record["decided"] = run.ran(plan).picture()
     if errors is not None:
         record["errors"] = dict(errors)
     if uncached is not None:
