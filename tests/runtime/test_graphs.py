@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 import forecache as fc
 from forecache.models.find import layout
-from forecache.runtime import graphs
+from forecache.runtime import forwards, graphs
 from forecache.runtime.executable import Executable
 from forecache.runtime.graphs import Graphs
 
@@ -296,7 +296,8 @@ def test_models_of_several_classes_are_compiled_in_one_process():
 
 def test_outputs_of_a_graph_are_kept_in_memory_of_their_own(monkeypatch):
     """A backend that behaves as CUDA graphs do: its next call overwrites its outputs."""
-    monkeypatch.setattr(graphs, "_own_memory", torch.clone)
+    for module in (graphs, forwards):
+        monkeypatch.setattr(module, "own_memory", torch.clone)
     given = []
 
     def overwriting(graph, _):

@@ -75,8 +75,9 @@ def calibrate_command(
     pipeline: PipelineOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model's mean features and their changes without a cache, for GOC's gate, EOC and SmoothCache, and what
-    TeaCache, MagCache, adaptive and the thresholds of rules need.
+    """Measure a model's mean features and changes without a cache, and what rules need that decide while they run.
+
+    GOC's gate, EOC, SmoothCache, TeaCache, MagCache, adaptive and the thresholds of rules take them.
 
     Ctrl-C keeps what was measured, and the same command continues. Several GPUs share the work:
     `torchrun --nproc-per-node 8 -m forecache calibrate ...`, or `accelerate launch -m forecache calibrate ...`.

@@ -19,6 +19,7 @@ from forecache.errors import ForecacheError
 from forecache.models.arguments import named_arguments
 from forecache.models.blocks import Residual
 from forecache.models.chain import chain_of
+from forecache.models.mount.contract import MEASURES
 from forecache.parts.decide import filtered_by_noise
 from forecache.runtime.deciding import first_attention, first_tensor, stream_of
 from forecache.runtime.pipelines import noise_at
@@ -90,7 +91,11 @@ class Recorder:
         return {name: table.float().cpu() for name, table in tables.items() if bool(table.isfinite().all())}
 
     def _watch(self, register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
-        self._stack.callback(register(hook, **options).remove)
+        def measuring(*args: Any) -> None:
+            hook(*args)
+
+        setattr(measuring, MEASURES, True)
+        self._stack.callback(register(measuring, **options).remove)
 
     def _on_call(self, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         given = named_arguments(model, args, kwargs)

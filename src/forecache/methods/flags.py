@@ -175,7 +175,10 @@ class Expression:
         return bool(self.given.get(WARMUP)) and self.method != "warmup"
 
     def _base(self, outer: Registered) -> str:
-        """The base that was named, else the one that a flag belongs to and that misses fewest others, else FORA."""
+        """The base that was named, else the one that a flag belongs to and that misses fewest others, else FORA.
+
+        Rules that decide while a plan runs come last: a pattern alone is that of a static schedule.
+        """
         if self.base is not None:
             if self.base not in bases():
                 raise InputError(f"--base is one of {', '.join(bases())}; {self.base!r} stands on a base itself.")
@@ -184,7 +187,7 @@ class Expression:
         for name in self.given:
             owners = table[name].owners if name in table else {}
             if outer.name not in owners and (found := [owner for owner in owners if owner in bases()]):
-                return min(found, key=self._missing)
+                return min(found, key=lambda name: (self._missing(name), registry.registered(name).decides))
         return DEFAULT_BASE
 
     def _missing(self, name: str) -> int:

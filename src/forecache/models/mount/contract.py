@@ -30,6 +30,9 @@ AROUND = (
 )
 """Hooks of diffusers that move or cast weights, and leave what a module computes as it is."""
 
+MEASURES = "_forecache_measures"
+"""Attribute of hooks of our own that measure a run in which everything is computed."""
+
 
 DEPTH = 3
 """Parts of the paths of modules that are looked at, as in ``transformer_blocks.0.attn``."""
@@ -72,9 +75,10 @@ def _refuse_hooks_inside(layout: Layout, number: int) -> None:
     """
     site, block = layout.blocks[number]
     modules: Sequence[Any] = block.modules
-    inside = [*(module._forward_pre_hooks for module in modules[1:]), *(part._forward_hooks for part in modules[:-1])]
+    hooks = [*(module._forward_pre_hooks for module in modules[1:]), *(part._forward_hooks for part in modules[:-1])]
+    inside = [hook for own in hooks for hook in own.values() if not hasattr(hook, MEASURES)]
     own_calls = [module for module in modules if _is_called_by_itself(module)]
-    if any(inside) or own_calls or _has_global_hooks():
+    if inside or own_calls or _has_global_hooks():
         raise RunError(
             f"A forward hook, or a call of its own, is on a {type(modules[0]).__name__} inside of the site "
             f"{layout.sites[site].name}, whose {len(modules)} blocks do not run at skipped steps, so that it would see "
