@@ -51,7 +51,7 @@ statistics: $(READY)
 	for steps in 20 50; do \
 	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --signals 16 --out out/statistics-$$steps.safetensors && \
 	  cp out/statistics-$$steps.safetensors $(DIGITS)/statistics-$$steps.safetensors && \
-	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --signals 16 --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
+	  $(BIN)/forecache calibrate --steps $$steps --samples 1000 --signals $$((steps == 20 ? 16 : 2)) --keep channel --out $(DIGITS)/statistics-$$steps.safetensors \
 	  || exit 1; done
 	$(BIN)/forecache calibrate --model digits-text --samples 300 --signals 16 --out out/digits-text-statistics-20.safetensors
 	cp out/digits-text-statistics-20.safetensors $(DIGITS)-text/statistics-20.safetensors

@@ -132,7 +132,7 @@ def test_a_replay_decides_as_the_rule_does_on_the_same_tensors(name, stats, show
                 for step in range(STEPS):
                     forced = bounds.forced(step, computed, STEPS, fixed)
                     now = decide.Now(
-                        step, STEPS, computed, forced, levels[step], sample=seen["x"][step], output=output,
+                        step, STEPS, computed, forced, sigma=levels[step], sample=seen["x"][step], output=output,
                         modulated=seen["modulated"][step], before=seen["before"][step], after=seen["after"][step],
                     )  # fmt: skip
                     decision, state = rule.decide(state, now)
