@@ -109,7 +109,7 @@ def sample_command(
         raise fc.errors.InputError("--rounds times a run beside one without a cache: give --compare, too.")
     options = typed(method)
     saved_plan = _load(plan, options, steps)
-    num_steps = saved_plan.num_steps if saved_plan is not None else steps or 20
+    num_steps = _steps_of(saved_plan) if saved_plan is not None else steps or 20
     built = options.build(num_steps, model, sites.level)
     if built is None and sites != FINEST:
         raise fc.errors.InputError("--level is that of a method, and a plan file has its own sites: give a --method.")
@@ -144,14 +144,19 @@ def _load(path: Path | None, options: MethodOptions, steps: int | None) -> fc.Pl
     if options.method != NONE:
         raise fc.errors.InputError("--plan and --method both say how to sample: give one of them.")
     plan = fc.Plan.load(path)
-    if steps not in (None, plan.num_steps):
+    if steps not in (None, own := _steps_of(plan)):
         raise fc.errors.PlanError(
-            f"{path} is a plan for {plan.num_steps} steps, --steps {steps} was asked for: leave --steps out, or make "
+            f"{path} is a plan for {own} steps, --steps {steps} was asked for: leave --steps out, or make "
             "a plan for that number."
         )
     if options.given:
         raise fc.errors.InputError(f"{path} has all that its method needs: leave {', '.join(options.given)} out.")
     return plan
+
+
+def _steps_of(plan: fc.Plan) -> int:
+    """The steps that a plan is sampled in: of a sampler that it brings, which may call the model more often."""
+    return plan.num_steps if plan.sampler is None else plan.sampler.num_steps
 
 
 def _sample_few(
