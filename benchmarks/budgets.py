@@ -25,6 +25,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import common
 import numpy as np
@@ -144,29 +145,11 @@ def measured(model: str, calls: int, samples: int, held_out: int) -> dict[str, o
     fits = fc.calibrate(source, given, num_steps=STEPS, guidance=record.guidance, seed=1000)
     bench.decided("SeaCache", fc.seacache(0.3), calls, given, 0.0)
     bench.decided("TeaCache", fc.teacache(0.3, stats=fits), calls, given, samples)
-    budget, guidance = fc.fit.Calls(calls), record.guidance
-    quick = fc.tune(
-        source,
-        given,
-        num_steps=STEPS,
-        samplers=SAMPLERS,
-        budget=budget,
-        guidance=guidance,
-        longest=LONGEST,
-        quick=True,
-    )
+    asked: dict[str, Any] = {"num_steps": STEPS, "samplers": SAMPLERS, "budget": fc.fit.Calls(calls)}
+    asked |= {"guidance": record.guidance, "longest": LONGEST}
+    quick = fc.tune(source, given, **asked, quick=True)
     bench.planned("quick", quick.plan, quick.images, quick.title(0))
-    tuned = fc.tune(
-        source,
-        given,
-        num_steps=STEPS,
-        samplers=SAMPLERS,
-        budget=budget,
-        guidance=guidance,
-        number=8,
-        longest=LONGEST,
-        refining=False,
-    )
+    tuned = fc.tune(source, given, **asked, number=8, refining=False)
     bench.planned("tuned", tuned.plan, tuned.images, tuned.title(0))
     return {
         "samples": samples,

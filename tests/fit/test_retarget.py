@@ -120,3 +120,8 @@ def test_the_sampler_goes_with_it(own):
 def test_what_cannot_be_retargeted_is_refused(own, pattern, asked, message):
     with pytest.raises(fc.errors.InputError, match=message):
         fc.retarget(tuned_of(own, pattern, "reuse"), own, LABELS, num_steps=6, **asked)
+
+
+def test_a_plan_alone_is_no_tuning(own):
+    with pytest.raises(fc.errors.InputError, match="a Plan was given: give what forecache.tune returns"):
+        fc.retarget(fc.fora(2).plan(fc.grid(own, 6)), own, LABELS, num_steps=6)

@@ -421,7 +421,7 @@ def test_adaptive_computes_earlier_where_the_forecast_errs_more_than_calibrated(
 def test_adaptive_is_for_the_length_that_was_calibrated():
     with pytest.raises(fc.errors.PlanError, match="Calibrated squares of 15 steps are 120 numbers"):
         fc.adaptive(PATTERN, squares=[0.1] * 10)
-    with pytest.raises(fc.errors.PlanError, match="give stats=, the statistics"):
+    with pytest.raises(fc.errors.PlanError, match=r"give stats= \(--stats\), the statistics"):
         fc.adaptive(PATTERN)
     with pytest.raises(fc.errors.PlanError, match="The pattern has 15 entries, the run 12 steps"):
         fc.adaptive(PATTERN, squares=[0.1] * 120).plan(fc.grid(small_dit(3), 12))

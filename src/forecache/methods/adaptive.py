@@ -27,7 +27,8 @@ def _of_statistics(arguments: dict[str, Any]) -> dict[str, Any]:
 def _squares(stats: Statistics | None, squares: Sequence[float] | None) -> tuple[float, ...]:
     if squares is None and stats is None:
         raise PlanError(
-            "adaptive compares a run with what was calibrated: give stats=, the statistics of forecache.calibrate."
+            "adaptive compares a run with what was calibrated: give stats= (--stats), the statistics of "
+            "forecache.calibrate."
         )
     if squares is not None:
         return tuple(map(float, squares))

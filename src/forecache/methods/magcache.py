@@ -23,8 +23,8 @@ def _of_statistics(arguments: dict[str, Any]) -> dict[str, Any]:
 def _ratios(stats: Statistics | None, ratios: Sequence[float] | None) -> tuple[float, ...]:
     if ratios is None and stats is None:
         raise PlanError(
-            "magcache skips by ratios that are measured before: give stats=, the statistics of forecache.calibrate, or "
-            "ratios=."
+            "magcache skips by ratios that are measured before: give stats= (--stats), the statistics of "
+            "forecache.calibrate, or ratios=."
         )
     if ratios is not None:
         return tuple(map(float, ratios))

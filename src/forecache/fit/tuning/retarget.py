@@ -73,6 +73,11 @@ def retarget(
     It costs about three images for each condition (`Retargeted.images`). Raises InputError for a plan that computes
     everything, and for a number of computed steps that no schedule has.
     """
+    if not isinstance(tuned, Tuned):
+        raise InputError(
+            f"A tuning is retargeted, and a {type(tuned).__name__} was given: give what forecache.tune returns, which "
+            "knows the gains of the steps as well."
+        )
     source = as_source(target)
     given = check_conditions(source, conditions)
     if not given or batch < 1 or not 0 <= place < len(tuned.best) or longest < 2:
